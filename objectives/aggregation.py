@@ -1,0 +1,75 @@
+"""How token losses become one number: every choice is a weight for each row, fixed before the rows are split.
+
+The loss is sum_i w_i * sum_t loss_{i,t} * mask_{i,t}. Because the weights come from the whole batch of an update (all
+micro-batches, all ranks), any split into micro-batches gives the same gradient.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Aggregation(ABC):
+    """Weights of the rows of one optimiser step."""
+
+    @abstractmethod
+    def __call__(
+        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
+    ) -> Float[Tensor, "rows"]:
+        """Weight of every row.
+
+        Args:
+            mask: True on tokens that carry loss. Rows without any such token do not count as rows.
+            total_rows: number of rows that count over all ranks; this rank's own when None.
+            total_tokens: number of tokens that count over all ranks; this rank's own when None.
+        """
+
+
+def _totals(mask: Tensor, total_rows: float | None, total_tokens: float | None) -> tuple[Tensor, float, float]:
+    lengths = mask.sum(1).float()
+    rows = float((lengths > 0).sum()) if total_rows is None else total_rows
+    tokens = float(lengths.sum()) if total_tokens is None else total_tokens
+    return lengths, max(rows, 1.0), max(tokens, 1.0)
+
+
+class SequenceMean(Aggregation):
+    """Mean over each completion's tokens, then over completions: the original GRPO (arXiv 2402.03300, eq. 3)."""
+
+    def __call__(self, mask, total_rows=None, total_tokens=None):
+        lengths, rows, _ = _totals(mask, total_rows, total_tokens)
+        return torch.where(lengths > 0, 1.0 / (rows * lengths.clamp(min=1)), torch.zeros_like(lengths))
+
+
+class TokenMean(Aggregation):
+    """Mean over all tokens of the step (DAPO, arXiv 2503.14476): long completions weigh more."""
+
+    def __call__(self, mask, total_rows=None, total_tokens=None):
+        lengths, _, tokens = _totals(mask, total_rows, total_tokens)
+        return torch.full_like(lengths, 1.0 / tokens)
+
+
+class SequenceSum(Aggregation):
+    """Sum over each completion's tokens, mean over completions: the score-function estimator of REINFORCE and RLOO."""
+
+    def __call__(self, mask, total_rows=None, total_tokens=None):
+        lengths, rows, _ = _totals(mask, total_rows, total_tokens)
+        return torch.full_like(lengths, 1.0 / rows)
+
+
+class ConstantLength(Aggregation):
+    """Sum over tokens divided by (completions x a constant length): Dr. GRPO (arXiv 2503.20783), TRL's `dr_grpo`.
+
+    Args:
+        length: the constant, usually `max_new_tokens`.
+    """
+
+    def __init__(self, length: int) -> None:
+        if length < 1:
+            raise ValueError(f"ConstantLength: length must be at least 1, got {length}.")
+        self.length = length
+
+    def __call__(self, mask, total_rows=None, total_tokens=None):
+        lengths, rows, _ = _totals(mask, total_rows, total_tokens)
+        return torch.full_like(lengths, 1.0 / (rows * self.length))

@@ -1,0 +1,71 @@
+"""Policy losses a token. How tokens become one number is objectives/aggregation.py's business."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Metrics = dict[str, Tensor]
+
+
+class PolicyLoss(ABC):
+    """The surrogate whose gradient moves the policy."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "rows time"],
+        behaviour_logprobs: Float[Tensor, "rows time"],
+        advantages: Float[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
+        """(loss of each token, sums over the masked tokens of quantities to log).
+
+        Args:
+            logprobs: of the policy being updated; carries the gradient.
+            behaviour_logprobs: of the policy that sampled the tokens.
+            advantages: one a token.
+            mask: True on tokens that the policy chose; values elsewhere are arbitrary.
+        """
+
+
+class ClippedSurrogate(PolicyLoss):
+    """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A), rho = exp(logprob - behaviour logprob).
+
+    PPO's clipped objective as GRPO uses it (arXiv 2402.03300, eq. 3; `clip_high > clip_low` is DAPO's clip-higher).
+
+    Args:
+        clip_low: how far the ratio may fall below 1.
+        clip_high: how far it may rise above 1.
+    """
+
+    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
+        if not 0 <= clip_low <= 1 or clip_high < 0:
+            raise ValueError(f"ClippedSurrogate: needs 0 <= clip_low <= 1 and clip_high >= 0, got {clip_low}, {clip_high}.")
+        self.clip_low = clip_low
+        self.clip_high = clip_high
+
+    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+        # Masked positions hold arbitrary numbers; a zero there keeps exp() and its gradient finite.
+        log_ratio = torch.where(mask, logprobs - behaviour_logprobs, torch.zeros_like(logprobs))
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        loss = -torch.minimum(ratio * advantages, clipped * advantages)
+        with torch.no_grad():
+            low = (ratio < 1 - self.clip_low) & (advantages < 0) & mask
+            high = (ratio > 1 + self.clip_high) & (advantages > 0) & mask
+            metrics = {
+                "clip_fraction": (low | high).sum().float(),
+                "clip_fraction_low": low.sum().float(),
+                "clip_fraction_high": high.sum().float(),
+                "ratio": (ratio * mask).sum(),
+            }
+        return loss, metrics
+
+
+class Reinforce(PolicyLoss):
+    """-A * log pi: the score-function estimator, no ratio and no clipping (Williams 1992; HC-RLHF, arXiv 2506.08266)."""
+
+    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+        return -advantages * logprobs, {}

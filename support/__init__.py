@@ -1,0 +1,1 @@
+"""The ground floor: errors, seeds and files. Everything may import it; it imports nothing of the project."""

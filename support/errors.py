@@ -1,0 +1,9 @@
+"""The one exception for mistakes that the user can mend."""
+
+
+class ConfigError(ValueError):
+    """The user's input is wrong.
+
+    The message is one paragraph that names the thing, says where it came from and what to do about it.
+    `main.py` prints it without a traceback.
+    """

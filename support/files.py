@@ -1,0 +1,51 @@
+"""Files that are either whole or absent, and names for what is in them."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write `text` so that a reader (or a crash) sees the old file or the new one, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def fingerprint(items: Iterable[Any]) -> str:
+    """SHA-256 over the JSON form of the items, in their order."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, sort_keys=True, ensure_ascii=False, default=str).encode())
+        digest.update(b"\x1e")
+    return digest.hexdigest()
+
+
+def weights_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder for what can be rebuilt: $LIGHTNING_POSTTRAIN_CACHE, or ~/.cache/lightning-posttrain."""
+    root = os.environ.get("LIGHTNING_POSTTRAIN_CACHE")
+    return Path(root or Path.home() / ".cache" / "lightning-posttrain").joinpath(*parts)
