@@ -1,0 +1,59 @@
+"""The one data type that everybody passes on."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+FinishReason = Literal["eos", "length"]
+
+
+@dataclass
+class RolloutBatch:
+    """P prompts with G completions each: B = P * G rows, prompt-major. Prompts are stored once.
+
+    Fields:
+        prompt_ids: padded on the left. prompt_mask: True on real tokens.
+        completion_ids: padded on the right. completion_mask: True up to and including the end token.
+        action_mask: True on tokens that the policy chose (not forced, not padding).
+        behaviour_logprobs: of the distribution that was sampled from (after temperature, top-k and top-p); 0 outside action_mask.
+        finish_reasons: why each completion ended.
+        rows: the data row of each prompt (answer, task, id).
+        rewards: by name, one a completion.
+    """
+
+    prompt_ids: Int[Tensor, "prompts prompt_time"]
+    prompt_mask: Bool[Tensor, "prompts prompt_time"]
+    completion_ids: Int[Tensor, "rows time"]
+    completion_mask: Bool[Tensor, "rows time"]
+    action_mask: Bool[Tensor, "rows time"]
+    behaviour_logprobs: Float[Tensor, "rows time"]
+    finish_reasons: list[FinishReason]
+    rows: list[dict[str, Any]]
+    rewards: dict[str, Float[Tensor, "rows"]] = field(default_factory=dict)
+    advantages: Float[Tensor, "rows"] | Float[Tensor, "rows time"] | None = None
+
+    def __post_init__(self) -> None:
+        prompts, completions = self.prompt_ids.shape[0], self.completion_ids.shape[0]
+        if prompts == 0 or completions % prompts:
+            raise ValueError(f"{completions} completions do not form equal groups of {prompts} prompts.")
+        if len(self.rows) != prompts or len(self.finish_reasons) != completions:
+            found = f"{len(self.rows)} and {len(self.finish_reasons)}"
+            raise ValueError(f"expected {prompts} data rows and {completions} finish reasons, got {found}.")
+
+    @property
+    def group_size(self) -> int:
+        return self.completion_ids.shape[0] // self.prompt_ids.shape[0]
+
+    @property
+    def groups(self) -> Int[Tensor, "rows"]:
+        """Index of each row's prompt."""
+        prompts = torch.arange(self.prompt_ids.shape[0], device=self.completion_ids.device)
+        return prompts.repeat_interleave(self.group_size)
+
+    @property
+    def lengths(self) -> Int[Tensor, "rows"]:
+        """Completion tokens of each row, the end token included."""
+        return self.completion_mask.sum(1)

@@ -1,0 +1,57 @@
+"""The one page that decides every batch size."""
+
+from dataclasses import dataclass
+
+from support.errors import ConfigError
+
+
+@dataclass
+class BatchPlan:
+    """Sizes of a rollout and of its updates.
+
+    Args:
+        prompts_per_rollout: prompts of one rollout, over all processes.
+        group_size: completions of each prompt.
+        rollout_micro_batch: completions generated at once on one process; None generates all at once.
+        update_token_budget: most tokens (padding counted) in one forward and backward pass; None takes all at once.
+        updates_per_rollout: optimiser steps that share one rollout.
+    """
+
+    prompts_per_rollout: int
+    group_size: int
+    rollout_micro_batch: int | None = None
+    update_token_budget: int | None = None
+    updates_per_rollout: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("prompts_per_rollout", "rollout_micro_batch", "update_token_budget", "updates_per_rollout"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"batch.{name} is {value}; it must be at least 1.")
+        if self.group_size < 2:
+            raise ConfigError(
+                f"batch.group_size is {self.group_size}; a completion is judged against the others of its prompt, so set it to 2 or more."
+            )
+        if self.prompts_per_rollout % self.updates_per_rollout:
+            raise ConfigError(
+                f"batch.updates_per_rollout is {self.updates_per_rollout}, which does not divide batch.prompts_per_rollout "
+                f"({self.prompts_per_rollout}); choose a divisor, since a prompt's group is never split."
+            )
+
+    def check_processes(self, processes: int) -> None:
+        """Refuse a number of processes over which the prompts of an update cannot be spread evenly."""
+        per_update = self.prompts_per_rollout // self.updates_per_rollout
+        if per_update % processes:
+            raise ConfigError(
+                f"{per_update} prompts an update (batch.prompts_per_rollout / batch.updates_per_rollout) cannot be spread over "
+                f"{processes} processes evenly; change trainer.devices or batch.prompts_per_rollout."
+            )
+
+    def describe(self, processes: int = 1) -> str:
+        """The derived numbers, for people."""
+        self.check_processes(processes)
+        rows = self.prompts_per_rollout * self.group_size
+        return (
+            f"{self.prompts_per_rollout} prompts x {self.group_size} completions = {rows} rows a rollout, {rows // processes} on each of "
+            f"{processes} process(es); {self.updates_per_rollout} update(s) of {rows // self.updates_per_rollout} rows"
+        )

@@ -1,0 +1,33 @@
+"""How completions are drawn."""
+
+from dataclasses import dataclass
+
+from support.errors import ConfigError
+
+
+@dataclass
+class SamplingParams:
+    """Sampling of completions.
+
+    Args:
+        max_new_tokens: longest completion, in tokens, its end token included.
+        temperature: divides the logits; 0 is greedy.
+        top_p: smallest set of tokens with at least this probability; 1 keeps all.
+        top_k: number of likeliest tokens kept; 0 keeps all.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or above"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 (all tokens) or above"),
+        }
+        for name, (holds, rule) in checks.items():
+            if not holds:
+                raise ConfigError(f"sampling.{name} is {getattr(self, name)}; it must be {rule}.")
