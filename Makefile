@@ -14,7 +14,7 @@ test: .venv/ready
 
 lint: .venv/ready
 	$(BIN)/ruff check .
-	$(BIN)/mypy objectives policies rollouts support
+	$(BIN)/mypy datamodules objectives policies rollouts support
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,0 +1,72 @@
+"""Order and position of prompts, by themselves and through a Lightning checkpoint in the middle of an epoch."""
+
+import lightning as L
+import pytest
+import torch
+
+from datamodules import PromptLoader, PromptSampler
+from support.errors import ConfigError
+
+ROWS = [{"id": i} for i in range(11)]
+
+
+class Recorder(L.LightningModule):
+    """Writes down the prompts that it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def training_step(self, rows, batch_idx):
+        self.seen.append([row["id"] for row in rows])
+        self.optimizers().step()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder, steps, checkpoint=None):
+    trainer = L.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, enable_checkpointing=False,
+    )  # fmt: skip
+    module = Recorder()
+    trainer.fit(module, PromptLoader(ROWS, PromptSampler(11, 2, seed=3)), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    return trainer, module.seen
+
+
+@pytest.mark.parametrize("stop", [2, 5, 7])
+def test_a_resumed_run_sees_the_prompts_it_would_have_seen(tmp_path, stop):
+    _, whole = fit(tmp_path, 12)
+    trainer, first = fit(tmp_path, stop)
+    trainer.save_checkpoint(tmp_path / "stop.ckpt")
+    torch.manual_seed(999)
+    _, rest = fit(tmp_path, 12, str(tmp_path / "stop.ckpt"))
+    assert first + rest == whole
+
+
+def test_each_row_at_most_once_an_epoch_and_epochs_differ():
+    sampler = PromptSampler(11, 2, seed=1)
+    first, second = list(sampler), list(sampler)
+    assert len(first) == len(second) == len(sampler) == 5
+    assert len({i for batch in first for i in batch}) == 10
+    assert first != second
+    assert first == list(PromptSampler(11, 2, seed=1)) != list(PromptSampler(11, 2, seed=2))
+
+
+def test_processes_share_the_single_process_batches():
+    shares = [list(PromptSampler(11, 4, 1, rank, 2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == list(PromptSampler(11, 4, 1))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((0, 2, 1), "empty"), ((3, 4, 1), "3 rows"), ((9, 3, 1, 0, 2), "evenly")])
+def test_impossible_sizes_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        PromptSampler(*arguments)
+
+
+def test_another_data_set_is_refused_on_resume():
+    with pytest.raises(ConfigError, match="size=11, this run has 12"):
+        PromptSampler(12, 2, 1).load_state_dict(PromptSampler(11, 2, 1).state_dict())
