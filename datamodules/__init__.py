@@ -1,5 +1,10 @@
 """What is sampled from: the order of the prompts and the position in it are state that a checkpoint carries."""
 
+from datamodules.arithmetic import ArithmeticPrompts
+from datamodules.demonstrations import Demonstrations
+from datamodules.files import FilePrompts
+from datamodules.prompts import PromptData
+from datamodules.records import RecordsPrompts
 from datamodules.sampler import PromptLoader, PromptSampler
 
-__all__ = ["PromptLoader", "PromptSampler"]
+__all__ = ["ArithmeticPrompts", "Demonstrations", "FilePrompts", "PromptData", "PromptLoader", "PromptSampler", "RecordsPrompts"]

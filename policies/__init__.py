@@ -1,5 +1,6 @@
-"""What owns the weights: log-probs of a causal language model's tokens."""
+"""What owns the weights: loading, LoRA, references, per-token log-probs."""
 
 from policies.logprobs import completion_logprobs, token_logprobs
+from policies.policy import LoRA, Policy, PolicyParams, Prompt, encode_prompt, load_tokenizer
 
-__all__ = ["completion_logprobs", "token_logprobs"]
+__all__ = ["LoRA", "Policy", "PolicyParams", "Prompt", "completion_logprobs", "encode_prompt", "load_tokenizer", "token_logprobs"]

@@ -5,6 +5,7 @@ does not disturb training.
 """
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,3 +34,8 @@ def isolated_rng(*parts: int | str) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def run_seed() -> int:
+    """The seed of the run: what `lightning.seed_everything` (or `seed_everything` in a configuration) was given, else 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -56,7 +56,7 @@ def test_behaviour_logprobs_are_those_of_the_sampled_distribution(model, tempera
 def test_policy_logprobs_equal_naive_forwards(model):
     batch = roll(model, SamplingParams(10))
     groups = batch.groups
-    values = completion_logprobs(
+    values, _ = completion_logprobs(
         model, batch.prompt_ids[groups], batch.prompt_mask[groups], batch.completion_ids, batch.completion_mask, temperature=0.8
     )
     for row in range(12):

@@ -1,0 +1,70 @@
+"""Make the untrained embedded models: a tokenizer, a chat template and random weights, in a folder that transformers loads.
+
+    python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from datamodules.records import VOCABULARY  # noqa: E402
+
+ROLES = ["<pad>", "<eos>", "<user>", "<assistant>"]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '<eos>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>OPEN' }}{% endif %}"
+)
+
+
+def _wrap(tokenizer: Tokenizer, special: list[str], opening: str) -> PreTrainedTokenizerFast:
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left")
+    fast.chat_template = TEMPLATE.replace("OPEN", opening)
+    return fast
+
+
+def reasoner_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character (printable ASCII and the line break); the prompt ends with an open <think>, as R1-Distill's does."""
+    special = [*ROLES, "<think>", "</think>"]
+    characters = [chr(c) for c in range(32, 127)] + ["\n"]
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + characters)}, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _wrap(tokenizer, special, "<think>")
+
+
+def assistant_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    special = [*ROLES, "<unk>"]
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + VOCABULARY)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _wrap(tokenizer, special, "")
+
+
+def main(name: str, folder: str) -> None:
+    tokenizer = {"tiny_reasoner": reasoner_tokenizer, "tiny_assistant": assistant_tokenizer}[name]()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"{name}: {len(tokenizer)} tokens, written to {folder}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,5 @@
+"""What happens between steps: KL control, tables, checkpoints, exports."""
+
+from callbacks.export import ExportPolicy
+
+__all__ = ["ExportPolicy"]

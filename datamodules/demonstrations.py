@@ -1,0 +1,67 @@
+"""Prompts with worked responses, for supervised fine-tuning."""
+
+from typing import Literal
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from datamodules.arithmetic import arithmetic_demonstrations
+from datamodules.files import read_rows
+from datamodules.prompts import Row, check_rows
+from datamodules.records import record_demonstrations
+from datamodules.sampler import PromptLoader, PromptSampler
+from support.errors import ConfigError
+from support.seeding import run_seed
+
+
+class Demonstrations(L.LightningDataModule):
+    """Rows with `prompt`, `response` and an optional `prefix` of the response that is given and not learned.
+
+    Args:
+        source: arithmetic, records, or a file, folder or hub data set as in `FilePrompts`.
+        batch_size: rows of a step, over all processes.
+        train_size, val_size: rows; of a file, the last `val_size` rows are held out and train_size is ignored.
+        columns: this project's column name -> the file's.
+        seed: of the rows and of their order.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        batch_size: int = 64,
+        train_size: int = 50_000,
+        val_size: int = 256,
+        columns: dict[str, str] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.source, self.batch_size = source, batch_size
+        self.seed = run_seed() if seed is None else seed
+        self.train_size, self.val_size, self.columns = train_size, val_size, columns
+        self.train_data: list[Row] = []
+        self.val_data: list[Row] = []
+
+    def setup(self, stage: Literal["fit", "validate", "test", "predict"]) -> None:
+        if self.train_data:
+            return
+        procedural = {"arithmetic": arithmetic_demonstrations, "records": record_demonstrations}.get(self.source)
+        if procedural is not None:
+            rows = procedural(self.train_size + self.val_size, self.seed)
+        else:
+            rows = read_rows(self.source, columns=self.columns)
+        check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"))
+        if len(rows) <= self.val_size:
+            raise ConfigError(f"{self.source} has {len(rows)} rows, of which {self.val_size} are to be held out; lower data.val_size.")
+        self.train_data, self.val_data = rows[: -self.val_size], rows[-self.val_size :]
+
+    def train_dataloader(self) -> PromptLoader:
+        assert self.trainer is not None
+        trainer = self.trainer
+        return PromptLoader(
+            self.train_data, PromptSampler(len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
+        )
+
+    def _evaluation_loader(self) -> DataLoader:
+        return DataLoader(self.val_data, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+    val_dataloader = test_dataloader = predict_dataloader = _evaluation_loader

@@ -1,0 +1,107 @@
+"""The data module that every method's prompts come from."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from datamodules.sampler import PromptLoader, PromptSampler
+from support.errors import ConfigError
+from support.seeding import run_seed
+
+Row = dict[str, Any]
+
+
+def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt",)) -> list[Row]:
+    """Refuse an empty data set and rows without a required column; give rows their `id`.
+
+    Raises:
+        ConfigError: naming the place, the row's number and the column.
+    """
+    if not rows:
+        raise ConfigError(f"{where} has no rows; check the file, the split's name and any filter on its rows.")
+    for number, row in enumerate(rows):
+        for column in required:
+            if row.get(column) is None or (column == "prompt" and not row[column]):
+                raise ConfigError(
+                    f"row {number} of {where} has no {column!r}; its columns are {sorted(row)}. Name the right column in the "
+                    "configuration (data.columns), or drop the row."
+                )
+        row.setdefault("id", f"{number}")
+    return rows
+
+
+class PromptData(L.LightningDataModule, ABC):
+    """Batches of data rows, each a dict with `prompt` (text or chat messages), usually `answer` and `task`.
+
+    Tokens are the module's business: the same data serve any model. The number of prompts a rollout is the module's too
+    (`module.batch`), so that no number has two homes.
+
+    Args:
+        seed: of the order of the prompts, and of the problems where they are procedural; the run's seed when None.
+        val_batch: prompts evaluated at once.
+    """
+
+    #: columns without which the task's rewards cannot be computed
+    required: tuple[str, ...] = ("prompt", "answer")
+
+    def __init__(self, seed: int | None = None, val_batch: int = 64) -> None:
+        super().__init__()
+        self.seed = run_seed() if seed is None else seed
+        self.val_batch = val_batch
+        self._rows: dict[str, list[Row]] = {}
+
+    @abstractmethod
+    def train_rows(self) -> list[Row]:
+        """Rows to sample rollouts from."""
+
+    @abstractmethod
+    def val_rows(self) -> list[Row]:
+        """Held-out rows."""
+
+    def safety_rows(self) -> list[Row]:
+        """Rows kept for one statistical test (HC-RLHF's D_s); none unless the data set has such a split."""
+        return []
+
+    def test_rows(self) -> list[Row]:
+        """Rows of the test stage: the held-out rows unless there are others."""
+        return self.rows("val")
+
+    def rows(self, split: str) -> list[Row]:
+        """The checked rows of train, val, test or safety, made once."""
+        if split not in self._rows:
+            made = getattr(self, f"{split}_rows")()
+            where = f"the {split} split of {type(self).__name__}"
+            self._rows[split] = check_rows(made, where, self.required) if made or split != "safety" else []
+        return self._rows[split]
+
+    def setup(self, stage: str) -> None:
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("val",)}[stage]:
+            self.rows(split)
+
+    def train_dataloader(self) -> PromptLoader:
+        assert self.trainer is not None
+        batch = getattr(self.trainer.lightning_module, "batch", None)
+        if batch is None:
+            raise ConfigError(f"{type(self.trainer.lightning_module).__name__} has no batch plan; {type(self).__name__} is for on-policy modules.")
+        sampler = PromptSampler(
+            len(self.rows("train")), batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size
+        )
+        return PromptLoader(self.rows("train"), sampler)
+
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        rows = self.rows(split)
+        if self.trainer is not None:
+            # Every row on exactly one process: a padding sampler would count some rows twice.
+            rows = rows[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(rows, batch_size=self.val_batch, collate_fn=list)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("val")

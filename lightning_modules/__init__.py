@@ -1,0 +1,5 @@
+"""The methods: each a LightningModule."""
+
+from lightning_modules.sft import SFT
+
+__all__ = ["SFT"]

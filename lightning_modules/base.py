@@ -1,0 +1,75 @@
+"""What every module shares: its policy's loading, optimiser and checkpoint."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+
+from policies import Policy, PolicyParams
+from support.errors import ConfigError
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """The default optimiser: AdamW, learning rate 1e-6, no weight decay."""
+    return torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
+
+
+class PosttrainModule(L.LightningModule):
+    """Loads `policy` when the trainer asks for it, and stores only trained weights under LoRA.
+
+    Args:
+        policy: which model, and how it is trained.
+        optimizer: builds the optimiser from the trained parameters.
+        lr_scheduler: builds a scheduler that steps once an optimiser step.
+    """
+
+    with_reference = False
+    policy: Policy
+
+    def __init__(
+        self, policy: PolicyParams, optimizer: OptimizerCallable = adamw, lr_scheduler: LRSchedulerCallable | None = None
+    ) -> None:
+        super().__init__()
+        # Only a configuration is plain data; objects given in Python would make the checkpoint unreadable by safe loading.
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters(logger=False)
+        else:
+            self._hparams = AttributeDict()
+        self.policy_params, self.optimizer_callable, self.scheduler_callable = policy, optimizer, lr_scheduler
+        self.strict_loading = policy.lora is None
+
+    def configure_model(self) -> None:
+        if getattr(self, "policy", None) is None:
+            self.policy = Policy(self.policy_params, with_reference=self.with_reference)
+
+    def configure_optimizers(self):
+        trained = [p for p in self.policy.model.parameters() if p.requires_grad]
+        optimizer = self.optimizer_callable(trained)
+        if self.scheduler_callable is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler_callable(optimizer), "interval": "step"}}
+
+    def _rebuilt_from_config(self) -> set[str]:
+        """Names of weights that a checkpoint leaves out because loading the model restores them."""
+        if self.policy_params.lora is None:
+            return set()
+        return {name for name in self.state_dict() if name.startswith("policy.") and "lora_" not in name}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in self._rebuilt_from_config():
+            del checkpoint["state_dict"][name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.configure_model()
+        saved = checkpoint["state_dict"].keys()
+        if any(".reference." in name for name in saved) and self.policy_params.lora is not None:
+            self.policy.add_reference_adapter()
+        lost = self.state_dict().keys() - saved - self._rebuilt_from_config()
+        if lost:
+            raise ConfigError(
+                f"the checkpoint lacks {len(lost)} of this model's weights, among them {sorted(lost)[0]}; it was made with another "
+                "policy or LoRA setting. Use the configuration that it was trained with."
+            )

