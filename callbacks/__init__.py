@@ -1,5 +1,22 @@
 """What happens between steps: KL control, tables, checkpoints, exports."""
 
+from callbacks.baseline import BaselineValidation
+from callbacks.checkpoints import RolloutCheckpoint
+from callbacks.completions import CompletionsTable
 from callbacks.export import ExportPolicy
+from callbacks.kl_control import AdaptiveKL, FixedKL
+from callbacks.predictions import WritePredictions
+from callbacks.progress import RolloutProgress
+from callbacks.system import SystemMetrics
 
-__all__ = ["ExportPolicy"]
+__all__ = [
+    "AdaptiveKL",
+    "BaselineValidation",
+    "CompletionsTable",
+    "ExportPolicy",
+    "FixedKL",
+    "RolloutCheckpoint",
+    "RolloutProgress",
+    "SystemMetrics",
+    "WritePredictions",
+]

@@ -1,5 +1,6 @@
 """The one data type that everybody passes on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ class RolloutBatch:
         behaviour_logprobs: of the distribution that was sampled from (after temperature, top-k and top-p); 0 outside action_mask.
         finish_reasons: why each completion ended.
         rows: the data row of each prompt (answer, task, id).
-        rewards: by name, one a completion.
+        rewards: by name, one a completion; NaN where one does not apply.
+        reference_logprobs: under the reference, once computed; 0 outside action_mask.
+        decoder: (ids, mask) -> texts, used when a text is first asked for.
     """
 
     prompt_ids: Int[Tensor, "prompts prompt_time"]
@@ -34,6 +37,9 @@ class RolloutBatch:
     rows: list[dict[str, Any]]
     rewards: dict[str, Float[Tensor, "rows"]] = field(default_factory=dict)
     advantages: Float[Tensor, "rows"] | Float[Tensor, "rows time"] | None = None
+    reference_logprobs: Float[Tensor, "rows time"] | None = None
+    decoder: Callable[[Tensor, Tensor], list[str]] | None = field(default=None, repr=False)
+    _completions: list[str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         prompts, completions = self.prompt_ids.shape[0], self.completion_ids.shape[0]
@@ -57,3 +63,30 @@ class RolloutBatch:
     def lengths(self) -> Int[Tensor, "rows"]:
         """Completion tokens of each row, the end token included."""
         return self.completion_mask.sum(1)
+
+    @property
+    def completions(self) -> list[str]:
+        """Decoded completions, made when first asked for."""
+        if self._completions is None:
+            if self.decoder is None:
+                raise ValueError("this batch has no decoder, so its completions have no text; set batch.decoder.")
+            self._completions = self.decoder(self.completion_ids, self.completion_mask)
+        return self._completions
+
+    @property
+    def opened(self) -> list[bool]:
+        """For every row, whether its prompt ends with an open <think>, as templates of reasoning models do."""
+        assert self.decoder is not None
+        texts = self.decoder(self.prompt_ids, self.prompt_mask)
+        return [text.rstrip().endswith("<think>") for text in texts for _ in range(self.group_size)]
+
+    def column(self, name: str) -> list[Any]:
+        """A data column, repeated for every completion; None where a row lacks it."""
+        return [row.get(name) for row in self.rows for _ in range(self.group_size)]
+
+    def expanded_prompts(self, index: Int[Tensor, "some"]) -> tuple[Int[Tensor, "some prompt_time"], Bool[Tensor, "some prompt_time"]]:
+        """(ids, mask) of the prompts of these rows, without the columns that only pad."""
+        prompts = index // self.group_size
+        ids, mask = self.prompt_ids[prompts], self.prompt_mask[prompts]
+        first = int(mask.long().argmax(1).min())
+        return ids[:, first:], mask[:, first:]

@@ -1,0 +1,63 @@
+"""Tables of sampled completions, to be read by people."""
+
+import json
+import math
+
+import lightning as L
+
+from callbacks.run_folder import mlflow_runs, run_folder
+from rollouts import RolloutBatch
+from support.files import atomic_write_text
+
+
+def table(batch: RolloutBatch, prompts: int) -> dict[str, list]:
+    """Columns of the first `prompts` groups: prompt, completion, length, finish, each reward, the answer and the advantage if known."""
+    rows = slice(0, prompts * batch.group_size)
+    columns: dict[str, list] = {
+        "prompt": [p if isinstance(p, str) else json.dumps(p) for p in batch.column("prompt")[rows]],
+        "completion": batch.completions[rows],
+        "answer": [None if a is None else str(a) for a in batch.column("answer")[rows]],
+        "length": batch.lengths[rows].tolist(),
+        "finish": list(batch.finish_reasons[rows]),
+    }
+    for name, scores in batch.rewards.items():
+        columns[f"reward/{name}"] = [None if math.isnan(s) else s for s in scores[rows].tolist()]
+    if batch.advantages is not None and batch.advantages.dim() == 1:
+        columns["advantage"] = batch.advantages[rows].tolist()
+    return columns
+
+
+class CompletionsTable(L.Callback):
+    """Log tables of completions: of every validation, and of training every n rollouts.
+
+    Each table is a file of its own, completions/<train|val>_<rollout>.json: appending to one would rewrite all of it every time.
+
+    Args:
+        prompts: prompt groups shown in a table.
+        every_n_rollouts: of training; 0 shows validations only.
+    """
+
+    def __init__(self, prompts: int = 8, every_n_rollouts: int = 25) -> None:
+        self.prompts, self.every_n_rollouts = prompts, every_n_rollouts
+
+    def _log(self, trainer: L.Trainer, batch: RolloutBatch, kind: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        # the counter still points at the running rollout while its hooks run, and one past it in a validation
+        name = f"completions/{kind}_{trainer.fit_loop.epoch_loop.total_batch_idx + (kind == 'train'):06d}.json"
+        columns = table(batch, self.prompts)
+        runs = mlflow_runs(trainer)
+        for client, run in runs:
+            client.log_table(run, columns, name)
+        if not runs:
+            atomic_write_text(run_folder(trainer) / name, json.dumps(columns, indent=1))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        rollout = getattr(pl_module, "last_rollout", None)
+        if rollout is not None and self.every_n_rollouts and done % self.every_n_rollouts == 0:
+            self._log(trainer, rollout, "train")
+
+    def on_validation_end(self, trainer, pl_module):
+        if getattr(pl_module, "last_validation", None) and not trainer.sanity_checking:
+            self._log(trainer, pl_module.last_validation[0], "val")

@@ -1,0 +1,61 @@
+"""Who decides the KL coefficient."""
+
+import math
+
+import lightning as L
+
+from objectives.kl import adapted_coefficient
+from support.errors import ConfigError
+
+
+class FixedKL(L.Callback):
+    """One coefficient for the whole run, over the one in the module's configuration and any in a checkpoint.
+
+    Args:
+        coefficient: beta.
+    """
+
+    def __init__(self, coefficient: float) -> None:
+        if coefficient < 0:
+            raise ConfigError(f"FixedKL: coefficient is {coefficient}; it must be 0 or above.")
+        self.coefficient = coefficient
+
+    def on_train_start(self, trainer, pl_module):
+        _check(pl_module, self)
+        pl_module.kl.coefficient = self.coefficient
+
+
+class AdaptiveKL(L.Callback):
+    """beta <- beta * (1 + clip(KL / target - 1, -limit, limit) * rows / horizon) after every rollout (Ziegler et al., arXiv 1909.08593, 2.2).
+
+    Args:
+        target: wanted KL a token, in nats, as `train/kl` shows it.
+        horizon: completions over which the coefficient changes by a factor of about 1 + limit.
+        limit: largest relative error that counts.
+    """
+
+    def __init__(self, target: float, horizon: int = 10_000, limit: float = 0.2) -> None:
+        if target <= 0 or horizon <= 0 or limit <= 0:
+            raise ConfigError(f"AdaptiveKL: target, horizon and limit must be positive, got {target}, {horizon}, {limit}.")
+        self.target, self.horizon, self.limit = target, horizon, limit
+
+    def on_train_start(self, trainer, pl_module):
+        _check(pl_module, self)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        # logged with sync_dist, so every process sees and computes the same number
+        observed = float(trainer.callback_metrics.get("train/kl", math.nan))
+        if math.isfinite(observed):
+            plan = pl_module.batch
+            rows = plan.prompts_per_rollout * plan.group_size
+            pl_module.kl.coefficient = adapted_coefficient(
+                pl_module.kl.coefficient, observed, self.target, rows, self.horizon, self.limit
+            )
+
+
+def _check(module: L.LightningModule, callback: L.Callback) -> None:
+    if not getattr(module, "with_reference", False):
+        raise ConfigError(
+            f"{type(callback).__name__} needs a module that measures KL; set model.kl.coefficient above 0 "
+            f"({type(module).__name__} keeps no reference otherwise)."
+        )

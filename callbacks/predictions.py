@@ -1,0 +1,31 @@
+"""Predictions as a file."""
+
+import json
+from pathlib import Path
+
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from callbacks.run_folder import run_folder
+
+
+class WritePredictions(BasePredictionWriter):
+    """Every prediction as a line of JSON in <run folder>/predictions.jsonl, or in one file for each process if there are several.
+
+    Args:
+        path: another file.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__("epoch")
+        self.path = path
+
+    def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+        path = Path(self.path) if self.path else run_folder(trainer) / "predictions.jsonl"
+        if trainer.world_size > 1:
+            path = path.with_stem(f"{path.stem}_rank{trainer.global_rank}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        batches = predictions if predictions and isinstance(predictions[0][0], dict) else [b for loader in predictions for b in loader]
+        with path.open("w", encoding="utf-8") as file:
+            for batch in batches:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch)
+        print(f"Predictions are in {path}")

@@ -1,0 +1,42 @@
+"""One line that says how training goes: reward, length, KL, tokens a second."""
+
+import sys
+
+import lightning as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+SHORT = {
+    "train/reward": "reward",
+    "train/length": "length",
+    "train/kl": "kl",
+    "train/cost": "cost",
+    "train/lambda": "lambda",
+    "train/loss": "loss",
+    "perf/rollout_tokens_per_s": "tok/s",
+    "val/pass@1": "val pass@1",
+    "val/loss": "val loss",
+}
+
+
+class RolloutProgress(TQDMProgressBar):
+    """A bar at a terminal; elsewhere, where a bar would fill a log with fragments, one line every n rollouts.
+
+    Args:
+        every_n_rollouts: lines of a log that is not a terminal.
+    """
+
+    def __init__(self, every_n_rollouts: int = 10) -> None:
+        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0)
+        self.every_n_rollouts = every_n_rollouts
+        self.plain = not sys.stderr.isatty()
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
+        found = trainer.progress_bar_metrics
+        return {short: f"{float(found[name]):.3g}" for name, short in SHORT.items() if name in found}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if self.plain and trainer.is_global_zero and (done % self.every_n_rollouts == 0 or done == 1):
+            shown = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+            print(f"{'rollout' if hasattr(pl_module, 'last_rollout') else 'step'} {done}: {shown}", flush=True)

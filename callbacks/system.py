@@ -1,0 +1,37 @@
+"""CPU, memory, disk, network and GPU use, as MLflow's system metrics."""
+
+from typing import Any
+
+import lightning as L
+
+from callbacks.run_folder import mlflow_runs
+
+
+class SystemMetrics(L.Callback):
+    """MLflow's own switch does nothing for a run that Lightning's logger opened; this starts its monitor on that run.
+
+    Args:
+        interval: seconds between samples.
+    """
+
+    def __init__(self, interval: float = 10.0) -> None:
+        self.interval = interval
+        self.monitor: Any = None
+
+    def on_fit_start(self, trainer, pl_module):
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        for _, run in mlflow_runs(trainer)[:1]:
+            self.monitor = SystemMetricsMonitor(run, sampling_interval=self.interval, samples_before_logging=1, resume_logging=True)
+            self.monitor.start()
+
+    def _stop(self) -> None:
+        if self.monitor is not None:
+            self.monitor.finish()
+            self.monitor = None
+
+    def on_fit_end(self, trainer, pl_module):
+        self._stop()
+
+    def on_exception(self, trainer, pl_module, exception):
+        self._stop()

@@ -1,0 +1,123 @@
+"""What a completion earns: the interface, and the checks that every reward passes through."""
+
+import importlib
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rollouts import RolloutBatch
+from support.errors import ConfigError
+
+
+class Reward(ABC):
+    """One number a completion. `score` gives the raw numbers; calling the reward checks them.
+
+    Args:
+        weight: factor in the total.
+        name: in metrics (train/reward/<name>); the class's name in snake case by default.
+    """
+
+    #: 1 means a correct answer, so pass@k can be computed from it
+    is_correctness = False
+    #: NaN is a legal answer, "does not apply to this row"
+    may_abstain = False
+
+    def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
+        if not math.isfinite(weight):
+            raise ConfigError(f"{type(self).__name__}: weight is {weight}; it must be a finite number.")
+        self.weight = weight
+        self.name = name or "".join("_" + c.lower() if c.isupper() else c for c in type(self).__name__).lstrip("_")
+
+    @abstractmethod
+    def score(self, batch: RolloutBatch) -> Sequence[float] | Float[Tensor, "rows"]:
+        """One number for each completion of the batch."""
+
+    def __call__(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        """Raises ConfigError for a wrong number of rewards, an infinite one, or NaN from a reward that may not abstain."""
+        values = torch.as_tensor(self.score(batch), dtype=torch.float32, device=batch.completion_ids.device)
+        rows = batch.completion_ids.shape[0]
+        if values.shape != (rows,):
+            raise ConfigError(
+                f"the reward {self.name!r} ({type(self).__name__}) returned {tuple(values.shape)} numbers for {rows} completions; it must "
+                "return one for each, in their order."
+            )
+        bad = values.isinf() if self.may_abstain else ~values.isfinite()
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            mend = "return a finite number" + ("" if self.may_abstain else ", or None from a plain function where it does not apply")
+            raise ConfigError(
+                f"the reward {self.name!r} ({type(self).__name__}) is {float(values[row])} for {int(bad.sum())} of {rows} completions, first for "
+                f"prompt {batch.column('id')[row]!r} and completion {batch.completions[row][:80]!r}; {mend}."
+            )
+        return values
+
+    def check_columns(self, row: dict[str, Any]) -> None:
+        """Called with one data row before training. Raises ConfigError if a needed column is missing."""
+
+
+def needs(reward: Reward, row: dict[str, Any], *columns: str) -> None:
+    """Refuse a data row without the columns that the reward reads."""
+    for column in columns:
+        if row.get(column) is None:
+            raise ConfigError(
+                f"the reward {reward.name!r} ({type(reward).__name__}) needs the data column {column!r}; the row {row.get('id')!r} has {sorted(row)}. "
+                "Name the column in data.columns, or use another reward."
+            )
+
+
+class FunctionReward(Reward):
+    """A plain function f(prompts, completions, **columns) -> list of numbers, as TRL calls them.
+
+    The function receives the data columns as lists of the same length, and what of `completion_ids` it names or takes by **kwargs.
+    None means "does not apply".
+
+    Args:
+        function: the function, or its import path such as mypackage.rewards.brevity.
+        weight: factor in the total. name: the function's name by default.
+    """
+
+    may_abstain = True
+
+    def __init__(self, function: str | Callable, weight: float = 1.0, name: str | None = None) -> None:
+        self.function = _imported(function) if isinstance(function, str) else function
+        super().__init__(weight, name or getattr(self.function, "__name__", "function"))
+
+    def score(self, batch: RolloutBatch) -> list[float]:
+        given: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}
+        columns = {key for row in batch.rows for key in row} - {"prompt", "prompts", "completions"}
+        given |= {key: batch.column(key) for key in columns}
+        given["completion_ids"] = [ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+        parameters = inspect.signature(self.function).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            given = {key: value for key, value in given.items() if key in {p.name for p in parameters}}
+        values = list(self.function(**given))
+        if any(value is not None and math.isnan(value) for value in values):
+            first = next(i for i, value in enumerate(values) if value is not None and math.isnan(value))
+            raise ConfigError(
+                f"the reward function {self.name!r} returned NaN for the completion {batch.completions[first][:80]!r}; return a number, or None "
+                "where it does not apply."
+            )
+        return [math.nan if value is None else float(value) for value in values]
+
+
+def _imported(path: str) -> Callable:
+    module, _, name = path.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the reward function {path!r} cannot be imported ({error}); give the path as package.module.function.") from error
+    if not callable(function):
+        raise ConfigError(f"the reward function {path!r} is a {type(function).__name__}, not a function.")
+    return function
+
+
+def total_reward(rewards: list[Reward], scores: dict[str, Float[Tensor, "rows"]]) -> Float[Tensor, "rows"]:
+    """Weighted sum over the rewards that apply to each row; NaN where none does."""
+    stacked = torch.stack([reward.weight * scores[reward.name] for reward in rewards])
+    return torch.where(stacked.isnan().all(0), torch.nan, stacked.nan_to_num(0.0).sum(0))
