@@ -1,21 +1,168 @@
-"""The only entry point: python main.py fit | validate | test | predict --config configs/<method>.yaml"""
+"""The only entry point.
 
-import lightning as L
-from lightning.pytorch.cli import LightningCLI
+    python main.py fit --config configs/grpo.yaml [--config configs/models/smollm2.yaml] [--model.batch.group_size 16] [--seed_everything 1]
+    python main.py validate | test | predict --config ... [--ckpt_path ...]
 
-import callbacks  # noqa: F401
-import datamodules  # noqa: F401
-from lightning_modules.base import PosttrainModule
+Later --config files override earlier ones key by key, lists are replaced; the command line overrides both.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+warnings.filterwarnings("ignore", message=".*`skip_none` is deprecated.*")
+warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+
+import lightning as L  # noqa: E402
+from jsonargparse import ActionConfigFile, Namespace  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
+from lightning.pytorch.loggers import MLFlowLogger  # noqa: E402
+
+import callbacks  # noqa: E402
+import datamodules  # noqa: E402, F401  (short class names on the command line)
+import lightning_modules  # noqa: E402, F401
+import rewards  # noqa: E402, F401
+from support.runs import mlflow_runs, run_folder  # noqa: E402
+from lightning_modules.base import PosttrainModule  # noqa: E402
+from support.errors import ConfigError  # noqa: E402
+from support.suggestions import explain  # noqa: E402
+
+TRACKING_URI = "sqlite:///mlflow.db"
+
+
+class Parser(LightningArgumentParser):
+    """Says first what is wrong and what was probably meant; the whole message follows."""
+
+    def error(self, message, ex=None):
+        known = [action.dest for action in self._actions]
+        for action in self._actions:
+            if hasattr(action, "_name_parser_map"):
+                known += [a.dest for p in action._name_parser_map.values() for a in p._actions]
+        paragraph = explain(str(message), known)
+        if paragraph:
+            print(f"error: {paragraph}\n\nThe whole message:\n", file=sys.stderr)
+        super().error(message, ex)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the resolved configuration as a file of the run, an artifact and parameters. Lightning's own needs a logger with a folder."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        name = f"config_{getattr(stage, 'value', stage)}.yaml"
+        path = run_folder(trainer) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True)
+        values = flattened(self.config.as_dict() if isinstance(self.config, Namespace) else dict(self.config))
+        for client, run in mlflow_runs(trainer):
+            client.log_artifact(run, str(path), "config")
+            # The logger would cut values at 250 characters; MLflow holds 6000.
+            known = client.get_run(run).data.params
+            for key, value in values.items():
+                if key not in known:
+                    client.log_param(run, key, str(value)[:6000])
+
+
+def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names to leaves; a list's items are numbered."""
+    if isinstance(config, dict) and config:
+        items = config.items()
+    elif isinstance(config, list) and any(isinstance(item, dict) for item in config):
+        items = enumerate(config)  # type: ignore[assignment]
+    else:
+        return {prefix: config}
+    return {name: leaf for key, value in items for name, leaf in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
 class CLI(LightningCLI):
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="configuration file; several are merged in their order")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        logger = {
+            "class_path": "lightning.pytorch.loggers.MLFlowLogger",
+            "init_args": {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI), "experiment_name": "lightning-posttrain"},
+        }
+        # One batch is one rollout, so every rollout is logged; validation counts rollouts over the whole run, not within an epoch.
+        defaults = {
+            "logger": logger,
+            "default_root_dir": "runs",
+            "log_every_n_steps": 1,
+            "max_epochs": -1,
+            "check_val_every_n_epoch": None,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "enable_checkpointing": True,
+        }
+        parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
+
     def _parse_ckpt_path(self) -> None:
-        pass
+        """Lightning's would let the checkpoint's hyper-parameters override the configuration and the command line silently."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        logger = config.trainer.logger
+        if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("MLFlowLogger") and not logger.init_args.get("run_name"):
+            # MLflow draws its names from the generator that seeding has just fixed: all runs of a seed would share one.
+            method = config.model.class_path.rpartition(".")[2]
+            logger.init_args.run_name = f"{method} {self.subcommand} seed {config.seed_everything}"
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The default callbacks, unless the configuration brings its own of the same class."""
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        defaults: list[L.Callback] = [
+            callbacks.RolloutProgress(),
+            callbacks.CompletionsTable(),
+            callbacks.SystemMetrics(),
+            callbacks.BaselineValidation(),
+            callbacks.WritePredictions(),
+            callbacks.RolloutCheckpoint(),
+        ]
+        trainer = self._get(self.config_init, "trainer")
+        quiet = {"RolloutProgress": trainer.get("enable_progress_bar") is False, "RolloutCheckpoint": trainer.get("enable_checkpointing") is False}
+        extra = [
+            c for c in defaults if not any(isinstance(g, type(c)) for g in given) and not quiet.get(type(c).__name__, False)
+        ]
+        trainer["callbacks"] = [*given, *extra]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        print(f"\nFiles of this run: {run_folder(self.trainer)}")
+        for logger in self.trainer.loggers:
+            if isinstance(logger, MLFlowLogger):
+                uri = logger._tracking_uri
+                how = "make ui" if uri == TRACKING_URI else f"mlflow ui --backend-store-uri {uri}"
+                print(f"Curves, configuration and completions: `{how}`, experiment {logger._experiment_name!r}, run {logger._run_name!r}")
 
 
-def main(args=None):
-    return CLI(PosttrainModule, L.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True, auto_configure_optimizers=False, save_config_callback=None, args=args)
+def main(args: list[str] | None = None) -> CLI:
+    """Run a command line. Returns the CLI with its trainer, module and data module."""
+    return CLI(
+        PosttrainModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        args=args,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, str(Path.cwd()))  # class paths of the user's own files
+    try:
+        main()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

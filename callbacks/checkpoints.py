@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.run_folder import run_folder
+from support.runs import run_folder
 from support.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ import math
 
 import lightning as L
 
-from callbacks.run_folder import mlflow_runs, run_folder
+from support.runs import mlflow_runs, run_folder
 from rollouts import RolloutBatch
 from support.files import atomic_write_text
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from callbacks.run_folder import run_folder
+from support.runs import run_folder
 
 
 class WritePredictions(BasePredictionWriter):

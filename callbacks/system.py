@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from callbacks.run_folder import mlflow_runs
+from support.runs import mlflow_runs
 
 
 class SystemMetrics(L.Callback):

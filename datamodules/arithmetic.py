@@ -11,6 +11,8 @@ from datamodules.prompts import PromptData
 from support.errors import ConfigError
 from support.seeding import derive_seed
 
+#: levels of the demonstrations that answer at once: people do that where they can
+DIRECT_LEVELS = [1] * 3 + [2] * 13 + [3, 3, 4, 5]
 #: chance that a demonstration loses a carry or miscounts in one column, by level: demonstrations are human-like, not perfect
 SLIP_BY_LEVEL = {1: 0.01, 2: 0.04, 3: 0.12, 4: 0.20, 5: 0.26}
 
@@ -47,14 +49,15 @@ class ArithmeticPrompts(PromptData):
     """Prompt groups of additions.
 
     Args:
-        levels: numbers of digits, drawn evenly.
+        levels: numbers of digits, drawn evenly; repeat one to draw it more often. The default is half easy, so that about half of the problems
+            can be solved without thinking.
         train_size: problems of an epoch. val_size: held-out problems.
         seed: of the problems and of their order.
     """
 
     def __init__(self, levels: list[int] | None = None, train_size: int = 4096, val_size: int = 250, seed: int | None = None) -> None:
         super().__init__(seed=seed)
-        self.levels = levels or [1, 2, 3, 4, 5]
+        self.levels = levels or [1, 1, 2, 2, 3, 4, 5]
         if not set(self.levels) <= set(SLIP_BY_LEVEL):
             raise ConfigError(f"data.levels is {self.levels}; levels are numbers of digits from 1 to 5.")
         self.train_size, self.val_size = train_size, val_size
@@ -79,9 +82,10 @@ def arithmetic_demonstrations(size: int, seed: int, direct: float = 0.4, unforce
     rng = random.Random(derive_seed("demonstrations", seed))
     rows = []
     for index in range(size):
-        row = problem(1 + index % 5, rng, held_out=False)
+        at_once = rng.random() < direct
+        row = problem(rng.choice(DIRECT_LEVELS) if at_once else 1 + index % 5, rng, held_out=False)
         a, b = map(int, row["prompt"][:-2].split("+"))
-        if rng.random() < direct:
+        if at_once:
             forced = rng.random() >= unforced
             row |= {"prefix": "</think>" if forced else "", "response": ("" if forced else "</think>") + row["answer"]}
         else:

@@ -46,7 +46,7 @@ class PosttrainModule(L.LightningModule):
             self.policy = Policy(self.policy_params, with_reference=self.with_reference)
 
     def configure_optimizers(self):
-        trained = [p for p in self.policy.model.parameters() if p.requires_grad]
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer = self.optimizer_callable(trained)
         if self.scheduler_callable is None:
             return optimizer

@@ -100,7 +100,7 @@ class Policy(nn.Module):
         self.with_reference = with_reference
         self.reference: nn.Module | None = None
         if params.lora is not None:
-            self.model = _with_adapter(self.model, params.lora)
+            self.model = with_adapter(self.model, params.lora)
         elif with_reference:
             self.reference = _frozen_copy(self.model)
         if params.gradient_checkpointing:
@@ -198,8 +198,11 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def _with_adapter(model: Any, lora: LoRA) -> Any:
+def with_adapter(model: Any, lora: LoRA, task_type: str | None = "CAUSAL_LM") -> Any:
+    """The model with a fresh adapter; everything else is frozen."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type=task_type
+    )
     return get_peft_model(model, config)

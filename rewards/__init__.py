@@ -2,6 +2,7 @@
 
 from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
+from rewards.models import ModelScore
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Format",
     "FunctionReward",
     "MathAnswer",
+    "ModelScore",
     "NumericAnswer",
     "ReasoningGymScore",
     "RecordsCost",

@@ -1,0 +1,108 @@
+"""Preference pairs in PKU-SafeRLHF's and Anthropic HH's formats."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from datamodules.files import read_rows
+from datamodules.prompts import Row, check_rows
+from datamodules.sampler import PromptLoader, PromptSampler
+from support.errors import ConfigError
+from support.seeding import derive_seed, run_seed
+
+
+@dataclass
+class PairSource:
+    """Where preference pairs are.
+
+    Args:
+        source: a file, a folder or owner/name on the hub. split, subset: of a hub data set.
+        format: pku has prompt, response_0, response_1, is_response_0_safe, is_response_1_safe, better_response_id, safer_response_id; hh has
+            chosen and rejected dialogues.
+        columns: the format's column name -> the data's.
+        limit: rows used; all if None.
+    """
+
+    source: str
+    split: str = "train"
+    subset: str | None = None
+    format: Literal["pku", "hh"] = "pku"
+    columns: dict[str, str] | None = None
+    limit: int | None = None
+
+    def rows(self) -> list[Row]:
+        """Pairs as prompt, response_0, response_1, better and, with safety labels, safer, unsafe_0, unsafe_1."""
+        raw = read_rows(self.source, self.split, self.columns, self.subset)[: self.limit]
+        if self.format == "hh":
+            check_rows(raw, self.source, ("chosen", "rejected"))
+            return [{"id": row["id"], **_from_hh(row)} for row in raw]
+        check_rows(raw, self.source, ("prompt", "response_0", "response_1", "better_response_id"))
+        return [{"id": row["id"], **_from_pku(row)} for row in raw]
+
+
+def _from_pku(row: Row) -> Row:
+    kept = {name: row[name] for name in ("prompt", "response_0", "response_1")} | {"better": int(row["better_response_id"])}
+    if row.get("safer_response_id") is not None:
+        kept["safer"] = int(row["safer_response_id"])
+    for i in (0, 1):
+        if row.get(f"is_response_{i}_safe") is not None:
+            kept[f"unsafe_{i}"] = not row[f"is_response_{i}_safe"]
+    return kept
+
+
+def parse_dialogue(text: str) -> list[dict[str, str]]:
+    """Messages of a dialogue in HH's form: turns that begin with a line "Human:" or "Assistant:"."""
+    parts = re.split(r"\n\n(Human|Assistant):", text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[role], "content": content.strip()} for role, content in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def _from_hh(row: Row) -> Row:
+    chosen, rejected = parse_dialogue(row["chosen"]), parse_dialogue(row["rejected"])
+    if not chosen or chosen[-1]["role"] != "assistant" or not rejected or chosen[:-1] != rejected[:-1]:
+        raise ConfigError(
+            f"row {row['id']} is not an HH pair: `chosen` and `rejected` must share every turn but the last, which is the assistant's. Use format: pku "
+            "for data with separate columns."
+        )
+    return {"prompt": chosen[:-1], "response_0": chosen[-1]["content"], "response_1": rejected[-1]["content"], "better": 0}
+
+
+def split_by_prompt(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """(training, held-out) rows; all pairs of a prompt are on one side, chosen by a hash of the prompt."""
+    held = [derive_seed("preference split", str(row["prompt"])) % 10_000 < share * 10_000 for row in rows]
+    return [r for r, h in zip(rows, held, strict=True) if not h], [r for r, h in zip(rows, held, strict=True) if h]
+
+
+class PreferencePairs(L.LightningDataModule):
+    """Pairs for reward and cost models; the held-out side has other prompts than the training side.
+
+    Args:
+        pairs: where they are.
+        batch_size: pairs of a step, over all processes.
+        val_share: share of the prompts that are held out.
+        seed: of their order; the run's seed when None.
+    """
+
+    def __init__(self, pairs: PairSource, batch_size: int = 16, val_share: float = 0.1, seed: int | None = None) -> None:
+        super().__init__()
+        self.pairs, self.batch_size, self.val_share = pairs, batch_size, val_share
+        self.seed = run_seed() if seed is None else seed
+        self.train_data: list[Row] = []
+        self.val_data: list[Row] = []
+
+    def setup(self, stage: str) -> None:
+        if not self.train_data:
+            self.train_data, self.val_data = split_by_prompt(self.pairs.rows(), self.val_share)
+
+    def train_dataloader(self) -> PromptLoader:
+        assert self.trainer is not None
+        sampler = PromptSampler(len(self.train_data), self.batch_size, self.seed, self.trainer.global_rank, self.trainer.world_size)
+        return PromptLoader(self.train_data, sampler)
+
+    def _evaluation_loader(self) -> DataLoader:
+        return DataLoader(self.val_data, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+    val_dataloader = test_dataloader = predict_dataloader = _evaluation_loader

@@ -1,0 +1,99 @@
+"""A scalar head on a language model's backbone: what reward and cost models are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from policies.locate import locate
+from policies.policy import PolicyParams, Prompt, encode_prompt, load_tokenizer, with_adapter
+from support.errors import ConfigError
+
+
+class Scorer(nn.Module):
+    """Backbone without its output layer, and a linear head that is read at the response's last token.
+
+    Args:
+        params: a language model to start from (the head starts at zero), or a folder that `save` wrote.
+    """
+
+    def __init__(self, params: PolicyParams) -> None:
+        super().__init__()
+        self.params = params
+        self.tokenizer = load_tokenizer(params.model)
+        folder = locate(params.model)
+        # The backbone stays in the precision asked for; the head's one number needs float32.
+        self.backbone = AutoModel.from_pretrained(folder, dtype=getattr(torch, params.dtype)).train()
+        self.head = nn.Linear(self.backbone.config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        saved = Path(folder) / "head.safetensors"
+        if saved.is_file():
+            self.head.load_state_dict(load_file(saved))
+        if params.lora is not None:
+            self.backbone = with_adapter(self.backbone, params.lora, None)
+
+    def forward(self, ids: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]) -> Float[Tensor, "rows"]:
+        """Scores of sequences padded on the right."""
+        hidden = self.backbone(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+        return self.head(last.float()).squeeze(-1)
+
+    def encode(
+        self, prompts: list[Prompt], responses: list[str], finished: list[bool] | None = None
+    ) -> tuple[Int[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
+        """(ids, mask) of prompt and response; a finished response ends with the end token."""
+        sequences = []
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            end = [self.tokenizer.eos_token_id] if finished is None or finished[i] else []
+            sequences.append(encode_prompt(self.tokenizer, prompt) + self.tokenizer(response, add_special_tokens=False)["input_ids"] + end)
+        width = max(map(len, sequences))
+        context = getattr(self.backbone.config, "max_position_embeddings", None)
+        if context is not None and width > context:
+            raise ConfigError(f"a prompt with its response has {width} tokens, more than the scorer's context of {context}; shorten or drop it.")
+        device = self.head.weight.device
+        ids = torch.full((len(sequences), width), self.tokenizer.pad_token_id, device=device)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for i, sequence in enumerate(sequences):
+            ids[i, : len(sequence)] = torch.tensor(sequence, device=device)
+            mask[i, : len(sequence)] = True
+        return ids, mask
+
+    @torch.no_grad()
+    def score(
+        self, prompts: list[Prompt], responses: list[str], finished: list[bool] | None = None, micro_batch: int = 256
+    ) -> Float[Tensor, "rows"]:
+        """Scores of texts, in evaluation mode."""
+        was_training = self.training
+        self.eval()
+        try:
+            parts = []
+            for start in range(0, len(prompts), micro_batch):
+                rows = slice(start, start + micro_batch)
+                parts.append(self(*self.encode(prompts[rows], responses[rows], None if finished is None else finished[rows])))
+            return torch.cat(parts)
+        finally:
+            self.train(was_training)
+
+    def save(self, folder: str | Path, facts: dict[str, Any]) -> None:
+        """Write a folder that `Scorer` loads, with `facts` (held-out accuracies, origin) beside the weights."""
+        folder = Path(folder)
+        backbone = self.backbone if self.params.lora is None else self.backbone.merge_and_unload()
+        backbone.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_file(self.head.state_dict(), folder / "head.safetensors")
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+
+
+def load_scorer(folder: str) -> tuple[Scorer, dict[str, Any]]:
+    """A frozen scorer and the facts saved with it. Raises ConfigError for a folder without a trained head."""
+    found = Path(locate(folder))
+    if not (found / "head.safetensors").is_file():
+        raise ConfigError(f"{folder} is not a reward or cost model: it has no head.safetensors. Train one with lightning_modules.RewardModel or CostModel.")
+    facts = found / "facts.json"
+    return Scorer(PolicyParams(str(found))).eval().requires_grad_(False), json.loads(facts.read_text()) if facts.is_file() else {}

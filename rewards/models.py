@@ -1,0 +1,31 @@
+"""Rewards and costs given by a trained model."""
+
+from typing import Literal
+
+import torch
+
+from policies.scorer import Scorer, load_scorer
+from rewards.base import Reward
+
+
+class ModelScore(Reward):
+    """The score of a reward or cost model.
+
+    Args:
+        model: the folder that the training wrote, or a loaded scorer.
+        scale: raw scores, or probability: their sigmoid, in (0, 1).
+        weight, name: as in every reward.
+    """
+
+    def __init__(
+        self, model: str | Scorer, scale: Literal["raw", "probability"] = "raw", weight: float = 1.0, name: str | None = None
+    ) -> None:
+        super().__init__(weight, name)
+        self.scorer = load_scorer(model)[0] if isinstance(model, str) else model
+        self.scale = scale
+
+    def score(self, batch):
+        self.scorer.to(batch.completion_ids.device)
+        finished = [reason == "eos" for reason in batch.finish_reasons]
+        scores = self.scorer.score(batch.column("prompt"), batch.completions, finished)
+        return torch.sigmoid(scores) if self.scale == "probability" else scores
