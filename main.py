@@ -27,9 +27,9 @@ import callbacks  # noqa: E402
 import datamodules  # noqa: E402, F401  (short class names on the command line)
 import lightning_modules  # noqa: E402, F401
 import rewards  # noqa: E402, F401
-from support.runs import mlflow_runs, run_folder  # noqa: E402
 from lightning_modules.base import PosttrainModule  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
+from support.runs import mlflow_runs, run_folder  # noqa: E402
 from support.suggestions import explain  # noqa: E402
 
 TRACKING_URI = "sqlite:///mlflow.db"
@@ -126,10 +126,11 @@ class CLI(LightningCLI):
             callbacks.RolloutCheckpoint(),
         ]
         trainer = self._get(self.config_init, "trainer")
-        quiet = {"RolloutProgress": trainer.get("enable_progress_bar") is False, "RolloutCheckpoint": trainer.get("enable_checkpointing") is False}
-        extra = [
-            c for c in defaults if not any(isinstance(g, type(c)) for g in given) and not quiet.get(type(c).__name__, False)
-        ]
+        quiet = {
+            "RolloutProgress": trainer.get("enable_progress_bar") is False,
+            "RolloutCheckpoint": trainer.get("enable_checkpointing") is False,
+        }
+        extra = [c for c in defaults if not any(isinstance(g, type(c)) for g in given) and not quiet.get(type(c).__name__, False)]
         trainer["callbacks"] = [*given, *extra]
         return super().instantiate_trainer(**kwargs)
 

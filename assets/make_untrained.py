@@ -1,6 +1,6 @@
 """Make the untrained embedded models: a tokenizer, a chat template and random weights, in a folder that transformers loads.
 
-    python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
+python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
 """
 
 import sys

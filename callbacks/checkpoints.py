@@ -6,8 +6,8 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from support.runs import run_folder
 from support.errors import ConfigError
+from support.runs import run_folder
 
 
 class RolloutCheckpoint(Checkpoint):

@@ -5,9 +5,9 @@ import math
 
 import lightning as L
 
-from support.runs import mlflow_runs, run_folder
 from rollouts import RolloutBatch
 from support.files import atomic_write_text
+from support.runs import mlflow_runs, run_folder
 
 
 def table(batch: RolloutBatch, prompts: int) -> dict[str, list]:

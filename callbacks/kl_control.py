@@ -48,9 +48,7 @@ class AdaptiveKL(L.Callback):
         if math.isfinite(observed):
             plan = pl_module.batch
             rows = plan.prompts_per_rollout * plan.group_size
-            pl_module.kl.coefficient = adapted_coefficient(
-                pl_module.kl.coefficient, observed, self.target, rows, self.horizon, self.limit
-            )
+            pl_module.kl.coefficient = adapted_coefficient(pl_module.kl.coefficient, observed, self.target, rows, self.horizon, self.limit)
 
 
 def _check(module: L.LightningModule, callback: L.Callback) -> None:

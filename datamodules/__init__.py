@@ -3,8 +3,19 @@
 from datamodules.arithmetic import ArithmeticPrompts
 from datamodules.demonstrations import Demonstrations
 from datamodules.files import FilePrompts
+from datamodules.preferences import PairSource, PreferencePairs
 from datamodules.prompts import PromptData
 from datamodules.records import RecordsPrompts
 from datamodules.sampler import PromptLoader, PromptSampler
 
-__all__ = ["ArithmeticPrompts", "Demonstrations", "FilePrompts", "PromptData", "PromptLoader", "PromptSampler", "RecordsPrompts"]
+__all__ = [
+    "ArithmeticPrompts",
+    "Demonstrations",
+    "FilePrompts",
+    "PairSource",
+    "PreferencePairs",
+    "PromptData",
+    "PromptLoader",
+    "PromptSampler",
+    "RecordsPrompts",
+]

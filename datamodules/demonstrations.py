@@ -6,9 +6,8 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from datamodules.arithmetic import arithmetic_demonstrations
-from datamodules.files import read_rows
-from datamodules.prompts import Row, check_rows
 from datamodules.records import record_demonstrations
+from datamodules.rows import Row, check_rows, read_rows
 from datamodules.sampler import PromptLoader, PromptSampler
 from support.errors import ConfigError
 from support.seeding import run_seed

@@ -7,8 +7,7 @@ from typing import Literal
 import lightning as L
 from torch.utils.data import DataLoader
 
-from datamodules.files import read_rows
-from datamodules.prompts import Row, check_rows
+from datamodules.rows import Row, check_rows, read_rows
 from datamodules.sampler import PromptLoader, PromptSampler
 from support.errors import ConfigError
 from support.seeding import derive_seed, run_seed

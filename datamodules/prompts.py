@@ -1,35 +1,15 @@
 """The data module that every method's prompts come from."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
 
+from datamodules.preferences import PairSource
+from datamodules.rows import Row, check_rows
 from datamodules.sampler import PromptLoader, PromptSampler
 from support.errors import ConfigError
 from support.seeding import run_seed
-
-Row = dict[str, Any]
-
-
-def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt",)) -> list[Row]:
-    """Refuse an empty data set and rows without a required column; give rows their `id`.
-
-    Raises:
-        ConfigError: naming the place, the row's number and the column.
-    """
-    if not rows:
-        raise ConfigError(f"{where} has no rows; check the file, the split's name and any filter on its rows.")
-    for number, row in enumerate(rows):
-        for column in required:
-            if row.get(column) is None or (column == "prompt" and not row[column]):
-                raise ConfigError(
-                    f"row {number} of {where} has no {column!r}; its columns are {sorted(row)}. Name the right column in the "
-                    "configuration (data.columns), or drop the row."
-                )
-        row.setdefault("id", f"{number}")
-    return rows
 
 
 class PromptData(L.LightningDataModule, ABC):
@@ -41,15 +21,16 @@ class PromptData(L.LightningDataModule, ABC):
     Args:
         seed: of the order of the prompts, and of the problems where they are procedural; the run's seed when None.
         val_batch: prompts evaluated at once.
+        preferences: pairs that a method may train reward and cost models on.
     """
 
     #: columns without which the task's rewards cannot be computed
     required: tuple[str, ...] = ("prompt", "answer")
 
-    def __init__(self, seed: int | None = None, val_batch: int = 64) -> None:
+    def __init__(self, seed: int | None = None, val_batch: int = 64, preferences: PairSource | None = None) -> None:
         super().__init__()
         self.seed = run_seed() if seed is None else seed
-        self.val_batch = val_batch
+        self.val_batch, self.preferences = val_batch, preferences
         self._rows: dict[str, list[Row]] = {}
 
     @abstractmethod
@@ -84,7 +65,9 @@ class PromptData(L.LightningDataModule, ABC):
         assert self.trainer is not None
         batch = getattr(self.trainer.lightning_module, "batch", None)
         if batch is None:
-            raise ConfigError(f"{type(self.trainer.lightning_module).__name__} has no batch plan; {type(self).__name__} is for on-policy modules.")
+            raise ConfigError(
+                f"{type(self.trainer.lightning_module).__name__} has no batch plan; {type(self).__name__} is for on-policy modules."
+            )
         sampler = PromptSampler(
             len(self.rows("train")), batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size
         )

@@ -2,7 +2,23 @@
 
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.grpo import GRPO
+from lightning_modules.hc_rlhf import HCRLHF, Constraint
 from lightning_modules.on_policy import KLPenalty, OnPolicyModule
+from lightning_modules.preference import CostModel, RewardModel
+from lightning_modules.safety import SafetyTest
+from lightning_modules.scorer_training import ScorerTraining
 from lightning_modules.sft import SFT
 
-__all__ = ["GRPO", "SFT", "Evaluation", "KLPenalty", "OnPolicyModule"]
+__all__ = [
+    "GRPO",
+    "HCRLHF",
+    "SFT",
+    "Constraint",
+    "CostModel",
+    "Evaluation",
+    "KLPenalty",
+    "OnPolicyModule",
+    "RewardModel",
+    "SafetyTest",
+    "ScorerTraining",
+]

@@ -29,9 +29,7 @@ class PosttrainModule(L.LightningModule):
     with_reference = False
     policy: Policy
 
-    def __init__(
-        self, policy: PolicyParams, optimizer: OptimizerCallable = adamw, lr_scheduler: LRSchedulerCallable | None = None
-    ) -> None:
+    def __init__(self, policy: PolicyParams, optimizer: OptimizerCallable = adamw, lr_scheduler: LRSchedulerCallable | None = None) -> None:
         super().__init__()
         # Only a configuration is plain data; objects given in Python would make the checkpoint unreadable by safe loading.
         if _given_hyperparameters.get() is not None:

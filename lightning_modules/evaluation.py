@@ -63,7 +63,7 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
     if module.rewards:
         log("reward", total_reward(module.rewards, batch.rewards))
     for name, scores in batch.rewards.items():
-        log(f"reward/{name}", scores)
+        log(module.metric_name(name), scores)
     log("length", batch.lengths)
     log("truncated", torch.tensor([reason == "length" for reason in batch.finish_reasons]))
     judge = next((reward.name for reward in module.rewards if reward.is_correctness), None)

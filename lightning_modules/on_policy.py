@@ -161,7 +161,10 @@ class OnPolicyModule(PosttrainModule):
                 rows, width = micro.rows, micro.width
                 mask = batch.action_mask[rows, :width] & micro.counted[:, None]
                 logprobs, entropy = self.policy.logprobs(
-                    *batch.expanded_prompts(rows), batch.completion_ids[rows, :width], batch.completion_mask[rows, :width], self._temperature
+                    *batch.expanded_prompts(rows),
+                    batch.completion_ids[rows, :width],
+                    batch.completion_mask[rows, :width],
+                    self._temperature,
                 )
                 old = logprobs.detach() if behaviour is None else behaviour[rows, :width]
                 given = None if reference is None else reference[rows, :width]
@@ -224,7 +227,12 @@ class OnPolicyModule(PosttrainModule):
         values = torch.zeros(batch.completion_ids.shape, device=self.device)
         for micro in micro_batches(batch, slice(0, len(values)), self.batch.update_token_budget, None):
             rows, width = micro.rows, micro.width
-            given = (*batch.expanded_prompts(rows), batch.completion_ids[rows, :width], batch.completion_mask[rows, :width], self._temperature)
+            given = (
+                *batch.expanded_prompts(rows),
+                batch.completion_ids[rows, :width],
+                batch.completion_mask[rows, :width],
+                self._temperature,
+            )
             values[rows, :width] = self.policy.reference_logprobs(*given) if reference else self.policy.logprobs(*given)[0]
         return values.masked_fill(~batch.action_mask, 0.0)
 
@@ -242,11 +250,15 @@ class OnPolicyModule(PosttrainModule):
 
     # ---- what is shown ------------------------------------------------------------------------------------------------------
 
+    def metric_name(self, reward: str) -> str:
+        """What follows train/ or val/ in the metric of a reward."""
+        return f"reward/{reward}"
+
     def log_rollout(self, batch: RolloutBatch, metrics: dict[str, float], rollout_seconds: float, update_seconds: float) -> None:
         """Metrics under the names that all methods share."""
         tokens = float(batch.lengths.sum())
         values = {f"train/{name}": value for name, value in metrics.items()}
-        values |= {f"train/reward/{name}": float(scores.nanmean()) for name, scores in batch.rewards.items()}
+        values |= {f"train/{self.metric_name(name)}": float(scores.nanmean()) for name, scores in batch.rewards.items()}
         if self.rewards:
             values["train/reward"] = float(total_reward(self.rewards, batch.rewards).nanmean())
         values |= {
@@ -301,5 +313,3 @@ class OnPolicyModule(PosttrainModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.kl.coefficient = float(checkpoint["kl_coefficient"])
-
-

@@ -1,6 +1,5 @@
 """Reward and cost models trained on the way: by the same modules, in a trainer of their own, once for the same inputs."""
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,7 +78,10 @@ def trained_scorer(kind: Literal["reward", "cost"], policy: PolicyParams, rows: 
         accelerator=parent.accelerator,
         devices=1,
     )
-    print(f"{kind.capitalize()} model: training on {len(train)} pairs, {params.epochs} epoch(s) of {len(train) // params.batch_size} steps ...", flush=True)
+    print(
+        f"{kind.capitalize()} model: training on {len(train)} pairs, {params.epochs} epoch(s) of {len(train) // params.batch_size} steps ...",
+        flush=True,
+    )
     with isolated_rng("scorer", kind, run_seed()):
         order = torch.Generator().manual_seed(derive_seed("pairs", run_seed()))
         loader = DataLoader(train, params.batch_size, shuffle=True, drop_last=True, collate_fn=list, generator=order)  # type: ignore[arg-type]
@@ -89,7 +91,15 @@ def trained_scorer(kind: Literal["reward", "cost"], policy: PolicyParams, rows: 
     print(f"{kind.capitalize()} model: held-out " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    facts = {"kind": kind, "id": key, "held_out": metrics, "pairs": len(train), "held_out_pairs": len(validation), "training": settings, "base": policy.model}
+    facts = {
+        "kind": kind,
+        "id": key,
+        "held_out": metrics,
+        "pairs": len(train),
+        "held_out_pairs": len(validation),
+        "training": settings,
+        "base": policy.model,
+    }
     module.policy.save(temporary, facts)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)

@@ -55,7 +55,8 @@ def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, trainer:
         start = stop
     device = order.device
     made = [
-        MicroBatch(order[i:j] + part.start, max(1, int(lengths[order[i]])), torch.ones(j - i, dtype=torch.bool, device=device)) for i, j in spans
+        MicroBatch(order[i:j] + part.start, max(1, int(lengths[order[i]])), torch.ones(j - i, dtype=torch.bool, device=device))
+        for i, j in spans
     ]
     if trainer is not None and trainer.world_size > 1:
         most = trainer.strategy.reduce(torch.tensor(float(len(made)), device=device), reduce_op="max")

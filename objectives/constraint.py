@@ -24,9 +24,7 @@ def inflation(delta: float, samples: int, safety_samples: int, c1: float, c2: fl
     return candidate + test
 
 
-def augmented_cost(
-    costs: Float[Tensor, "rows"], mean: float, std: float, kappa: float, floor: float = 1e-6
-) -> Float[Tensor, "rows"]:
+def augmented_cost(costs: Float[Tensor, "rows"], mean: float, std: float, kappa: float, floor: float = 1e-6) -> Float[Tensor, "rows"]:
     """The per-sample cost whose expected score-function gradient is that of mean + kappa * std.
 
     c + kappa * (c^2 - 2 c mean) / (2 std), because grad std = (grad E[c^2] - 2 mean grad E[c]) / (2 std).

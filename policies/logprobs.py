@@ -36,7 +36,7 @@ def completion_logprobs(
     mask = torch.cat([prompt_mask, completion_mask], dim=1)
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     width = completion_ids.shape[1]
-    logits = model(
-        input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, logits_to_keep=width + 1
-    ).logits[:, :-1]
+    logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, logits_to_keep=width + 1).logits[
+        :, :-1
+    ]
     return token_logprobs(logits, completion_ids, temperature), token_entropies(logits, temperature)

@@ -118,7 +118,10 @@ class Policy(nn.Module):
     def decode(self, ids: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]) -> list[str]:
         """Texts without special tokens that end or pad; markers such as </think> stay, since rewards read them."""
         drop = {*self.eos_token_ids, self.pad_token_id}
-        kept = [[t for t, m in zip(row, keep, strict=True) if m and t not in drop] for row, keep in zip(ids.tolist(), mask.tolist(), strict=True)]
+        kept = [
+            [t for t, m in zip(row, keep, strict=True) if m and t not in drop]
+            for row, keep in zip(ids.tolist(), mask.tolist(), strict=True)
+        ]
         return self.tokenizer.batch_decode(kept, skip_special_tokens=False)
 
     def logprobs(
@@ -202,7 +205,5 @@ def with_adapter(model: Any, lora: LoRA, task_type: str | None = "CAUSAL_LM") ->
     """The model with a fresh adapter; everything else is frozen."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type=task_type
-    )
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type=task_type)
     return get_peft_model(model, config)

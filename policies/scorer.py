@@ -55,7 +55,9 @@ class Scorer(nn.Module):
         width = max(map(len, sequences))
         context = getattr(self.backbone.config, "max_position_embeddings", None)
         if context is not None and width > context:
-            raise ConfigError(f"a prompt with its response has {width} tokens, more than the scorer's context of {context}; shorten or drop it.")
+            raise ConfigError(
+                f"a prompt with its response has {width} tokens, more than the scorer's context of {context}; shorten or drop it."
+            )
         device = self.head.weight.device
         ids = torch.full((len(sequences), width), self.tokenizer.pad_token_id, device=device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -94,6 +96,8 @@ def load_scorer(folder: str) -> tuple[Scorer, dict[str, Any]]:
     """A frozen scorer and the facts saved with it. Raises ConfigError for a folder without a trained head."""
     found = Path(locate(folder))
     if not (found / "head.safetensors").is_file():
-        raise ConfigError(f"{folder} is not a reward or cost model: it has no head.safetensors. Train one with lightning_modules.RewardModel or CostModel.")
+        raise ConfigError(
+            f"{folder} is not a reward or cost model: it has no head.safetensors. Train one with lightning_modules.RewardModel or CostModel."
+        )
     facts = found / "facts.json"
     return Scorer(PolicyParams(str(found))).eval().requires_grad_(False), json.loads(facts.read_text()) if facts.is_file() else {}

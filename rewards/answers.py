@@ -66,7 +66,9 @@ class NumericAnswer(Reward):
     def check_columns(self, row):
         needs(self, row, "answer")
         if last_number(str(row["answer"])) is None:
-            raise ConfigError(f"the answer {row['answer']!r} of row {row.get('id')!r} holds no number; use ExactAnswer or MathAnswer for it.")
+            raise ConfigError(
+                f"the answer {row['answer']!r} of row {row.get('id')!r} holds no number; use ExactAnswer or MathAnswer for it."
+            )
 
 
 class MathAnswer(Reward):
@@ -95,7 +97,9 @@ class Format(Reward):
         pattern: a regular expression; by default some reasoning closed once by </think>, then an answer.
     """
 
-    def __init__(self, pattern: str = r"(?:(?!</think>)[\s\S])*</think>(?:(?!</?think>)[\s\S])*\S\s*", weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, pattern: str = r"(?:(?!</think>)[\s\S])*</think>(?:(?!</?think>)[\s\S])*\S\s*", weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(weight, name)
         try:
             self.pattern = re.compile(pattern)

@@ -111,7 +111,9 @@ def _imported(path: str) -> Callable:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"the reward function {path!r} cannot be imported ({error}); give the path as package.module.function.") from error
+        raise ConfigError(
+            f"the reward function {path!r} cannot be imported ({error}); give the path as package.module.function."
+        ) from error
     if not callable(function):
         raise ConfigError(f"the reward function {path!r} is a {type(function).__name__}, not a function.")
     return function

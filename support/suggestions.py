@@ -11,7 +11,9 @@ _UNKNOWN_ARGUMENT = re.compile(r"[Uu]nrecognized arguments?:\s*(--[\w.+-]+)")
 _UNKNOWN_KEY = re.compile(r"(?:No such option|Unrecognized key|not expected|Invalid key)[^'\"]*['\"]([\w.]+)['\"]")
 _CLASS = re.compile(r"Problem with given class_path ['\"]([\w.]+)['\"]")
 _PARSER_KEY = re.compile(r"Parser key ['\"]([\w.]+)['\"]")
-_IMPORT = re.compile(r"(?:Unable to import|No module named|has no attribute|cannot import name|Import path|not (?:a valid )?import path|does not correspond to)[^\n]*")
+_IMPORT = re.compile(
+    r"(?:Unable to import|No module named|has no attribute|cannot import name|Import path|not (?:a valid )?import path|does not correspond to)[^\n]*"
+)
 
 
 def explain(message: str, known: Iterable[str]) -> str:

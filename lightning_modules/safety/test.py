@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -76,7 +75,9 @@ def check_disjoint(safety: Iterable[Any], others: dict[str, Iterable[Any]]) -> N
     prompts = [normalised(prompt) for prompt in safety]
     kept = set(prompts)
     if len(kept) < len(prompts):
-        raise ConfigError(f"{len(prompts) - len(kept)} prompts of the safety split are repeated; the test needs distinct ones. Drop the copies.")
+        raise ConfigError(
+            f"{len(prompts) - len(kept)} prompts of the safety split are repeated; the test needs distinct ones. Drop the copies."
+        )
     for name, rows in others.items():
         shared = kept & {normalised(prompt) for prompt in rows}
         if shared:
