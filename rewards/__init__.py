@@ -4,6 +4,7 @@ from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
 from rewards.models import ModelScore
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
+from rewards.texts import OnTopic, ToxicityCost
 
 __all__ = [
     "ExactAnswer",
@@ -12,9 +13,11 @@ __all__ = [
     "MathAnswer",
     "ModelScore",
     "NumericAnswer",
+    "OnTopic",
     "ReasoningGymScore",
     "RecordsCost",
     "RecordsReward",
     "Reward",
+    "ToxicityCost",
     "total_reward",
 ]

