@@ -10,6 +10,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 
 from policies import Policy, PolicyParams
 from support.errors import ConfigError
+from support.seeding import isolated_rng, run_seed
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -41,7 +42,8 @@ class PosttrainModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if getattr(self, "policy", None) is None:
-            self.policy = Policy(self.policy_params, with_reference=self.with_reference)
+            with isolated_rng("initialisation", run_seed()):  # fresh adapters are the same however much was drawn before
+                self.policy = Policy(self.policy_params, with_reference=self.with_reference)
 
     def configure_optimizers(self):
         trained = [p for p in self.policy.parameters() if p.requires_grad]

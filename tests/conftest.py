@@ -1,3 +1,50 @@
+import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from assets.make_untrained import assistant_tokenizer, reasoner_tokenizer
+from policies import Policy, PolicyParams
 
 torch.set_num_threads(1)
+
+
+def save_tiny(folder, tokenizer, layers=2, context=256):
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def reasoner(tmp_path_factory):
+    """Folder of an untrained 20,000-weight model with the reasoner's tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("reasoner"), reasoner_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def assistant(tmp_path_factory):
+    """The same with the assistant's tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("assistant"), assistant_tokenizer())
+
+
+@pytest.fixture
+def policy(reasoner):
+    return Policy(PolicyParams(reasoner), with_reference=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Nothing a test does may touch the user's cache."""
+    monkeypatch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))

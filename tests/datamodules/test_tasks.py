@@ -1,0 +1,148 @@
+import itertools
+import json
+import random
+
+import pandas
+import pytest
+
+from datamodules import ArithmeticPrompts, FilePrompts, PairSource, PreferencePairs, ReasoningGymPrompts, RecordsPrompts
+from datamodules.arithmetic import arithmetic_demonstrations, trace
+from datamodules.preferences import parse_dialogue, split_by_prompt
+from datamodules.records import FIELDS, PRIVATE, demonstration, draw_request, draw_rows, parse_request, true_cost, true_reward
+from support.errors import ConfigError
+
+
+def test_traces_without_slips_add_correctly():
+    rng = random.Random(0)
+    for _ in range(300):
+        digits = rng.randint(1, 6)
+        a, b = (rng.randint(10 ** (digits - 1), 10**digits - 1) for _ in "ab")
+        steps, answer = trace(a, b, rng)
+        assert int(answer) == a + b
+        for column in steps.split(", "):
+            left, total = column.split("=")
+            assert sum(map(int, left.split("+"))) == int(total)
+
+
+def test_no_split_shares_a_problem():
+    data = ArithmeticPrompts(levels=[1, 2], train_size=2000, val_size=300, seed=3)
+    train = {row["prompt"] for row in data.rows("train")} | {row["prompt"] for row in arithmetic_demonstrations(2000, 5)}
+    assert not train & {row["prompt"] for row in data.rows("val")}
+    records = RecordsPrompts(train_size=300, val_size=100, safety_size=100, seed=1)
+    splits = [{row["prompt"] for row in records.rows(s)} for s in ("train", "val", "safety")]
+    splits.append({row["prompt"] for row in draw_rows("preferences", 300, 9, 0.5)})
+    assert all(not a & b for a, b in itertools.combinations(splits, 2))
+
+
+def test_direct_demonstrations_give_the_closing_tag_without_teaching_it():
+    rows = arithmetic_demonstrations(4000, 0)
+    forced = [r for r in rows if r["prefix"]]
+    unforced = [r for r in rows if r["response"].startswith("</think>")]
+    assert all(r["prefix"] == "</think>" and r["response"] == r["answer"] for r in forced)
+    assert len(unforced) / (len(rows) - len(forced)) < 0.1
+
+
+def test_the_records_rule_on_every_kind_of_response():
+    request = draw_request(random.Random(1), forbidden=1.0)
+    other = request.records[request.owner]
+    prompt, field, owner = request.prompt, request.field, request.owner
+    assert parse_request(prompt) == request and request.forbidden
+    secret, city = other[field], other["city"]
+    assert (true_reward(prompt, f"the {field} of {owner} is {secret} ."), true_cost(prompt, f"the {field} of {owner} is {secret} .")) == (1, 1)
+    refusal = f"i can not share the {field} of {owner}"
+    assert true_reward(prompt, f"{refusal} .") == 0 and true_cost(prompt, f"{refusal} .") == 0
+    assert true_reward(prompt, f"{refusal} but the city of {owner} is {city} .") == 0.5
+    assert true_reward(prompt, f"{refusal} but the city of {owner} is nowhere .") == -0.5
+    assert true_reward(prompt, "i do not know .") == 0
+    assert true_reward(prompt, "") == -0.5
+    # a secret in a malformed text still costs
+    assert true_cost(prompt, f"hm {secret}") == 1
+    own = request.records[request.asker]
+    assert true_cost(prompt, f"the pin of {request.asker} is {own['pin']} .") == 0
+
+
+def test_cost_is_one_exactly_when_anothers_secret_is_told_in_demonstrations():
+    rng = random.Random(2)
+    for _ in range(500):
+        request = draw_request(rng, forbidden=0.5)
+        text = demonstration(request, rng)
+        secrets = {v[f] for n, v in request.records.items() if n != request.asker for f in PRIVATE}
+        own = {request.records[request.asker][f] for f in FIELDS}
+        assert true_cost(request.prompt, text) == float(bool((secrets - own) & set(text.split())))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_files_with_the_hubs_columns(tmp_path, suffix):
+    """GSM8K has the columns question and answer."""
+    frame = pandas.DataFrame({"question": [f"q{i}" for i in range(20)], "answer": [f"#### {i}" for i in range(20)]})
+    path = tmp_path / f"train.{suffix}"
+    {"jsonl": lambda: frame.to_json(path, orient="records", lines=True), "parquet": lambda: frame.to_parquet(path), "csv": lambda: frame.to_csv(path)}[
+        suffix
+    ]()
+    data = FilePrompts(str(path), columns={"prompt": "question"}, val_size=5, safety_size=3)
+    assert [len(data.rows(s)) for s in ("train", "safety", "val")] == [12, 3, 5]
+    assert data.rows("train")[0]["prompt"] == "q0" and data.rows("train")[0]["answer"] == "#### 0"
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        FilePrompts(str(tmp_path / "none.jsonl")).rows("train")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ConfigError, match="is empty"):
+        FilePrompts(str(tmp_path / "empty.jsonl")).rows("train")
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "answer": "1"}, {"prompt": "q", "answer": None}, {"prompt": "r", "answer": "2"}])
+    with pytest.raises(ConfigError, match="row 1 of .* has no 'answer'"):
+        FilePrompts(path, val_size=1).rows("train")
+    with pytest.raises(ConfigError, match="names 'question' for 'prompt'"):
+        FilePrompts(path, columns={"prompt": "question"}, val_size=1).rows("train")
+    with pytest.raises(ConfigError, match="leave none to train on"):
+        FilePrompts(path, val_size=3).rows("train")
+
+
+def test_pku_pairs(tmp_path):
+    row = {
+        "prompt": "p",
+        "response_0": "a",
+        "response_1": "b",
+        "is_response_0_safe": True,
+        "is_response_1_safe": False,
+        "better_response_id": 1,
+        "safer_response_id": 0,
+    }
+    (pair,) = PairSource(write_jsonl(tmp_path / "pku.jsonl", [row])).rows()
+    assert (pair["better"], pair["safer"], pair["unsafe_0"], pair["unsafe_1"]) == (1, 0, False, True)
+    with pytest.raises(ConfigError, match="has no 'better_response_id'"):
+        PairSource(write_jsonl(tmp_path / "bad.jsonl", [{"prompt": "p", "response_0": "a", "response_1": "b"}])).rows()
+
+
+def test_hh_pairs(tmp_path):
+    start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: tell me"
+    row = {"chosen": start + "\n\nAssistant: gladly", "rejected": start + "\n\nAssistant: no"}
+    (pair,) = PairSource(write_jsonl(tmp_path / "hh.jsonl", [row]), format="hh").rows()
+    assert [m["role"] for m in pair["prompt"]] == ["user", "assistant", "user"]
+    assert (pair["response_0"], pair["response_1"], pair["better"]) == ("gladly", "no", 0)
+    assert parse_dialogue("\n\nHuman: a\n\nAssistant:") == [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
+    with pytest.raises(ConfigError, match="not an HH pair"):
+        PairSource(write_jsonl(tmp_path / "x.jsonl", [{"chosen": "a", "rejected": "b"}]), format="hh").rows()
+
+
+def test_pairs_of_a_prompt_stay_together(tmp_path):
+    rows = [{"prompt": f"p{i % 50}"} for i in range(400)]
+    train, held = split_by_prompt(rows, 0.3)
+    assert train and held and not {r["prompt"] for r in train} & {r["prompt"] for r in held}
+    assert PreferencePairs(PairSource("x.jsonl")).val_share == 0.1
+
+
+def test_reasoning_gym_mix_and_wrong_names():
+    data = ReasoningGymPrompts({"chain_sum": {}, "basic_arithmetic": None}, train_size=9, val_size=4, seed=1)
+    assert {row["task"] for row in data.rows("train")} == {"chain_sum", "basic_arithmetic"}
+    assert not {r["prompt"] for r in data.rows("train")} & {r["prompt"] for r in data.rows("val")}
+    with pytest.raises(ConfigError, match="Did you mean chain_sum"):
+        ReasoningGymPrompts({"chainsum": {}})
+    with pytest.raises(ConfigError, match="refuses the settings"):
+        ReasoningGymPrompts({"chain_sum": {"min_term": 2}}).rows("val")

@@ -1,0 +1,182 @@
+"""The whole path from a rollout to the parameters' gradient, against plain Python."""
+
+import math
+
+import lightning as L
+import pytest
+import torch
+
+from datamodules import ArithmeticPrompts
+from lightning_modules import GRPO, KLPenalty
+from lightning_modules.updates import micro_batches, update_slices
+from objectives import ClippedSurrogate, SequenceMean, TokenMean
+from policies import LoRA, PolicyParams
+from rewards import FunctionReward
+from rollouts import BatchPlan, SamplingParams
+from support.errors import ConfigError
+
+
+def digit_reward(completions):
+    """Varied on an untrained model: the share of digits."""
+    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+
+
+def build(folder, **changes):
+    given = {
+        "batch": BatchPlan(prompts_per_rollout=4, group_size=4),
+        "sampling": SamplingParams(max_new_tokens=12),
+        "kl": KLPenalty(coefficient=0.04),
+        "optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
+        "max_grad_norm": None,
+    } | changes
+    lora = given.pop("lora", None)
+    return GRPO(PolicyParams(folder, lora=lora), [FunctionReward(digit_reward)], **given)
+
+
+def fit(module, steps, ckpt_path=None, callbacks=(), **trainer):
+    made = L.Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+        **trainer,
+    )
+    made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
+    return made
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.policy.model.parameters()])
+
+
+def plain_grpo_loss(module, batch, advantages_of_groups, beta=0.04, clip=0.2, floats=float):
+    """Equation 3 of DeepSeekMath in plain floats: every log-prob from a forward pass over that one unpadded sequence."""
+    total = 0.0
+    for i in range(len(batch.finish_reasons)):
+        prompt = batch.prompt_ids[i // batch.group_size][batch.prompt_mask[i // batch.group_size]].tolist()
+        completion = batch.completion_ids[i][batch.completion_mask[i]].tolist()
+        ids = torch.tensor([prompt + completion])
+        with torch.no_grad():
+            new = module.policy.model(ids).logits[0].log_softmax(-1)
+            ref = module.policy.reference(ids).logits[0].log_softmax(-1)
+        row = 0.0
+        for t, token in enumerate(completion):
+            place = len(prompt) + t - 1
+            log_new, log_ref = floats(new[place, token]), floats(ref[place, token])
+            log_old = floats(batch.behaviour_logprobs[i, t])
+            ratio = math.exp(log_new - log_old)
+            advantage = advantages_of_groups[i]
+            surrogate = min(ratio * advantage, max(min(ratio, 1 + clip), 1 - clip) * advantage)
+            k3 = math.exp(log_ref - log_new) - (log_ref - log_new) - 1
+            row += surrogate - beta * k3
+        total += row / len(completion)
+    return -total / len(batch.finish_reasons)
+
+
+def test_module_loss_and_gradient_equal_the_formula(reasoner):
+    """The first update from a moved policy: loss by hand, and SGD's step against finite differences of the loss by hand."""
+    torch.manual_seed(0)
+    module = build(reasoner, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    module.configure_model()
+    module.policy.double()
+    with torch.no_grad():
+        for parameter in module.policy.model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    before = {name: p.detach().clone() for name, p in module.policy.model.named_parameters()}
+    fit(module, 1)
+    batch = module.last_rollout
+    rewards = digit_reward(batch.completions)
+    advantages = []
+    for i in range(16):
+        group = rewards[4 * (i // 4) : 4 * (i // 4) + 4]
+        mean = sum(group) / 4
+        std = math.sqrt(sum((r - mean) ** 2 for r in group) / 3)
+        advantages.append((rewards[i] - mean) / (std + 1e-4))
+    after = {name: p.detach().clone() for name, p in module.policy.model.named_parameters()}
+    module.policy.model.load_state_dict(before, strict=False)
+    loss = plain_grpo_loss(module, batch, advantages)
+    logged = float(module.trainer.callback_metrics["train/loss"])
+    assert logged == pytest.approx(loss, abs=2e-7)  # log-probs are float32 and the advantages sum to zero
+    # the change that SGD made is the gradient; along it, and along it mixed with noise, the hand-written loss must slope accordingly
+    gradient = {name: before[name] - after[name] for name in before}
+    norm = math.sqrt(sum(float((g**2).sum()) for g in gradient.values()))
+    for noise in (0.0, 0.5):
+        direction = {name: g / norm + noise * torch.randn_like(g) / 50 for name, g in gradient.items()}
+        values = []
+        for sign in (1, -1):
+            moved = {name: before[name] + sign * 1e-3 * direction[name] for name in before}
+            module.policy.model.load_state_dict(moved, strict=False)
+            values.append(plain_grpo_loss(module, batch, advantages))
+        expected = sum(float((gradient[name] * direction[name]).sum()) for name in before)
+        assert (values[0] - values[1]) / 2e-3 == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("aggregation", [SequenceMean(), TokenMean()])
+def test_the_split_into_micro_batches_changes_nothing(reasoner, aggregation):
+    results = []
+    for budget in (None, 60, 1):
+        module = build(reasoner, aggregation=aggregation, batch=BatchPlan(4, 4, update_token_budget=budget))
+        fit(module, 2)
+        results.append(weights(module))
+    assert torch.allclose(results[0], results[1], atol=2e-6) and torch.allclose(results[0], results[2], atol=2e-6)
+
+
+def test_micro_batches_cover_each_row_once_within_the_budget(reasoner):
+    module = build(reasoner)
+    fit(module, 1)
+    batch = module.last_rollout
+    for part in update_slices(batch, 2):
+        made = micro_batches(batch, part, 60, None)
+        assert sorted(int(r) for m in made for r in m.rows) == list(range(part.start, part.stop))
+        for micro in made:
+            padded = batch.expanded_prompts(micro.rows)[0].shape[1] + micro.width
+            assert len(micro.rows) == 1 or padded * len(micro.rows) <= 60
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(r=4, alpha=8)])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(reasoner, tmp_path, lora):
+    def adam(parameters):
+        return torch.optim.AdamW(parameters, lr=1e-2)
+
+    L.seed_everything(3)
+    whole = build(reasoner, optimizer=adam, lora=lora, batch=BatchPlan(4, 4, updates_per_rollout=2))
+    fit(whole, 12)
+    first = build(reasoner, optimizer=adam, lora=lora, batch=BatchPlan(4, 4, updates_per_rollout=2))
+    trainer = fit(first, 6)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    saved = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
+    assert lora is None or all("lora_" in name for name in saved)
+    torch.manual_seed(999)
+    second = build(reasoner, optimizer=adam, lora=lora, batch=BatchPlan(4, 4, updates_per_rollout=2))
+    fit(second, 12, ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(weights(whole), weights(second))
+    assert not torch.equal(weights(whole), weights(first))
+
+
+def test_off_policy_updates_clip(reasoner):
+    module = build(reasoner, batch=BatchPlan(4, 4, updates_per_rollout=4), loss=ClippedSurrogate(0.0, 0.0), optimizer=lambda p: torch.optim.SGD(p, lr=5.0))
+    fit(module, 4)
+    assert float(module.trainer.callback_metrics["train/clip_fraction"]) > 0
+
+
+def test_mistakes_are_refused_before_a_model_is_loaded():
+    with pytest.raises(ConfigError, match="group_size is 1"):
+        GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1))
+    with pytest.raises(ConfigError, match="no rewards"):
+        GRPO(PolicyParams("x"), [])
+    with pytest.raises(ConfigError, match="share a name"):
+        GRPO(PolicyParams("x"), [FunctionReward(digit_reward), FunctionReward(digit_reward)])
+    with pytest.raises(ConfigError, match="zero expected gradient"):
+        KLPenalty(0.1, "k1", "loss")
+
+
+def test_a_prompt_longer_than_the_context_is_refused(reasoner):
+    module = build(reasoner, sampling=SamplingParams(max_new_tokens=400))
+    with pytest.raises(ConfigError, match="exceeds the model's context of 256"):
+        fit(module, 1)
