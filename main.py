@@ -16,6 +16,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*`skip_none` is deprecated.*")
+warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen reference
+warnings.filterwarnings("ignore", message=".*special characters in metric name.*")  # MLflow writes val/pass@1 as val/pass1
+warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
 warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
 
 import lightning as L  # noqa: E402
@@ -39,6 +42,8 @@ class Parser(LightningArgumentParser):
     """Says first what is wrong and what was probably meant; the whole message follows."""
 
     def error(self, message, ex=None):
+        if not self.exit_on_error:  # the parser of a nested class: its message comes back inside the outer one's
+            super().error(message, ex)
         known = [action.dest for action in self._actions]
         for action in self._actions:
             if hasattr(action, "_name_parser_map"):
@@ -81,6 +86,7 @@ def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
 class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
+        parser.allow_abbrev = False  # --trainer.max_epoch is a mistake, not a short form
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="configuration file; several are merged in their order")
         return parser
 
@@ -146,18 +152,31 @@ class CLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> CLI:
-    """Run a command line. Returns the CLI with its trainer, module and data module."""
-    return CLI(
-        PosttrainModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"save_to_log_dir": False},
-        args=args,
-    )
+    """Run a command line. Returns the CLI with its trainer, module and data module.
+
+    Raises:
+        ConfigError: for a mistake that the user can mend, wherever it was found.
+    """
+    try:
+        return CLI(
+            PosttrainModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            args=args,
+        )
+    except Exception as error:
+        # The parser tries every type that a value may have and wraps what each of them raised.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ConfigError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or cause is error:
+            raise
+        raise cause from None
 
 
 if __name__ == "__main__":

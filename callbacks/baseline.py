@@ -9,7 +9,7 @@ class BaselineValidation(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loop = trainer.fit_loop.epoch_loop
-        if loop.total_batch_idx > 0 or not trainer.enable_validation or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if loop.total_batch_idx >= 0 or not trainer.enable_validation or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         trainer.validating = True
         try:

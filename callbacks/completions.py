@@ -43,8 +43,7 @@ class CompletionsTable(L.Callback):
     def _log(self, trainer: L.Trainer, batch: RolloutBatch, kind: str) -> None:
         if not trainer.is_global_zero:
             return
-        # the counter still points at the running rollout while its hooks run, and one past it in a validation
-        name = f"completions/{kind}_{trainer.fit_loop.epoch_loop.total_batch_idx + (kind == 'train'):06d}.json"
+        name = f"completions/{kind}_{trainer.fit_loop.epoch_loop.total_batch_idx + 1:06d}.json"
         columns = table(batch, self.prompts)
         runs = mlflow_runs(trainer)
         for client, run in runs:

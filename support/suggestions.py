@@ -23,6 +23,8 @@ def explain(message: str, known: Iterable[str]) -> str:
         message: the parser's error.
         known: full dotted names that the parser accepts.
     """
+    if match := re.search(r"File does not exist: '?([^'\n]+)'?", message):
+        return f"the file {match[1]} does not exist; check the path after --config."
     where = ".".join(dict.fromkeys(_PARSER_KEY.findall(message)))
     if match := _UNKNOWN_ARGUMENT.search(message):
         wrong, names, where = match[1].lstrip("-").split("=")[0], list(known), "the command line"

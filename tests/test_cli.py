@@ -1,0 +1,210 @@
+"""main.py from the outside: what a person types, what the run leaves behind, what a mistake says."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from main import main
+from support.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    return tmp_path
+
+
+def short(model, *extra):
+    """GRPO's own configuration on a tiny model, for a few rollouts."""
+    small = [
+        f"--model.policy.model={model}",
+        "--model.batch.prompts_per_rollout=4",
+        "--model.batch.group_size=4",
+        "--model.sampling.max_new_tokens=8",
+        "--model.evaluation.sampling.max_new_tokens=8",
+        "--data.train_size=64",
+        "--data.val_size=8",
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=2",
+        "--trainer.accelerator=cpu",
+    ]
+    return [f"--config={ROOT}/configs/grpo.yaml", *small, *extra]
+
+
+def experiment():
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    return client, mlflow.search_runs(experiment_names=["lightning-posttrain"])
+
+
+def test_a_run_leaves_params_metrics_config_and_tables(here, reasoner):
+    main(["fit", *short(reasoner, "--trainer.callbacks+=CompletionsTable", "--trainer.callbacks.every_n_rollouts=1")])
+    client, runs = experiment()
+    (run,) = runs.itertuples()
+    columns = set(runs.columns)
+    assert run.status == "FINISHED"
+    assert runs["params.model.init_args.batch.group_size"][0] == "4"
+    assert runs["params.model.init_args.rewards.0.class_path"][0].endswith("ExactAnswer")
+    assert runs["params.trainer.max_steps"][0] == "2"
+    for metric in ("train/reward", "train/length", "train/entropy", "train/loss", "perf/rollout_tokens_per_s", "val/pass1", "val/reward", "val/length"):
+        assert f"metrics.{metric}" in columns, metric
+    history = client.get_metric_history(run.run_id, "val/pass1")
+    assert [point.step for point in history] == [0, 1], "validation before the first rollout and after the second"
+    saved = client.download_artifacts(run.run_id, "config/config_fit.yaml", dst_path=str(here))
+    config = yaml.safe_load(Path(saved).read_text())
+    assert config["model"]["init_args"]["batch"]["group_size"] == 4
+    tables = {item.path for item in client.list_artifacts(run.run_id, "completions")}
+    assert tables == {"completions/val_000000.json", "completions/train_000001.json", "completions/train_000002.json", "completions/val_000002.json"}
+    table = json.loads(Path(client.download_artifacts(run.run_id, "completions/train_000002.json", dst_path=str(here))).read_text())
+    assert {"prompt", "completion", "reward/exact_answer", "advantage"} <= set(table["columns"]) and len(table["data"]) == 16
+    checkpoints = list((here / "runs" / run.run_id / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["rollout_000002.ckpt"]
+    # the saved configuration is a configuration
+    main(["validate", f"--config={saved}", "--trainer.logger=false"])
+
+
+def test_two_methods_share_metric_names(here, reasoner, assistant):
+    main(["fit", *short(reasoner)])
+    main(["fit", *hc_rlhf(assistant, here)])
+    client, runs = experiment()
+    runs = runs[runs["params.model.class_path"].notna()].set_index("params.model.class_path")
+    shared = [
+        "train/reward", "train/length", "train/entropy", "train/loss", "train/grad_norm", "val/reward", "val/length", "perf/rollout_tokens_per_s", "perf/update_tokens_per_s",
+    ]  # fmt: skip
+    for name in shared:
+        assert runs[f"metrics.{name}"].notna().all(), name
+    _, children = client, mlflow.search_runs(experiment_names=["lightning-posttrain"], filter_string="tags.`mlflow.parentRunId` != ''")
+    parents = set(children["tags.mlflow.parentRunId"].dropna())
+    assert parents == {runs.loc["lightning_modules.HCRLHF", "run_id"]} and len(children) == 2
+
+
+def hc_rlhf(model, folder, threshold=0.99, **changes):
+    """The configuration that ships, on a tiny untrained model and few pairs."""
+    import pandas
+
+    pairs = pandas.read_parquet(ROOT / "assets/preferences/records.parquet").head(150)
+    pairs.to_parquet(folder / "pairs.parquet")
+    small = {
+        "model.policy.model": model,
+        "model.constraint.threshold": threshold,
+        "model.batch.prompts_per_rollout": 4,
+        "model.batch.group_size": 2,
+        "model.sampling.max_new_tokens": 6,
+        "model.evaluation.sampling.max_new_tokens": 6,
+        "model.scorers.epochs": 1,
+        "model.scorers.batch_size": 32,
+        "data.preferences.source": str(folder / "pairs.parquet"),
+        "data.train_size": 32,
+        "data.val_size": 8,
+        "data.safety_size": 30,
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": 2,
+        "trainer.accelerator": "cpu",
+    } | changes
+    return [f"--config={ROOT}/configs/hc_rlhf.yaml", *(f"--{name}={value}" for name, value in small.items())]
+
+
+def certificate_of(cli):
+    return json.loads((Path(cli.trainer.default_root_dir) / cli.trainer.logger.version / "certificate" / "certificate.json").read_text())
+
+
+def test_hc_rlhf_from_pairs_to_a_verdict(here, assistant, capsys):
+    cli = main(["fit", *hc_rlhf(assistant, here)])
+    facts = certificate_of(cli)
+    assert facts["verdict"] == "SAFE" and facts["ucb"] <= 0.99 and facts["samples"] == 30
+    assert "SAFE: upper bound" in capsys.readouterr().out
+    exported = Path(cli.trainer.default_root_dir) / cli.trainer.logger.version / "policy"
+    assert json.loads((exported / "certificate.json").read_text())["policy_sha256"] == facts["policy_sha256"]
+    assert (exported / "model.safetensors").is_file() and (exported / "tokenizer.json").is_file()
+    # the same policy again: the recorded verdict, no second test; reward and cost models come from the cache
+    again = main(["fit", *hc_rlhf(assistant, here)])
+    assert "trained before" in capsys.readouterr().out
+    assert certificate_of(again)["tested_at"] == facts["tested_at"] and certificate_of(again)["tests_on_this_split"] == 1
+    # another policy on the same split is refused, and allowed under an allowance with a divided delta
+    other = {"model.optimizer.lr": 1e-3}
+    with pytest.raises(ConfigError, match="tested 1 time"):
+        main(["fit", *hc_rlhf(assistant, here, **other)])
+    allowed = certificate_of(main(["fit", *hc_rlhf(assistant, here, **other, **{"model.test.allowance": 4})]))
+    assert allowed["delta"] == pytest.approx(0.025) and allowed["tests_on_this_split"] == 2
+    assert allowed["delta_spent_on_this_split"] == pytest.approx(0.125)
+
+
+def test_no_solution_found_exports_nothing(here, assistant, capsys):
+    cli = main(["fit", *hc_rlhf(assistant, here, threshold=0.001)])
+    assert certificate_of(cli)["verdict"] == "NO SOLUTION FOUND"
+    assert "NO SOLUTION FOUND: upper bound" in capsys.readouterr().out
+    assert not (Path(cli.trainer.default_root_dir) / cli.trainer.logger.version / "policy").exists()
+
+
+def test_validate_test_and_predict(here, reasoner, assistant):
+    files = {
+        "grpo": short(reasoner)[:1] + [a for a in short(reasoner)[1:] if "max_steps" not in a and "val_check" not in a],
+        "sft": [f"--config={ROOT}/configs/sft.yaml", f"--model.policy.model={reasoner}", "--data.train_size=64", "--data.val_size=4"],
+        "reward_model": [
+            f"--config={ROOT}/configs/reward_model.yaml", f"--model.policy.model={assistant}", f"--data.pairs.source={ROOT}/assets/preferences/records.parquet", "--data.pairs.limit=100",
+        ],  # fmt: skip
+    }
+    for name, arguments in files.items():
+        for stage in ("validate", "test", "predict"):
+            cli = main([stage, *arguments, "--trainer.logger=false", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={here}/{name}"])
+            if stage == "predict":
+                lines = (here / name / "local" / "predictions.jsonl").read_text().splitlines()
+                assert len(lines) >= 4 and json.loads(lines[0])
+            else:
+                prefix = {"validate": "val/", "test": "test/"}[stage]
+                assert any(metric.startswith(prefix) for metric in cli.trainer.callback_metrics)
+
+
+def test_resuming_does_not_override_the_command_line(here, reasoner):
+    main(["fit", *short(reasoner), "--trainer.logger=false"])
+    checkpoint = here / "runs/local/checkpoints/rollout_000002.ckpt"
+    cli = main(["fit", *short(reasoner), "--trainer.logger=false", f"--ckpt_path={checkpoint}", "--model.sampling.max_new_tokens=5", "--trainer.max_steps=4"])
+    assert cli.model.sampling.max_new_tokens == 5 and cli.trainer.global_step == 4
+
+
+def test_overlays_merge_key_by_key(here, reasoner):
+    overlay = here / "overlay.yaml"
+    overlay.write_text("model: {init_args: {sampling: {temperature: 0.7}}}\n")
+    cli = main(["fit", *short(reasoner), f"--config={overlay}", "--trainer.logger=false", "--trainer.fast_dev_run=true"])
+    assert cli.model.sampling.temperature == 0.7 and cli.model.sampling.max_new_tokens == 8
+
+
+@pytest.mark.parametrize(
+    ("argument", "first"),
+    [
+        ("--model.batch.grop_size=4", "Did you mean 'group_size'"),
+        ("--trainer.max_epoch=4", "Did you mean 'trainer.max_epochs'"),
+        ("--model=lightning_modules.GRPP", "Did you mean lightning_modules.GRPO"),
+        ("--config=missing.yaml", "missing.yaml"),
+        ('--model.rewards=[{"class_path": "rewards.ExactAnswer", "init_args": {"wieght": 2}}]', "Did you mean 'weight'"),
+        ('--model.rewards=[{"class_path": "rewards.ExactAnser"}]', "Did you mean rewards.ExactAnswer"),
+    ],
+)
+def test_mistakes_are_explained_first(here, reasoner, capsys, argument, first):
+    with pytest.raises(SystemExit):
+        main(["fit", *short(reasoner), argument])
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and first in message.split("\n\n")[0], message[:600]
+    assert not (here / "mlflow.db").exists(), "nothing was started"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--model.batch.group_size=1"], "group_size is 1"),
+        (["--model.batch.updates_per_rollout=3"], "does not divide"),
+        (["--model.policy.model=runs/nothing"], "does not exist"),
+        (["--data=FilePrompts", "--data.source=none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_wrong_values_end_in_one_paragraph(here, reasoner, changes, message, capsys):
+    with pytest.raises((ConfigError, SystemExit)) as caught:
+        main(["fit", *short(reasoner, "--trainer.logger=false"), *changes])
+    text = str(caught.value) + capsys.readouterr().err
+    assert message in text
