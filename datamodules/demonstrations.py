@@ -1,7 +1,5 @@
 """Prompts with worked responses, for supervised fine-tuning."""
 
-from typing import Literal
-
 import lightning as L
 from torch.utils.data import DataLoader
 
@@ -40,12 +38,13 @@ class Demonstrations(L.LightningDataModule):
         self.train_data: list[Row] = []
         self.val_data: list[Row] = []
 
-    def setup(self, stage: Literal["fit", "validate", "test", "predict"]) -> None:
+    def setup(self, stage: str) -> None:
         if self.train_data:
             return
-        procedural = {"arithmetic": arithmetic_demonstrations, "records": record_demonstrations}.get(self.source)
-        if procedural is not None:
-            rows = procedural(self.train_size + self.val_size, self.seed)
+        if self.source == "arithmetic":
+            rows = arithmetic_demonstrations(self.train_size + self.val_size, self.seed)
+        elif self.source == "records":
+            rows = record_demonstrations(self.train_size + self.val_size, self.seed)
         else:
             rows = read_rows(self.source, columns=self.columns)
         check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"))

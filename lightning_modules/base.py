@@ -28,7 +28,7 @@ class PosttrainModule(L.LightningModule):
     """
 
     with_reference = False
-    policy: Policy
+    policy: Any  # a Policy; a Scorer for reward and cost models
 
     def __init__(self, policy: PolicyParams, optimizer: OptimizerCallable = adamw, lr_scheduler: LRSchedulerCallable | None = None) -> None:
         super().__init__()

@@ -9,10 +9,8 @@ Chittepu et al., 2025 (arXiv 2506.08266). Given a threshold tau and a failure pr
     python main.py fit --config configs/hc_rlhf.yaml
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor
 from lightning_modules.base import adamw
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.on_policy import KLPenalty, OnPolicyModule
-from lightning_modules.safety import Ledger, SafetyTest, Verdict, check_disjoint, judge, write_certificate
+from lightning_modules.safety import Ledger, SafetyTest, Verdict, check_disjoint, judge, publish
 from lightning_modules.scorer_training import ScorerTraining, trained_scorer
 from objectives import Advantage, Aggregation, Bound, LeaveOneOut, PolicyLoss, Reinforce, SequenceSum, StudentT
 from objectives.constraint import CostWindow, DualVariable, augmented_cost, inflation
@@ -33,7 +31,6 @@ from rewards.models import ModelScore
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.files import fingerprint, weights_fingerprint
-from support.runs import mlflow_runs, run_folder
 from support.seeding import isolated_rng, run_seed
 
 
@@ -135,6 +132,7 @@ class HCRLHF(OnPolicyModule):
         self.cost: ModelScore | None = None
         self.facts: dict[str, Any] = {}
         self.step_metrics: dict[str, float] = {}
+        self.reward_before: float | None = None
 
     # ---- phases 1 to 3: the models ------------------------------------------------------------------------------------------
 
@@ -246,87 +244,53 @@ class HCRLHF(OnPolicyModule):
     def _split(self) -> str:
         return fingerprint(sorted(str(row["prompt"]) for row in self._data().rows("safety")))
 
+    def on_validation_end(self) -> None:
+        if self.reward_before is None and "val/reward" in self.trainer.callback_metrics and self.trainer.global_step == 0:
+            self.reward_before = float(self.trainer.callback_metrics["val/reward"])
+
     @torch.no_grad()
     def safety_test(self) -> Verdict | None:
-        """Test the policy on the safety split once, print the verdict, write the certificate, and export the policy if it passed."""
-        if self.trainer.world_size > 1:
-            self.trainer.strategy.barrier("before the safety test")
+        """Test the policy on the safety split once, print the verdict, write the certificate, and export the policy if it passed.
+
+        Returns None on all processes but the first. Raises ConfigError when this split's allowance is used up.
+        """
         if not self.trainer.is_global_zero:
             return None
-        options, rows = self.constraint, self._data().rows("safety")
-        candidate = weights_fingerprint({name: value for name, value in self.policy.model.state_dict().items()})
+        options = self.constraint
+        candidate = weights_fingerprint(self.policy.model.state_dict())
         question = fingerprint([self.facts["cost_model"]["id"], options.threshold, options.delta, options.cost_scale, self.bound.name])
         ledger = Ledger(self._split(), self.test_params.ledger)
         with ledger.locked():
             recorded = ledger.find(candidate, question)
             if recorded is None:
-                delta = ledger.share(options.delta, self.test_params.allowance)
-                with isolated_rng("safety test", run_seed()):
-                    batch = self.sample(rows, 1, self.sampling)
-                assert self.cost is not None
-                costs = self.cost(batch).cpu()
-                verdict = judge(costs, options.threshold, delta, self.bound)
-                truth = {f"safety_mean_{m.name}": float(m(batch).nanmean()) for m in self.monitors}
-                recorded = {
-                    "candidate": candidate,
-                    "question": question,
-                    "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    "delta": delta,
-                    "verdict": asdict(verdict),
-                    "truth": truth,
-                    "costs": costs.tolist(),
-                }
+                recorded = {"candidate": candidate, "question": question} | self._test(
+                    ledger.share(options.delta, self.test_params.allowance)
+                )
                 ledger.record(recorded)
             tests = ledger.entries()
-        verdict = Verdict(**recorded["verdict"])
-        self._report(verdict, recorded, tests)
-        return verdict
-
-    def _report(self, verdict: Verdict, recorded: dict[str, Any], tests: list[dict[str, Any]]) -> None:
-        folder = run_folder(self.trainer)
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith(("val/", "train/"))}
+        after = self.trainer.callback_metrics.get("val/reward")
         facts = {
-            "verdict": verdict.text,
-            **{k: v for k, v in asdict(verdict).items() if k != "safe"},
-            "cost_scale": self.constraint.cost_scale,
-            **recorded["truth"],
-            "policy_sha256": recorded["candidate"],
+            "cost_scale": options.cost_scale,
             "safety_split": self._split(),
-            "tested_at": recorded["time"],
-            "tests_on_this_split": len(tests),
-            "delta_spent_on_this_split": sum(entry["delta"] for entry in tests),
             "allowance": self.test_params.allowance,
             "seed": run_seed(),
             **self.facts,
-            "reward_before": getattr(self, "reward_before", None),
-            "reward_after": metrics.get("val/reward"),
-            "config": {
-                "constraint": asdict(self.constraint),
-                "kl": asdict(self.kl),
-                "batch": asdict(self.batch),
-                "sampling": asdict(self.sampling),
-            },
+            "reward_before": self.reward_before,
+            "reward_after": None if after is None else float(after),
+            "config": {name: asdict(getattr(self, name)) for name in ("constraint", "kl", "batch", "sampling")},
         }
-        paths = write_certificate(folder / "certificate", facts, torch.tensor(recorded["costs"]))
-        exported = None
-        if verdict.safe:
-            exported = Path(self.test_params.export) if self.test_params.export else folder / "policy"
-            self.policy.save(exported)
-            (exported / "certificate.json").write_text(json.dumps(facts, indent=1))
-        for client, run in mlflow_runs(self.trainer):
-            for path in paths:
-                client.log_artifact(run, str(path), "certificate")
-            for name, value in {
-                "ucb": verdict.ucb,
-                "mean": verdict.mean,
-                "passed": float(verdict.safe),
-                "threshold": verdict.threshold,
-            }.items():
-                client.log_metric(run, f"safety/{name}", value, step=self.trainer.global_step)
-        truth = "".join(f"\n  by the rule  {name.removeprefix('safety_mean_')} {value:.4f}" for name, value in recorded["truth"].items())
-        print(
-            f"\n{verdict.text}: upper bound of the mean cost {verdict.ucb:.4f} {'<=' if verdict.safe else '>'} threshold {verdict.threshold:g} (confidence "
-            f"{1 - verdict.delta:.3g}, {verdict.bound}, {verdict.samples} fresh prompts, mean {verdict.mean:.4f}){truth}\n"
-            f"  certificate  {paths[1]}\n  policy       {exported or 'not exported'}",
-            flush=True,
-        )
+        return publish(self.trainer, recorded, tests, facts, self.test_params.export, self.policy.save)
+
+    def _test(self, delta: float) -> dict[str, Any]:
+        """One response for every safety prompt, its cost, and the bound."""
+        with isolated_rng("safety test", run_seed()):
+            batch = self.sample(self._data().rows("safety"), 1, self.sampling)
+        assert self.cost is not None
+        costs = self.cost(batch).cpu()
+        return {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "delta": delta,
+            "verdict": asdict(judge(costs, self.constraint.threshold, delta, self.bound)),
+            "truth": {monitor.name: float(monitor(batch).nanmean()) for monitor in self.monitors},
+            "costs": costs.tolist(),
+        }

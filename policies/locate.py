@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from support.errors import ConfigError
 from support.files import cache_folder
@@ -59,7 +60,7 @@ def _unpacked_wheel(name: str) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = files[0]
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # The weights are plain floats now; these leftovers of the quantised file make saving fail.
     model.config.quantization_config = None
     model.is_quantized = False

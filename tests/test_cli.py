@@ -52,7 +52,16 @@ def test_a_run_leaves_params_metrics_config_and_tables(here, reasoner):
     assert runs["params.model.init_args.batch.group_size"][0] == "4"
     assert runs["params.model.init_args.rewards.0.class_path"][0].endswith("ExactAnswer")
     assert runs["params.trainer.max_steps"][0] == "2"
-    for metric in ("train/reward", "train/length", "train/entropy", "train/loss", "perf/rollout_tokens_per_s", "val/pass1", "val/reward", "val/length"):
+    for metric in (
+        "train/reward",
+        "train/length",
+        "train/entropy",
+        "train/loss",
+        "perf/rollout_tokens_per_s",
+        "val/pass1",
+        "val/reward",
+        "val/length",
+    ):
         assert f"metrics.{metric}" in columns, metric
     history = client.get_metric_history(run.run_id, "val/pass1")
     assert [point.step for point in history] == [0, 1], "validation before the first rollout and after the second"
@@ -60,7 +69,12 @@ def test_a_run_leaves_params_metrics_config_and_tables(here, reasoner):
     config = yaml.safe_load(Path(saved).read_text())
     assert config["model"]["init_args"]["batch"]["group_size"] == 4
     tables = {item.path for item in client.list_artifacts(run.run_id, "completions")}
-    assert tables == {"completions/val_000000.json", "completions/train_000001.json", "completions/train_000002.json", "completions/val_000002.json"}
+    assert tables == {
+        "completions/val_000000.json",
+        "completions/train_000001.json",
+        "completions/train_000002.json",
+        "completions/val_000002.json",
+    }
     table = json.loads(Path(client.download_artifacts(run.run_id, "completions/train_000002.json", dst_path=str(here))).read_text())
     assert {"prompt", "completion", "reward/exact_answer", "advantage"} <= set(table["columns"]) and len(table["data"]) == 16
     checkpoints = list((here / "runs" / run.run_id / "checkpoints").iterdir())
@@ -147,12 +161,17 @@ def test_validate_test_and_predict(here, reasoner, assistant):
         "grpo": short(reasoner)[:1] + [a for a in short(reasoner)[1:] if "max_steps" not in a and "val_check" not in a],
         "sft": [f"--config={ROOT}/configs/sft.yaml", f"--model.policy.model={reasoner}", "--data.train_size=64", "--data.val_size=4"],
         "reward_model": [
-            f"--config={ROOT}/configs/reward_model.yaml", f"--model.policy.model={assistant}", f"--data.pairs.source={ROOT}/assets/preferences/records.parquet", "--data.pairs.limit=100",
+            f"--config={ROOT}/configs/reward_model.yaml",
+            f"--model.policy.model={assistant}",
+            f"--data.pairs.source={ROOT}/assets/preferences/records.parquet",
+            "--data.pairs.limit=100",
         ],  # fmt: skip
     }
     for name, arguments in files.items():
         for stage in ("validate", "test", "predict"):
-            cli = main([stage, *arguments, "--trainer.logger=false", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={here}/{name}"])
+            cli = main(
+                [stage, *arguments, "--trainer.logger=false", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={here}/{name}"]
+            )
             if stage == "predict":
                 lines = (here / name / "local" / "predictions.jsonl").read_text().splitlines()
                 assert len(lines) >= 4 and json.loads(lines[0])
@@ -164,7 +183,16 @@ def test_validate_test_and_predict(here, reasoner, assistant):
 def test_resuming_does_not_override_the_command_line(here, reasoner):
     main(["fit", *short(reasoner), "--trainer.logger=false"])
     checkpoint = here / "runs/local/checkpoints/rollout_000002.ckpt"
-    cli = main(["fit", *short(reasoner), "--trainer.logger=false", f"--ckpt_path={checkpoint}", "--model.sampling.max_new_tokens=5", "--trainer.max_steps=4"])
+    cli = main(
+        [
+            "fit",
+            *short(reasoner),
+            "--trainer.logger=false",
+            f"--ckpt_path={checkpoint}",
+            "--model.sampling.max_new_tokens=5",
+            "--trainer.max_steps=4",
+        ]
+    )
     assert cli.model.sampling.max_new_tokens == 5 and cli.trainer.global_step == 4
 
 

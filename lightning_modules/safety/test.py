@@ -1,7 +1,7 @@
 """The safety test of HC-RLHF: an upper confidence bound on the mean cost of one response a prompt, against the threshold."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ def normalised(prompt: Any) -> str:
     return " ".join(text.lower().split())
 
 
-def check_disjoint(safety: Iterable[Any], others: dict[str, Iterable[Any]]) -> None:
+def check_disjoint(safety: Iterable[Any], others: Mapping[str, Iterable[Any]]) -> None:
     """Refuse a safety split that shares a prompt, or repeats one. Raises ConfigError with the counts.
 
     Args:

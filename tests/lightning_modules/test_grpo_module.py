@@ -160,7 +160,12 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(reasoner, tmp_path, 
 
 
 def test_off_policy_updates_clip(reasoner):
-    module = build(reasoner, batch=BatchPlan(4, 4, updates_per_rollout=4), loss=ClippedSurrogate(0.0, 0.0), optimizer=lambda p: torch.optim.SGD(p, lr=5.0))
+    module = build(
+        reasoner,
+        batch=BatchPlan(4, 4, updates_per_rollout=4),
+        loss=ClippedSurrogate(0.0, 0.0),
+        optimizer=lambda p: torch.optim.SGD(p, lr=5.0),
+    )
     fit(module, 4)
     assert float(module.trainer.callback_metrics["train/clip_fraction"]) > 0
 

@@ -1,0 +1,74 @@
+"""From a verdict to what people see: certificate, export, tracked run, the printed lines."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from lightning_modules.safety.certificate import write_certificate
+from lightning_modules.safety.test import Verdict
+from support.runs import mlflow_runs, run_folder
+
+
+def publish(
+    trainer: L.Trainer,
+    recorded: dict[str, Any],
+    tests: list[dict[str, Any]],
+    facts: dict[str, Any],
+    export: str | None,
+    save: Callable[[Path], None],
+) -> Verdict:
+    """Write certificate.json, .md and .png, export the policy if it is SAFE, log both, print the verdict.
+
+    Args:
+        recorded: the ledger's entry of this test. tests: all entries of the split.
+        facts: what else the certificate states.
+        export: folder of the exported policy; <run folder>/policy when None.
+        save: writes the policy into a folder.
+    """
+    verdict = Verdict(**recorded["verdict"])
+    folder = run_folder(trainer)
+    facts = {
+        "verdict": verdict.text,
+        **{name: value for name, value in asdict(verdict).items() if name != "safe"},
+        **recorded["truth"],
+        "policy_sha256": recorded["candidate"],
+        "tested_at": recorded["time"],
+        "tests_on_this_split": len(tests),
+        "delta_spent_on_this_split": sum(entry["delta"] for entry in tests),
+        **facts,
+    }
+    paths = write_certificate(folder / "certificate", facts, torch.tensor(recorded["costs"]))
+    exported = None
+    if verdict.safe:
+        exported = Path(export) if export else folder / "policy"
+        save(exported)
+        (exported / "certificate.json").write_text(json.dumps(facts, indent=1))
+    metrics = {"ucb": verdict.ucb, "mean": verdict.mean, "passed": float(verdict.safe), "threshold": verdict.threshold}
+    metrics |= {f"true_{name}": value for name, value in recorded["truth"].items()}
+    for client, run in mlflow_runs(trainer):
+        for path in paths:
+            client.log_artifact(run, str(path), "certificate")
+        for name, value in metrics.items():
+            client.log_metric(run, f"safety/{name}", value, step=trainer.global_step)
+    print(_lines(verdict, recorded["truth"], facts, paths[1], exported), flush=True)
+    return verdict
+
+
+def _lines(verdict: Verdict, truth: dict[str, float], facts: dict[str, Any], page: Path, exported: Path | None) -> str:
+    sign = "<=" if verdict.safe else ">"
+    lines = [
+        f"\n{verdict.text}: upper bound of the mean cost {verdict.ucb:.4f} {sign} threshold {verdict.threshold:g}",
+        f"  confidence   {1 - verdict.delta:.3g} ({verdict.bound}) on {verdict.samples} prompts that nothing has seen, mean cost {verdict.mean:.4f}",
+    ]
+    if facts.get("reward_before") is not None and facts.get("reward_after") is not None:
+        lines.append(
+            f"  reward       {facts['reward_before']:.3f} before, {facts['reward_after']:.3f} after (validation prompts, reward model)"
+        )
+    lines += [f"  by the rule  {name} {value:.4f} on the same prompts" for name, value in truth.items()]
+    lines += [f"  certificate  {page}", f"  policy       {exported or 'not exported'}"]
+    return "\n".join(lines)
