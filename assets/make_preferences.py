@@ -81,4 +81,4 @@ def labelled(prompt: str, responses: list[str], gains: list[float], costs: list[
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    auto_cli(main, as_positional=False)

@@ -2,10 +2,10 @@
 
 import json
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from datamodules.records import true_cost, true_reward
-from rewards.answers import answers
+from rewards.answers import answers, last_number
 from rewards.base import Reward, needs
 
 
@@ -20,13 +20,14 @@ class ReasoningGymScore(Reward):
     """reasoning-gym's own score of the answer, between 0 and 1; needs the columns that `ReasoningGymPrompts` writes.
 
     Args:
-        extract: the answer is the text in <answer> tags if there are any, else everything after the reasoning.
+        extract: what of the text after the reasoning is the answer: what stands in <answer> tags (all of it if there are none), the last
+            number (for small models that talk around it), or all of it.
         weight, name: as in every reward.
     """
 
     is_correctness = True
 
-    def __init__(self, extract: bool = True, weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(self, extract: Literal["tags", "number", "text"] = "tags", weight: float = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         self.extract = extract
 
@@ -35,8 +36,10 @@ class ReasoningGymScore(Reward):
 
     def _one(self, answer: str, entry: str) -> float:
         data = json.loads(entry)
-        if self.extract and "<answer>" in answer:
+        if self.extract == "tags" and "<answer>" in answer:
             answer = answer.rsplit("<answer>", 1)[1].split("</answer>", 1)[0].strip()
+        elif self.extract == "number":
+            answer = "" if (number := last_number(answer)) is None else str(number)
         return float(_scorer(data["metadata"]["source_dataset"])(answer=answer, entry=data))
 
     def check_columns(self, row):
