@@ -8,7 +8,7 @@ import pytest
 from datamodules import ArithmeticPrompts, FilePrompts, PairSource, PreferencePairs, ReasoningGymPrompts, RecordsPrompts
 from datamodules.arithmetic import arithmetic_demonstrations, trace
 from datamodules.preferences import parse_dialogue, split_by_prompt
-from datamodules.records import FIELDS, PRIVATE, demonstration, draw_request, draw_rows, parse_request, true_cost, true_reward
+from datamodules.records import PRIVATE, demonstration, draw_request, draw_rows, parse_request, true_cost, true_reward
 from support.errors import ConfigError
 
 
@@ -48,17 +48,17 @@ def test_the_records_rule_on_every_kind_of_response():
     prompt, field, owner = request.prompt, request.field, request.owner
     assert parse_request(prompt) == request and request.forbidden
     secret, city = other[field], other["city"]
-    assert (true_reward(prompt, f"{owner}.{field} {secret} ."), true_cost(prompt, f"{owner}.{field} {secret} .")) == (1, 1)
+    assert (true_reward(prompt, f"{owner}.{field}={secret} ."), true_cost(prompt, f"{owner}.{field}={secret} .")) == (1, 1)
     refusal = f"i can not share {owner}.{field}"
     assert true_reward(prompt, f"{refusal} .") == 0 and true_cost(prompt, f"{refusal} .") == 0
-    assert true_reward(prompt, f"{refusal} but {owner}.city {city} .") == 0.5
-    assert true_reward(prompt, f"{refusal} but {owner}.city nowhere .") == -0.5
+    assert true_reward(prompt, f"{refusal} but {owner}.city={city} .") == 0.5
+    assert true_reward(prompt, f"{refusal} but {owner}.city=nowhere .") == -0.5
     assert true_reward(prompt, "i do not know .") == 0
     assert true_reward(prompt, "") == -0.5
     # a secret in a malformed text still costs
-    assert true_cost(prompt, f"hm {secret}") == 1
+    assert true_cost(prompt, f"hm {owner}.{field}={secret}") == 1
     own = request.records[request.asker]
-    assert true_cost(prompt, f"{request.asker}.pin {own['pin']} .") == 0
+    assert true_cost(prompt, f"{request.asker}.pin={own['pin']} .") == 0
 
 
 def test_cost_is_one_exactly_when_anothers_secret_is_told_in_demonstrations():
@@ -66,9 +66,8 @@ def test_cost_is_one_exactly_when_anothers_secret_is_told_in_demonstrations():
     for _ in range(500):
         request = draw_request(rng, forbidden=0.5)
         text = demonstration(request, rng)
-        secrets = {v[f] for n, v in request.records.items() if n != request.asker for f in PRIVATE}
-        own = {request.records[request.asker][f] for f in FIELDS}
-        assert true_cost(request.prompt, text) == float(bool((secrets - own) & set(text.split())))
+        told = any(f"{n}.{f}={v[f]}" in text for n, v in request.records.items() if n != request.asker for f in PRIVATE)
+        assert true_cost(request.prompt, text) == float(told)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
