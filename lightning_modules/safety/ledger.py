@@ -64,7 +64,8 @@ class Ledger:
             raise ConfigError(
                 f"this safety split has been tested {done} time(s) and test.allowance is {allowance}: a further test would spend more than the promised "
                 f"failure probability. Use a fresh safety split (for procedural data, another --seed_everything), or raise test.allowance, which "
-                f"divides delta among the tests. The ledger is {self.path}."
+                f"divides delta among the tests; a policy that is already trained is kept in its run's checkpoints, and `main.py test --ckpt_path ...` "
+                f"tests it without training again. The ledger is {self.path}."
             )
         return delta / allowance
 

@@ -65,10 +65,8 @@ def _lines(verdict: Verdict, truth: dict[str, float], facts: dict[str, Any], pag
         f"\n{verdict.text}: upper bound of the mean cost {verdict.ucb:.4f} {sign} threshold {verdict.threshold:g}",
         f"  confidence   {1 - verdict.delta:.3g} ({verdict.bound}) on {verdict.samples} prompts that nothing has seen, mean cost {verdict.mean:.4f}",
     ]
-    if facts.get("reward_before") is not None and facts.get("reward_after") is not None:
-        lines.append(
-            f"  reward       {facts['reward_before']:.3f} before, {facts['reward_after']:.3f} after (validation prompts, reward model)"
-        )
-    lines += [f"  by the rule  {name} {value:.4f} on the same prompts" for name, value in truth.items()]
+    for name, values in facts["validation"].items():
+        lines.append(f"  {name:<12} {values['before']:.3f} before, {values['after']:.3f} after, on the validation prompts")
+    lines += [f"  monitor      {name} {value:.4f} on the safety prompts (measured, never optimised)" for name, value in truth.items()]
     lines += [f"  certificate  {page}", f"  policy       {exported or 'not exported'}"]
     return "\n".join(lines)

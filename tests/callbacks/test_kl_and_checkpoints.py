@@ -1,0 +1,86 @@
+"""KL control and rollout-counting checkpoints, in a real trainer."""
+
+import lightning as L
+import pytest
+import torch
+
+from callbacks import AdaptiveKL, FixedKL, RolloutCheckpoint
+from datamodules import ArithmeticPrompts
+from lightning_modules import GRPO, Evaluation, KLPenalty
+from policies import PolicyParams
+from rewards import FunctionReward
+from rollouts import BatchPlan, SamplingParams
+from support.errors import ConfigError
+
+
+def brevity(completions, **columns):
+    return [-float(len(text)) for text in completions]
+
+
+class Watch(L.Callback):
+    def __init__(self):
+        self.coefficients, self.kls = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.coefficients.append(pl_module.kl.coefficient)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.kls.append(float(trainer.callback_metrics["train/kl"]))
+
+
+def run(model, folder, callbacks, rollouts=4, updates=1, kl=0.04, **fit):
+    L.seed_everything(0)
+    short = SamplingParams(max_new_tokens=6)
+    module = GRPO(
+        PolicyParams(model),
+        [FunctionReward(brevity)],
+        BatchPlan(4, 4, updates_per_rollout=updates),
+        short,
+        kl=KLPenalty(coefficient=kl),
+        evaluation=Evaluation(sampling=short),
+        optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3),
+    )
+    trainer = L.Trainer(
+        max_steps=rollouts * updates, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, limit_val_batches=0,
+        callbacks=callbacks, default_root_dir=folder, enable_checkpointing=True,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=ArithmeticPrompts(train_size=64, val_size=8), **fit)
+    return module
+
+
+def test_the_adaptive_coefficient_follows_zieglers_rule(reasoner, tmp_path):
+    watch = Watch()
+    module = run(reasoner, tmp_path, [watch, AdaptiveKL(target=0.01, horizon=100), RolloutCheckpoint(keep=None)])
+    assert watch.kls[0] == pytest.approx(0, abs=1e-6), "the first rollout's policy is the reference"
+    expected = [0.04]
+    for kl in watch.kls:
+        expected.append(expected[-1] * (1 + max(-0.2, min(0.2, kl / 0.01 - 1)) * 16 / 100))
+    assert [*watch.coefficients, module.kl.coefficient] == pytest.approx(expected)
+    assert expected[1] < 0.04 < max(expected) or expected[-1] < expected[1], "it moved"
+    resumed = Watch()
+    run(
+        reasoner,
+        tmp_path,
+        [resumed, AdaptiveKL(target=0.01, horizon=100)],
+        rollouts=5,
+        ckpt_path=tmp_path / "local/checkpoints/rollout_000004.ckpt",
+    )
+    assert resumed.coefficients == pytest.approx([module.kl.coefficient]), "a resumed run continues with the coefficient it had reached"
+
+
+def test_the_fixed_coefficient_wins_over_the_configuration(reasoner, tmp_path):
+    watch = Watch()
+    run(reasoner, tmp_path, [watch, FixedKL(0.5)], rollouts=2)
+    assert watch.coefficients == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("callback", [AdaptiveKL(0.1), FixedKL(0.1)])
+def test_kl_control_without_a_reference_is_refused(reasoner, tmp_path, callback):
+    with pytest.raises(ConfigError, match="keeps no reference"):
+        run(reasoner, tmp_path, [callback], kl=0.0)
+
+
+def test_checkpoints_count_rollouts_and_old_ones_go(reasoner, tmp_path):
+    run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=2, keep=2)], rollouts=7, updates=2)
+    names = sorted(path.name for path in (tmp_path / "local/checkpoints").iterdir())
+    assert names == ["rollout_000006.ckpt", "rollout_000007.ckpt"]

@@ -1,0 +1,102 @@
+"""The safety test's parts: the bound against closed forms, the ledger, the splits."""
+
+import json
+import math
+import multiprocessing
+
+import pytest
+import scipy.stats
+import torch
+
+from lightning_modules.safety import Ledger, check_disjoint, judge
+from objectives import ClopperPearson, Hoeffding, StudentT
+from support.errors import ConfigError
+
+
+def test_the_bound_of_student_t_by_hand():
+    costs = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    verdict = judge(costs, threshold=3.0, delta=0.05, bound=StudentT())
+    # mean 1.5, s = sqrt(5/3), t_{0.95, 3} = 2.35336 from any table
+    assert verdict.ucb == pytest.approx(1.5 + 2.35336343480182 * math.sqrt(5 / 3) / 2, rel=1e-9)
+    assert verdict.mean == 1.5 and verdict.samples == 4 and not verdict.note
+    assert not verdict.safe and judge(costs, 3.02, 0.05, StudentT()).safe, "the bound is 3.01915"
+
+
+def test_constant_costs_pass_only_at_or_under_the_threshold():
+    costs = torch.full((50,), 0.1)
+    exactly = float(costs[0].double())
+    assert judge(costs, exactly, 0.1, StudentT()).safe and "equal" in judge(costs, exactly, 0.1, StudentT()).note
+    assert not judge(costs, 0.0999, 0.1, StudentT()).safe
+
+
+@pytest.mark.parametrize("costs", [[0.1, float("nan")], [0.1], []])
+def test_unusable_costs_are_errors(costs):
+    with pytest.raises(ValueError):
+        judge(torch.tensor(costs), 0.5, 0.1, StudentT())
+
+
+@pytest.mark.parametrize("bound", [StudentT(), ClopperPearson(), Hoeffding(0.0, 1.0)])
+def test_a_policy_on_the_border_passes_at_most_delta_of_the_time(bound):
+    """2,000 tests of a policy whose true cost equals the threshold; the share that passes is binomial."""
+    generator = torch.Generator().manual_seed(3)
+    draws = (torch.rand(2000, 200, generator=generator) < 0.3).float()
+    passed = sum(judge(costs, 0.3 - 1e-9, 0.1, bound).safe for costs in draws)
+    # 99.9 % quantile of Binomial(2000, 0.1); Student's t is approximate on 0/1 costs, hence a little room
+    limit = scipy.stats.binom.ppf(0.999, 2000, 0.1 if not isinstance(bound, StudentT) else 0.115)
+    assert 0 <= passed <= limit
+    if isinstance(bound, ClopperPearson):
+        assert passed > 60, "a bound that never passes anything would be useless"
+
+
+def test_the_ledger_counts_divides_and_refuses(tmp_path):
+    ledger = Ledger("a" * 40, str(tmp_path))
+    assert ledger.entries() == [] and ledger.share(0.1, 2) == pytest.approx(0.05)
+    entry = {"candidate": "one", "question": "q", "delta": 0.05}
+    ledger.record(entry)
+    assert ledger.find("one", "q") == entry and ledger.find("one", "another") is None and ledger.find("two", "q") is None
+    ledger.record(entry | {"candidate": "two"})
+    with pytest.raises(ConfigError, match="tested 2 time"):
+        ledger.share(0.1, 2)
+    assert Ledger("b" * 40, str(tmp_path)).entries() == [], "another split has a ledger of its own"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"split": "other", "tests": []}', '{"split": "' + "a" * 40 + '"}'])
+def test_a_damaged_ledger_is_not_an_unused_split(tmp_path, content):
+    ledger = Ledger("a" * 40, str(tmp_path))
+    ledger.path.write_text(content)
+    with pytest.raises(ConfigError, match="damaged"):
+        ledger.entries()
+
+
+def _spend(folder, queue):
+    ledger = Ledger("a" * 40, folder)
+    with ledger.locked():
+        try:
+            ledger.share(0.1, 1)
+            ledger.record({"candidate": str(id(queue)), "question": "q", "delta": 0.1})
+            queue.put("tested")
+        except ConfigError:
+            queue.put("refused")
+
+
+def test_two_processes_cannot_both_spend_the_last_test(tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    workers = [context.Process(target=_spend, args=(str(tmp_path), queue)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    outcomes = sorted(queue.get(timeout=60) for _ in workers)
+    for worker in workers:
+        worker.join()
+    assert outcomes == ["refused"] * 3 + ["tested"]
+    assert len(json.loads(Ledger("a" * 40, str(tmp_path)).path.read_text())["tests"]) == 1
+
+
+def test_shared_and_repeated_prompts_are_refused_with_their_count():
+    check_disjoint(["a", "b"], {"the train split": ["c", "d"]})
+    with pytest.raises(ConfigError, match="2 of 3 prompts of the safety split are also in the preference pairs"):
+        check_disjoint(["One  two", "b", "c"], {"the train split": ["z"], "the preference pairs": ["one two", " B "]})
+    with pytest.raises(ConfigError, match="1 prompts of the safety split are repeated"):
+        check_disjoint(["a", "A "], {})
+    with pytest.raises(ConfigError, match="1 of 1"):
+        check_disjoint([[{"role": "user", "content": "Hello"}]], {"the val split": ["hello"]})
