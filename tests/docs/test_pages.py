@@ -1,0 +1,26 @@
+"""The method pages quote code: every quoted line must stand in the file it is said to stand in; every link and path must exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+QUOTE = re.compile(r"^\|[^`]*\| `([\w/]+\.py)` \| `(.+)` \|$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_quotes_links_and_configurations_exist(page):
+    text = page.read_text()
+    for file, line in QUOTE.findall(text):
+        assert line in (ROOT / file).read_text(), f"{page.name} quotes {file}: {line}"
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
+    for path in re.findall(r"\b(?:configs|benchmarks|tests|docs|objectives|lightning_modules)/[\w./]+\.(?:py|yaml)\b", text):
+        assert (ROOT / path).is_file(), f"{page.name} names {path}"
+
+
+def test_method_pages_quote_their_formulas():
+    for name in ("grpo", "hc_rlhf"):
+        assert len(QUOTE.findall((ROOT / f"docs/{name}.md").read_text())) >= 6
