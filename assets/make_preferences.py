@@ -60,8 +60,8 @@ def main(
             other = next((j for j, text in enumerate(texts) if text != texts[0]), None)
             if other is not None:
                 picked = [i * tries, i * tries + other]
-                given = [[values[j] for j in picked] for values in (sampled.completions, gains, costs)]
-                pairs.append(labelled(row["prompt"], *given, unsafe_above, noise, rng))
+                chosen, gained, cost_of = ([values[j] for j in picked] for values in (sampled.completions, gains, costs))
+                pairs.append(labelled(row["prompt"], chosen, gained, cost_of, unsafe_above, noise, rng))
         print(f"{len(pairs)} pairs from {min(start + batch, len(rows))} of {len(rows)} prompts", flush=True)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     pandas.DataFrame(pairs).to_parquet(out, index=False)
