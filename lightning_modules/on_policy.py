@@ -160,12 +160,7 @@ class OnPolicyModule(PosttrainModule):
             for micro in micro_batches(batch, part, self.batch.update_token_budget, self.trainer):
                 rows, width = micro.rows, micro.width
                 mask = batch.action_mask[rows, :width] & micro.counted[:, None]
-                logprobs, entropy = self.policy.logprobs(
-                    *batch.expanded_prompts(rows),
-                    batch.completion_ids[rows, :width],
-                    batch.completion_mask[rows, :width],
-                    self._temperature,
-                )
+                logprobs, entropy = self.policy.logprobs(batch.prompt_groups(rows), self._temperature)
                 old = logprobs.detach() if behaviour is None else behaviour[rows, :width]
                 given = None if reference is None else reference[rows, :width]
                 loss, found = self.token_loss(logprobs, old, given, advantages[rows, :width], mask)
@@ -227,13 +222,10 @@ class OnPolicyModule(PosttrainModule):
         values = torch.zeros(batch.completion_ids.shape, device=self.device)
         for micro in micro_batches(batch, slice(0, len(values)), self.batch.update_token_budget, None):
             rows, width = micro.rows, micro.width
-            given = (
-                *batch.expanded_prompts(rows),
-                batch.completion_ids[rows, :width],
-                batch.completion_mask[rows, :width],
-                self._temperature,
+            groups, temperature = batch.prompt_groups(rows), self._temperature
+            values[rows, :width] = (
+                self.policy.reference_logprobs(groups, temperature) if reference else self.policy.logprobs(groups, temperature)[0]
             )
-            values[rows, :width] = self.policy.reference_logprobs(*given) if reference else self.policy.logprobs(*given)[0]
         return values.masked_fill(~batch.action_mask, 0.0)
 
     def _step(self, optimizer: Any) -> float:

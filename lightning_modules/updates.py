@@ -32,34 +32,47 @@ def update_slices(batch: RolloutBatch, updates: int) -> list[slice]:
 
 
 def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, trainer: L.Trainer | None) -> list[MicroBatch]:
-    """Rows of similar length together, each pass at most `budget` tokens with its padding (a single longer row goes alone).
+    """Passes of at most `budget` tokens, a prompt counted once for all its rows in the pass; a single longer row goes alone.
+
+    Groups stay whole where they fit, the largest first into the first pass with room; a group beyond the budget is split, its longest
+    rows first, and its prompt computed again in every piece.
 
     Args:
         part: the rows of one optimiser step.
         trainer: given when every process must make the same number of passes, since a missing backward pass would hang the others.
     """
-    lengths = batch.lengths[part]
-    order = torch.argsort(lengths, descending=True, stable=True)
-    prompts = batch.prompt_mask.sum(1)[torch.arange(part.start, part.stop, device=order.device) // batch.group_size]
-    spans, start = [], 0
-    while start < len(order):
-        stop = len(order)
-        if budget is not None:
-            stop, widest, width = start + 1, int(prompts[order[start]]), int(lengths[order[start]])
-            while stop < len(order):
-                widest = max(widest, int(prompts[order[stop]]))
-                if (stop + 1 - start) * (widest + width) > budget:
-                    break
-                stop += 1
-        spans.append((start, stop))
-        start = stop
-    device = order.device
+    lengths = batch.lengths.tolist()
+    prompts = batch.prompt_mask.sum(1).tolist()
+    pieces: list[tuple[int, list[int]]] = []
+    for start in range(part.start, part.stop, batch.group_size):
+        prompt = prompts[start // batch.group_size]
+        rows = sorted(range(start, start + batch.group_size), key=lambda row: -lengths[row])
+        for used, piece in _fill([(lengths[row], [row]) for row in rows], None if budget is None else budget - prompt):
+            pieces.append((prompt + used, piece))
+    passes = _fill(sorted(pieces, key=lambda piece: -piece[0]), budget)
+    device = batch.completion_ids.device
     made = [
-        MicroBatch(order[i:j] + part.start, max(1, int(lengths[order[i]])), torch.ones(j - i, dtype=torch.bool, device=device))
-        for i, j in spans
+        MicroBatch(
+            torch.tensor(sorted(rows), device=device),
+            max(1, max(lengths[row] for row in rows)),
+            torch.ones(len(rows), dtype=torch.bool, device=device),
+        )
+        for _, rows in passes
     ]
     if trainer is not None and trainer.world_size > 1:
         most = trainer.strategy.reduce(torch.tensor(float(len(made)), device=device), reduce_op="max")
         filler = MicroBatch(made[-1].rows[-1:], made[-1].width, torch.zeros(1, dtype=torch.bool, device=device))
         made += [filler] * (int(most) - len(made))
     return made
+
+
+def _fill(pieces: list[tuple[int, list[int]]], budget: int | None) -> list[tuple[int, list[int]]]:
+    """First fit of (size, rows) into bins of the budget; what is larger than the budget has a bin of its own."""
+    bins: list[tuple[int, list[int]]] = []
+    for size, rows in pieces:
+        place = next((i for i, (used, _) in enumerate(bins) if budget is None or used + size <= budget), None)
+        if place is None:
+            bins.append((size, list(rows)))
+        else:
+            bins[place] = (bins[place][0] + size, bins[place][1] + rows)
+    return bins

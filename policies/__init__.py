@@ -1,6 +1,7 @@
 """What owns the weights: loading, LoRA, references, per-token log-probs."""
 
-from policies.logprobs import completion_logprobs, token_logprobs
+from policies.logprobs import packed_logprobs, padded_logprobs, token_logprobs
+from policies.packing import PromptGroups
 from policies.policy import LoRA, Policy, PolicyParams, Prompt, encode_prompt, load_tokenizer
 from policies.scorer import Scorer, load_scorer
 
@@ -9,10 +10,12 @@ __all__ = [
     "Policy",
     "PolicyParams",
     "Prompt",
+    "PromptGroups",
     "Scorer",
-    "completion_logprobs",
     "encode_prompt",
     "load_scorer",
     "load_tokenizer",
+    "packed_logprobs",
+    "padded_logprobs",
     "token_logprobs",
 ]

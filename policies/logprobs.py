@@ -1,8 +1,15 @@
 """Log-probs of completions under a causal language model."""
 
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from policies.fused import fused_logprobs
+from policies.packing import PromptGroups
+
+LogprobsAndEntropies = tuple[Float[Tensor, "rows time"], Float[Tensor, "rows time"]]
 
 
 def token_logprobs(
@@ -19,24 +26,33 @@ def token_entropies(logits: Float[Tensor, "rows time vocabulary"], temperature: 
     return torch.stack([-(p.exp() * p).sum(-1) for p in ((row.float() / temperature).log_softmax(-1) for row in logits)])
 
 
-def completion_logprobs(
-    model: nn.Module,
-    prompt_ids: Int[Tensor, "rows prompt_time"],
-    prompt_mask: Bool[Tensor, "rows prompt_time"],
-    completion_ids: Int[Tensor, "rows time"],
-    completion_mask: Bool[Tensor, "rows time"],
-    temperature: float = 1.0,
-) -> tuple[Float[Tensor, "rows time"], Float[Tensor, "rows time"]]:
-    """(log-probs, entropies) of every completion token; values outside the completion mask are arbitrary. Entropies carry no gradient.
+def padded_logprobs(model: nn.Module, groups: PromptGroups, temperature: float = 1.0) -> LogprobsAndEntropies:
+    """(log-probs, entropies) of every completion token by one padded forward; values outside the completion mask are arbitrary.
 
-    Prompts are padded on the left and completions on the right, so that every completion starts at the same column and
-    only its positions go through the output layer.
+    Asks nothing of the model but a causal forward. Prompts are repeated for every row, so that every completion starts at the same
+    column and only its positions go through the output layer.
     """
-    ids = torch.cat([prompt_ids, completion_ids], dim=1)
-    mask = torch.cat([prompt_mask, completion_mask], dim=1)
+    ids = torch.cat([groups.prompt_ids[groups.owner], groups.completion_ids], dim=1)
+    mask = torch.cat([groups.prompt_mask[groups.owner], groups.completion_mask], dim=1)
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    width = completion_ids.shape[1]
-    logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, logits_to_keep=width + 1).logits[
-        :, :-1
-    ]
-    return token_logprobs(logits, completion_ids, temperature), token_entropies(logits, temperature)
+    width = groups.completion_ids.shape[1]
+    logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, logits_to_keep=width + 1).logits
+    logits = logits[:, :-1]
+    return token_logprobs(logits, groups.completion_ids, temperature), token_entropies(logits, temperature)
+
+
+def packed_logprobs(model: Any, groups: PromptGroups, temperature: float = 1.0) -> LogprobsAndEntropies:
+    """The same by one packed forward: no padding, each prompt once, no tokens x vocabulary; 0 outside the completion mask.
+
+    The model's attention must be SHARED_PREFIX, and its output layer a matrix without a bias.
+    """
+    packed = groups.packed
+    hidden = model.get_decoder()(
+        input_ids=packed.ids, position_ids=packed.positions, attention_mask=packed.mask, use_cache=False, packed=packed
+    ).last_hidden_state
+    states = hidden[0].index_select(0, packed.source)
+    found = fused_logprobs(states, model.get_output_embeddings().weight, packed.targets, temperature)
+    values, entropies = (
+        torch.zeros(groups.completion_ids.shape, device=states.device).masked_scatter(groups.completion_mask, value) for value in found
+    )
+    return values, entropies

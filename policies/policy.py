@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policies.locate import locate
-from policies.logprobs import completion_logprobs
+from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
+from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from support.errors import ConfigError
 
 Prompt = str | list[dict[str, str]]
@@ -43,12 +44,15 @@ class PolicyParams:
         dtype: of the weights.
         lora: train adapters instead of all weights; the reference then costs no memory.
         gradient_checkpointing: recompute activations in the backward pass.
+        packing: score the completions of a prompt in one sequence that holds it once, without padding. Models whose attention cannot
+            be packed (sliding windows) are scored by padded forwards anyway.
     """
 
     model: str
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora: LoRA | None = None
     gradient_checkpointing: bool = False
+    packing: bool = True
 
 
 def load_tokenizer(name: str) -> Any:
@@ -97,6 +101,9 @@ class Policy(nn.Module):
         self.pad_token_id = self.tokenizer.pad_token_id
         # The makers' sampling defaults would be written into every exported model's config and warn there.
         self.model.generation_config = GenerationConfig(eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id)
+        self.packed, self._packing_verified = params.packing and can_pack(self.model), False
+        if self.packed:
+            self.model.set_attn_implementation(SHARED_PREFIX)
         self.with_reference = with_reference
         self.reference: nn.Module | None = None
         if params.lora is not None:
@@ -124,24 +131,48 @@ class Policy(nn.Module):
         ]
         return self.tokenizer.batch_decode(kept, skip_special_tokens=False)
 
-    def logprobs(
-        self,
-        prompt_ids: Int[Tensor, "rows prompt_time"],
-        prompt_mask: Bool[Tensor, "rows prompt_time"],
-        completion_ids: Int[Tensor, "rows time"],
-        completion_mask: Bool[Tensor, "rows time"],
-        temperature: float = 1.0,
-    ) -> tuple[Float[Tensor, "rows time"], Float[Tensor, "rows time"]]:
-        """(log-probs, entropies) of the completion tokens under the policy, at this temperature; entropies carry no gradient."""
-        return completion_logprobs(self.model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature)
+    def logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> LogprobsAndEntropies:
+        """(log-probs, entropies) of the completion tokens under the policy, at this temperature; entropies carry no gradient.
+
+        Values outside the completion mask are arbitrary.
+        """
+        return self._logprobs(self.model, groups, temperature)
 
     @torch.no_grad()
-    def reference_logprobs(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor, temperature: float = 1.0
-    ) -> Float[Tensor, "rows time"]:
+    def reference_logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> Float[Tensor, "rows time"]:
         """The same under the reference."""
         with self._as_reference() as model:
-            return completion_logprobs(model, prompt_ids, prompt_mask, completion_ids, completion_mask, temperature)[0]
+            return self._logprobs(model, groups, temperature)[0]
+
+    def _logprobs(self, model: nn.Module, groups: PromptGroups, temperature: float) -> LogprobsAndEntropies:
+        if not self.packed:
+            return padded_logprobs(model, groups, temperature)
+        if not self._packing_verified:
+            self._verify_packing(groups)
+        return packed_logprobs(self._bare(model), groups, temperature)
+
+    def _bare(self, model: Any) -> Any:
+        """The transformers model, with any adapter's layers in it but without peft's wrapper."""
+        return model.get_base_model() if self.params.lora is not None else model
+
+    @torch.no_grad()
+    def _verify_packing(self, groups: PromptGroups) -> None:
+        """Compare a packed forward with a padded one, once, on the first rows of the first batch."""
+        few = groups.first(4)
+        was_training = self.model.training
+        self.model.eval()
+        packed, padded = packed_logprobs(self._bare(self.model), few)[0], padded_logprobs(self.model, few)[0]
+        self.model.train(was_training)
+        gap = float((packed - padded)[few.completion_mask].abs().mean())
+        tolerance = 1e-4 if next(self.model.parameters()).dtype == torch.float32 else 0.1
+        if torch.is_autocast_enabled(packed.device.type):
+            tolerance = 0.1
+        if not gap <= tolerance:
+            raise ConfigError(
+                f"the packed forward of {self.params.model} differs from a plain one by {gap:.2g} in the mean log-prob (at most "
+                f"{tolerance:g} expected), so this architecture does not fit it; set policy.packing: false."
+            )
+        self._packing_verified = True
 
     @contextmanager
     def _as_reference(self) -> Iterator[nn.Module]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from policies import PromptGroups
+
 FinishReason = Literal["eos", "length"]
 
 
@@ -84,9 +86,9 @@ class RolloutBatch:
         """A data column, repeated for every completion; None where a row lacks it."""
         return [row.get(name) for row in self.rows for _ in range(self.group_size)]
 
-    def expanded_prompts(self, index: Int[Tensor, "some"]) -> tuple[Int[Tensor, "some prompt_time"], Bool[Tensor, "some prompt_time"]]:
-        """(ids, mask) of the prompts of these rows, without the columns that only pad."""
-        prompts = index // self.group_size
+    def prompt_groups(self, index: Int[Tensor, "some"]) -> PromptGroups:
+        """These rows with their prompts, without columns that only pad."""
+        prompts, owner = torch.unique(index // self.group_size, return_inverse=True)
         ids, mask = self.prompt_ids[prompts], self.prompt_mask[prompts]
-        first = int(mask.long().argmax(1).min())
-        return ids[:, first:], mask[:, first:]
+        first, width = int(mask.long().argmax(1).min()), max(1, int(self.lengths[index].max()))
+        return PromptGroups(ids[:, first:], mask[:, first:], owner, self.completion_ids[index, :width], self.completion_mask[index, :width])

@@ -13,7 +13,7 @@ class BatchPlan:
         prompts_per_rollout: prompts of one rollout, over all processes.
         group_size: completions of each prompt.
         rollout_micro_batch: completions generated at once on one process; None generates all at once.
-        update_token_budget: most tokens (padding counted) in one forward and backward pass; None takes all at once.
+        update_token_budget: most tokens in one forward and backward pass, a prompt counted once for its completions; None takes all at once.
         updates_per_rollout: optimiser steps that share one rollout.
     """
 

@@ -135,8 +135,8 @@ def test_micro_batches_cover_each_row_once_within_the_budget(reasoner):
         made = micro_batches(batch, part, 60, None)
         assert sorted(int(r) for m in made for r in m.rows) == list(range(part.start, part.stop))
         for micro in made:
-            padded = batch.expanded_prompts(micro.rows)[0].shape[1] + micro.width
-            assert len(micro.rows) == 1 or padded * len(micro.rows) <= 60
+            groups = batch.prompt_groups(micro.rows)
+            assert len(micro.rows) == 1 or groups.prompt_mask.sum() + groups.completion_mask.sum() <= 60
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=4, alpha=8)])
