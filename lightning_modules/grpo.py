@@ -14,7 +14,7 @@ from lightning_modules.on_policy import KLPenalty, OnPolicyModule
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, SequenceMean
 from policies import PolicyParams
 from rewards import Reward
-from rollouts import BatchPlan, SamplingParams
+from rollouts import BatchPlan, Engine, SamplingParams
 from support.errors import ConfigError
 
 
@@ -31,6 +31,7 @@ class GRPO(OnPolicyModule):
         aggregation: the mean over a completion's tokens, then over completions; TokenMean is DAPO's, ConstantLength Dr. GRPO's.
         kl: beta 0.04 on k3 in the loss.
         evaluation: how validation samples.
+        engine: what generates; the embedded one if None.
         optimizer, lr_scheduler: AdamW at 1e-6, constant.
         max_grad_norm: gradients are scaled down to this norm.
     """
@@ -46,6 +47,7 @@ class GRPO(OnPolicyModule):
         aggregation: Aggregation | None = None,
         kl: KLPenalty | None = None,
         evaluation: Evaluation | None = None,
+        engine: Engine | None = None,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
@@ -62,6 +64,7 @@ class GRPO(OnPolicyModule):
             aggregation or SequenceMean(),
             kl or KLPenalty(coefficient=0.04),
             evaluation,
+            engine,
             optimizer,
             lr_scheduler,
             max_grad_norm,

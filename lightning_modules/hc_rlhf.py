@@ -28,7 +28,7 @@ from policies import PolicyParams
 from policies.scorer import load_scorer
 from rewards import Reward, total_reward
 from rewards.models import ModelScore
-from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.files import fingerprint, weights_fingerprint
 from support.seeding import isolated_rng, run_seed
@@ -81,7 +81,7 @@ class HCRLHF(OnPolicyModule):
         monitors: rewards that are logged and never optimised, e.g. the truth where a rule knows it.
         bound: of the safety test; Hoeffding and others need costs in a stated range.
         test: ledger, allowance, export.
-        batch, sampling, advantage, loss, aggregation, kl, evaluation, optimizer, lr_scheduler, max_grad_norm: as in every on-policy
+        batch, sampling, advantage, loss, aggregation, kl, evaluation, engine, optimizer, lr_scheduler, max_grad_norm: as in every on-policy
             method; the paper's defaults: 2 completions a prompt, KL 0.1 on k1 in the reward, RLOO, clip of gradients at 5.
         reward_clip: returns are clipped to this range before the cost is subtracted.
     """
@@ -103,6 +103,7 @@ class HCRLHF(OnPolicyModule):
         aggregation: Aggregation | None = None,
         kl: KLPenalty | None = None,
         evaluation: Evaluation | None = None,
+        engine: Engine | None = None,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 5.0,
@@ -118,6 +119,7 @@ class HCRLHF(OnPolicyModule):
             aggregation or SequenceSum(),
             kl or KLPenalty(coefficient=0.1, estimator="k1", placement="reward"),
             evaluation,
+            engine,
             optimizer,
             lr_scheduler,
             max_grad_norm,

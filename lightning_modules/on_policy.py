@@ -20,7 +20,7 @@ from objectives import Advantage, Aggregation, PolicyLoss
 from objectives.kl import Estimator, kl_estimate
 from policies import PolicyParams
 from rewards import Reward, total_reward
-from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams, TransformersEngine
+from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.seeding import isolated_rng, run_seed
 
@@ -57,6 +57,7 @@ class OnPolicyModule(PosttrainModule):
         advantage, loss, aggregation: the objective's three parts.
         kl: penalty for leaving the reference.
         evaluation: how validation and test sample.
+        engine: what generates; the embedded one if None.
         optimizer, lr_scheduler: as in every module.
         max_grad_norm: gradients are scaled down to this norm; None leaves them.
     """
@@ -75,6 +76,7 @@ class OnPolicyModule(PosttrainModule):
         aggregation: Aggregation,
         kl: KLPenalty,
         evaluation: Evaluation | None = None,
+        engine: Engine | None = None,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
@@ -89,7 +91,7 @@ class OnPolicyModule(PosttrainModule):
         self.evaluation = evaluation or Evaluation()
         self.max_grad_norm = max_grad_norm
         self.with_reference = kl.coefficient > 0
-        self.engine: Engine | None = None
+        self.engine = engine or EmbeddedEngine()
         self.last_rollout: RolloutBatch | None = None
         self.last_validation: list[RolloutBatch] = []
 
@@ -151,7 +153,7 @@ class OnPolicyModule(PosttrainModule):
         advantages = batch.advantages if batch.advantages.dim() == 2 else batch.advantages[:, None].expand(batch.completion_ids.shape)
         reference = self._reference(batch) if self.kl.coefficient else None
         # With one update the policy is still the one that sampled, and its own log-probs give a ratio of exactly one.
-        behaviour = self._forward_all(batch, reference=False) if self.batch.updates_per_rollout > 1 else None
+        behaviour = self.sampled_logprobs(batch) if self.batch.updates_per_rollout > 1 else None
         sums: dict[str, Tensor] = {}
         norms: list[float] = []
         optimizer = self.optimizers()
@@ -190,12 +192,8 @@ class OnPolicyModule(PosttrainModule):
 
     def sample(self, rows: Rows, group_size: int, sampling: SamplingParams) -> RolloutBatch:
         """`group_size` completions for each row's prompt."""
-        if self.engine is None:
-            self.engine = TransformersEngine(self.policy.eos_token_ids, self.policy.pad_token_id, self.batch.rollout_micro_batch)
         prompts = [self.policy.encode(row["prompt"]) for row in rows]
-        batch = self.engine.generate(self.policy.model, prompts, rows, group_size, sampling)
-        batch.decoder = self.policy.decode
-        return batch
+        return self.engine.generate(self.policy, prompts, rows, group_size, sampling, rows_at_once=self.batch.rollout_micro_batch)
 
     def row_weights(self, mask: Tensor) -> Float[Tensor, "rows"]:
         """Weights of the rows of one optimiser step, counting the rows and tokens of all processes."""
@@ -206,10 +204,14 @@ class OnPolicyModule(PosttrainModule):
         assert isinstance(total, Tensor)
         return self.aggregation(mask, float(total[0]), float(total[1]))
 
+    def sampled_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
+        """Log-probs under the policy that sampled: the engine's if they are just that, else by a forward pass."""
+        plain = self.sampling.top_p == 1 and self.sampling.top_k == 0 and self.sampling.temperature > 0
+        return batch.behaviour_logprobs if plain and self.engine.matches(self.policy) else self._forward_all(batch, reference=False)
+
     def sequence_kl(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The penalty's estimate of KL(policy || reference), summed over each completion's tokens."""
-        policy = self._forward_all(batch, reference=False)
-        return (kl_estimate(policy, self._reference(batch), self.kl.estimator) * batch.action_mask).sum(1)
+        return (kl_estimate(self.sampled_logprobs(batch), self._reference(batch), self.kl.estimator) * batch.action_mask).sum(1)
 
     def _reference(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
         if batch.reference_logprobs is None:

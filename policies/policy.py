@@ -115,6 +115,15 @@ class Policy(nn.Module):
             self.model.enable_input_require_grads()
 
     @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def bare(self) -> Any:
+        """The transformers model, with any adapter's layers in it but without peft's wrapper."""
+        return _bare(self.model)
+
+    @property
     def context(self) -> int | None:
         """Longest sequence in tokens, if the model states one."""
         return getattr(self.model.config, "max_position_embeddings", None)
@@ -149,11 +158,7 @@ class Policy(nn.Module):
             return padded_logprobs(model, groups, temperature)
         if not self._packing_verified:
             self._verify_packing(groups)
-        return packed_logprobs(self._bare(model), groups, temperature)
-
-    def _bare(self, model: Any) -> Any:
-        """The transformers model, with any adapter's layers in it but without peft's wrapper."""
-        return model.get_base_model() if self.params.lora is not None else model
+        return packed_logprobs(_bare(model), groups, temperature)
 
     @torch.no_grad()
     def _verify_packing(self, groups: PromptGroups) -> None:
@@ -161,7 +166,7 @@ class Policy(nn.Module):
         few = groups.first(4)
         was_training = self.model.training
         self.model.eval()
-        packed, padded = packed_logprobs(self._bare(self.model), few)[0], padded_logprobs(self.model, few)[0]
+        packed, padded = packed_logprobs(self.bare, few)[0], padded_logprobs(self.model, few)[0]
         self.model.train(was_training)
         gap = float((packed - padded)[few.completion_mask].abs().mean())
         tolerance = 1e-4 if next(self.model.parameters()).dtype == torch.float32 else 0.1
@@ -226,6 +231,10 @@ class Policy(nn.Module):
             model = copy.deepcopy(model).merge_and_unload(adapter_names=["default"])
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def _bare(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

@@ -1,8 +1,10 @@
 """From prompts to completions: the batch that everybody passes on, and the engines that generate."""
 
 from rollouts.batch import RolloutBatch
-from rollouts.engine import Engine, TransformersEngine
+from rollouts.embedded import EmbeddedEngine
+from rollouts.engine import Engine
 from rollouts.plan import BatchPlan
 from rollouts.sampling import SamplingParams
+from rollouts.transformers_engine import TransformersEngine
 
-__all__ = ["BatchPlan", "Engine", "RolloutBatch", "SamplingParams", "TransformersEngine"]
+__all__ = ["BatchPlan", "EmbeddedEngine", "Engine", "RolloutBatch", "SamplingParams", "TransformersEngine"]

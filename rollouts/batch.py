@@ -10,7 +10,7 @@ from torch import Tensor
 
 from policies import PromptGroups
 
-FinishReason = Literal["eos", "length"]
+FinishReason = Literal["eos", "stop", "length"]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -37,44 +37,40 @@ class _Layer:
     down: Linear
 
 
-@dataclass
-class PromptCache:
-    """Keys and values of prompts, one tensor a layer, (prompts, key heads, time, size), padded on the right.
+class Cache:
+    """Keys and values of some rows in one tensor, grown by doubling.
 
     Fields:
-        lengths: tokens of each prompt. hidden: (prompts, width), the last token's output before the output layer.
+        states: (layers, 2, rows, key heads, time, size), keys at 0, values at 1.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    lengths: Int[Tensor, "prompts"]
-    hidden: Float[Tensor, "prompts width"]
+    def __init__(self, layers: int, key_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.states = torch.zeros(layers, 2, 0, key_heads, 0, size, dtype=dtype, device=device)
 
-
-class RowCache:
-    """Keys and values of the completions being decoded, one tensor a layer, (rows, key heads, time, size), grown by doubling."""
-
-    def __init__(self, layers: int) -> None:
-        self.keys: list[Tensor | None] = [None] * layers
-        self.values: list[Tensor | None] = [None] * layers
-
-    def reserve(self, rows: int, time: int, like: Tensor) -> None:
-        """Room for this many rows and steps. `like`: (any, key heads, any, size)."""
-        for store in (self.keys, self.values):
-            for i, old in enumerate(store):
-                held = (0, 0) if old is None else (old.shape[0], old.shape[2])
-                if rows > held[0] or time > held[1]:
-                    size = (max(rows, held[0]), like.shape[1], max(time, min(2 * held[1], 2 * time)), like.shape[3])
-                    store[i] = torch.zeros(size, dtype=like.dtype, device=like.device)
-                    if old is not None:
-                        store[i][: held[0], :, : held[1]] = old  # type: ignore[index]
+    def reserve(self, rows: int, time: int) -> None:
+        """Room for this many rows and tokens."""
+        layers, two, had_rows, heads, had_time, size = self.states.shape
+        if rows > had_rows or time > had_time:
+            rows = max(rows, had_rows if rows <= had_rows else min(2 * had_rows, 2 * rows))
+            time = max(time, had_time if time <= had_time else min(2 * had_time, 2 * time))
+            grown = self.states.new_zeros(layers, two, rows, heads, time, size)
+            grown[:, :, :had_rows, :, :had_time] = self.states
+            self.states = grown
 
     def move(self, source: Tensor, target: Tensor, time: int) -> None:
-        """Copy rows over others, which are finished."""
-        for store in (self.keys, self.values):
-            for tensor in store:
-                assert tensor is not None
-                tensor[target, :, :time] = tensor[source, :, :time]
+        """Copy the first tokens of rows over other rows."""
+        self.states[:, :, target, :, :time] = self.states[:, :, source, :, :time]
+
+
+class PromptCache(Cache):
+    """Prompts in slots, padded on the right.
+
+    Fields:
+        lengths: (slots,), tokens of each prompt. hidden: (slots, width), the last token's output before the output layer.
+    """
+
+    lengths: Int[Tensor, "slots"]
+    hidden: Float[Tensor, "slots width"]
 
 
 @dataclass
@@ -106,12 +102,20 @@ class Places:
 class Decoder:
     """Prefill and single decoding steps of one model.
 
+    Weights are taken as they are now: those in the computing precision are shared with the module, adapters are merged into copies.
+    Make a new one after an update.
+
     Args:
-        model: a causal language model of transformers, or peft's wrapper of one. Raises ValueError if it is not Llama-shaped.
+        bare: a causal language model of transformers, which may hold adapters' layers.
+        dtype: in which matrices are multiplied; what is summed over the layers keeps the weights' own.
+
+    Raises:
+        ValueError: the model is not Llama-shaped.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.bare = model.get_base_model() if hasattr(model, "peft_config") else model
+    @torch.no_grad()
+    def __init__(self, bare: Any, dtype: torch.dtype) -> None:
+        self.bare, self.dtype = bare, dtype
         reason = self._unsuitable()
         if reason:
             raise ValueError(reason)
@@ -121,7 +125,10 @@ class Decoder:
         self.epsilon = config.rms_norm_eps
         self.act: Callable[[Tensor], Tensor] = self.bare.get_decoder().layers[0].mlp.act_fn
         self.scale = 1 / math.sqrt(self.size)
-        self.refresh()
+        decoder = self.bare.get_decoder()
+        self.embedding, self.norm = decoder.embed_tokens.weight, decoder.norm.weight
+        self.head = self._linear(self.bare.get_output_embeddings())
+        self.layers = [self._layer(layer) for layer in decoder.layers]
 
     def _unsuitable(self) -> str | None:
         decoder = self.bare.get_decoder()
@@ -141,28 +148,34 @@ class Decoder:
                 return f"the layers of {type(self.bare).__name__} are built differently from Llama's"
         return None
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Take the weights as they are now; adapters are merged into copies, all else is shared with the module."""
-        decoder = self.bare.get_decoder()
-        self.embedding, self.head = decoder.embed_tokens.weight, _linear(self.bare.get_output_embeddings())
-        self.norm = decoder.norm.weight
-        self.layers = [
-            _Layer(
-                layer.input_layernorm.weight,
-                _linear(layer.self_attn.q_proj),
-                _linear(layer.self_attn.k_proj),
-                _linear(layer.self_attn.v_proj),
-                layer.self_attn.q_norm.weight if hasattr(layer.self_attn, "q_norm") else None,
-                layer.self_attn.k_norm.weight if hasattr(layer.self_attn, "k_norm") else None,
-                _linear(layer.self_attn.o_proj),
-                layer.post_attention_layernorm.weight,
-                _linear(layer.mlp.gate_proj),
-                _linear(layer.mlp.up_proj),
-                _linear(layer.mlp.down_proj),
-            )
-            for layer in decoder.layers
-        ]
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return _Layer(
+            layer.input_layernorm.weight,
+            self._linear(attention.q_proj),
+            self._linear(attention.k_proj),
+            self._linear(attention.v_proj),
+            attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+            attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+            self._linear(attention.o_proj),
+            layer.post_attention_layernorm.weight,
+            self._linear(mlp.gate_proj),
+            self._linear(mlp.up_proj),
+            self._linear(mlp.down_proj),
+        )
+
+    def _linear(self, module: Any) -> Linear:
+        """Weight and bias as they act now: a LoRA layer's with its active adapters added."""
+        base = module.get_base_layer() if hasattr(module, "lora_A") else module
+        weight, bias = base.weight, base.bias
+        if base is not module and not module.disable_adapters and not module.merged:
+            for name in module.active_adapters:
+                weight = weight + module.get_delta_weight(name).to(weight.dtype)
+        return weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
+
+    def cache(self, kind: type[Cache] = Cache) -> Any:
+        """An empty one."""
+        return kind(len(self.layers), self.key_heads, self.size, self.dtype, self.embedding.device)
 
     def rotary(self, positions: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
         """(cos, sin), each (..., 1, size), the sine's first half negated: rotation is x * cos + swapped(x) * sin."""
@@ -176,81 +189,75 @@ class Decoder:
 
     def _projected(self, layer: _Layer, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values: (..., heads or key heads, size)."""
-        states = self._rms(states, layer.norm)
+        states = self._rms(states, layer.norm).to(self.dtype)
         query, key, value = (F.linear(states, *part).unflatten(-1, (-1, self.size)) for part in (layer.query, layer.key, layer.value))
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = self._rms(query, layer.query_norm), self._rms(key, layer.key_norm)
         half = self.size // 2
-        query, key = (torch.addcmul(x * cos, x.roll(half, -1), sin) for x in (query, key))
+        query, key = (torch.addcmul(x * cos, x.roll(half, -1), sin).to(self.dtype) for x in (query, key))
         return query, key, value
 
     def _rest(self, layer: _Layer, states: Tensor, attended: Tensor) -> Tensor:
         states = states + F.linear(attended, *layer.out)
-        inner = self._rms(states, layer.mlp_norm)
+        inner = self._rms(states, layer.mlp_norm).to(self.dtype)
         return states + F.linear(self.act(F.linear(inner, *layer.gate)).mul_(F.linear(inner, *layer.up)), *layer.down)
 
-    def prefill(self, ids: Int[Tensor, "prompts time"], lengths: Int[Tensor, "prompts"]) -> PromptCache:
-        """Keys, values and last outputs of prompts padded on the right."""
-        prompts, time = ids.shape
+    @torch.no_grad()
+    def prefill(self, ids: Int[Tensor, "prompts time"], lengths: Int[Tensor, "prompts"], cache: PromptCache, slots: Tensor) -> None:
+        """Put prompts, padded on the right, into slots of the cache, which has room for them."""
+        time = ids.shape[1]
         cos, sin = self.rotary(torch.arange(time, device=ids.device))
-        states, keys, values = F.embedding(ids, self.embedding), [], []
-        for layer in self.layers:
+        states = F.embedding(ids, self.embedding)
+        repeats = self.heads // self.key_heads
+        for i, layer in enumerate(self.layers):
             query, key, value = (x.transpose(1, 2) for x in self._projected(layer, states, cos, sin))
-            keys.append(key.contiguous())
-            values.append(value.contiguous())
-            repeats = self.heads // self.key_heads
+            cache.states[i, 0, slots, :, :time], cache.states[i, 1, slots, :, :time] = key, value
             attended = F.scaled_dot_product_attention(
                 query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), is_causal=True, scale=self.scale
             )
             states = self._rest(layer, states, attended.transpose(1, 2).flatten(2))
-        last = states[torch.arange(prompts, device=ids.device), lengths - 1]
-        return PromptCache(keys, values, lengths, self._rms(last, self.norm))
+        last = states[torch.arange(len(ids), device=ids.device), lengths - 1]
+        cache.lengths[slots], cache.hidden[slots] = lengths, self._rms(last, self.norm)
 
     def logits(self, hidden: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocabulary"]:
-        return F.linear(hidden, *self.head)
+        return F.linear(hidden.to(self.dtype), *self.head)
 
+    @torch.no_grad()
     def step(
-        self, tokens: Int[Tensor, "rows"], steps: Int[Tensor, "rows"], longest: int, prompts: PromptCache, own: RowCache, places: Places
+        self, tokens: Int[Tensor, "rows"], steps: Int[Tensor, "rows"], longest: int, prompts: PromptCache, own: Cache, places: Places
     ) -> Float[Tensor, "rows width"]:
-        """Outputs, before the output layer, of the next position of every live row.
+        """Outputs, before the output layer, of the next position of every row.
 
         Args:
             tokens: the last token of each row. steps: completion tokens before it. longest: max of steps.
+            own: the completions' cache, rows in the same order, with room for one more token.
         """
         rows, device = len(tokens), tokens.device
-        repeats, width = self.heads // self.key_heads, prompts.keys[0].shape[2]
+        repeats, slots, width = self.heads // self.key_heads, *prompts.states.shape[2:5:2]
         cos, sin = self.rotary(prompts.lengths[places.prompt] + steps)
         index = torch.arange(rows, device=device)
         seen_prompt = torch.arange(width, device=device) < prompts.lengths[places.prompt, None]
         seen_own = torch.arange(longest + 1, device=device) <= steps[:, None]
-        hidden_from = torch.cat([seen_prompt, seen_own], 1).logical_not()[:, None, None]
-        count = len(prompts.lengths)
+        unseen = torch.cat([seen_prompt, seen_own], 1).logical_not()[:, None, None]
         states = F.embedding(tokens, self.embedding)
+
+        def by_prompt(rowwise: Tensor) -> Tensor:
+            """(rows, key heads, repeats, n) -> (slots, key heads, most rows * repeats, n)"""
+            return rowwise[places.rows].unflatten(0, (slots, -1)).transpose(1, 2).flatten(2, 3)
+
+        def by_row(table: Tensor) -> Tensor:
+            """back"""
+            return table.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)[places.slot]
+
         for i, layer in enumerate(self.layers):
             query, key, value = self._projected(layer, states, cos, sin)
-            own_keys, own_values = own.keys[i], own.values[i]
-            assert own_keys is not None and own_values is not None
-            own_keys[index, :, steps] = key
-            own_values[index, :, steps] = value
+            keys, values = own.states[i].unbind(0)
+            keys[index, :, steps], values[index, :, steps] = key, value
+            keys, values = keys[:rows, :, : longest + 1], values[:rows, :, : longest + 1]
             query = query.mul(self.scale).unflatten(1, (self.key_heads, repeats))
-            table = query[places.rows].unflatten(0, (count, -1)).transpose(1, 2).flatten(2, 3)
-            shared = (table @ prompts.keys[i].transpose(2, 3)).unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)[places.slot]
-            scores = torch.cat([shared, query @ own_keys[:rows, :, : longest + 1].transpose(2, 3)], -1).float()
-            weights = scores.masked_fill_(hidden_from, -torch.inf).softmax(-1).to(query.dtype)
-            table = weights[places.rows, ..., :width].unflatten(0, (count, -1)).transpose(1, 2).flatten(2, 3)
-            shared = (table @ prompts.values[i]).unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)[places.slot]
-            attended = shared + weights[..., width:] @ own_values[:rows, :, : longest + 1]
+            shared = by_row(by_prompt(query) @ prompts.states[i, 0].transpose(2, 3))
+            scores = torch.cat([shared, query @ keys.transpose(2, 3)], -1).float()
+            weights = scores.masked_fill_(unseen, -torch.inf).softmax(-1).to(self.dtype)
+            attended = by_row(by_prompt(weights[..., :width]) @ prompts.states[i, 1]) + weights[..., width:] @ values
             states = self._rest(layer, states, attended.flatten(1))
         return self._rms(states, self.norm)
-
-
-def _linear(module: nn.Module) -> Linear:
-    """Weight and bias as they act now: a LoRA layer's with its active adapters added."""
-    if not hasattr(module, "lora_A"):
-        return module.weight, module.bias  # type: ignore[return-value]
-    base: Any = module.get_base_layer()  # type: ignore[operator]
-    weight = base.weight
-    if not module.disable_adapters and not module.merged:
-        for name in module.active_adapters:  # type: ignore[union-attr]
-            weight = weight + module.get_delta_weight(name).to(weight.dtype)  # type: ignore[operator]
-    return weight, base.bias

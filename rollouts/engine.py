@@ -4,132 +4,146 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import LogitsProcessorList, StopStringCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rollouts.batch import RolloutBatch
+from policies import Policy
+from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
+
+Prompts = list[list[int]]
+Forced = list[list[int]] | None
 
 
 class Engine(ABC):
     """The seam between methods and whatever generates."""
 
+    def matches(self, policy: Policy) -> bool:
+        """Whether recorded log-probs are the policy's own up to rounding in float32, so that they serve as behaviour log-probs as they are."""
+        return False
+
     @abstractmethod
     def generate(
-        self, model: nn.Module, prompts: list[list[int]], rows: list[dict[str, Any]], group_size: int, sampling: SamplingParams
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        rows: list[dict[str, Any]],
+        group_size: int,
+        sampling: SamplingParams,
+        forced: Forced = None,
+        rows_at_once: int | None = None,
     ) -> RolloutBatch:
-        """`group_size` completions of every prompt (token ids), prompt-major."""
+        """`group_size` completions of every prompt (token ids), prompt-major.
+
+        What is drawn depends on torch's generator as it stands.
+
+        Args:
+            rows: the data row of each prompt.
+            forced: first tokens of every completion, given and not sampled: False in the action mask, log-prob 0. Empty lists allowed.
+            rows_at_once: most completions generated side by side; None sets no limit.
+        """
 
 
-class _RecordLogprobs(LogitsProcessor):
-    """Warps the logits as asked and keeps, one step at a time, the log-probs of the tokens that were then chosen."""
-
-    def __init__(self, sampling: SamplingParams) -> None:
-        self.warpers = LogitsProcessorList()
-        if sampling.temperature not in (0.0, 1.0):
-            self.warpers.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.temperature > 0 and sampling.top_k:
-            self.warpers.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.temperature > 0 and sampling.top_p < 1:
-            self.warpers.append(TopPLogitsWarper(sampling.top_p))
-        self.pending: Tensor | None = None
-        self.chosen: list[Tensor] = []
-
-    def record(self, tokens: Tensor) -> None:
-        if self.pending is not None:
-            self.chosen.append(self.pending.gather(1, tokens[:, None]).squeeze(1))
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        self.record(input_ids[:, -1])
-        warped = self.warpers(input_ids, scores.float())
-        self.pending = warped.log_softmax(-1)
-        return warped
+def full_precision(policy: Policy) -> bool:
+    """Whether the policy computes in float32 here and now."""
+    return next(policy.model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(policy.device.type)
 
 
-class TransformersEngine(Engine):
-    """`generate` of transformers.
+def check_prompts(policy: Policy, prompts: Prompts, sampling: SamplingParams) -> None:
+    """Raises ConfigError for a prompt that is empty or leaves no room for a completion in the model's context."""
+    if not prompts or not all(prompts):
+        raise ConfigError("a rollout needs a prompt, and every prompt a token; check the data set's prompt column.")
+    longest = max(map(len, prompts))
+    if policy.context is not None and longest + sampling.max_new_tokens > policy.context:
+        raise ConfigError(
+            f"a prompt of {longest} tokens plus sampling.max_new_tokens={sampling.max_new_tokens} exceeds the model's "
+            f"context of {policy.context} tokens; drop or shorten long prompts, or lower sampling.max_new_tokens."
+        )
 
-    The model's own generation defaults (a repetition penalty, a top-p of its makers) are not used: they would change the
-    sampling distribution without the policy's log-probs knowing.
+
+def padded_left(prompts: Prompts, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids, mask), each (prompts, longest)."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
+
+
+def padded_forced(forced: Forced, rows: int, device: torch.device) -> Tensor:
+    """(rows, longest), -1 where nothing is forced."""
+    forced = forced or [[]] * rows
+    if len(forced) != rows:
+        raise ValueError(f"forced has {len(forced)} entries for {rows} completions.")
+    longest = max(map(len, forced))
+    return torch.tensor([given + [-1] * (longest - len(given)) for given in forced], dtype=torch.long, device=device).view(rows, longest)
+
+
+def warpers(sampling: SamplingParams) -> LogitsProcessorList:
+    """What turns logits into those that are sampled from."""
+    found = LogitsProcessorList()
+    if sampling.temperature not in (0.0, 1.0):
+        found.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.temperature > 0 and sampling.top_k:
+        found.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.temperature > 0 and sampling.top_p < 1:
+        found.append(TopPLogitsWarper(sampling.top_p))
+    return found
+
+
+class StopStrings:
+    """Tells which completions end with one of the strings, by transformers' matcher over tokens.
 
     Args:
-        eos_token_ids: any of these ends a completion.
-        pad_token_id: fills the rest; may equal an end token.
-        micro_batch: most completions generated at once; None generates all at once. Samples depend on it.
+        strings: may be none, then nothing ends.
     """
 
-    def __init__(self, eos_token_ids: list[int], pad_token_id: int, micro_batch: int | None = None) -> None:
-        if not eos_token_ids:
-            raise ConfigError("TransformersEngine needs at least one end token; take the tokenizer's eos_token_id.")
-        self.eos_token_ids, self.pad_token_id, self.micro_batch = eos_token_ids, pad_token_id, micro_batch
+    def __init__(self, policy: Policy, strings: list[str]) -> None:
+        self.criteria = StopStringCriteria(policy.tokenizer, strings) if strings else None
+        self.reach = self.criteria.maximum_token_len if self.criteria else 0
 
-    @torch.no_grad()
-    def generate(self, model, prompts, rows, group_size, sampling):
-        if not prompts or not all(prompts):
-            raise ConfigError("a rollout needs a prompt, and every prompt a token; check the data set's prompt column.")
-        context = getattr(model.config, "max_position_embeddings", None)
-        longest = max(map(len, prompts))
-        if context is not None and longest + sampling.max_new_tokens > context:
-            raise ConfigError(
-                f"a prompt of {longest} tokens plus sampling.max_new_tokens={sampling.max_new_tokens} exceeds the model's "
-                f"context of {context} tokens; drop or shorten long prompts, or lower sampling.max_new_tokens."
-            )
-        device = next(model.parameters()).device
-        ids = torch.full((len(prompts), longest), self.pad_token_id, device=device)
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for i, prompt in enumerate(prompts):
-            ids[i, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-            mask[i, longest - len(prompt) :] = True
-        was_training = model.training
-        model.eval()
-        try:
-            all_ids, all_mask = ids.repeat_interleave(group_size, 0), mask.repeat_interleave(group_size, 0)
-            step = self.micro_batch or len(all_ids)
-            spans = [slice(i, i + step) for i in range(0, len(all_ids), step)]
-            parts = [self._sample(model, all_ids[span], all_mask[span], sampling) for span in spans]
-        finally:
-            model.train(was_training)
-        width = max(tokens.shape[1] for tokens, _ in parts)
-        pad = torch.nn.functional.pad
-        completions = torch.cat([pad(tokens, (0, width - tokens.shape[1]), value=self.pad_token_id) for tokens, _ in parts])
-        logprobs = torch.cat([pad(values, (0, width - values.shape[1])) for _, values in parts])
-        is_end = torch.isin(completions, torch.tensor(self.eos_token_ids, device=device))
-        # A token is part of the completion while no end token stands before it: padding may be an end token itself.
-        valid = is_end.long().cumsum(1) - is_end.long() == 0
-        for row, (tokens, _) in enumerate(part for part in parts for _ in range(len(part[0]))):
-            valid[row, tokens.shape[1] :] = False
-        finished = (is_end & valid).any(1).tolist()
-        return RolloutBatch(
-            prompt_ids=ids,
-            prompt_mask=mask,
-            completion_ids=completions.masked_fill(~valid, self.pad_token_id),
-            completion_mask=valid,
-            action_mask=valid.clone(),
-            behaviour_logprobs=logprobs.masked_fill(~valid, 0.0),
-            finish_reasons=["eos" if done else "length" for done in finished],
-            rows=rows,
-        )
+    def __call__(self, ids: Int[Tensor, "rows time"], lengths: Int[Tensor, "rows"]) -> Bool[Tensor, "rows"]:
+        """Which of the first `lengths` tokens of the rows end with a string."""
+        if self.criteria is None:
+            return torch.zeros_like(lengths, dtype=torch.bool)
+        places = lengths[:, None] - torch.arange(self.reach, 0, -1, device=ids.device)
+        no_token = torch.iinfo(ids.dtype).max  # matches no string
+        tail = torch.where(places >= 0, ids.gather(1, places.clamp(min=0)), no_token)
+        return self.criteria(tail, None)
 
-    def _sample(self, model: Any, ids: Tensor, mask: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-        recorder = _RecordLogprobs(sampling)
-        config = GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=sampling.temperature > 0,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            eos_token_id=self.eos_token_ids,
-            pad_token_id=self.pad_token_id,
-        )
-        own, model.generation_config = model.generation_config, GenerationConfig()
-        try:
-            output = model.generate(
-                input_ids=ids, attention_mask=mask.long(), generation_config=config, logits_processor=LogitsProcessorList([recorder])
-            )
-        finally:
-            model.generation_config = own
-        recorder.record(output[:, -1])
-        return output[:, ids.shape[1] :], torch.stack(recorder.chosen, 1)
+
+def assemble(
+    policy: Policy,
+    prompts: Prompts,
+    rows: list[dict[str, Any]],
+    completions: Tensor,
+    logprobs: Tensor,
+    lengths: Tensor,
+    forced: Tensor,
+    reasons: list[FinishReason],
+) -> RolloutBatch:
+    """The batch, with padding and forced tokens masked.
+
+    Args:
+        completions, logprobs: (rows, time), anything behind a row's length. lengths: (rows,). forced: as from padded_forced.
+    """
+    width = int(lengths.max())
+    steps = torch.arange(width, device=completions.device)
+    mask = steps < lengths[:, None]
+    action = mask.clone()
+    shown = min(width, forced.shape[1])
+    action[:, :shown] &= forced[:, :shown] < 0
+    ids, prompt_mask = padded_left(prompts, policy.pad_token_id, completions.device)
+    return RolloutBatch(
+        prompt_ids=ids,
+        prompt_mask=prompt_mask,
+        completion_ids=completions[:, :width].masked_fill(~mask, policy.pad_token_id),
+        completion_mask=mask,
+        action_mask=action,
+        behaviour_logprobs=logprobs[:, :width].masked_fill(~action, 0.0),
+        finish_reasons=reasons,
+        rows=rows,
+        decoder=policy.decode,
+    )

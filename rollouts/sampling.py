@@ -1,6 +1,6 @@
 """How completions are drawn."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from support.errors import ConfigError
 
@@ -14,12 +14,14 @@ class SamplingParams:
         temperature: divides the logits; 0 is greedy.
         top_p: smallest set of tokens with at least this probability; 1 keeps all.
         top_k: number of likeliest tokens kept; 0 keeps all.
+        stop: a completion also ends with any of these texts, which it keeps.
     """
 
     max_new_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    stop: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         checks = {
@@ -27,6 +29,7 @@ class SamplingParams:
             "temperature": (self.temperature >= 0, "0 (greedy) or above"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 (all tokens) or above"),
+            "stop": (all(self.stop), "a list of texts that are not empty"),
         }
         for name, (holds, rule) in checks.items():
             if not holds:
