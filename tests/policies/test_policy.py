@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from policies import LoRA, Policy, PolicyParams, Scorer, load_scorer
+from policies import LoRA, Policy, PolicyParams, PromptGroups, Scorer, load_scorer
 from support.errors import ConfigError
 
 
 def sequences(policy):
     prompt = torch.tensor([policy.encode("1+2=?")])
     completion = policy.tokenizer("1+2+0=3</think>3", return_tensors="pt")["input_ids"]
-    return prompt, torch.ones_like(prompt, dtype=torch.bool), completion, torch.ones_like(completion, dtype=torch.bool)
+    owner = torch.zeros(1, dtype=torch.long)
+    return PromptGroups(prompt, torch.ones_like(prompt, dtype=torch.bool), owner, completion, torch.ones_like(completion, dtype=torch.bool))
 
 
 def moved(policy):
@@ -23,18 +24,18 @@ def test_the_reference_stays_and_follows_a_reset(reasoner, lora):
     torch.manual_seed(0)
     policy = Policy(PolicyParams(reasoner, lora=lora), with_reference=True)
     given = sequences(policy)
-    start = policy.logprobs(*given)[0].detach()
-    assert torch.equal(policy.reference_logprobs(*given), start)
+    start = policy.logprobs(given)[0].detach()
+    assert torch.equal(policy.reference_logprobs(given), start)
     moved(policy)
-    after = policy.logprobs(*given)[0].detach()
+    after = policy.logprobs(given)[0].detach()
     assert not torch.allclose(after, start)
-    assert torch.equal(policy.reference_logprobs(*given), start)
+    assert torch.equal(policy.reference_logprobs(given), start)
     policy.reset_reference()
-    assert torch.allclose(policy.reference_logprobs(*given), after, atol=1e-6)
+    assert torch.allclose(policy.reference_logprobs(given), after, atol=1e-6)
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
     assert trained and not any("reference" in name for name in trained)
     moved(policy)
-    assert torch.allclose(policy.reference_logprobs(*given), after, atol=1e-6)
+    assert torch.allclose(policy.reference_logprobs(given), after, atol=1e-6)
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=4, alpha=8)])
@@ -45,7 +46,7 @@ def test_an_exported_folder_is_the_policy(reasoner, tmp_path, lora):
     policy.save(tmp_path)
     again = Policy(PolicyParams(str(tmp_path)))
     given = sequences(policy)
-    assert torch.allclose(policy.logprobs(*given)[0], again.logprobs(*given)[0], atol=1e-5)
+    assert torch.allclose(policy.logprobs(given)[0], again.logprobs(given)[0], atol=1e-5)
 
 
 def test_model_names_that_lead_nowhere(reasoner, tmp_path):
