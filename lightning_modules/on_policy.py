@@ -22,6 +22,7 @@ from policies import PolicyParams
 from rewards import Reward, total_reward
 from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from support.memory import keep_freed_memory
 from support.seeding import isolated_rng, run_seed
 
 Rows = list[dict[str, Any]]
@@ -279,6 +280,8 @@ class OnPolicyModule(PosttrainModule):
                     reward.check_columns(data.rows("train")[0])
 
     def on_fit_start(self) -> None:
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.trainer.is_global_zero:
             print(f"Batch plan: {self.batch.describe(self.trainer.world_size)}")
 

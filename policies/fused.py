@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 TILE = 2**23  # logits held at once: 32 MiB in float32
+KEPT = 2**24  # up to this many logits in all, they are kept for the backward pass
 
 
 class _FusedLogprobs(torch.autograd.Function):
@@ -20,42 +21,47 @@ class _FusedLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else weight.dtype
         tokens, vocabulary = len(targets), len(weight)
-        ctx.tile = min(vocabulary, max(64, TILE // max(1, tokens)))
+        keep = tokens * vocabulary <= KEPT
+        ctx.tile = vocabulary if keep else min(vocabulary, max(64, TILE // tokens))
         ctx.temperature, ctx.dtype = temperature, dtype
         states = hidden.to(dtype)
-        top = torch.full((tokens,), -torch.inf, device=hidden.device)
-        total, weighted, chosen = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+        top = total = weighted = chosen = torch.zeros(tokens, device=hidden.device)
         for start in range(0, vocabulary, ctx.tile):
             logits = (states @ weight[start : start + ctx.tile].to(dtype).T).float().div_(temperature)
-            higher = torch.maximum(top, logits.amax(1))
+            # Sums of exp(z - top) and of exp(z - top) (z - top); a new maximum rescales what was summed before.
+            higher = torch.maximum(top, logits.amax(1)) if start else logits.amax(1)
             here = targets - start
             inside = (here >= 0) & (here < logits.shape[1])
             chosen = torch.where(inside, logits.gather(1, here.clamp(0, logits.shape[1] - 1)[:, None])[:, 0], chosen)
-            exponentials = (logits - higher[:, None]).exp_()
-            shrink = (top - higher).exp()
-            total = total * shrink + exponentials.sum(1)
-            weighted = weighted * shrink + torch.linalg.vecdot(exponentials, logits)
+            shifted = logits.sub_(higher[:, None])
+            exponentials = shifted.exp()
+            shrink = (top - higher).exp() if start else total
+            weighted = torch.linalg.vecdot(exponentials, shifted) + shrink * (weighted + (top - higher) * total)
+            total = exponentials.sum(1) + shrink * total
             top = higher
         normaliser = top + total.log()
-        ctx.save_for_backward(hidden, weight, targets, normaliser)
-        entropies = normaliser - weighted / total
+        kept = exponentials.div_(total[:, None]) if keep else None
+        ctx.save_for_backward(hidden, weight, targets, normaliser, kept)
+        entropies = total.log() - weighted / total
         ctx.mark_non_differentiable(entropies)
         return chosen - normaliser, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden, weight, targets, normaliser = ctx.saved_tensors
+        hidden, weight, targets, normaliser, kept = ctx.saved_tensors
         states = hidden.to(ctx.dtype)
         by_token = gradients[0].float() / ctx.temperature
         to_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, len(weight), ctx.tile):
             tile = weight[start : start + ctx.tile].to(ctx.dtype)
-            logits = (states @ tile.T).float().div_(ctx.temperature)
-            slopes = (logits.sub_(normaliser[:, None])).exp_().mul_(-by_token[:, None])
+            if kept is None:
+                slopes = (states @ tile.T).float().div_(ctx.temperature).sub_(normaliser[:, None]).exp_().mul_(-by_token[:, None])
+            else:
+                slopes = kept * -by_token[:, None]
             here = targets - start
-            inside = (here >= 0) & (here < logits.shape[1])
-            slopes.scatter_add_(1, here.clamp(0, logits.shape[1] - 1)[:, None], torch.where(inside, by_token, 0.0)[:, None])
+            inside = (here >= 0) & (here < slopes.shape[1])
+            slopes.scatter_add_(1, here.clamp(0, slopes.shape[1] - 1)[:, None], torch.where(inside, by_token, 0.0)[:, None])
             slopes = slopes.to(ctx.dtype)
             to_hidden += slopes @ tile
             if to_weight is not None:

@@ -18,6 +18,7 @@ from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
 
 PREFILL_TOKENS = 4096  # most tokens of prompts computed at once: bounds the memory of the widest layer
+TRANSPOSE_FROM = 16  # steps that are worth a transposed copy of the weights
 LOGITS = 2**23  # most logits held at once: 32 MiB in float32
 
 
@@ -41,7 +42,7 @@ class EmbeddedEngine(Engine):
         was_training = policy.model.training
         policy.model.eval()  # no dropout in the check
         try:
-            decoder = self._decoder(policy, prompts[0], dtype)
+            decoder = self._decoder(policy, prompts[0], dtype, kind == "cpu" and sampling.max_new_tokens >= TRANSPOSE_FROM)
         finally:
             policy.model.train(was_training)
         if decoder is None:
@@ -52,11 +53,11 @@ class EmbeddedEngine(Engine):
         reasons = [("length", "eos", "stop")[i] for i in run.reasons.tolist()]
         return assemble(policy, prompts, rows, run.tokens, run.logprobs, run.lengths, run.forced, reasons)
 
-    def _decoder(self, policy: Policy, prompt: list[int], dtype: torch.dtype) -> Decoder | None:
+    def _decoder(self, policy: Policy, prompt: list[int], dtype: torch.dtype, transpose: bool) -> Decoder | None:
         if self._checked.get(dtype) is False:
             return None
         try:
-            decoder = Decoder(policy.bare, dtype)
+            decoder = Decoder(policy.bare, dtype, transpose)
             if dtype not in self._checked:
                 _check(decoder, policy, prompt)
                 self._checked[dtype] = True
@@ -173,7 +174,7 @@ class _Run:
 
     def _draw(self) -> Int[Tensor, "live"]:
         """The next token of every live row, written down with its log-prob."""
-        size = max(1, LOGITS // len(self.decoder.head[0]))
+        size = max(1, LOGITS // self.decoder.head[0].shape[1])
         parts = [self._sample(slice(start, start + size)) for start in range(0, len(self.row), size)]
         drawn, logprobs = (torch.cat(part) for part in zip(*parts, strict=True))
         if self.forced.shape[1]:

@@ -1,0 +1,55 @@
+"""The fused log-probs against the plain formula in float64, values and gradients, whatever the tiling."""
+
+import pytest
+import torch
+
+from policies import fused
+from policies.fused import fused_logprobs
+
+
+@pytest.mark.parametrize(("tile", "kept"), [(2**23, 2**24), (2**23, 0), (64 * 7, 0), (150 * 7, 0)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, tile, kept, temperature):
+    monkeypatch.setattr(fused, "TILE", tile)
+    monkeypatch.setattr(fused, "KEPT", kept)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 12), 3 * torch.randn(500, 12)
+    targets, upstream = torch.tensor([0, 499, 63, 64, 250, 149, 150]), torch.randn(7)
+
+    def run(function, dtype):
+        inputs = [x.to(dtype).clone().requires_grad_() for x in (hidden, weight)]
+        logprobs, entropies = function(*inputs)
+        (logprobs * upstream).sum().backward()
+        return [logprobs, entropies, inputs[0].grad, inputs[1].grad]
+
+    def plain(hidden, weight):
+        log = (hidden @ weight.T / temperature).log_softmax(-1)
+        return log.gather(1, targets[:, None])[:, 0], -(log.exp() * log).sum(1)
+
+    ours = run(lambda h, w: fused_logprobs(h, w, targets, temperature), torch.float32)
+    for found, expected in zip(ours, run(plain, torch.float64), strict=True):
+        assert torch.allclose(found.double(), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_gradients_agree_with_finite_differences(monkeypatch):
+    monkeypatch.setattr(fused, "TILE", 64 * 3)
+    monkeypatch.setattr(fused, "KEPT", 0)
+    torch.manual_seed(1)
+    hidden, weight, upstream = torch.randn(3, 4), torch.randn(150, 4, requires_grad=True), torch.tensor([1.0, -2.0, 0.5])
+    targets = torch.tensor([3, 70, 149])
+
+    def value(h):
+        return float((fused_logprobs(h, weight.detach(), targets)[0].double() * upstream).sum())
+
+    given = hidden.clone().requires_grad_()
+    (fused_logprobs(given, weight, targets)[0] * upstream).sum().backward()
+    for place in [(0, 0), (1, 2), (2, 3)]:
+        step = torch.zeros_like(hidden)
+        step[place] = 1e-2
+        assert (value(hidden + step) - value(hidden - step)) / 2e-2 == pytest.approx(float(given.grad[place]), abs=2e-3)
+
+
+def test_a_frozen_matrix_gets_no_gradient():
+    hidden = torch.randn(2, 4, requires_grad=True)
+    fused_logprobs(hidden, torch.randn(9, 4), torch.tensor([1, 2]))[0].sum().backward()
+    assert hidden.grad.abs().sum() > 0
