@@ -73,32 +73,6 @@ class PromptCache(Cache):
     hidden: Float[Tensor, "slots width"]
 
 
-@dataclass
-class Places:
-    """Which prompt each live row belongs to, as index tensors; changes only when rows come or go.
-
-    Fields:
-        prompt: (rows,), index into the PromptCache.
-        slot: (rows,), place of the row in a (prompts x most rows a prompt) table. rows: the table, flat, row indices, 0 where empty.
-    """
-
-    prompt: Tensor
-    slot: Tensor
-    rows: Tensor
-
-    @classmethod
-    def of(cls, prompt: Int[Tensor, "rows"], prompts: int) -> "Places":
-        order = prompt.argsort(stable=True)
-        counts = torch.bincount(prompt, minlength=prompts)
-        rank = torch.empty_like(prompt)
-        rank[order] = torch.arange(len(prompt), device=prompt.device) - (counts.cumsum(0) - counts)[prompt[order]]
-        most = int(counts.max())
-        slot = prompt * most + rank
-        rows = torch.zeros(prompts * most, dtype=torch.long, device=prompt.device)
-        rows[slot] = torch.arange(len(prompt), device=prompt.device)
-        return cls(prompt, slot, rows)
-
-
 def _times(states: Float[Tensor, "... inputs"], linear: Linear) -> Float[Tensor, "... outputs"]:
     weight, bias = linear
     return states @ weight if bias is None else states @ weight + bias
@@ -231,40 +205,79 @@ class Decoder:
 
     @torch.no_grad()
     def step(
-        self, tokens: Int[Tensor, "rows"], steps: Int[Tensor, "rows"], longest: int, prompts: PromptCache, own: Cache, places: Places
+        self,
+        tokens: Int[Tensor, "rows"],
+        positions: Int[Tensor, "rows"],
+        at: Int[Tensor, "rows"],
+        longest: int,
+        own: Cache,
+        shared: "SharedPrompts | None" = None,
     ) -> Float[Tensor, "rows width"]:
-        """Outputs, before the output layer, of the next position of every row.
+        """Outputs, before the output layer, of one more token of every row.
 
         Args:
-            tokens: the last token of each row. steps: completion tokens before it. longest: max of steps.
-            own: the completions' cache, rows in the same order, with room for one more token.
+            tokens: the token of each row. positions: its position in the row's sequence. at: its place in the row's cache.
+            longest: max of at. own: the rows' cache, in the same order, with room for the token.
+            shared: the rows' prompts, if the rows' cache does not hold them too.
         """
-        rows, device = len(tokens), tokens.device
-        repeats, slots, width = self.heads // self.key_heads, *prompts.states.shape[2:5:2]
-        cos, sin = self.rotary(prompts.lengths[places.prompt] + steps)
-        index = torch.arange(rows, device=device)
-        seen_prompt = torch.arange(width, device=device) < prompts.lengths[places.prompt, None]
-        seen_own = torch.arange(longest + 1, device=device) <= steps[:, None]
-        unseen = torch.cat([seen_prompt, seen_own], 1).logical_not()[:, None, None]
+        rows = len(tokens)
+        cos, sin = self.rotary(positions)
+        index = torch.arange(rows, device=tokens.device)
+        seen = torch.arange(longest + 1, device=tokens.device) <= at[:, None]
+        bias = torch.zeros(seen.shape, dtype=self.dtype, device=tokens.device).masked_fill_(~seen, -torch.inf)[:, None, None]
         states = F.embedding(tokens, self.embedding)
-
-        def by_prompt(rowwise: Tensor) -> Tensor:
-            """(rows, key heads, repeats, n) -> (slots, key heads, most rows * repeats, n)"""
-            return rowwise[places.rows].unflatten(0, (slots, -1)).transpose(1, 2).flatten(2, 3)
-
-        def by_row(table: Tensor) -> Tensor:
-            """back"""
-            return table.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)[places.slot]
-
         for i, layer in enumerate(self.layers):
             query, key, value = self._projected(layer, states, cos, sin)
             keys, values = own.states[i].unbind(0)
-            keys[index, :, steps], values[index, :, steps] = key, value
+            keys[index, :, at], values[index, :, at] = key, value
             keys, values = keys[:rows, :, : longest + 1], values[:rows, :, : longest + 1]
-            query = query.mul(self.scale).unflatten(1, (self.key_heads, repeats))
-            shared = by_row(by_prompt(query) @ prompts.states[i, 0].transpose(2, 3))
-            scores = torch.cat([shared, query @ keys.transpose(2, 3)], -1).float()
-            weights = scores.masked_fill_(unseen, -torch.inf).softmax(-1).to(self.dtype)
-            attended = by_row(by_prompt(weights[..., :width]) @ prompts.states[i, 1]) + weights[..., width:] @ values
+            # The heads that share a key head are one query matrix: nothing is copied.
+            query = query.unflatten(1, (self.key_heads, -1))
+            if shared is None:
+                mask = bias.expand(-1, 1, query.shape[2], -1)
+                attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
+            else:
+                attended = shared.attend(i, query * self.scale, keys, values, bias)
             states = self._rest(layer, states, attended.flatten(1))
         return self._rms(states, self.norm)
+
+
+class SharedPrompts:
+    """Attention of rows to their prompts, of which each is read once for all its rows, and to their own tokens.
+
+    Args:
+        cache: the prompts. slot: (rows,), where each row's prompt is.
+    """
+
+    def __init__(self, cache: PromptCache, slot: Int[Tensor, "rows"]) -> None:
+        self.cache, slots = cache, len(cache.lengths)
+        order = slot.argsort(stable=True)
+        counts = torch.bincount(slot, minlength=slots)
+        rank = torch.empty_like(slot)
+        rank[order] = torch.arange(len(slot), device=slot.device) - (counts.cumsum(0) - counts)[slot[order]]
+        most = int(counts.max())
+        # A table of slots x most rows a slot: where each row stands in it, and which row stands where (0 where none does).
+        self.place = slot * most + rank
+        self.row = torch.zeros(slots * most, dtype=torch.long, device=slot.device)
+        self.row[self.place] = torch.arange(len(slot), device=slot.device)
+        width = cache.states.shape[4]
+        self.seen = (torch.arange(width, device=slot.device) < cache.lengths[slot, None])[:, None, None]
+
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Float[Tensor, "rows key_heads repeats size"]:
+        """
+        Args:
+            query: (rows, key heads, repeats, size), scaled. keys, values: the rows' own, (rows, key heads, time, size). bias: added to
+                their scores.
+        """
+        repeats, width = query.shape[2], self.seen.shape[3]
+        shared = self._by_row(self._by_prompt(query) @ self.cache.states[layer, 0].transpose(2, 3), repeats)
+        scores = torch.cat([shared.masked_fill_(~self.seen, -torch.inf), query @ keys.transpose(2, 3) + bias], -1)
+        weights = scores.float().softmax(-1).to(query.dtype)
+        shared = self._by_row(self._by_prompt(weights[..., :width]) @ self.cache.states[layer, 1], repeats)
+        return shared + weights[..., width:] @ values
+
+    def _by_prompt(self, rowwise: Float[Tensor, "rows key_heads repeats n"]) -> Float[Tensor, "slots key_heads several n"]:
+        return rowwise[self.row].unflatten(0, (len(self.cache.lengths), -1)).transpose(1, 2).flatten(2, 3)
+
+    def _by_row(self, table: Float[Tensor, "slots key_heads several n"], repeats: int) -> Float[Tensor, "rows key_heads repeats n"]:
+        return table.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)[self.place]

@@ -12,13 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from policies import Policy
-from rollouts.decoder import Cache, Decoder, Places, PromptCache
+from rollouts.decoder import Cache, Decoder, PromptCache, SharedPrompts
 from rollouts.engine import Engine, Prompts, StopStrings, assemble, check_prompts, full_precision, padded_forced, warpers
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
 
 PREFILL_TOKENS = 4096  # most tokens of prompts computed at once: bounds the memory of the widest layer
 TRANSPOSE_FROM = 16  # steps that are worth a transposed copy of the weights
+SHARE_FROM = 128  # mean tokens of a prompt from which reading it once a group is faster than a copy for every row
 LOGITS = 2**23  # most logits held at once: 32 MiB in float32
 
 
@@ -79,7 +80,8 @@ def _check(decoder: Decoder, policy: Policy, prompt: list[int]) -> None:
         slot = torch.zeros(1, dtype=torch.long, device=policy.device)
         cache.lengths, cache.hidden = slot.clone(), decoder.embedding.new_zeros(1, decoder.embedding.shape[1])
         decoder.prefill(ids[:, : len(prompt)], slot + len(prompt), cache, slot)
-        hidden = [cache.hidden, *(decoder.step(ids[:, 0], slot + i, i, cache, own, Places.of(slot, 1)) for i in range(2))]
+        at = [slot + i for i in range(2)]
+        hidden = [cache.hidden, *(decoder.step(ids[:, 0], a + len(prompt), a, int(a), own, SharedPrompts(cache, slot)) for a in at)]
         found = decoder.logits(torch.cat(hidden)).float().log_softmax(-1)
     gap = float((found - expected).exp().sub(1).abs().mul(expected.exp()).sum(-1).max())  # summed differences of probabilities
     tolerance = 1e-3 if full_precision(policy) else 0.2
@@ -93,6 +95,7 @@ class _Run:
     Fields:
         tokens, logprobs: (all rows, max_new_tokens). lengths, reasons: (all rows,); a reason is 0 length, 1 end token, 2 stop string.
         row, steps, slot: of the live rows, in the order of their cache: which of all rows, tokens so far, where their prompt is.
+        offset: tokens of the prompt that stand before the row's own in its cache: all if it is a copy, none if it is shared.
         hidden: (live, width), from which the next token is drawn.
         own, prompts: caches of the live rows and of their prompts.
         slots, unfinished: by prompt, where it is and how many of its rows have not ended; free: slots without one.
@@ -109,7 +112,7 @@ class _Run:
         self.tokens = torch.full(self.uniform.shape, policy.pad_token_id, device=device)
         self.logprobs = torch.zeros_like(self.uniform)
         self.lengths, self.reasons = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(2))
-        self.row, self.steps, self.slot = (torch.zeros(0, dtype=torch.long, device=device) for _ in range(3))
+        self.row, self.steps, self.slot, self.offset = (torch.zeros(0, dtype=torch.long, device=device) for _ in range(4))
         self.hidden = decoder.embedding.new_zeros(0, decoder.embedding.shape[1])
         self.own, self.prompts = decoder.cache(Cache), decoder.cache(PromptCache)
         self.prompts.lengths, self.prompts.hidden = self.slot, self.hidden
@@ -117,25 +120,28 @@ class _Run:
         self.unfinished: dict[int, int] = {}
         self.free: list[int] = []
         self.waiting = rows
+        self.sharing = group_size > 1 and sum(map(len, prompts)) >= SHARE_FROM * len(prompts)
 
     def go(self, rows_at_once: int) -> None:
-        places: Places | None = None
+        shared: SharedPrompts | None = None
         while self.waiting or len(self.row):
             if self.waiting and len(self.row) < rows_at_once:
                 self._admit(min(rows_at_once - len(self.row), self.waiting))
-                places = None
+                shared = None
             drawn = self._draw()
             left = self._finish(drawn)
             if len(left) < len(drawn):
-                places = None
+                shared = None
             if not len(left):
                 self.hidden = self.hidden[:0]
                 continue
-            longest = int(self.steps.max())
+            at = self.offset + self.steps
+            longest = int(at.max())
             self.own.reserve(len(left), longest + 1)
-            if places is None:
-                places = Places.of(self.slot, len(self.prompts.lengths))
-            self.hidden = self.decoder.step(left, self.steps, longest, self.prompts, self.own, places)
+            if self.sharing and shared is None:
+                shared = SharedPrompts(self.prompts, self.slot)
+            positions = self.prompts.lengths[self.slot] + self.steps
+            self.hidden = self.decoder.step(left, positions, at, longest, self.own, shared)
             self.steps = self.steps + 1
 
     def _admit(self, count: int) -> None:
@@ -162,7 +168,13 @@ class _Run:
         self.steps = torch.cat([self.steps, torch.zeros_like(slot)])
         self.slot = torch.cat([self.slot, slot])
         self.hidden = torch.cat([self.hidden, self.prompts.hidden[slot]])
-        self.own.reserve(len(self.row), 1)
+        width = 0 if self.sharing else self.prompts.states.shape[4]
+        self.own.reserve(len(self.row), width + 1)
+        if self.sharing:
+            self.offset = torch.cat([self.offset, torch.zeros_like(slot)])
+        else:
+            self.offset = torch.cat([self.offset, self.prompts.lengths[slot]])
+            self.own.states[:, :, len(self.row) - count : len(self.row), :, :width] = self.prompts.states[:, :, slot]
 
     def _more_slots(self, count: int) -> None:
         had = len(self.prompts.lengths)
@@ -217,8 +229,8 @@ class _Run:
         order = torch.arange(left, device=drawn.device)
         order[holes] = movers
         if len(holes):
-            self.own.move(movers, holes, int(self.steps[movers].max()))
-        self.row, self.steps, self.slot = self.row[order], self.steps[order], self.slot[order]
+            self.own.move(movers, holes, int((self.offset + self.steps)[movers].max()))
+        self.row, self.steps, self.slot, self.offset = (x[order] for x in (self.row, self.steps, self.slot, self.offset))
         if 2 * len(self.slots) < len(self.prompts.lengths):
             self._fewer_slots()
         return drawn[order]

@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from assets.make_untrained import reasoner_tokenizer
 from policies import LoRA, Policy, PolicyParams
+from rollouts import embedded
 from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine
 from support.errors import ConfigError
 from support.seeding import isolated_rng
@@ -40,9 +41,11 @@ def build(kind, folder, lora=None, **changes):
     return Policy(PolicyParams(str(folder), lora=lora))
 
 
-@pytest.fixture(params=list(ENGINES))
-def engine(request):
-    return ENGINES[request.param]()
+@pytest.fixture(params=[*ENGINES, "embedded, sharing prompts"])
+def engine(request, monkeypatch):
+    if request.param not in ENGINES:
+        monkeypatch.setattr(embedded, "SHARE_FROM", 0)
+    return ENGINES[request.param.split(",")[0]]()
 
 
 def roll(engine, policy, sampling, seed=1, **options):
@@ -79,7 +82,9 @@ def test_behaviour_logprobs_are_those_of_the_sampled_distribution(engine, policy
         assert ended or len(expected) == 10
 
 
-def test_greedy_completions_are_those_of_transformers(policy):
+@pytest.mark.parametrize("share_from", [0, 1000])
+def test_greedy_completions_are_those_of_transformers(policy, monkeypatch, share_from):
+    monkeypatch.setattr(embedded, "SHARE_FROM", share_from)
     for rows_at_once in (None, 3, 5):
         ours, theirs = (
             roll(made(), policy, SamplingParams(20, temperature=0.0), rows_at_once=rows_at_once) for made in (EmbeddedEngine, TransformersEngine)
@@ -88,8 +93,10 @@ def test_greedy_completions_are_those_of_transformers(policy):
         assert torch.allclose(ours.behaviour_logprobs, theirs.behaviour_logprobs, atol=1e-5)
 
 
-def test_what_a_row_becomes_does_not_depend_on_its_batch(tmp_path):
+@pytest.mark.parametrize("share_from", [0, 1000])
+def test_what_a_row_becomes_does_not_depend_on_its_batch(tmp_path, monkeypatch, share_from):
     """With a model that ends often, rows of very different lengths are compacted and refilled."""
+    monkeypatch.setattr(embedded, "SHARE_FROM", share_from)
     llama = build("llama", tmp_path)
     with torch.no_grad():
         llama.model.lm_head.weight[llama.eos_token_ids[0]] *= 3
