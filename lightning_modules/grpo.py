@@ -31,7 +31,7 @@ class GRPO(OnPolicyModule):
         aggregation: the mean over a completion's tokens, then over completions; TokenMean is DAPO's, ConstantLength Dr. GRPO's.
         kl: beta 0.04 on k3 in the loss.
         evaluation: how validation samples.
-        engine: what generates; the embedded one if None.
+        engine: what generates; the embedded one if None. importance_cap: correction where its log-probs are not the policy's.
         optimizer, lr_scheduler: AdamW at 1e-6, constant.
         max_grad_norm: gradients are scaled down to this norm.
     """
@@ -48,6 +48,7 @@ class GRPO(OnPolicyModule):
         kl: KLPenalty | None = None,
         evaluation: Evaluation | None = None,
         engine: Engine | None = None,
+        importance_cap: float | None = 2.0,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
@@ -65,6 +66,7 @@ class GRPO(OnPolicyModule):
             kl or KLPenalty(coefficient=0.04),
             evaluation,
             engine,
+            importance_cap,
             optimizer,
             lr_scheduler,
             max_grad_norm,

@@ -81,7 +81,7 @@ class HCRLHF(OnPolicyModule):
         monitors: rewards that are logged and never optimised, e.g. the truth where a rule knows it.
         bound: of the safety test; Hoeffding and others need costs in a stated range.
         test: ledger, allowance, export.
-        batch, sampling, advantage, loss, aggregation, kl, evaluation, engine, optimizer, lr_scheduler, max_grad_norm: as in every on-policy
+        batch, sampling, advantage, loss, aggregation, kl, evaluation, engine, importance_cap, optimizer, lr_scheduler, max_grad_norm: as in every on-policy
             method; the paper's defaults: 2 completions a prompt, KL 0.1 on k1 in the reward, RLOO, clip of gradients at 5.
         reward_clip: returns are clipped to this range before the cost is subtracted.
     """
@@ -104,6 +104,7 @@ class HCRLHF(OnPolicyModule):
         kl: KLPenalty | None = None,
         evaluation: Evaluation | None = None,
         engine: Engine | None = None,
+        importance_cap: float | None = 2.0,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 5.0,
@@ -120,6 +121,7 @@ class HCRLHF(OnPolicyModule):
             kl or KLPenalty(coefficient=0.1, estimator="k1", placement="reward"),
             evaluation,
             engine,
+            importance_cap,
             optimizer,
             lr_scheduler,
             max_grad_norm,

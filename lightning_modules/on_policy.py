@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lightning_modules.base import PosttrainModule, adamw
 from lightning_modules.evaluation import Evaluation, evaluate
+from lightning_modules.overlap import overlapped_rollout
+from lightning_modules.telemetry import log_rollout
 from lightning_modules.updates import micro_batches, update_slices
 from objectives import Advantage, Aggregation, PolicyLoss
 from objectives.kl import Estimator, kl_estimate
@@ -59,6 +61,8 @@ class OnPolicyModule(PosttrainModule):
         kl: penalty for leaving the reference.
         evaluation: how validation and test sample.
         engine: what generates; the embedded one if None.
+        importance_cap: where the engine's log-probs are not the policy's own (another precision, another program), every token's loss is
+            multiplied by min(policy / engine, cap): truncated importance sampling. None leaves it out.
         optimizer, lr_scheduler: as in every module.
         max_grad_norm: gradients are scaled down to this norm; None leaves them.
     """
@@ -78,6 +82,7 @@ class OnPolicyModule(PosttrainModule):
         kl: KLPenalty,
         evaluation: Evaluation | None = None,
         engine: Engine | None = None,
+        importance_cap: float | None = 2.0,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
@@ -90,7 +95,9 @@ class OnPolicyModule(PosttrainModule):
         self.batch, self.sampling, self.rewards, self.kl = batch, sampling, rewards, kl
         self.advantage, self.policy_loss, self.aggregation = advantage, loss, aggregation
         self.evaluation = evaluation or Evaluation()
-        self.max_grad_norm = max_grad_norm
+        if importance_cap is not None and importance_cap < 1:
+            raise ConfigError(f"importance_cap is {importance_cap}; it must be 1 or above, or null for none.")
+        self.max_grad_norm, self.importance_cap = max_grad_norm, importance_cap
         self.with_reference = kl.coefficient > 0
         self.engine = engine or EmbeddedEngine()
         self.last_rollout: RolloutBatch | None = None
@@ -102,7 +109,7 @@ class OnPolicyModule(PosttrainModule):
         """One rollout and its updates."""
         with isolated_rng("rollout", run_seed(), self.global_rank, self.rollouts_done):
             started = time.perf_counter()
-            batch = self.rollout(rows)
+            batch = overlapped_rollout(self.rollout, rows, self.rewards, self._prompts_at_once)
             sampled = time.perf_counter()
             batch.rewards = self.score(batch)
             batch.advantages = self.advantages(batch)
@@ -110,7 +117,7 @@ class OnPolicyModule(PosttrainModule):
             metrics = self.update(batch)
             seconds = (sampled - started, time.perf_counter() - scored)
         self.last_rollout = batch
-        self.log_rollout(batch, metrics, *seconds)
+        log_rollout(self, batch, metrics, *seconds)
 
     def rollout(self, rows: Rows) -> RolloutBatch:
         """Prompts to completions."""
@@ -118,7 +125,7 @@ class OnPolicyModule(PosttrainModule):
 
     def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
         """Completions to rewards, by name."""
-        return {reward.name: reward(batch) for reward in self.rewards}
+        return {reward.name: batch.rewards[reward.name] if reward.name in batch.rewards else reward(batch) for reward in self.rewards}
 
     def returns(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The one number a completion that is maximised: the weighted rewards, less the KL penalty if it is placed there."""
@@ -155,6 +162,7 @@ class OnPolicyModule(PosttrainModule):
         reference = self._reference(batch) if self.kl.coefficient else None
         # With one update the policy is still the one that sampled, and its own log-probs give a ratio of exactly one.
         behaviour = self.sampled_logprobs(batch) if self.batch.updates_per_rollout > 1 else None
+        correct = self.importance_cap is not None and self._plain_sampling and not self.engine.matches(self.policy)
         sums: dict[str, Tensor] = {}
         norms: list[float] = []
         optimizer = self.optimizers()
@@ -167,6 +175,9 @@ class OnPolicyModule(PosttrainModule):
                 old = logprobs.detach() if behaviour is None else behaviour[rows, :width]
                 given = None if reference is None else reference[rows, :width]
                 loss, found = self.token_loss(logprobs, old, given, advantages[rows, :width], mask)
+                if correct:
+                    importance = (old - batch.behaviour_logprobs[rows, :width]).exp().clamp(max=self.importance_cap)
+                    loss, found["importance"] = loss * torch.where(mask, importance, 0.0), (importance * mask).sum()
                 found["entropy"] = (entropy * mask).sum()
                 found["behaviour_gap"] = ((logprobs.detach() - batch.behaviour_logprobs[rows, :width]).abs() * mask).sum()
                 found["loss"] = (torch.where(mask, loss, 0.0) * weights[rows - part.start, None]).sum()
@@ -188,6 +199,16 @@ class OnPolicyModule(PosttrainModule):
         return self.trainer.fit_loop.epoch_loop.total_batch_idx
 
     @property
+    def _plain_sampling(self) -> bool:
+        """Whether completions are drawn from the distribution whose log-probs the loss is about."""
+        return self.sampling.top_p == 1 and self.sampling.top_k == 0 and self.sampling.temperature > 0
+
+    @property
+    def _prompts_at_once(self) -> int:
+        rows = self.batch.rollout_micro_batch or self.batch.prompts_per_rollout * self.batch.group_size
+        return max(1, rows // self.batch.group_size)
+
+    @property
     def _temperature(self) -> float:
         return self.sampling.temperature or 1.0
 
@@ -207,8 +228,8 @@ class OnPolicyModule(PosttrainModule):
 
     def sampled_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
         """Log-probs under the policy that sampled: the engine's if they are just that, else by a forward pass."""
-        plain = self.sampling.top_p == 1 and self.sampling.top_k == 0 and self.sampling.temperature > 0
-        return batch.behaviour_logprobs if plain and self.engine.matches(self.policy) else self._forward_all(batch, reference=False)
+        given = self._plain_sampling and self.engine.matches(self.policy)
+        return batch.behaviour_logprobs if given else self._forward_all(batch, reference=False)
 
     def sequence_kl(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The penalty's estimate of KL(policy || reference), summed over each completion's tokens."""
@@ -248,26 +269,6 @@ class OnPolicyModule(PosttrainModule):
     def metric_name(self, reward: str) -> str:
         """What follows train/ or val/ in the metric of a reward."""
         return f"reward/{reward}"
-
-    def log_rollout(self, batch: RolloutBatch, metrics: dict[str, float], rollout_seconds: float, update_seconds: float) -> None:
-        """Metrics under the names that all methods share."""
-        tokens = float(batch.lengths.sum())
-        values = {f"train/{name}": value for name, value in metrics.items()}
-        values |= {f"train/{self.metric_name(name)}": float(scores.nanmean()) for name, scores in batch.rewards.items()}
-        if self.rewards:
-            values["train/reward"] = float(total_reward(self.rewards, batch.rewards).nanmean())
-        values |= {
-            "train/length": tokens / len(batch.finish_reasons),
-            "train/truncated": batch.finish_reasons.count("length") / len(batch.finish_reasons),
-            "train/kl_coefficient": self.kl.coefficient,
-            "perf/rollout_tokens_per_s": tokens / rollout_seconds,
-            "perf/update_tokens_per_s": tokens / update_seconds,
-        }
-        if self.device.type == "cuda":
-            values["perf/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        shown = {"train/reward", "train/length", "train/kl", "perf/rollout_tokens_per_s"}
-        for name, value in values.items():
-            self.log(name, value, prog_bar=name in shown, batch_size=len(batch.rows), sync_dist=self.trainer.world_size > 1)
 
     # ---- the trainer's other stages -----------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Which rows share an optimiser step, and which a forward pass."""
 
+import warnings
 from dataclasses import dataclass
 
 import lightning as L
@@ -44,12 +45,20 @@ def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, trainer:
     lengths = batch.lengths.tolist()
     prompts = batch.prompt_mask.sum(1).tolist()
     pieces: list[tuple[int, list[int]]] = []
-    for start in range(part.start, part.stop, batch.group_size):
+    groups = range(part.start, part.stop, batch.group_size)
+    for start in groups:
         prompt = prompts[start // batch.group_size]
         rows = sorted(range(start, start + batch.group_size), key=lambda row: -lengths[row])
         for used, piece in _fill([(lengths[row], [row]) for row in rows], None if budget is None else budget - prompt):
             pieces.append((prompt + used, piece))
     passes = _fill(sorted(pieces, key=lambda piece: -piece[0]), budget)
+    computed, needed = sum(size for size, _ in passes), sum(lengths[part]) + sum(prompts[row // batch.group_size] for row in groups)
+    if computed > 1.5 * needed:
+        warnings.warn(
+            f"batch.update_token_budget is {budget}, in which few completions fit beside their prompt: {computed} tokens are computed for "
+            f"{needed} because prompts are computed again and again; raise it if memory allows.",
+            stacklevel=2,
+        )
     device = batch.completion_ids.device
     made = [
         MicroBatch(

@@ -27,6 +27,9 @@ class Reward(ABC):
     is_correctness = False
     #: NaN is a legal answer, "does not apply to this row"
     may_abstain = False
+    #: most of its time is spent waiting for others (a judge, a sandbox), so it scores on a thread while more prompts are generated; needs
+    #: batch.rollout_micro_batch, and must not draw random numbers
+    waits = False
 
     def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
         if not math.isfinite(weight):
@@ -80,11 +83,13 @@ class FunctionReward(Reward):
     Args:
         function: the function, or its import path such as mypackage.rewards.brevity.
         weight: factor in the total. name: the function's name by default.
+        waits: it spends its time waiting (for a judge, a sandbox): score on a thread while more prompts are generated.
     """
 
     may_abstain = True
 
-    def __init__(self, function: str | Callable, weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(self, function: str | Callable, weight: float = 1.0, name: str | None = None, waits: bool = False) -> None:
+        self.waits = waits
         self.function = _imported(function) if isinstance(function, str) else function
         super().__init__(weight, name or getattr(self.function, "__name__", "function"))
 

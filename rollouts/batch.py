@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -50,6 +51,33 @@ class RolloutBatch:
         if len(self.rows) != prompts or len(self.finish_reasons) != completions:
             found = f"{len(self.rows)} and {len(self.finish_reasons)}"
             raise ValueError(f"expected {prompts} data rows and {completions} finish reasons, got {found}.")
+
+    @classmethod
+    def concatenate(cls, parts: "list[RolloutBatch]") -> "RolloutBatch":
+        """One batch of the prompts of several, whose group size is the same."""
+        if len(parts) == 1:
+            return parts[0]
+        prompt_time = max(part.prompt_ids.shape[1] for part in parts)
+        time = max(part.completion_ids.shape[1] for part in parts)
+
+        def prompts(name: str) -> Tensor:
+            return torch.cat([F.pad(x, (prompt_time - x.shape[1], 0)) for x in (getattr(part, name) for part in parts)])
+
+        def rows(name: str) -> Tensor:
+            return torch.cat([F.pad(x, (0, time - x.shape[1])) for x in (getattr(part, name) for part in parts)])
+
+        return cls(
+            prompt_ids=prompts("prompt_ids"),
+            prompt_mask=prompts("prompt_mask"),
+            completion_ids=rows("completion_ids"),
+            completion_mask=rows("completion_mask"),
+            action_mask=rows("action_mask"),
+            behaviour_logprobs=rows("behaviour_logprobs"),
+            finish_reasons=[reason for part in parts for reason in part.finish_reasons],
+            rows=[row for part in parts for row in part.rows],
+            rewards={name: torch.cat([part.rewards[name] for part in parts]) for name in parts[0].rewards},
+            decoder=parts[0].decoder,
+        )
 
     @property
     def group_size(self) -> int:

@@ -1,6 +1,7 @@
 """The whole path from a rollout to the parameters' gradient, against plain Python."""
 
 import math
+import threading
 
 import lightning as L
 import pytest
@@ -12,7 +13,7 @@ from lightning_modules.updates import micro_batches, update_slices
 from objectives import ClippedSurrogate, SequenceMean, TokenMean
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward
-from rollouts import BatchPlan, SamplingParams
+from rollouts import BatchPlan, EmbeddedEngine, SamplingParams
 from support.errors import ConfigError
 
 
@@ -29,8 +30,8 @@ def build(folder, **changes):
         "optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
         "max_grad_norm": None,
     } | changes
-    lora = given.pop("lora", None)
-    return GRPO(PolicyParams(folder, lora=lora), [FunctionReward(digit_reward)], **given)
+    lora, rewards = given.pop("lora", None), given.pop("rewards", [FunctionReward(digit_reward)])
+    return GRPO(PolicyParams(folder, lora=lora), rewards, **given)
 
 
 def fit(module, steps, ckpt_path=None, callbacks=(), **trainer):
@@ -137,6 +138,72 @@ def test_micro_batches_cover_each_row_once_within_the_budget(reasoner):
         for micro in made:
             groups = batch.prompt_groups(micro.rows)
             assert len(micro.rows) == 1 or groups.prompt_mask.sum() + groups.completion_mask.sum() <= 60
+
+
+def test_a_budget_that_repeats_prompts_is_pointed_out(reasoner):
+    module = build(reasoner, batch=BatchPlan(4, 8, update_token_budget=1))
+    with pytest.warns(UserWarning, match="update_token_budget is 1, in which few completions fit"):
+        fit(module, 1)
+
+
+class Judge(FunctionReward):
+    """Waits as long as the last call asked, and remembers on which threads it was called."""
+
+    def __call__(self, batch):
+        self.seen.append((threading.current_thread().name, len(batch.rows)))
+        return super().__call__(batch)
+
+
+def test_rewards_that_wait_score_while_more_is_generated(reasoner):
+    weights_of = []
+    for waits in (False, True):
+        judge = Judge(digit_reward, waits=waits)
+        judge.seen = []
+        module = build(reasoner, rewards=[judge], batch=BatchPlan(4, 4, rollout_micro_batch=8))
+        fit(module, 2)
+        assert [size for _, size in judge.seen] == ([2] * 4 if waits else [4] * 2)
+        assert all((name == "MainThread") != waits for name, _ in judge.seen)
+        assert torch.equal(module.last_rollout.rewards["digit_reward"], judge(module.last_rollout))
+        weights_of.append(weights(module))
+    assert torch.isfinite(weights_of[1]).all()
+
+
+def test_a_failing_reward_on_a_thread_stops_the_run(reasoner):
+    def broken(completions):
+        return [float("inf")] * len(completions)
+
+    module = build(reasoner, rewards=[FunctionReward(broken, waits=True)], batch=BatchPlan(4, 4, rollout_micro_batch=4))
+    with pytest.raises(ConfigError, match="'broken'"):
+        fit(module, 1)
+
+
+class Shifted(EmbeddedEngine):
+    """An engine whose log-probs are off by a constant."""
+
+    def matches(self, policy):
+        return False
+
+    def generate(self, *given, **options):
+        batch = super().generate(*given, **options)
+        batch.behaviour_logprobs = batch.behaviour_logprobs + self.shift * batch.action_mask
+        return batch
+
+
+@pytest.mark.parametrize(("shift", "factor"), [(0.0, 1.0), (0.5, math.exp(-0.5)), (-0.2, math.exp(0.2)), (-3.0, 2.0)])
+def test_another_engines_samples_are_weighted_by_the_truncated_ratio(reasoner, shift, factor):
+    """With a constant gap the whole gradient is multiplied by min(exp(-shift), cap): SGD's step shows it."""
+    steps = []
+    for given in (None, shift):
+        engine = EmbeddedEngine() if given is None else Shifted()
+        engine.shift = given
+        module = build(reasoner, engine=engine, kl=KLPenalty(0.0), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), max_grad_norm=None)
+        module.configure_model()
+        before = weights(module).clone()
+        fit(module, 1)
+        steps.append(weights(module) - before)
+    assert torch.allclose(steps[1], factor * steps[0], rtol=1e-3, atol=1e-6)
+    if shift:
+        assert float(module.trainer.callback_metrics["train/importance"]) == pytest.approx(factor, rel=1e-4)
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=4, alpha=8)])
