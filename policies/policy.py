@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from policies.adapters import acting_weights
 from policies.locate import locate
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
@@ -122,6 +123,15 @@ class Policy(nn.Module):
     def bare(self) -> Any:
         """The transformers model, with any adapter's layers in it but without peft's wrapper."""
         return _bare(self.model)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights by the names that they have in an exported folder, adapters merged."""
+        return acting_weights(self.bare)
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a weight does."""
+        return sum(parameter._version for parameter in self.model.parameters())
 
     @property
     def context(self) -> int | None:

@@ -6,5 +6,6 @@ from rollouts.engine import Engine
 from rollouts.plan import BatchPlan
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
+from rollouts.vllm import VLLMEngine, VLLMServer
 
-__all__ = ["BatchPlan", "EmbeddedEngine", "Engine", "RolloutBatch", "SamplingParams", "TransformersEngine"]
+__all__ = ["BatchPlan", "EmbeddedEngine", "Engine", "RolloutBatch", "SamplingParams", "TransformersEngine", "VLLMEngine", "VLLMServer"]

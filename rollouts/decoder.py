@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from policies.adapters import acting_weight
+
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -145,12 +147,8 @@ class Decoder:
         )
 
     def _linear(self, module: Any) -> Linear:
-        """Weight (inputs, outputs) and bias as they act now: a LoRA layer's with its active adapters added."""
-        base = module.get_base_layer() if hasattr(module, "lora_A") else module
-        weight, bias = base.weight, base.bias
-        if base is not module and not module.disable_adapters and not module.merged:
-            for name in module.active_adapters:
-                weight = weight + module.get_delta_weight(name).to(weight.dtype)
+        """Weight (inputs, outputs) and bias."""
+        weight, bias = acting_weight(module)
         weight = weight.to(self.dtype).t()
         return weight.contiguous() if self.transpose else weight, None if bias is None else bias.to(self.dtype)
 

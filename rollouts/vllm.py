@@ -1,0 +1,225 @@
+"""vLLM as an engine, in this process or as a server; its weights follow the policy's.
+
+vLLM computes with other kernels, often in another precision: its log-probs are not quite the policy's, and the modules correct for that
+(importance_cap). Every completion is a request of its own with its own seed; vLLM's prefix cache computes a group's prompt once.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from abc import abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from policies import Policy
+from rollouts.batch import FinishReason
+from rollouts.engine import Engine, Forced, Prompts, assemble, check_prompts, padded_forced
+from rollouts.sampling import SamplingParams
+from support.errors import ConfigError
+
+
+@dataclass
+class Request:
+    """One completion to generate."""
+
+    ids: list[int]
+    params: dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """What vLLM generated, and the log-prob of each token."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    stopped: bool
+
+
+class _VLLM(Engine):
+    def generate(self, policy, prompts, rows, group_size, sampling, forced=None, rows_at_once=None):
+        check_prompts(policy, prompts, sampling)
+        given = padded_forced(forced, len(prompts) * group_size, torch.device("cpu"))
+        if given.shape[1] >= sampling.max_new_tokens:
+            raise ConfigError(f"{given.shape[1]} forced tokens leave nothing to sample; raise sampling.max_new_tokens ({sampling.max_new_tokens}).")
+        first = [[token for token in row if token >= 0] for row in given.tolist()]
+        answers = self.answer(policy, self._requests(policy, prompts, first, group_size, sampling))
+        count, device = len(answers), policy.device
+        tokens = torch.full((count, sampling.max_new_tokens), policy.pad_token_id)
+        logprobs = torch.zeros(tokens.shape)
+        lengths, reasons = torch.zeros(count, dtype=torch.long), list[FinishReason]()
+        for row, (start, answer) in enumerate(zip(first, answers, strict=True)):
+            end = len(start) + len(answer.tokens)
+            tokens[row, :end] = torch.tensor(start + answer.tokens)
+            logprobs[row, len(start) : end] = torch.tensor(answer.logprobs)
+            lengths[row] = end
+            reasons.append("length" if not answer.stopped else "eos" if answer.tokens[-1] in policy.eos_token_ids else "stop")
+        return assemble(
+            policy, prompts, rows, tokens.to(device), logprobs.to(device), lengths.to(device), given.to(device), reasons
+        )
+
+    def _requests(self, policy: Policy, prompts: Prompts, first: list[list[int]], group_size: int, sampling: SamplingParams) -> list[Request]:
+        seeds = torch.randint(2**31, (len(first),)).tolist()
+        return [
+            Request(
+                prompts[row // group_size] + start,
+                {
+                    "max_tokens": sampling.max_new_tokens - len(start),
+                    "temperature": sampling.temperature,
+                    "top_p": sampling.top_p,
+                    "top_k": sampling.top_k,
+                    "seed": seeds[row],
+                    "logprobs": 0,
+                    "stop": sampling.stop or None,
+                    "include_stop_str_in_output": True,
+                    "stop_token_ids": policy.eos_token_ids,
+                },
+            )
+            for row, start in enumerate(first)
+        ]
+
+    @abstractmethod
+    def answer(self, policy: Policy, requests: list[Request]) -> list[Answer]:
+        """Generate with the policy's weights as they are now, in order."""
+
+
+class VLLMEngine(_VLLM):
+    """vLLM in the training process, on the same device.
+
+    Args:
+        gpu_memory_utilization: share of the GPU's memory for weights and cache together.
+        sleep: free vLLM's memory while the policy is updated (GPU only).
+        options: further arguments of vllm.LLM.
+    """
+
+    def __init__(self, gpu_memory_utilization: float = 0.3, sleep: bool = True, options: dict[str, Any] | None = None) -> None:
+        self.gpu_memory_utilization, self.sleep, self.options = gpu_memory_utilization, sleep, options or {}
+        self.llm: Any = None
+        self.version: int | None = None
+
+    def answer(self, policy, requests):
+        self._start(policy)
+        from vllm import SamplingParams as Params
+
+        if self.version != policy.version:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": policy.weights()})
+            self.llm.reset_prefix_cache()
+            self.version = policy.version
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": request.ids} for request in requests], [Params(**request.params) for request in requests], use_tqdm=False
+        )
+        if self._sleeps(policy):
+            self.llm.sleep(level=2)  # neither weights nor cache are worth keeping: both are stale after the update
+            self.version = None
+        completions = [output.outputs[0] for output in outputs]
+        return [
+            Answer(list(c.token_ids), [step[token].logprob for step, token in zip(c.logprobs, c.token_ids, strict=True)], c.finish_reason == "stop")
+            for c in completions
+        ]
+
+    def _sleeps(self, policy: Policy) -> bool:
+        return self.sleep and policy.device.type == "cuda"
+
+    def _start(self, policy: Policy) -> None:
+        if self.llm is not None:
+            if self._sleeps(policy):
+                self.llm.wake_up()
+            return
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights are handed over within the process
+        try:
+            from vllm import LLM
+        except ImportError:
+            raise ConfigError("VLLMEngine needs vLLM, which is not installed; run `pip install 'lightning-posttrain[vllm]'`.") from None
+        folder = tempfile.mkdtemp()  # vLLM reads the architecture and its first weights from a folder
+        try:
+            policy.save(folder)
+            self.llm = LLM(
+                model=folder,
+                dtype=str(next(policy.model.parameters()).dtype).removeprefix("torch."),
+                max_model_len=policy.context,
+                gpu_memory_utilization=self.gpu_memory_utilization,
+                enable_sleep_mode=self._sleeps(policy),
+                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
+                **self.options,
+            )
+        finally:
+            shutil.rmtree(folder)
+        self.version = policy.version
+
+
+class VLLMServer(_VLLM):
+    """A vLLM server, which shares a folder with this process:
+
+        VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs
+
+    For `sync: adapter` add VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora --max-lora-rank R.
+
+    Args:
+        url: of the server.
+        folder: where weights are handed over; both sides must see it under this path. A temporary folder if None.
+        sync: hand over all weights (adapters merged), or the LoRA adapter alone.
+        timeout: seconds to wait for one answer. concurrent: most requests in flight.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        folder: str | None = None,
+        sync: Literal["weights", "adapter"] = "weights",
+        timeout: float = 600.0,
+        concurrent: int = 128,
+    ) -> None:
+        self.url, self.sync, self.timeout, self.concurrent = url.rstrip("/"), sync, timeout, concurrent
+        self.folder = Path(folder or tempfile.mkdtemp())
+        self.model: str | None = None
+        self.version: int | None = None
+
+    def answer(self, policy, requests):
+        if self.sync == "adapter" and policy.params.lora is None:
+            raise ConfigError("VLLMServer has sync: adapter, but the policy has no adapter; set policy.lora, or sync: weights.")
+        if self.model is None:
+            self.model = self._call("GET", "/v1/models")["data"][0]["id"]
+        if self.version != policy.version:
+            self._hand_over(policy)
+            self.version = policy.version
+        with ThreadPoolExecutor(self.concurrent) as pool:
+            return list(pool.map(self._complete, requests))
+
+    def _hand_over(self, policy: Policy) -> None:
+        if self.sync == "adapter":
+            policy.model.save_pretrained(self.folder, selected_adapters=["default"])  # type: ignore[operator]
+            self._call("POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(self.folder), "load_inplace": True})
+            self.model = "policy"
+        else:
+            policy.save(self.folder)
+            self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}})
+        self._call("POST", "/reset_prefix_cache")
+
+    def _complete(self, request: Request) -> Answer:
+        body = {"model": self.model, "prompt": request.ids, "return_token_ids": True, **request.params}
+        choice = self._call("POST", "/v1/completions", body)["choices"][0]
+        return Answer(choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"] == "stop")
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                text = response.read().decode()
+        except urllib.error.HTTPError as error:
+            raise ConfigError(
+                f"the vLLM server at {self.url} answered {error.code} to {path}: {error.read().decode(errors='replace')[:300]!r}; start it as the "
+                "documentation of VLLMServer says."
+            ) from None
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            raise ConfigError(
+                f"the vLLM server at {self.url} cannot be reached ({getattr(error, 'reason', error)}); start it as the documentation of VLLMServer says, "
+                "or correct model.engine.url."
+            ) from None
+        return json.loads(text) if text.startswith(("{", "[")) else None
