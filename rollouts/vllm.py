@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 
 from policies import Policy
 from rollouts.batch import FinishReason
@@ -197,7 +198,10 @@ class VLLMServer(_VLLM):
             self._call("POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(self.folder), "load_inplace": True})
             self.model = "policy"
         else:
-            policy.save(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            policy.bare.config.save_pretrained(self.folder)
+            # Copies, because a tied output layer must be written too: vLLM's reload leaves it as it was otherwise.
+            save_file({name: weight.clone().contiguous() for name, weight in policy.weights()}, self.folder / "model.safetensors")
             self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}})
         self._call("POST", "/reset_prefix_cache")
 
