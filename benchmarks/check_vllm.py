@@ -37,7 +37,11 @@ def main(model: str = "assets/tiny_reasoner", url: str | None = None, new_tokens
     torch.manual_seed(0)
     policy = Policy(PolicyParams(model))
     engine = VLLMServer(url) if url else VLLMEngine(options={"enforce_eager": True})
-    texts = ["12+34=?", "5-3=?", "77+8=?", "6+6=?"] if "reasoner" in model else ["Name a colour.", "What is 2+3?", "Say hello.", "Where is Rome?"]
+    texts = (
+        ["12+34=?", "5-3=?", "77+8=?", "6+6=?"]
+        if "reasoner" in model
+        else ["Name a colour.", "What is 2+3?", "Say hello.", "Where is Rome?"]
+    )
     fine = True
     print(f"{'':16}{'equal greedy tokens':>22}{'mean log-prob gap':>22}")
     for round_number in range(3):

@@ -53,7 +53,16 @@ class Work:
     learning_rate: float = 1e-6
 
 
-TOPICS = ["the sea", "a mountain village", "the history of bread", "winter birds", "a broken clock", "the first railway", "a garden at night", "old maps"]
+TOPICS = [
+    "the sea",
+    "a mountain village",
+    "the history of bread",
+    "winter birds",
+    "a broken clock",
+    "the first railway",
+    "a garden at night",
+    "old maps",
+]
 
 
 def texts(work: Work) -> list[str]:
@@ -64,7 +73,8 @@ def texts(work: Work) -> list[str]:
         return [row["prompt"] for row in ArithmeticPrompts(train_size=64, seed=0).train_rows()]
     filler = "Take into account that the reader is a curious child who likes animals, numbers and short sentences. "
     return [
-        filler * max(0, (work.prompt_tokens - 50) // 19) + f"Tell me in a few words something true about {TOPICS[i % 8]}, and why it matters to you. Part {i}."
+        filler * max(0, (work.prompt_tokens - 50) // 19)
+        + f"Tell me in a few words something true about {TOPICS[i % 8]}, and why it matters to you. Part {i}."
         for i in range(64)
     ]
 

@@ -42,9 +42,7 @@ class PromptGroups:
 
     def first(self, rows: int) -> "PromptGroups":
         """The first rows alone."""
-        return PromptGroups(
-            self.prompt_ids, self.prompt_mask, self.owner[:rows], self.completion_ids[:rows], self.completion_mask[:rows]
-        )
+        return PromptGroups(self.prompt_ids, self.prompt_mask, self.owner[:rows], self.completion_ids[:rows], self.completion_mask[:rows])
 
 
 class PackedSequence:

@@ -86,7 +86,9 @@ def _check(decoder: Decoder, policy: Policy, prompt: list[int]) -> None:
     gap = float((found - expected).exp().sub(1).abs().mul(expected.exp()).sum(-1).max())  # summed differences of probabilities
     tolerance = 1e-3 if full_precision(policy) else 0.2
     if not gap <= tolerance:
-        raise ValueError(f"{type(policy.bare).__name__} decodes differently (probabilities are off by {gap:.2g} in all, {tolerance} allowed)")
+        raise ValueError(
+            f"{type(policy.bare).__name__} decodes differently (probabilities are off by {gap:.2g} in all, {tolerance} allowed)"
+        )
 
 
 class _Run:
@@ -102,7 +104,13 @@ class _Run:
     """
 
     def __init__(
-        self, policy: Policy, decoder: Decoder, prompts: Prompts, group_size: int, sampling: SamplingParams, forced: Int[Tensor, "rows some"]
+        self,
+        policy: Policy,
+        decoder: Decoder,
+        prompts: Prompts,
+        group_size: int,
+        sampling: SamplingParams,
+        forced: Int[Tensor, "rows some"],
     ) -> None:
         device, rows = policy.device, len(prompts) * group_size
         self.decoder, self.texts, self.group_size, self.sampling = decoder, prompts, group_size, sampling

@@ -90,9 +90,7 @@ class TransformersEngine(Engine):
             policy.model.train(was_training)
         return assemble(policy, prompts, rows, completions, logprobs, lengths, given, reasons)
 
-    def _sample(
-        self, policy: Policy, ids: Tensor, mask: Tensor, forced: Tensor, sampling: SamplingParams
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample(self, policy: Policy, ids: Tensor, mask: Tensor, forced: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens, log-probs, the step at which a stop string ended the row or -1)"""
         recorder = _RecordLogprobs(sampling, forced, ids.shape[1])
         stop = _Stop(StopStrings(policy, sampling.stop), ids.shape[1], len(ids))

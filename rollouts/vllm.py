@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from policies import Policy
 from rollouts.batch import FinishReason
-from rollouts.engine import Engine, Forced, Prompts, assemble, check_prompts, padded_forced
+from rollouts.engine import Engine, Prompts, assemble, check_prompts, padded_forced
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
 
@@ -48,7 +48,9 @@ class _VLLM(Engine):
         check_prompts(policy, prompts, sampling)
         given = padded_forced(forced, len(prompts) * group_size, torch.device("cpu"))
         if given.shape[1] >= sampling.max_new_tokens:
-            raise ConfigError(f"{given.shape[1]} forced tokens leave nothing to sample; raise sampling.max_new_tokens ({sampling.max_new_tokens}).")
+            raise ConfigError(
+                f"{given.shape[1]} forced tokens leave nothing to sample; raise sampling.max_new_tokens ({sampling.max_new_tokens})."
+            )
         first = [[token for token in row if token >= 0] for row in given.tolist()]
         answers = self.answer(policy, self._requests(policy, prompts, first, group_size, sampling))
         count, device = len(answers), policy.device
@@ -61,11 +63,11 @@ class _VLLM(Engine):
             logprobs[row, len(start) : end] = torch.tensor(answer.logprobs)
             lengths[row] = end
             reasons.append("length" if not answer.stopped else "eos" if answer.tokens[-1] in policy.eos_token_ids else "stop")
-        return assemble(
-            policy, prompts, rows, tokens.to(device), logprobs.to(device), lengths.to(device), given.to(device), reasons
-        )
+        return assemble(policy, prompts, rows, tokens.to(device), logprobs.to(device), lengths.to(device), given.to(device), reasons)
 
-    def _requests(self, policy: Policy, prompts: Prompts, first: list[list[int]], group_size: int, sampling: SamplingParams) -> list[Request]:
+    def _requests(
+        self, policy: Policy, prompts: Prompts, first: list[list[int]], group_size: int, sampling: SamplingParams
+    ) -> list[Request]:
         seeds = torch.randint(2**31, (len(first),)).tolist()
         return [
             Request(
@@ -120,7 +122,11 @@ class VLLMEngine(_VLLM):
             self.version = None
         completions = [output.outputs[0] for output in outputs]
         return [
-            Answer(list(c.token_ids), [step[token].logprob for step, token in zip(c.logprobs, c.token_ids, strict=True)], c.finish_reason == "stop")
+            Answer(
+                list(c.token_ids),
+                [step[token].logprob for step, token in zip(c.logprobs, c.token_ids, strict=True)],
+                c.finish_reason == "stop",
+            )
             for c in completions
         ]
 

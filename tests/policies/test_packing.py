@@ -30,6 +30,7 @@ def build(name, attention=SHARED_PREFIX):
 
 def groups_of(prompts, completions, generator):
     """prompts: lengths. completions: (prompt, length) of each row, in any order."""
+
     def left(lengths, right):
         width = max(lengths)
         steps = torch.arange(width)
@@ -61,7 +62,9 @@ def gradients(model, values, weights):
 
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=4).flatmap(
     lambda prompts: st.tuples(
-        st.just(prompts), st.lists(st.tuples(st.integers(0, len(prompts) - 1), st.integers(1, 8)), min_size=1, max_size=9), st.integers(0, 2**31)
+        st.just(prompts),
+        st.lists(st.tuples(st.integers(0, len(prompts) - 1), st.integers(1, 8)), min_size=1, max_size=9),
+        st.integers(0, 2**31),
     )
 )
 

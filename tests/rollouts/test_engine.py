@@ -6,8 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from assets.make_untrained import reasoner_tokenizer
 from policies import LoRA, Policy, PolicyParams
-from rollouts import embedded
-from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine
+from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine, embedded
 from support.errors import ConfigError
 from support.seeding import isolated_rng
 
@@ -87,7 +86,8 @@ def test_greedy_completions_are_those_of_transformers(policy, monkeypatch, share
     monkeypatch.setattr(embedded, "SHARE_FROM", share_from)
     for rows_at_once in (None, 3, 5):
         ours, theirs = (
-            roll(made(), policy, SamplingParams(20, temperature=0.0), rows_at_once=rows_at_once) for made in (EmbeddedEngine, TransformersEngine)
+            roll(made(), policy, SamplingParams(20, temperature=0.0), rows_at_once=rows_at_once)
+            for made in (EmbeddedEngine, TransformersEngine)
         )
         assert torch.equal(ours.completion_ids, theirs.completion_ids) and ours.finish_reasons == theirs.finish_reasons
         assert torch.allclose(ours.behaviour_logprobs, theirs.behaviour_logprobs, atol=1e-5)
@@ -156,7 +156,9 @@ def test_forced_tokens_are_given_and_not_chosen(engine, llama):
 def test_stop_strings_end_a_completion(engine, llama):
     free = roll(engine, llama, SamplingParams(12))
     inside_others = set("<pad><eos><user><assistant></think>")  # a stop string may also end within a token
-    marks = tuple({text for token in free.completion_ids[:, 2:5].flatten() if len(text := llama.tokenizer.decode(token)) == 1} - inside_others)
+    marks = tuple(
+        {text for token in free.completion_ids[:, 2:5].flatten() if len(text := llama.tokenizer.decode(token)) == 1} - inside_others
+    )
     stopped = roll(engine, llama, SamplingParams(12, stop=list(marks)))
     assert "stop" in stopped.finish_reasons
     for row, reason in enumerate(stopped.finish_reasons):
@@ -189,7 +191,9 @@ def test_other_precisions_stay_near(llama):
         assert not EmbeddedEngine().matches(llama)
         batch = roll(EmbeddedEngine(), llama, SamplingParams(10))
     with torch.no_grad():
-        gaps = [float((naive(llama, batch, row) - batch.behaviour_logprobs[row, : int(batch.lengths[row])]).abs().mean()) for row in range(12)]
+        gaps = [
+            float((naive(llama, batch, row) - batch.behaviour_logprobs[row, : int(batch.lengths[row])]).abs().mean()) for row in range(12)
+        ]
     assert 1e-5 < sum(gaps) / 12 < 0.1
 
 
@@ -197,7 +201,9 @@ def test_an_unsuitable_model_is_generated_by_transformers(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = reasoner_tokenizer()
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=tokenizer.eos_token_id, bos_token_id=None
+    )
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     policy = Policy(PolicyParams(str(tmp_path)))

@@ -71,7 +71,13 @@ def serve(llm):
             if self.path == "/v1/completions":
                 found = llm.complete(body["prompt"], SimpleNamespace(**body))
                 values = [step[token].logprob for step, token in zip(found.logprobs, found.token_ids, strict=True)]
-                self.reply({"choices": [{"token_ids": found.token_ids, "logprobs": {"token_logprobs": values}, "finish_reason": found.finish_reason}]})
+                self.reply(
+                    {
+                        "choices": [
+                            {"token_ids": found.token_ids, "logprobs": {"token_logprobs": values}, "finish_reason": found.finish_reason}
+                        ]
+                    }
+                )
             elif self.path == "/collective_rpc":
                 llm.collective_rpc(body["method"], body["kwargs"])
                 self.reply({"results": [None]})
