@@ -13,7 +13,7 @@ from torch import Tensor
 
 from policies import Policy
 from rollouts.decoder import Cache, Decoder, PromptCache, SharedPrompts
-from rollouts.engine import Engine, Prompts, StopStrings, assemble, check_prompts, full_precision, padded_forced, warpers
+from rollouts.engine import Engine, Prompts, StopStrings, assemble, check_prompts, draw, full_precision, padded_forced, warpers
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
 
@@ -204,17 +204,8 @@ class _Run:
         return drawn
 
     def _sample(self, part: slice) -> tuple[Int[Tensor, "some"], Float[Tensor, "some"]]:
-        """Inverts the distribution function at each row's next random number."""
         logits: Any = self.warpers(None, self.decoder.logits(self.hidden[part]).float())  # type: ignore[arg-type]
-        logprobs = logits - logits.logsumexp(1, keepdim=True)
-        if self.sampling.temperature == 0:
-            tokens = logits.argmax(1, keepdim=True)
-        else:
-            below = torch.cumsum(logprobs.exp(), 1)
-            # Less than the whole sum, and beyond every token without probability before the one that is chosen.
-            target = self.uniform[self.row[part], self.steps[part], None] * below[:, -1:]
-            tokens = torch.searchsorted(below, target, right=True).clamp(max=below.shape[1] - 1)
-        return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
+        return draw(logits, self.uniform[self.row[part], self.steps[part]], self.sampling.temperature == 0)
 
     def _finish(self, drawn: Int[Tensor, "live"]) -> Int[Tensor, "left"]:
         """Drop rows that ended; the last live ones move into their places. Returns the tokens of those that are left."""

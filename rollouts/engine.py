@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StopStringCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -91,6 +91,20 @@ def warpers(sampling: SamplingParams) -> LogitsProcessorList:
     if sampling.temperature > 0 and sampling.top_p < 1:
         found.append(TopPLogitsWarper(sampling.top_p))
     return found
+
+
+def draw(
+    logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, "rows"], greedy: bool
+) -> tuple[Int[Tensor, "rows"], Float[Tensor, "rows"]]:
+    """(tokens, log-probs): the distribution function inverted at the random numbers, or the likeliest tokens."""
+    logprobs = logits - logits.logsumexp(1, keepdim=True)
+    if greedy:
+        tokens = logits.argmax(1, keepdim=True)
+    else:
+        below = logprobs.exp().cumsum(1)
+        # Less than the whole sum, and beyond every token without probability before the one that is chosen.
+        tokens = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True).clamp(max=below.shape[1] - 1)
+    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
 
 
 class StopStrings:

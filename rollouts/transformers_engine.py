@@ -7,32 +7,29 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from policies import Policy
-from rollouts.engine import Engine, StopStrings, assemble, check_prompts, full_precision, padded_forced, padded_left, warpers
+from rollouts.engine import Engine, StopStrings, assemble, check_prompts, draw, full_precision, padded_forced, padded_left, warpers
 from rollouts.sampling import SamplingParams
 
 
-class _RecordLogprobs(LogitsProcessor):
-    """Warps the logits as asked and keeps, one step at a time, the log-probs of the tokens that were then chosen."""
+class _Choose(LogitsProcessor):
+    """Draws the next token itself, leaves `generate` no other choice, and keeps the log-prob of what it drew.
 
-    def __init__(self, sampling: SamplingParams, forced: Tensor, prompt_width: int) -> None:
-        self.warpers, self.forced, self.prompt_width = warpers(sampling), forced, prompt_width
-        self.pending: Tensor | None = None
-        self.chosen: list[Tensor] = []
+    Args:
+        uniform: (rows, steps), the random numbers. forced: as from padded_forced.
+    """
 
-    def record(self, tokens: Tensor) -> None:
-        if self.pending is not None:
-            self.chosen.append(self.pending.gather(1, tokens[:, None]).squeeze(1))
+    def __init__(self, sampling: SamplingParams, uniform: Tensor, forced: Tensor, prompt_width: int) -> None:
+        self.sampling, self.warpers, self.uniform = sampling, warpers(sampling), uniform
+        self.forced, self.prompt_width = forced, prompt_width
+        self.logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        self.record(input_ids[:, -1])
-        warped = self.warpers(input_ids, scores.float())
-        self.pending = warped.log_softmax(-1)
         step = input_ids.shape[1] - self.prompt_width
+        tokens, logprobs = draw(self.warpers(input_ids, scores.float()), self.uniform[:, step], self.sampling.temperature == 0)
+        self.logprobs.append(logprobs)
         if step < self.forced.shape[1]:
-            given = self.forced[:, step, None]
-            only = torch.full_like(warped, -torch.inf).scatter_(1, given.clamp(min=0), 0.0)
-            warped = torch.where(given >= 0, only, warped)
-        return warped
+            tokens = torch.where(self.forced[:, step] >= 0, self.forced[:, step], tokens)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
 
 class _Stop(StoppingCriteria):
@@ -52,7 +49,7 @@ class _Stop(StoppingCriteria):
 
 
 class TransformersEngine(Engine):
-    """`generate` of transformers, in batches of rows_at_once completions, on which the samples depend.
+    """`generate` of transformers, in batches of rows_at_once completions; at equal seeds it draws what the embedded engine draws.
 
     The model's own generation defaults (a repetition penalty, a top-p of its makers) are not used: they would change the
     sampling distribution without the policy's log-probs knowing.
@@ -68,6 +65,7 @@ class TransformersEngine(Engine):
         ids, mask = padded_left(prompts, policy.pad_token_id, device)
         ids, mask = ids.repeat_interleave(group_size, 0), mask.repeat_interleave(group_size, 0)
         given = padded_forced(forced, len(ids), device)
+        uniform = torch.rand(len(ids), sampling.max_new_tokens, device=device)
         completions = ids.new_full((len(ids), sampling.max_new_tokens), policy.pad_token_id)
         logprobs = torch.zeros(completions.shape, device=device)
         lengths, reasons = torch.zeros(len(ids), dtype=torch.long, device=device), []
@@ -76,7 +74,7 @@ class TransformersEngine(Engine):
         try:
             for start in range(0, len(ids), rows_at_once or len(ids)):
                 part = slice(start, start + (rows_at_once or len(ids)))
-                tokens, values, stops = self._sample(policy, ids[part], mask[part], given[part], sampling)
+                tokens, values, stops = self._sample(policy, ids[part], mask[part], uniform[part], given[part], sampling)
                 time = torch.arange(tokens.shape[1], device=device)
                 ended_by_text = time == stops[:, None]
                 ends = torch.isin(tokens, torch.tensor(policy.eos_token_ids, device=device)) | ended_by_text
@@ -90,16 +88,13 @@ class TransformersEngine(Engine):
             policy.model.train(was_training)
         return assemble(policy, prompts, rows, completions, logprobs, lengths, given, reasons)
 
-    def _sample(self, policy: Policy, ids: Tensor, mask: Tensor, forced: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample(self, policy: Policy, ids: Tensor, mask: Tensor, uniform: Tensor, forced: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens, log-probs, the step at which a stop string ended the row or -1)"""
-        recorder = _RecordLogprobs(sampling, forced, ids.shape[1])
+        choose = _Choose(sampling, uniform, forced, ids.shape[1])
         stop = _Stop(StopStrings(policy, sampling.stop), ids.shape[1], len(ids))
         config = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
-            do_sample=sampling.temperature > 0,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
+            do_sample=False,
             repetition_penalty=1.0,
             eos_token_id=policy.eos_token_ids,
             pad_token_id=policy.pad_token_id,
@@ -111,10 +106,9 @@ class TransformersEngine(Engine):
                 input_ids=ids,
                 attention_mask=mask.long(),
                 generation_config=config,
-                logits_processor=LogitsProcessorList([recorder]),
+                logits_processor=LogitsProcessorList([choose]),
                 stopping_criteria=StoppingCriteriaList([stop]),
             )
         finally:
             model.generation_config = own
-        recorder.record(output[:, -1])
-        return output[:, ids.shape[1] :], torch.stack(recorder.chosen, 1), stop.step
+        return output[:, ids.shape[1] :], torch.stack(choose.logprobs, 1), stop.step

@@ -13,7 +13,7 @@ from lightning_modules.updates import micro_batches, update_slices
 from objectives import ClippedSurrogate, SequenceMean, TokenMean
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward
-from rollouts import BatchPlan, EmbeddedEngine, SamplingParams
+from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine
 from support.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def build(folder, **changes):
         "max_grad_norm": None,
     } | changes
     lora, rewards = given.pop("lora", None), given.pop("rewards", [FunctionReward(digit_reward)])
-    return GRPO(PolicyParams(folder, lora=lora), rewards, **given)
+    return GRPO(PolicyParams(folder, lora=lora, packing=given.pop("packing", True)), rewards, **given)
 
 
 def fit(module, steps, ckpt_path=None, callbacks=(), **trainer):
@@ -126,6 +126,28 @@ def test_the_split_into_micro_batches_changes_nothing(reasoner, aggregation):
         fit(module, 2)
         results.append(weights(module))
     assert torch.allclose(results[0], results[1], atol=2e-6) and torch.allclose(results[0], results[2], atol=2e-6)
+
+
+def test_packing_and_engine_change_nothing_but_speed(reasoner):
+    """The losses of the first updates, and the weights after them, with the fast parts and with the plain ones."""
+    results = []
+    for packing, engine in ((True, EmbeddedEngine()), (False, EmbeddedEngine()), (False, TransformersEngine())):
+        module = build(reasoner, packing=packing, engine=engine, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+        losses = Losses()
+        fit(module, 4, callbacks=[losses])
+        results.append((losses.found, weights(module)))
+    for found, end in results[1:]:
+        assert found == pytest.approx(results[0][0], abs=1e-6)
+        assert torch.allclose(end, results[0][1], atol=1e-5)
+    assert len({round(loss, 7) for loss in results[0][0]}) == 4
+
+
+class Losses(L.Callback):
+    def __init__(self):
+        self.found = []
+
+    def on_train_batch_end(self, trainer, *given):
+        self.found.append(float(trainer.callback_metrics["train/loss"]))
 
 
 def test_micro_batches_cover_each_row_once_within_the_budget(reasoner):

@@ -82,15 +82,22 @@ def test_behaviour_logprobs_are_those_of_the_sampled_distribution(engine, policy
 
 
 @pytest.mark.parametrize("share_from", [0, 1000])
-def test_greedy_completions_are_those_of_transformers(policy, monkeypatch, share_from):
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_both_engines_generate_the_same(policy, monkeypatch, share_from, temperature):
     monkeypatch.setattr(embedded, "SHARE_FROM", share_from)
     for rows_at_once in (None, 3, 5):
-        ours, theirs = (
-            roll(made(), policy, SamplingParams(20, temperature=0.0), rows_at_once=rows_at_once)
-            for made in (EmbeddedEngine, TransformersEngine)
-        )
+        sampling = SamplingParams(20, temperature=temperature)
+        ours, theirs = (roll(made(), policy, sampling, rows_at_once=rows_at_once) for made in (EmbeddedEngine, TransformersEngine))
         assert torch.equal(ours.completion_ids, theirs.completion_ids) and ours.finish_reasons == theirs.finish_reasons
         assert torch.allclose(ours.behaviour_logprobs, theirs.behaviour_logprobs, atol=1e-5)
+
+
+def test_greedy_completions_are_those_of_generate(policy):
+    """Against `generate` as its users call it, one prompt at a time."""
+    ours = roll(EmbeddedEngine(), policy, SamplingParams(20, temperature=0.0))
+    for i, prompt in enumerate(PROMPTS):
+        theirs = policy.model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=20)[0]
+        assert ours.completion_ids[4 * i, : int(ours.lengths[4 * i])].tolist() == theirs[len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("share_from", [0, 1000])
