@@ -6,6 +6,7 @@
 Later --config files override earlier ones key by key, lists are replaced; the command line overrides both.
 """
 
+import importlib
 import os
 import sys
 import warnings
@@ -22,6 +23,7 @@ warnings.filterwarnings("ignore", message=".*args parameter is intended to run f
 warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
 
 import lightning as L  # noqa: E402
+import yaml  # noqa: E402
 from jsonargparse import ActionConfigFile, Namespace  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
 from lightning.pytorch.loggers import MLFlowLogger  # noqa: E402
@@ -72,6 +74,27 @@ class SaveConfig(SaveConfigCallback):
                     client.log_param(run, key, str(value)[:6000])
 
 
+def imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def last_checkpoint(root: Path, method: str) -> Path:
+    """The newest checkpoint of this method's runs. Raises ConfigError if there is none."""
+    found = []
+    for path in root.glob("*/checkpoints/rollout_*.ckpt"):
+        config = path.parents[1] / "config_fit.yaml"
+        if config.is_file() and yaml.safe_load(config.read_text())["model"]["class_path"] == method:
+            found.append(path)
+    if not found:
+        raise ConfigError(
+            f"--ckpt_path last: no run of {method} under {root} has left a checkpoint; leave --ckpt_path out to start afresh."
+        )
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    print(f"Last checkpoint of {method}: {newest}")
+    return newest
+
+
 def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted names to leaves; a list's items are numbered."""
     if isinstance(config, dict) and config:
@@ -113,6 +136,13 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = str(last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path))
+        on_policy = issubclass(imported(config.model.class_path), lightning_modules.OnPolicyModule)
+        if on_policy and config.trainer.gradient_clip_val is not None:
+            raise ConfigError(
+                "trainer.gradient_clip_val does not reach on-policy modules, which step by themselves; set model.max_grad_norm."
+            )
         logger = config.trainer.logger
         if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("MLFlowLogger") and not logger.init_args.get("run_name"):
             # MLflow draws its names from the generator that seeding has just fixed: all runs of a seed would share one.

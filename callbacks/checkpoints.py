@@ -18,7 +18,7 @@ class RolloutCheckpoint(Checkpoint):
 
     Args:
         every_n_rollouts: 0 saves only at the end.
-        keep: newest checkpoints kept; None keeps all.
+        keep: newest checkpoints of this run that are kept; None keeps all.
         folder: where to; <run folder>/checkpoints by default.
     """
 
@@ -27,6 +27,7 @@ class RolloutCheckpoint(Checkpoint):
             raise ConfigError(f"RolloutCheckpoint: needs every_n_rollouts >= 0 and keep >= 1, got {every_n_rollouts} and {keep}.")
         self.every_n_rollouts, self.keep, self.folder = every_n_rollouts, keep, folder
         self.last_saved = -1
+        self.saved: list[Path] = []
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder) if self.folder else run_folder(trainer) / "checkpoints"
@@ -40,9 +41,9 @@ class RolloutCheckpoint(Checkpoint):
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             os.replace(temporary, path)  # a killed run leaves whole checkpoints only
-            saved = sorted(path.parent.glob("rollout_*.ckpt"))
-            for old in saved[: -self.keep] if self.keep else []:
-                old.unlink()
+            self.saved = [old for old in self.saved if old != path] + [path]
+            while self.keep and len(self.saved) > self.keep:
+                self.saved.pop(0).unlink(missing_ok=True)
         self.last_saved = done
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

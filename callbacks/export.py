@@ -1,4 +1,4 @@
-"""Write the trained policy as a folder that transformers loads."""
+"""Write what was trained as a folder: a policy that transformers loads, or a reward or cost model."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import lightning as L
 
 
 class ExportPolicy(L.Callback):
-    """At the end of training, save the policy (adapters merged) and its tokenizer.
+    """At the end of training, save the weights (adapters merged) and the tokenizer.
 
     Args:
         folder: where to; files of an earlier export there are replaced.
@@ -17,5 +17,5 @@ class ExportPolicy(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run and not trainer.interrupted:  # type: ignore[attr-defined]
-            pl_module.policy.save(Path(self.folder))  # type: ignore[union-attr,operator,arg-type]
-            print(f"The policy is in {self.folder}")
+            pl_module.export(Path(self.folder))  # type: ignore[operator]
+            print(f"What was trained is in {self.folder}")

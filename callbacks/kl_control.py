@@ -9,7 +9,7 @@ from support.errors import ConfigError
 
 
 class FixedKL(L.Callback):
-    """One coefficient for the whole run, over the one in the module's configuration and any in a checkpoint.
+    """One coefficient for the whole run, over the one in the module's configuration.
 
     Args:
         coefficient: beta.
@@ -38,9 +38,18 @@ class AdaptiveKL(L.Callback):
         if target <= 0 or horizon <= 0 or limit <= 0:
             raise ConfigError(f"AdaptiveKL: target, horizon and limit must be positive, got {target}, {horizon}, {limit}.")
         self.target, self.horizon, self.limit = target, horizon, limit
+        self.coefficient: float | None = None
+
+    def state_dict(self):
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state_dict):
+        self.coefficient = state_dict["coefficient"]
 
     def on_train_start(self, trainer, pl_module):
         _check(pl_module, self)
+        if self.coefficient is not None:  # of a resumed run
+            pl_module.kl.coefficient = self.coefficient
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         # logged with sync_dist, so every process sees and computes the same number
@@ -48,7 +57,8 @@ class AdaptiveKL(L.Callback):
         if math.isfinite(observed):
             plan = pl_module.batch
             rows = plan.prompts_per_rollout * plan.group_size
-            pl_module.kl.coefficient = adapted_coefficient(pl_module.kl.coefficient, observed, self.target, rows, self.horizon, self.limit)
+            self.coefficient = adapted_coefficient(pl_module.kl.coefficient, observed, self.target, rows, self.horizon, self.limit)
+            pl_module.kl.coefficient = self.coefficient
 
 
 def _check(module: L.LightningModule, callback: L.Callback) -> None:

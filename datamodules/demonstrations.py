@@ -32,6 +32,10 @@ class Demonstrations(L.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        if val_size < 0 or train_size < 1 or batch_size < 1:
+            raise ConfigError(
+                f"data.val_size is {val_size}, data.train_size {train_size} and data.batch_size {batch_size}; needs 0 or more, 1 or more and 1 or more."
+            )
         self.source, self.batch_size = source, batch_size
         self.seed = run_seed() if seed is None else seed
         self.train_size, self.val_size, self.columns = train_size, val_size, columns
@@ -50,7 +54,7 @@ class Demonstrations(L.LightningDataModule):
         check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"))
         if len(rows) <= self.val_size:
             raise ConfigError(f"{self.source} has {len(rows)} rows, of which {self.val_size} are to be held out; lower data.val_size.")
-        self.train_data, self.val_data = rows[: -self.val_size], rows[-self.val_size :]
+        self.train_data, self.val_data = rows[: len(rows) - self.val_size], rows[len(rows) - self.val_size :]
 
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None

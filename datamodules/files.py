@@ -34,6 +34,8 @@ class FilePrompts(PromptData):
         preferences: PairSource | None = None,
     ) -> None:
         super().__init__(seed=seed, preferences=preferences)
+        if val_size < 0 or safety_size < 0:
+            raise ConfigError(f"data.val_size is {val_size} and data.safety_size is {safety_size}; they are numbers of rows, 0 or more.")
         self.source, self.split, self.subset, self.columns = source, split, subset, columns
         self.val_source, self.val_split, self.val_size, self.safety_size = val_source, val_split, val_size, safety_size
         self.required = tuple(required) if required is not None else type(self).required

@@ -24,8 +24,8 @@ class PromptData(L.LightningDataModule, ABC):
         preferences: pairs that a method may train reward and cost models on.
     """
 
-    #: columns without which the task's rewards cannot be computed
-    required: tuple[str, ...] = ("prompt", "answer")
+    #: columns that every row must have; what the rewards need beyond them they check themselves
+    required: tuple[str, ...] = ("prompt",)
 
     def __init__(self, seed: int | None = None, val_batch: int = 64, preferences: PairSource | None = None) -> None:
         super().__init__()

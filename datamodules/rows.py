@@ -69,9 +69,10 @@ def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt
     for number, row in enumerate(rows):
         for column in required:
             if row.get(column) is None or (column == "prompt" and not row[column]):
+                found = f"its {column!r} is empty" if column in row else f"it has no {column!r}, only {sorted(row)}"
                 raise ConfigError(
-                    f"row {number} of {where} has no {column!r}; its columns are {sorted(row)}. Name the right column in the "
-                    "configuration (data.columns), or drop the row."
+                    f"row {number} of {where} cannot be used: {found}. Name the right column in data.columns, drop the row, or list in data.required only "
+                    "what the rewards need."
                 )
         row.setdefault("id", f"{number}")
     return rows

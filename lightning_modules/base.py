@@ -1,5 +1,6 @@
 """What every module shares: its policy's loading, optimiser and checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -47,7 +48,10 @@ class PosttrainModule(L.LightningModule):
 
     def configure_optimizers(self):
         trained = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer = self.optimizer_callable(trained)
+        try:
+            optimizer = self.optimizer_callable(trained)
+        except ValueError as error:
+            raise ConfigError(f"the optimiser in model.optimizer refuses its settings: {error}") from error
         if self.scheduler_callable is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler_callable(optimizer), "interval": "step"}}
@@ -58,11 +62,22 @@ class PosttrainModule(L.LightningModule):
             return set()
         return {name for name in self.state_dict() if name.startswith("policy.") and "lora_" not in name}
 
+    def export(self, folder: str | Path) -> None:
+        """Write what was trained as a folder that can be loaded again."""
+        self.policy.save(folder)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["module"] = type(self).__name__
         for name in self._rebuilt_from_config():
             del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        made_by = checkpoint.get("module")
+        if made_by != type(self).__name__:
+            raise ConfigError(
+                f"the checkpoint was made by {made_by or 'something else'}, not by {type(self).__name__}; to go on from its weights with another method, export them "
+                "(callbacks.ExportPolicy) and give the folder as model.policy.model."
+            )
         self.configure_model()
         saved = checkpoint["state_dict"].keys()
         if any(".reference." in name for name in saved) and self.policy_params.lora is not None:

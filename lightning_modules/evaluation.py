@@ -1,7 +1,7 @@
 """Validation and test of an on-policy module: sampled completions, their rewards, pass@k."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +27,7 @@ class Evaluation:
 
     samples: int = 1
     pass_k: int | None = None
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: SamplingParams | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.pass_k is not None and not 1 <= self.pass_k <= self.samples):
@@ -51,7 +51,7 @@ def pass_at_k(correct: Tensor, k: int) -> Tensor:
 def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: int, stage: str) -> RolloutBatch:
     """Sample, score and log one batch of an evaluation; draws depend on (seed, rank, batch) only, so evaluations compare."""
     with isolated_rng(stage, run_seed(), module.global_rank, batch_idx):
-        batch = module.sample(rows, module.evaluation.samples, module.evaluation.sampling)
+        batch = module.sample(rows, module.evaluation.samples, module.evaluation.sampling or module.sampling)
         batch.rewards = module.score(batch)
     prompts = len(rows)
 

@@ -9,7 +9,7 @@ Chittepu et al., 2025 (arXiv 2506.08266). Given a threshold tau and a failure pr
     python main.py fit --config configs/hc_rlhf.yaml
 """
 
-import time
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,9 @@ from support.errors import ConfigError
 from support.files import fingerprint, weights_fingerprint
 from support.seeding import isolated_rng, run_seed
 
+#: (smallest cost, largest cost, whether nothing lies between them)
+COST_RANGES = {"raw": (-math.inf, math.inf, False), "probability": (0.0, 1.0, False), "unsafe": (0.0, 1.0, True)}
+
 
 @dataclass
 class Constraint:
@@ -40,7 +43,8 @@ class Constraint:
 
     Args:
         threshold: tau, the largest mean cost allowed. delta: the failure probability of the promise.
-        cost_scale: raw cost-model scores, or probability: their sigmoid, so that tau is a share of unsafe responses.
+        cost_scale: raw cost-model scores; probability: their sigmoid, so that tau is an expected share of unsafe responses; unsafe: 1 for a
+            score above zero and 0 otherwise, so that tau is the share of responses that the model calls unsafe.
         c1: pessimism about the cost's estimate from the window. c2: about the coming safety test.
         window: most recent costs that mean and deviation are taken from.
         lambda_init, lambda_lr, lambda_max, lambda_delay: start, step on log lambda, cap, rollouts before the first step.
@@ -49,7 +53,7 @@ class Constraint:
 
     threshold: float = 0.0
     delta: float = 0.1
-    cost_scale: Literal["raw", "probability"] = "raw"
+    cost_scale: Literal["raw", "probability", "unsafe"] = "raw"
     c1: float = 1.0
     c2: float = 1.0
     window: int = 256
@@ -62,9 +66,9 @@ class Constraint:
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
             raise ConfigError(f"constraint.delta is {self.delta}; it is a probability strictly between 0 and 1.")
-        if self.cost_scale == "probability" and not 0 < self.threshold < 1:
+        if self.cost_scale != "raw" and not 0 < self.threshold < 1:
             raise ConfigError(
-                f"constraint.threshold is {self.threshold}; with cost_scale: probability it must lie strictly between 0 and 1."
+                f"constraint.threshold is {self.threshold}; with cost_scale: {self.cost_scale} it must lie strictly between 0 and 1."
             )
         if self.c1 < 0 or self.c2 < 0 or self.window < 2:
             raise ConfigError(f"constraint needs c1 >= 0, c2 >= 0 and window >= 2, got {self.c1}, {self.c2} and {self.window}.")
@@ -126,7 +130,10 @@ class HCRLHF(OnPolicyModule):
             lr_scheduler,
             max_grad_norm,
         )
+        if reward_clip <= 0:
+            raise ConfigError(f"reward_clip is {reward_clip}; it must be above 0, since returns are clipped to plus and minus this number.")
         self.constraint, self.bound, self.test_params = constraint or Constraint(), bound or StudentT(), test or SafetyTest()
+        self.bound.check(*COST_RANGES[self.constraint.cost_scale])
         self.scorer_folders: dict[str, str | None] = {"reward": reward_model, "cost": cost_model}
         self.scorer_training, self.monitors, self.reward_clip = scorers or ScorerTraining(), monitors or [], reward_clip
         self.window = CostWindow(self.constraint.window)
@@ -153,7 +160,7 @@ class HCRLHF(OnPolicyModule):
         super().setup(stage)
         self.safety_size = len(self._data().rows("safety"))
         if stage == "fit":
-            spent = len(Ledger(self._split(), self.test_params.ledger).entries())
+            spent = len(self._ledger().tests())
             if spent >= self.test_params.allowance and self.trainer.is_global_zero:
                 print(
                     f"Note: this safety split has served {spent} test(s) of {self.test_params.allowance} allowed. Unless this run ends at the very policy that "
@@ -167,7 +174,8 @@ class HCRLHF(OnPolicyModule):
                 rows = self._data().preferences.rows()
                 folder = trained_scorer(kind, self.policy_params, rows, self.scorer_training, self.trainer)  # type: ignore[arg-type]
             scorer, facts = load_scorer(folder)
-            self.facts[f"{kind}_model"] = {"id": facts.get("id", folder), "held_out": facts.get("held_out", "unknown")}
+            identity = facts.get("id") or weights_fingerprint(scorer.state_dict())
+            self.facts[f"{kind}_model"] = {"id": identity, "held_out": facts.get("held_out", "unknown")}
             scale = self.constraint.cost_scale if kind == "cost" else "raw"
             loaded[kind] = ModelScore(scorer, scale, name=f"{kind}_model" if kind == "reward" else "cost")
         self.rewards, self.cost = [loaded["reward"]], loaded["cost"]
@@ -207,7 +215,7 @@ class HCRLHF(OnPolicyModule):
         """clip(r - beta * KL) - lambda * augmented cost, and one ascent step of lambda."""
         options, costs = self.constraint, batch.rewards["cost"]
         reward = total_reward(self.rewards, batch.rewards)
-        if self.kl.coefficient:
+        if self.kl.placement == "reward" and self.kl.coefficient:
             reward = reward - self.kl.coefficient * self.sequence_kl(batch)
         reward = reward.clamp(-self.reward_clip, self.reward_clip)
         gathered = costs if self.trainer.world_size == 1 else self.all_gather(costs)
@@ -246,8 +254,8 @@ class HCRLHF(OnPolicyModule):
     def on_test_end(self) -> None:
         self.safety_test()
 
-    def _split(self) -> str:
-        return fingerprint(sorted(str(row["prompt"]) for row in self._data().rows("safety")))
+    def _ledger(self) -> Ledger:
+        return Ledger([row["prompt"] for row in self._data().rows("safety")], self.test_params.ledger)
 
     def _validation(self) -> dict[str, float]:
         """What the last validation measured: the reward model's reward, and the monitors."""
@@ -269,19 +277,28 @@ class HCRLHF(OnPolicyModule):
             return None
         options = self.constraint
         candidate = weights_fingerprint(self.policy.model.state_dict())
-        question = fingerprint([self.facts["cost_model"]["id"], options.threshold, options.delta, options.cost_scale, self.bound.name])
-        ledger = Ledger(self._split(), self.test_params.ledger)
+        # All that decides the verdict beside the weights and the prompts: with other settings it is another test.
+        bound = [self.bound.name, self.bound.assumption]
+        asked = [
+            self.facts["cost_model"]["id"],
+            options.threshold,
+            options.delta,
+            options.cost_scale,
+            *bound,
+            asdict(self.sampling),
+            run_seed(),
+        ]
+        question = fingerprint(asked)
+        ledger = self._ledger()
         with ledger.locked():
             recorded = ledger.find(candidate, question)
             if recorded is None:
-                recorded = {"candidate": candidate, "question": question} | self._test(
-                    ledger.share(options.delta, self.test_params.allowance)
-                )
-                ledger.record(recorded)
-            tests = ledger.entries()
+                delta = ledger.begin(candidate, question, options.delta, self.test_params.allowance)
+                recorded = ledger.record(candidate, question, self._test(delta))
+            tests = ledger.tests()
         facts = {
             "cost_scale": options.cost_scale,
-            "safety_split": self._split(),
+            "safety_split": ledger.split,
             "allowance": self.test_params.allowance,
             "seed": run_seed(),
             **self.facts,
@@ -299,7 +316,6 @@ class HCRLHF(OnPolicyModule):
         assert self.cost is not None
         costs = self.cost(batch).cpu()
         return {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "delta": delta,
             "verdict": asdict(judge(costs, self.constraint.threshold, delta, self.bound)),
             "truth": {monitor.name: float(monitor(batch).nanmean()) for monitor in self.monitors},

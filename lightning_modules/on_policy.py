@@ -91,6 +91,12 @@ class OnPolicyModule(PosttrainModule):
         names = [reward.name for reward in rewards]
         if len(set(names)) < len(names):
             raise ConfigError(f"two rewards share a name among {names}; give each its own with `name`.")
+        if sampling.temperature == 0:
+            raise ConfigError(
+                "sampling.temperature is 0: all completions of a prompt would be equal and nothing could be learned; set it above 0."
+            )
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ConfigError(f"max_grad_norm is {max_grad_norm}; it must be above 0, or null to leave gradients as they are.")
         self.automatic_optimization = False
         self.batch, self.sampling, self.rewards, self.kl = batch, sampling, rewards, kl
         self.advantage, self.policy_loss, self.aggregation = advantage, loss, aggregation
@@ -189,7 +195,10 @@ class OnPolicyModule(PosttrainModule):
         loss_sum = sums.pop("loss")
         tokens = batch.action_mask.sum().clamp(min=1)
         means = {name: float(value / tokens) for name, value in sums.items()}
-        return means | {"loss": float(loss_sum) / self.batch.updates_per_rollout, "grad_norm": sum(norms) / len(norms)}
+        return means | {
+            "loss": float(loss_sum) * self.trainer.world_size / self.batch.updates_per_rollout,
+            "grad_norm": sum(norms) / len(norms),
+        }
 
     # ---- parts of the arrows ------------------------------------------------------------------------------------------------
 
@@ -275,10 +284,28 @@ class OnPolicyModule(PosttrainModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.batch.check_processes(self.trainer.world_size)
-            data = getattr(self.trainer, "datamodule", None)
-            if data is not None and hasattr(data, "rows"):
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "rows"):
+            used = {"fit": ("train", "val", "safety"), "validate": ("val",), "test": ("test", "safety"), "predict": ("val",)}[stage]
+            splits = {split: data.rows(split) for split in used}
+            for row in [row for split, rows in splits.items() if split != "safety" and stage != "predict" for row in rows]:
                 for reward in self.rewards:
-                    reward.check_columns(data.rows("train")[0])
+                    reward.check_columns(row)
+            self._check_lengths(splits)
+
+    def _check_lengths(self, splits: dict[str, Rows]) -> None:
+        """Refuse prompts that leave no room for a completion, before anything is sampled."""
+        self.configure_model()
+        context = self.policy.context
+        room = None if context is None else context - self.sampling.max_new_tokens
+        for split, rows in splits.items() if room is not None else ():
+            for row in rows:
+                # A token has at least one byte, so most prompts need not be encoded to know that they fit.
+                if len(str(row["prompt"]).encode()) + 256 > room and (length := len(self.policy.encode(row["prompt"]))) > room:
+                    raise ConfigError(
+                        f"prompt {row.get('id')!r} of the {split} split has {length} tokens; with sampling.max_new_tokens={self.sampling.max_new_tokens} it exceeds the "
+                        f"model's context of {context} tokens. Drop or shorten it, or lower sampling.max_new_tokens."
+                    )
 
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":
@@ -298,16 +325,8 @@ class OnPolicyModule(PosttrainModule):
     def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
         """Prompts with their sampled completions."""
         with isolated_rng("predict", run_seed(), self.global_rank, batch_idx):
-            batch = self.sample(rows, self.evaluation.samples, self.evaluation.sampling)
+            batch = self.sample(rows, self.evaluation.samples, self.evaluation.sampling or self.sampling)
         return [
             {"id": i, "prompt": prompt, "completion": text}
             for i, prompt, text in zip(batch.column("id"), batch.column("prompt"), batch.completions, strict=True)
         ]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["kl_coefficient"] = self.kl.coefficient
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.kl.coefficient = float(checkpoint["kl_coefficient"])

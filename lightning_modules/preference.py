@@ -7,6 +7,7 @@ a cost above zero means unsafe.
     python main.py fit --config configs/reward_model.yaml
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from lightning_modules.base import PosttrainModule, adamw
 from objectives.preference import pairwise_cost_loss, reward_loss, signed_cost_loss
 from policies import PolicyParams, Scorer
 from support.errors import ConfigError
+from support.files import weights_fingerprint
 
 Rows = list[dict[str, Any]]
 
@@ -46,6 +48,12 @@ class PreferenceModule(PosttrainModule):
     def configure_model(self) -> None:
         if getattr(self, "policy", None) is None:
             self.policy = Scorer(self.policy_params)
+
+    def export(self, folder: str | Path) -> None:
+        """A folder for model.reward_model, model.cost_model or rewards.ModelScore, with the held-out accuracies."""
+        found = self.trainer.callback_metrics
+        held_out = {name.removeprefix("val/"): float(value) for name, value in found.items() if name.startswith("val/")}
+        self.policy.save(folder, {"id": weights_fingerprint(self.policy.state_dict()), "kind": type(self).__name__, "held_out": held_out})
 
     def pair_scores(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Scores of both responses of every row."""

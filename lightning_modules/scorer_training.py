@@ -43,6 +43,12 @@ class ScorerTraining:
     val_share: float = 0.1
     lora: LoRA | None = field(default=None)
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 < self.val_share < 1:
+            raise ConfigError(
+                f"scorers needs epochs >= 1, batch_size >= 1, lr > 0 and 0 < val_share < 1, got {self.epochs}, {self.batch_size}, {self.lr} and {self.val_share}."
+            )
+
 
 def trained_scorer(kind: Literal["reward", "cost"], policy: PolicyParams, rows: Rows, params: ScorerTraining, parent: L.Trainer) -> str:
     """Folder of the trained model, from the cache if the same was trained before.

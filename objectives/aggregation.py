@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from support.errors import ConfigError
+
 
 class Aggregation(ABC):
     """Weights of the rows of one optimiser step."""
@@ -67,7 +69,7 @@ class ConstantLength(Aggregation):
 
     def __init__(self, length: int) -> None:
         if length < 1:
-            raise ValueError(f"ConstantLength: length must be at least 1, got {length}.")
+            raise ConfigError(f"ConstantLength: length must be at least 1, got {length}.")
         self.length = length
 
     def __call__(self, mask, total_rows=None, total_tokens=None):

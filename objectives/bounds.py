@@ -11,6 +11,8 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from support.errors import ConfigError
+
 
 class Bound(ABC):
     """Upper confidence bound on the mean of independent costs."""
@@ -22,9 +24,40 @@ class Bound(ABC):
     def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
         """The upper bound at confidence 1 - delta. Raises ValueError for unusable costs or delta."""
 
+    def check(self, low: float, high: float, two_points: bool) -> None:
+        """Refuse costs of this range before anything is sampled. Raises ConfigError.
+
+        Args:
+            low, high: smallest and largest cost that can occur. two_points: whether nothing lies between them.
+        """
+
     @property
     def name(self) -> str:
         return type(self).__name__
+
+
+class _Ranged(Bound):
+    """A bound that needs a stated range.
+
+    Args:
+        low: smallest cost that can occur.
+        high: largest cost that can occur.
+    """
+
+    kind: str
+
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        if not low < high:
+            raise ConfigError(f"{type(self).__name__}: low must be below high, got [{low}, {high}].")
+        self.low, self.high = low, high
+        self.assumption = f"every cost lies in [{low:g}, {high:g}] ({self.kind}); exact for any distribution on it"
+
+    def check(self, low, high, two_points):
+        if low < self.low or high > self.high:
+            raise ConfigError(
+                f"the bound {self.name} holds for costs in [{self.low:g}, {self.high:g}], but costs can lie in [{low:g}, {high:g}]; choose "
+                "constraint.cost_scale: probability, state the range in model.bound.init_args, or choose another bound."
+            )
 
 
 def _checked(costs: Tensor, delta: float, minimum: int) -> Tensor:
@@ -64,33 +97,20 @@ class StudentT(Bound):
         return float(costs.mean()) + student_t_quantile(delta, costs.numel()) * deviation / math.sqrt(costs.numel())
 
 
-class Hoeffding(Bound):
-    """mean + (high - low) * sqrt(ln(1/delta) / (2m)) (Hoeffding 1963, theorem 2).
+class Hoeffding(_Ranged):
+    """mean + (high - low) * sqrt(ln(1/delta) / (2m)) (Hoeffding 1963, theorem 2)."""
 
-    Args:
-        low: smallest cost that can occur.
-        high: largest cost that can occur.
-    """
-
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        if not low < high:
-            raise ValueError(f"Hoeffding: low must be below high, got [{low}, {high}].")
-        self.low, self.high = low, high
-        self.assumption = f"every cost lies in [{low:g}, {high:g}] (Hoeffding); exact for any distribution on it"
+    kind = "Hoeffding"
 
     def __call__(self, costs, delta):
         costs = _in_range(_checked(costs, delta, 1), self.low, self.high, self.name)
         return float(costs.mean()) + (self.high - self.low) * math.sqrt(math.log(1 / delta) / (2 * costs.numel()))
 
 
-class EmpiricalBernstein(Bound):
+class EmpiricalBernstein(_Ranged):
     """mean + sqrt(2 var ln(2/delta) / m) + 7 (high - low) ln(2/delta) / (3 (m - 1)) (Maurer & Pontil 2009, theorem 4)."""
 
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        if not low < high:
-            raise ValueError(f"EmpiricalBernstein: low must be below high, got [{low}, {high}].")
-        self.low, self.high = low, high
-        self.assumption = f"every cost lies in [{low:g}, {high:g}] (empirical Bernstein); exact for any distribution on it"
+    kind = "empirical Bernstein"
 
     def __call__(self, costs, delta):
         costs = _in_range(_checked(costs, delta, 2), self.low, self.high, self.name)
@@ -103,6 +123,12 @@ class ClopperPearson(Bound):
     """The exact binomial bound for costs that are 0 or 1: the (1 - delta) quantile of Beta(k + 1, m - k) (Clopper & Pearson 1934)."""
 
     assumption = "every cost is 0 or 1 (Clopper-Pearson); exact"
+
+    def check(self, low, high, two_points):
+        if not two_points or (low, high) != (0.0, 1.0):
+            raise ConfigError(
+                "the bound ClopperPearson is for costs that are 0 or 1; choose constraint.cost_scale: unsafe, or another bound."
+            )
 
     def __call__(self, costs, delta):
         costs = _checked(costs, delta, 1)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from objectives.bounds import student_t_quantile
+from support.errors import ConfigError
 
 
 def inflation(delta: float, samples: int, safety_samples: int, c1: float, c2: float) -> float:
@@ -40,7 +41,7 @@ class CostWindow:
 
     def __init__(self, size: int) -> None:
         if size < 2:
-            raise ValueError(f"the cost window must hold at least 2 costs, got {size}.")
+            raise ConfigError(f"the cost window must hold at least 2 costs, got {size}.")
         self.costs: deque[float] = deque(maxlen=size)
 
     def extend(self, costs: Iterable[float]) -> None:
@@ -83,7 +84,7 @@ class DualVariable:
 
     def __init__(self, initial: float = 1.0, rate: float = 0.01, maximum: float = 1e6, delay: int = 0) -> None:
         if initial <= 0 or maximum < initial or rate < 0 or delay < 0:
-            raise ValueError(
+            raise ConfigError(
                 "DualVariable: needs 0 < initial <= maximum, rate >= 0 and delay >= 0, "
                 f"got initial={initial}, maximum={maximum}, rate={rate}, delay={delay}."
             )

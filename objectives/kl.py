@@ -28,6 +28,6 @@ def kl_estimate(
 
 
 def adapted_coefficient(coefficient: float, observed: float, target: float, rows: int, horizon: int, limit: float = 0.2) -> float:
-    """The adaptive controller of Ziegler et al. (arXiv 1909.08593, 2.2): beta * (1 + clip(KL/target - 1, +-limit) * rows/horizon)."""
+    """The adaptive controller of Ziegler et al. (arXiv 1909.08593, 2.2): beta * (1 + clip(KL/target - 1, +-limit) * rows/horizon), never below 0."""
     error = min(max(observed / target - 1.0, -limit), limit)
-    return coefficient * (1.0 + error * rows / horizon)
+    return coefficient * max(0.0, 1.0 + error * rows / horizon)

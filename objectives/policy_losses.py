@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from support.errors import ConfigError
+
 Metrics = dict[str, Tensor]
 
 
@@ -42,7 +44,7 @@ class ClippedSurrogate(PolicyLoss):
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
         if not 0 <= clip_low <= 1 or clip_high < 0:
-            raise ValueError(f"ClippedSurrogate: needs 0 <= clip_low <= 1 and clip_high >= 0, got {clip_low}, {clip_high}.")
+            raise ConfigError(f"ClippedSurrogate: needs 0 <= clip_low <= 1 and clip_high >= 0, got {clip_low}, {clip_high}.")
         self.clip_low = clip_low
         self.clip_high = clip_high
 

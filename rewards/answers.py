@@ -36,7 +36,7 @@ class ExactAnswer(Reward):
         needs(self, row, "answer")
 
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\d)\]])-)?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 def last_number(text: str) -> Fraction | None:
@@ -65,6 +65,10 @@ class NumericAnswer(Reward):
 
     def check_columns(self, row):
         needs(self, row, "answer")
+        if last_number(str(row["answer"])) is None:
+            raise ConfigError(
+                f"the reward {self.name!r} compares numbers, but the answer of row {row.get('id')!r} is {row['answer']!r}; use ExactAnswer, or mend the row."
+            )
         if last_number(str(row["answer"])) is None:
             raise ConfigError(
                 f"the answer {row['answer']!r} of row {row.get('id')!r} holds no number; use ExactAnswer or MathAnswer for it."

@@ -93,6 +93,11 @@ class FunctionReward(Reward):
         self.function = _imported(function) if isinstance(function, str) else function
         super().__init__(weight, name or getattr(self.function, "__name__", "function"))
 
+    def check_columns(self, row: dict[str, Any]) -> None:
+        given = {"prompts", "completions", "completion_ids"}
+        parameters = inspect.signature(self.function).parameters.values()
+        needs(self, row, *(p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in given))
+
     def score(self, batch: RolloutBatch) -> list[float]:
         given: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}
         columns = {key for row in batch.rows for key in row} - {"prompt", "prompts", "completions"}
@@ -101,7 +106,12 @@ class FunctionReward(Reward):
         parameters = inspect.signature(self.function).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             given = {key: value for key, value in given.items() if key in {p.name for p in parameters}}
-        values = list(self.function(**given))
+        returned = self.function(**given)
+        if not hasattr(returned, "__len__"):
+            raise ConfigError(
+                f"the reward function {self.name!r} returned {type(returned).__name__}; it must return a list with a number (or None) for each completion."
+            )
+        values = list(returned)
         if any(value is not None and math.isnan(value) for value in values):
             first = next(i for i, value in enumerate(values) if value is not None and math.isnan(value))
             raise ConfigError(

@@ -13,12 +13,12 @@ class ModelScore(Reward):
 
     Args:
         model: the folder that the training wrote, or a loaded scorer.
-        scale: raw scores, or probability: their sigmoid, in (0, 1).
+        scale: raw scores; probability: their sigmoid, in (0, 1); unsafe: 1 above zero, 0 otherwise.
         weight, name: as in every reward.
     """
 
     def __init__(
-        self, model: str | Scorer, scale: Literal["raw", "probability"] = "raw", weight: float = 1.0, name: str | None = None
+        self, model: str | Scorer, scale: Literal["raw", "probability", "unsafe"] = "raw", weight: float = 1.0, name: str | None = None
     ) -> None:
         super().__init__(weight, name)
         self.scorer = load_scorer(model)[0] if isinstance(model, str) else model
@@ -28,4 +28,6 @@ class ModelScore(Reward):
         self.scorer.to(batch.completion_ids.device)
         finished = [reason == "eos" for reason in batch.finish_reasons]
         scores = self.scorer.score(batch.column("prompt"), batch.completions, finished)
+        if self.scale == "unsafe":
+            return (scores > 0).float()
         return torch.sigmoid(scores) if self.scale == "probability" else scores

@@ -88,7 +88,9 @@ class TransformersEngine(Engine):
             policy.model.train(was_training)
         return assemble(policy, prompts, rows, completions, logprobs, lengths, given, reasons)
 
-    def _sample(self, policy: Policy, ids: Tensor, mask: Tensor, uniform: Tensor, forced: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample(
+        self, policy: Policy, ids: Tensor, mask: Tensor, uniform: Tensor, forced: Tensor, sampling: SamplingParams
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens, log-probs, the step at which a stop string ended the row or -1)"""
         choose = _Choose(sampling, uniform, forced, ids.shape[1])
         stop = _Stop(StopStrings(policy, sampling.stop), ids.shape[1], len(ids))
@@ -99,7 +101,8 @@ class TransformersEngine(Engine):
             eos_token_id=policy.eos_token_ids,
             pad_token_id=policy.pad_token_id,
         )
-        model: Any = policy.model
+        # Not peft's wrapper: its `generate` would leave the borrowed configuration on the model below it.
+        model: Any = policy.bare
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
             output = model.generate(

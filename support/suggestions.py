@@ -1,12 +1,15 @@
 """From a long parsing error to the one paragraph that a person needs."""
 
+import dataclasses
 import difflib
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterable
 
 _OPTION = re.compile(r"(?:Option|Key|key) ['\"]([\w.+@-]+)['\"] is not (?:accepted|expected)")
+_GROUP = re.compile(r"Group ['\"]([\w.]+)['\"] does not accept option ['\"]([\w.]+)['\"]")
 _UNKNOWN_ARGUMENT = re.compile(r"[Uu]nrecognized arguments?:\s*(--[\w.+-]+)")
 _UNKNOWN_KEY = re.compile(r"(?:No such option|Unrecognized key|not expected|Invalid key)[^'\"]*['\"]([\w.]+)['\"]")
 _CLASS = re.compile(r"Problem with given class_path ['\"]([\w.]+)['\"]")
@@ -28,6 +31,11 @@ def explain(message: str, known: Iterable[str]) -> str:
     where = ".".join(dict.fromkeys(_PARSER_KEY.findall(message)))
     if match := _UNKNOWN_ARGUMENT.search(message):
         wrong, names, where = match[1].lstrip("-").split("=")[0], list(known), "the command line"
+    elif match := _GROUP.search(message):
+        where, wrong = f"{where}.{match[1]}".lstrip("."), match[2]
+        names = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0].endswith(match[1])]
+        if not names and (classes := _CLASS.findall(message[: match.start()])):
+            names = _fields(classes[-1], match[1])
     elif match := _OPTION.search(message) or _UNKNOWN_KEY.search(message):
         wrong = match[1]
         classes = [name for name in _CLASS.findall(message[: match.start()])]
@@ -51,6 +59,17 @@ def _parameters(class_path: str) -> list[str]:
     try:
         return [p for p in inspect.signature(getattr(importlib.import_module(module), name)).parameters if p not in ("args", "kwargs")]
     except (ImportError, AttributeError, ValueError, TypeError):
+        return []
+
+
+def _fields(class_path: str, argument: str) -> list[str]:
+    """Fields of the dataclass that an argument of a class takes."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = typing.get_type_hints(getattr(importlib.import_module(module), name).__init__)[argument]
+        kinds = [kind for kind in (found, *typing.get_args(found)) if dataclasses.is_dataclass(kind)]
+        return [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    except (ImportError, AttributeError, KeyError, TypeError, NameError):
         return []
 
 

@@ -212,6 +212,7 @@ def test_overlays_merge_key_by_key(here, reasoner):
         ("--config=missing.yaml", "missing.yaml"),
         ('--model.rewards=[{"class_path": "rewards.ExactAnswer", "init_args": {"wieght": 2}}]', "Did you mean 'weight'"),
         ('--model.rewards=[{"class_path": "rewards.ExactAnser"}]', "Did you mean rewards.ExactAnswer"),
+        ('--model.policy={"modle": "x"}', "Did you mean 'model'"),
     ],
 )
 def test_mistakes_are_explained_first(here, reasoner, capsys, argument, first):
@@ -229,6 +230,17 @@ def test_mistakes_are_explained_first(here, reasoner, capsys, argument, first):
         (["--model.batch.updates_per_rollout=3"], "does not divide"),
         (["--model.policy.model=runs/nothing"], "does not exist"),
         (["--data=FilePrompts", "--data.source=none.jsonl"], "none.jsonl"),
+        (["--model.sampling.temperature=0"], "nothing could be learned"),
+        (["--model.max_grad_norm=-1"], "max_grad_norm is -1"),
+        (["--model.optimizer.lr=-1"], "refuses its settings"),
+        (["--trainer.gradient_clip_val=1.0"], "set model.max_grad_norm"),
+        (["--model.loss=objectives.ClippedSurrogate", "--model.loss.clip_low=-1"], "needs 0 <= clip_low"),
+        (["--model.sampling.max_new_tokens=254"], "exceeds the model's context of 256"),
+        (["--ckpt_path=last"], "has left a checkpoint"),
+        (
+            ['--model.rewards=[{"class_path": "rewards.FunctionReward", "init_args": {"function": "tests.test_cli.needs_colour"}}]'],
+            "needs the data column 'colour'",
+        ),
     ],
 )
 def test_wrong_values_end_in_one_paragraph(here, reasoner, changes, message, capsys):
@@ -236,3 +248,67 @@ def test_wrong_values_end_in_one_paragraph(here, reasoner, changes, message, cap
         main(["fit", *short(reasoner, "--trainer.logger=false"), *changes])
     text = str(caught.value) + capsys.readouterr().err
     assert message in text
+
+
+def needs_colour(completions, colour):
+    return [0.0] * len(completions)
+
+
+def test_hc_rlhf_refuses_a_bound_that_does_not_fit_before_training(here, assistant):
+    for changes, message in (
+        ({"model.constraint.cost_scale": "raw", "model.bound": "objectives.Hoeffding"}, "costs can lie in"),
+        ({"model.bound": "objectives.ClopperPearson"}, "costs that are 0 or 1"),
+        ({"model.constraint.lambda_init": -1}, "needs 0 < initial"),
+        ({"model.reward_clip": 0}, "reward_clip is 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            main(["fit", *hc_rlhf(assistant, here, **changes)])
+    assert not list((here / "runs").glob("*")), "nothing was started"
+
+
+def test_another_question_is_another_test(here, assistant):
+    """A verdict for one way of sampling is no verdict for another."""
+    exact = {"model.constraint.cost_scale": "unsafe", "model.bound": "objectives.ClopperPearson"}
+    cli = main(["fit", *hc_rlhf(assistant, here, **exact)])
+    assert certificate_of(cli)["bound"] == "ClopperPearson"
+    checkpoint = next((here / "runs").glob("*/checkpoints/rollout_000002.ckpt"))
+    again = certificate_of(main(["test", *hc_rlhf(assistant, here, **exact), f"--ckpt_path={checkpoint}"]))
+    assert again["tested_at"] == certificate_of(cli)["tested_at"], "the same policy and question: the recorded verdict"
+    with pytest.raises(ConfigError, match="tested 1 time"):
+        main(["test", *hc_rlhf(assistant, here, **exact, **{"model.sampling.max_new_tokens": 1}), f"--ckpt_path={checkpoint}"])
+
+
+def test_the_last_run_goes_on(here, reasoner, assistant):
+    main(["fit", *short(reasoner)])
+    cli = main(["fit", *short(reasoner), "--ckpt_path=last", "--trainer.max_steps=4"])
+    assert cli.trainer.global_step == 4
+    checkpoint = next((here / "runs").glob("*/checkpoints/rollout_000002.ckpt"))
+    with pytest.raises(ConfigError, match="was made by GRPO, not by SFT"):
+        main(["fit", f"--config={ROOT}/configs/sft.yaml", f"--model.policy.model={reasoner}", f"--ckpt_path={checkpoint}"])
+
+
+def test_scorers_and_policies_are_exported_and_used(here, reasoner, assistant):
+    from transformers import AutoModelForCausalLM
+
+    export = ["--trainer.callbacks=callbacks.ExportPolicy", "--trainer.logger=false", "--trainer.accelerator=cpu"]
+    for kind in ("reward", "cost"):
+        arguments = [f"--config={ROOT}/configs/{kind}_model.yaml", f"--model.policy.model={assistant}", "--data.pairs.limit=100"]
+        source = f"--data.pairs.source={ROOT}/assets/preferences/records.parquet"
+        main(
+            [
+                "fit",
+                *arguments,
+                source,
+                *export,
+                f"--trainer.callbacks.folder={here}/{kind}",
+                "--trainer.max_steps=2",
+                "--trainer.val_check_interval=1",
+            ]
+        )
+        assert "accuracy" in json.loads((here / kind / "facts.json").read_text())["held_out"]
+    given = {"model.reward_model": here / "reward", "model.cost_model": here / "cost"}
+    facts = certificate_of(main(["fit", *hc_rlhf(assistant, here, **given)]))
+    assert facts["cost_model"]["id"] == json.loads((here / "cost" / "facts.json").read_text())["id"]
+    engine = ["--model.engine=rollouts.TransformersEngine", "--model.policy.lora.r=4"]
+    main(["fit", *short(reasoner, *engine, *export, f"--trainer.callbacks.folder={here}/policy")])
+    assert AutoModelForCausalLM.from_pretrained(here / "policy").generation_config.eos_token_id

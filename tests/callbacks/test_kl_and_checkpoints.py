@@ -7,6 +7,7 @@ import torch
 from callbacks import AdaptiveKL, FixedKL, RolloutCheckpoint
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, Evaluation, KLPenalty
+from objectives.kl import adapted_coefficient
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
@@ -78,6 +79,17 @@ def test_the_fixed_coefficient_wins_over_the_configuration(reasoner, tmp_path):
 def test_kl_control_without_a_reference_is_refused(reasoner, tmp_path, callback):
     with pytest.raises(ConfigError, match="keeps no reference"):
         run(reasoner, tmp_path, [callback], kl=0.0)
+
+
+def test_a_new_run_leaves_older_checkpoints_of_a_shared_folder_alone(reasoner, tmp_path):
+    shared = tmp_path / "shared"
+    run(reasoner, tmp_path, [RolloutCheckpoint(folder=str(shared), keep=1)], rollouts=4)
+    run(reasoner, tmp_path, [RolloutCheckpoint(folder=str(shared), keep=1)], rollouts=1)
+    assert sorted(path.name for path in shared.iterdir()) == ["rollout_000001.ckpt", "rollout_000004.ckpt"]
+
+
+def test_the_adapted_coefficient_is_never_negative():
+    assert adapted_coefficient(0.1, 0.0, 1.0, rows=128, horizon=10) == 0.0
 
 
 def test_checkpoints_count_rollouts_and_old_ones_go(reasoner, tmp_path):

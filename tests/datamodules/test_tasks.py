@@ -5,7 +5,7 @@ import random
 import pandas
 import pytest
 
-from datamodules import ArithmeticPrompts, FilePrompts, PairSource, PreferencePairs, ReasoningGymPrompts, RecordsPrompts
+from datamodules import ArithmeticPrompts, Demonstrations, FilePrompts, PairSource, PreferencePairs, ReasoningGymPrompts, RecordsPrompts
 from datamodules.arithmetic import arithmetic_demonstrations, trace
 from datamodules.preferences import parse_dialogue, split_by_prompt
 from datamodules.records import PRIVATE, demonstration, draw_request, draw_rows, parse_request, true_cost, true_reward
@@ -99,8 +99,14 @@ def test_bad_files_are_named(tmp_path):
     path = write_jsonl(
         tmp_path / "a.jsonl", [{"prompt": "p", "answer": "1"}, {"prompt": "q", "answer": None}, {"prompt": "r", "answer": "2"}]
     )
-    with pytest.raises(ConfigError, match="row 1 of .* has no 'answer'"):
-        FilePrompts(path, val_size=1).rows("train")
+    with pytest.raises(ConfigError, match="row 1 of .* its 'answer' is empty"):
+        FilePrompts(path, val_size=1, required=["prompt", "answer"]).rows("train")
+    with pytest.raises(ConfigError, match="it has no 'level', only"):
+        FilePrompts(path, val_size=1, required=["prompt", "level"]).rows("train")
+    with pytest.raises(ConfigError, match="safety_size is -1"):
+        FilePrompts(path, val_size=1, safety_size=-1)
+    with pytest.raises(ConfigError, match="val_size is -5"):
+        Demonstrations(path, val_size=-5)
     with pytest.raises(ConfigError, match="names 'question' for 'prompt'"):
         FilePrompts(path, columns={"prompt": "question"}, val_size=1).rows("train")
     with pytest.raises(ConfigError, match="leave none to train on"):

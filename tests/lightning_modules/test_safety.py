@@ -1,6 +1,5 @@
 """The safety test's parts: the bound against closed forms, the ledger, the splits."""
 
-import json
 import math
 import multiprocessing
 
@@ -48,32 +47,81 @@ def test_a_policy_on_the_border_passes_at_most_delta_of_the_time(bound):
         assert passed > 60, "a bound that never passes anything would be useless"
 
 
+PROMPTS = [f"prompt {i}" for i in range(20)]
+OUTCOME = {"verdict": {}, "delta": 0.05}
+
+
+def ledger_of(tmp_path, prompts=PROMPTS):
+    found = Ledger(prompts, str(tmp_path))
+    found.path.parent.mkdir(parents=True, exist_ok=True)
+    return found
+
+
 def test_the_ledger_counts_divides_and_refuses(tmp_path):
-    ledger = Ledger("a" * 40, str(tmp_path))
-    assert ledger.entries() == [] and ledger.share(0.1, 2) == pytest.approx(0.05)
-    entry = {"candidate": "one", "question": "q", "delta": 0.05}
-    ledger.record(entry)
-    assert ledger.find("one", "q") == entry and ledger.find("one", "another") is None and ledger.find("two", "q") is None
-    ledger.record(entry | {"candidate": "two"})
+    ledger = ledger_of(tmp_path)
+    assert ledger.tests() == [] and ledger.begin("one", "q", 0.1, 2) == pytest.approx(0.05)
+    assert ledger.find("one", "q") is None and len(ledger.tests()) == 1, "a test that has begun is spent"
+    assert ledger.begin("one", "q", 0.1, 2) == pytest.approx(0.05) and len(ledger.tests()) == 1, "and goes on after an interruption"
+    event = ledger.record("one", "q", OUTCOME)
+    assert ledger.find("one", "q") == event and ledger.find("one", "another") is None and ledger.find("two", "q") is None
+    assert ledger.begin("one", "another question", 0.1, 2) == pytest.approx(0.05)
     with pytest.raises(ConfigError, match="tested 2 time"):
-        ledger.share(0.1, 2)
-    assert Ledger("b" * 40, str(tmp_path)).entries() == [], "another split has a ledger of its own"
+        ledger.begin("two", "q", 0.1, 2)
+    assert ledger_of(tmp_path, ["something else"]).tests() == [], "another split has tests of its own"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"split": "other", "tests": []}', '{"split": "' + "a" * 40 + '"}'])
-def test_a_damaged_ledger_is_not_an_unused_split(tmp_path, content):
-    ledger = Ledger("a" * 40, str(tmp_path))
-    ledger.path.write_text(content)
-    with pytest.raises(ConfigError, match="damaged"):
-        ledger.entries()
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_text(""),
+        lambda path: path.write_text("{"),
+        lambda path: path.write_text("[]\n"),
+        lambda path: path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n"),
+        lambda path: path.write_text("\n".join(path.read_text().splitlines()[1:]) + "\n"),
+        lambda path: path.write_text(path.read_text().replace('"one"', '"two"')),
+        lambda path: path.write_text(path.read_text().replace("0.05", "0.01")),
+        lambda path: path.write_bytes(b"\xff\xfe"),
+    ],
+    ids=["deleted", "emptied", "cut", "replaced", "last removed", "first removed", "candidate edited", "delta edited", "no text"],
+)
+def test_a_damaged_ledger_is_not_an_unused_split(tmp_path, attack):
+    ledger = ledger_of(tmp_path)
+    ledger.begin("one", "q", 0.05, 1)
+    ledger.record("one", "q", OUTCOME)
+    attack(ledger.path)
+    for action in (ledger.tests, lambda: ledger.begin("three", "q", 0.1, 9), lambda: ledger_of(tmp_path, ["other"]).tests()):
+        with pytest.raises(ConfigError, match="cannot be trusted"):
+            action()
 
 
-def _spend(folder, queue):
-    ledger = Ledger("a" * 40, folder)
+def test_a_copied_split_is_the_same_split(tmp_path):
+    """Another order, another spelling, a part of it, a part of it among fresh prompts: what was tested is spent."""
+    ledger_of(tmp_path).begin("one", "q", 0.1, 1)
+    shouted = [f"  {prompt.upper()} " for prompt in reversed(PROMPTS)]
+    chat = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    for prompts in (shouted, chat, PROMPTS[:3], [*PROMPTS[:1], *(f"fresh {i}" for i in range(30))]):
+        with pytest.raises(ConfigError, match="tested 1 time"):
+            ledger_of(tmp_path, prompts).begin("two", "q", 0.1, 1)
+    with pytest.raises(ConfigError, match="1 of them under another split that shares prompts"):
+        ledger_of(tmp_path, PROMPTS[:3]).begin("two", "q", 0.1, 1)
+
+
+def test_a_clock_that_goes_back_changes_no_count_and_is_written_down(tmp_path, monkeypatch):
+    from lightning_modules.safety import ledger as module
+
+    ledger = ledger_of(tmp_path)
+    ledger.begin("one", "q", 0.1, 3)
+    monkeypatch.setattr(module.time, "gmtime", lambda: (2001, 1, 1, 0, 0, 0, 0, 1, 0))
+    ledger.begin("two", "q", 0.1, 3)
+    assert len(ledger.tests()) == 2 and "clock" in ledger.tests()[1] and "clock" not in ledger.tests()[0]
+
+
+def _spend(folder, name, queue):
+    ledger = Ledger(PROMPTS, folder)
     with ledger.locked():
         try:
-            ledger.share(0.1, 1)
-            ledger.record({"candidate": str(id(queue)), "question": "q", "delta": 0.1})
+            ledger.begin(name, "q", 0.1, 1)
             queue.put("tested")
         except ConfigError:
             queue.put("refused")
@@ -82,14 +130,14 @@ def _spend(folder, queue):
 def test_two_processes_cannot_both_spend_the_last_test(tmp_path):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    workers = [context.Process(target=_spend, args=(str(tmp_path), queue)) for _ in range(4)]
+    workers = [context.Process(target=_spend, args=(str(tmp_path), f"policy {i}", queue)) for i in range(4)]
     for worker in workers:
         worker.start()
     outcomes = sorted(queue.get(timeout=60) for _ in workers)
     for worker in workers:
         worker.join()
     assert outcomes == ["refused"] * 3 + ["tested"]
-    assert len(json.loads(Ledger("a" * 40, str(tmp_path)).path.read_text())["tests"]) == 1
+    assert len(ledger_of(tmp_path).tests()) == 1
 
 
 def test_shared_and_repeated_prompts_are_refused_with_their_count():

@@ -96,7 +96,9 @@ def test_greedy_completions_are_those_of_generate(policy):
     """Against `generate` as its users call it, one prompt at a time."""
     ours = roll(EmbeddedEngine(), policy, SamplingParams(20, temperature=0.0))
     for i, prompt in enumerate(PROMPTS):
-        theirs = policy.model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=20)[0]
+        theirs = policy.model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=20
+        )[0]
         assert ours.completion_ids[4 * i, : int(ours.lengths[4 * i])].tolist() == theirs[len(prompt) :].tolist()
 
 
