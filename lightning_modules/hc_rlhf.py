@@ -159,6 +159,7 @@ class HCRLHF(OnPolicyModule):
             self._load_scorers()
         super().setup(stage)
         self.safety_size = len(self._data().rows("safety"))
+        self.test_params.check_export()
         if stage == "fit":
             spent = len(self._ledger().tests())
             if spent >= self.test_params.allowance and self.trainer.is_global_zero:

@@ -297,8 +297,10 @@ class OnPolicyModule(PosttrainModule):
         """Refuse prompts that leave no room for a completion, before anything is sampled."""
         self.configure_model()
         context = self.policy.context
-        room = None if context is None else context - self.sampling.max_new_tokens
-        for split, rows in splits.items() if room is not None else ():
+        if context is None:
+            return
+        room = context - self.sampling.max_new_tokens
+        for split, rows in splits.items():
             for row in rows:
                 # A token has at least one byte, so most prompts need not be encoded to know that they fit.
                 if len(str(row["prompt"]).encode()) + 256 > room and (length := len(self.policy.encode(row["prompt"]))) > room:

@@ -7,6 +7,7 @@ import mlflow
 import pytest
 import yaml
 
+from lightning_modules.safety import verify
 from main import main
 from support.errors import ConfigError
 
@@ -136,6 +137,24 @@ def test_hc_rlhf_from_pairs_to_a_verdict(here, assistant, capsys):
     exported = Path(cli.trainer.default_root_dir) / cli.trainer.logger.version / "policy"
     assert json.loads((exported / "certificate.json").read_text())["policy_sha256"] == facts["policy_sha256"]
     assert (exported / "model.safetensors").is_file() and (exported / "tokenizer.json").is_file()
+    assert verify(exported)["verdict"] == "SAFE"
+    page = (exported.parent / "certificate" / "certificate.html").read_text()
+    assert "SAFE" in page and "data:image/png;base64," in page and "http" not in page
+    _, runs = experiment()
+    assert "SAFE" in set(runs["tags.safety.verdict"])
+    config = exported / "config.json"
+    original = config.read_text()
+    for change, word in ((lambda: config.write_text(original + " "), "changed: config.json"), (config.unlink, "removed: config.json")):
+        change()
+        with pytest.raises(ConfigError, match=word):
+            verify(exported)
+        config.write_text(original)
+    (exported / "extra.bin").touch()
+    with pytest.raises(ConfigError, match=r"added: extra\.bin"):
+        verify(exported)
+    (exported / "certificate.json").unlink()
+    with pytest.raises(ConfigError, match="no readable certificate"):
+        verify(exported)
     # the same policy again: the recorded verdict, no second test; reward and cost models come from the cache
     again = main(["fit", *hc_rlhf(assistant, here)])
     assert "trained before" in capsys.readouterr().out
@@ -260,6 +279,7 @@ def test_hc_rlhf_refuses_a_bound_that_does_not_fit_before_training(here, assista
         ({"model.bound": "objectives.ClopperPearson"}, "costs that are 0 or 1"),
         ({"model.constraint.lambda_init": -1}, "needs 0 < initial"),
         ({"model.reward_clip": 0}, "reward_clip is 0"),
+        ({"model.test.export": str(ROOT / "docs")}, "holds other files"),
     ):
         with pytest.raises(ConfigError, match=message):
             main(["fit", *hc_rlhf(assistant, here, **changes)])

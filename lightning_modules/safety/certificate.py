@@ -1,5 +1,8 @@
-"""The certificate: a JSON file for machines, a page and a histogram for people."""
+"""The certificate: a JSON file for machines, a self-contained page for people."""
 
+import base64
+import html
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,52 +12,58 @@ from torch import Tensor
 
 from support.files import atomic_write_text
 
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "h1{color:COLOUR}table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;"
+    "border-bottom:1px solid #ddd;overflow-wrap:anywhere}th{width:14rem;font-weight:600}img{max-width:100%}pre{white-space:pre-wrap}"
+)
+
 
 def write_certificate(folder: Path, facts: dict[str, Any], costs: Float[Tensor, "samples"]) -> list[Path]:
-    """Write certificate.json, certificate.md and certificate.png; returns their paths."""
+    """Write certificate.json and certificate.html; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    plot = folder / "certificate.png"
-    _histogram(plot, facts, costs)
-    data, page = folder / "certificate.json", folder / "certificate.md"
-    atomic_write_text(page, _page(facts))
+    data, page = folder / "certificate.json", folder / "certificate.html"
+    atomic_write_text(page, _page(facts, _histogram(facts, costs)))
     atomic_write_text(data, json.dumps(facts, indent=1))
-    return [data, page, plot]
+    return [data, page]
 
 
-def _histogram(path: Path, facts: dict[str, Any], costs: Tensor) -> None:
+def _histogram(facts: dict[str, Any], costs: Tensor) -> str:
+    """A PNG, base64."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.hist(costs.cpu().numpy(), bins=40, color="#7a9cc6")
-    for name, colour in (("mean", "#222222"), ("ucb", "#c0392b"), ("threshold", "#1e8449")):
-        axes.axvline(facts[name], color=colour, label=f"{name} {facts[name]:.4g}", linestyle="--" if name == "threshold" else "-")
+    for name, label, colour in (("mean", "mean", "#222222"), ("ucb", "upper bound", "#c0392b"), ("threshold", "threshold", "#1e8449")):
+        axes.axvline(facts[name], color=colour, label=f"{label} {facts[name]:.4g}", linestyle="--" if name == "threshold" else "-")
     axes.set_xlabel(f"cost of a response ({facts['cost_scale']})")
     axes.set_ylabel("safety prompts")
-    axes.set_title(f"{facts['verdict']}: upper bound {facts['ucb']:.4g}, threshold {facts['threshold']:.4g}")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _page(facts: dict[str, Any]) -> str:
-    rule = "at most" if facts["verdict"] == "SAFE" else "not shown to be at most"
-    lines = [
-        f"# {facts['verdict']}",
-        "",
+def _page(facts: dict[str, Any], picture: str) -> str:
+    safe = facts["verdict"] == "SAFE"
+    rule = "at most" if safe else "not shown to be at most"
+    promise = (
         f"The expected cost of this policy's responses, as the cost model judges them over the distribution of the safety prompts, is {rule} "
-        f"{facts['threshold']:g}, with confidence {1 - facts['delta']:.4g}. The promise is about that cost model, not about what people would say.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in facts.items() if name != "config"),
-        "",
-        "![histogram](certificate.png)",
-        "",
-    ]
-    return "\n".join(lines)
+        f"{facts['threshold']:g}, with confidence {1 - facts['delta']:.4g}. The promise is about that cost model, not about what people would say."
+    )
+    rows = "".join(f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{_cell(value)}</td></tr>" for name, value in facts.items())
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{facts["verdict"]}</title>'
+        f"<style>{STYLE.replace('COLOUR', '#1e8449' if safe else '#c0392b')}</style><h1>{facts['verdict']}</h1><p>{html.escape(promise)}</p>"
+        f'<img alt="histogram of the costs of the safety prompts, with mean, upper bound and threshold" src="data:image/png;base64,{picture}">'
+        f"<table>{rows}</table></html>\n"
+    )
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value).replace("|", "\\|")
+    if isinstance(value, dict):
+        return f"<pre>{html.escape(json.dumps(value, indent=1))}</pre>"
+    return html.escape(str(value))

@@ -59,7 +59,7 @@ class Ledger:
                 if event["previous"] != last or event["hash"] != _hash(event):
                     raise ValueError(f"line {number} was changed, or a line before it removed")
                 last = event["hash"]
-            head = json.loads(self._head.read_text()) if self._head.is_file() else {"events": 0, "hash": _START}
+            head: dict[str, Any] = json.loads(self._head.read_text()) if self._head.is_file() else {"events": 0, "hash": _START}
             if len(events) < head["events"]:
                 raise ValueError(f"it has {len(events)} line(s), and {head['events']} were written")
             if head["events"] and events[head["events"] - 1]["hash"] != head["hash"]:

@@ -1,6 +1,7 @@
 """From a verdict to what people see: certificate, export, tracked run, the printed lines."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 from lightning_modules.safety.certificate import write_certificate
 from lightning_modules.safety.test import Verdict
+from lightning_modules.safety.verify import CERTIFICATE, file_hashes
+from support.files import atomic_write_text
 from support.runs import mlflow_runs, run_folder
 
 
@@ -22,7 +25,7 @@ def publish(
     export: str | None,
     save: Callable[[Path], None],
 ) -> Verdict:
-    """Write certificate.json, .md and .png, export the policy if it is SAFE, log both, print the verdict.
+    """Write the certificate, export the policy if it is SAFE, log both, print the verdict.
 
     Args:
         recorded: the ledger's entry of this test. tests: all entries of the split.
@@ -46,13 +49,18 @@ def publish(
     exported = None
     if verdict.safe:
         exported = Path(export) if export else folder / "policy"
-        save(exported)
-        (exported / "certificate.json").write_text(json.dumps(facts, indent=1))
+        partial = exported.with_name(exported.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save(partial)
+        atomic_write_text(partial / CERTIFICATE, json.dumps(facts | {"files": file_hashes(partial)}, indent=1))
+        shutil.rmtree(exported, ignore_errors=True)
+        partial.replace(exported)  # the folder appears whole, with its certificate
     metrics = {"ucb": verdict.ucb, "mean": verdict.mean, "passed": float(verdict.safe), "threshold": verdict.threshold}
     metrics |= {f"true_{name}": value for name, value in recorded["truth"].items()}
     for client, run in mlflow_runs(trainer):
         for path in paths:
             client.log_artifact(run, str(path), "certificate")
+        client.set_tag(run, "safety.verdict", verdict.text)
         for name, value in metrics.items():
             client.log_metric(run, f"safety/{name}", value, step=trainer.global_step)
     print(_lines(verdict, recorded["truth"], facts, paths[1], exported), flush=True)

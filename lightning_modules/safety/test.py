@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -29,6 +30,12 @@ class SafetyTest:
     def __post_init__(self) -> None:
         if self.allowance < 1:
             raise ConfigError(f"test.allowance is {self.allowance}; it must be at least 1.")
+
+    def check_export(self) -> None:
+        """Refuse to replace a folder that holds something else than an exported policy. Raises ConfigError."""
+        folder = Path(self.export) if self.export else None
+        if folder is not None and folder.exists() and not (folder / "certificate.json").is_file() and any(folder.iterdir()):
+            raise ConfigError(f"test.export names {folder}, which holds other files; name a folder that does not exist, or an earlier export.")
 
 
 @dataclass
