@@ -47,8 +47,10 @@ def packed_logprobs(model: Any, groups: PromptGroups, temperature: float = 1.0) 
     The model's attention must be SHARED_PREFIX, and its output layer a matrix without a bias.
     """
     packed = groups.packed
+    # Any mask of four dimensions keeps the model from making its own; the buckets have theirs.
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.ids.device)
     hidden = model.get_decoder()(
-        input_ids=packed.ids, position_ids=packed.positions, attention_mask=packed.mask, use_cache=False, packed=packed
+        input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False, packed=packed
     ).last_hidden_state
     states = hidden[0].index_select(0, packed.source)
     found = fused_logprobs(states, model.get_output_embeddings().weight, packed.targets, temperature)

@@ -45,45 +45,68 @@ class PromptGroups:
         return PromptGroups(self.prompt_ids, self.prompt_mask, self.owner[:rows], self.completion_ids[:rows], self.completion_mask[:rows])
 
 
+@dataclass
+class Bucket:
+    """Rows of similar length, which attend together.
+
+    Fields:
+        owner: (rows,), index of each row's prompt.
+        index: (rows, time), where each row's tokens lie in the sequence; padded on the right with 0.
+        places: flat places of the real entries of `index`, in the order of the sequence.
+        mask: (rows, 1, time, prompt_time + time), True where a row's token may look.
+    """
+
+    owner: Int[Tensor, "rows"]
+    index: Int[Tensor, "rows time"]
+    places: Int[Tensor, "tokens"]
+    mask: Bool[Tensor, "rows 1 time both"]
+
+
 class PackedSequence:
-    """Index tensors that lead from a PromptGroups to the packed sequence and back.
+    """Index tensors that lead from a PromptGroups to the packed sequence and back. Completions lie in it longest first.
 
     Fields:
         ids, positions: (1, tokens), what the model reads.
         source: (targets,), index of the token whose output predicts each completion token. targets: those tokens.
         prompt_index: (prompts, longest prompt), where each prompt's tokens lie; padded on the right with 0.
-        row_index: (rows, longest completion - 1), where each row's tokens lie; likewise.
-        prompt_places, row_places: flat places of the real entries of the two, in the order of the sequence.
-        mask: (rows, 1, row_time, prompt_time + row_time), True where a row's token may look.
+        prompt_places: flat places of the real entries of prompt_index, in the order of the sequence.
+        buckets: the rows by length, so that a long row does not make short ones wait: lengths in a bucket differ by a factor of two at most.
     """
 
     def __init__(self, groups: PromptGroups) -> None:
         device = groups.prompt_ids.device
-        prompt_lengths = groups.prompt_mask.sum(1)
-        row_lengths = groups.completion_mask.sum(1)
+        prompt_lengths, row_lengths = groups.prompt_mask.sum(1), groups.completion_mask.sum(1)
         inputs = (row_lengths - 1).clamp(min=0)
-        width, longest = int(prompt_lengths.max()), int(inputs.max())
-        steps = torch.arange(longest, device=device)
-        real_prompt = torch.arange(width, device=device) < prompt_lengths[:, None]
-        real_row = steps < inputs[:, None]
+        width, longest, total = int(prompt_lengths.max()), int(inputs.max()), int(prompt_lengths.sum())
+        steps, prompt_steps = torch.arange(longest, device=device), torch.arange(width, device=device)
+        real_prompt, real_row = prompt_steps < prompt_lengths[:, None], steps < inputs[:, None]
         prompt_start = prompt_lengths.cumsum(0) - prompt_lengths
-        total = int(prompt_lengths.sum())
-        row_start = total + inputs.cumsum(0) - inputs
-        self.prompt_index = torch.where(real_prompt, prompt_start[:, None] + torch.arange(width, device=device), 0)
-        self.row_index = torch.where(real_row, row_start[:, None] + steps, 0)
-        self.prompt_places, self.row_places = real_prompt.flatten().nonzero()[:, 0], real_row.flatten().nonzero()[:, 0]
-        completion_inputs = groups.completion_ids[:, :longest][real_row]
+        self.prompt_index = torch.where(real_prompt, prompt_start[:, None] + prompt_steps, 0)
+        self.prompt_places = real_prompt.flatten().nonzero()[:, 0]
+        order = inputs.argsort(descending=True, stable=True)
+        row_start = torch.empty_like(inputs)
+        row_start[order] = total + inputs[order].cumsum(0) - inputs[order]
+        row_index = torch.where(real_row, row_start[:, None] + steps, 0)
+        row_positions = (prompt_lengths[groups.owner, None] + steps)[order][real_row[order]]
+        completion_inputs = groups.completion_ids[order, :longest][real_row[order]]
         self.ids = torch.cat([groups.prompt_ids[groups.prompt_mask], completion_inputs])[None]
-        row_positions = (prompt_lengths[groups.owner, None] + steps)[real_row]
-        self.positions = torch.cat([torch.arange(width, device=device).expand(real_prompt.shape)[real_prompt], row_positions])[None]
+        self.positions = torch.cat([prompt_steps.expand(real_prompt.shape)[real_prompt], row_positions])[None]
+        self.tokens = self.ids.shape[1]
+        # The prompt's last token predicts a row's first, each of the row's tokens the next.
         last = (prompt_start + prompt_lengths - 1)[groups.owner, None]
-        before = torch.cat([last, self.row_index], 1)[:, : groups.completion_ids.shape[1]]
+        before = torch.cat([last, row_index], 1)[:, : groups.completion_ids.shape[1]]
         before = F.pad(before, (0, groups.completion_ids.shape[1] - before.shape[1]))
         self.source, self.targets = before[groups.completion_mask], groups.completion_ids[groups.completion_mask]
-        self.owner, self.tokens = groups.owner, self.ids.shape[1]
-        own = (steps[:, None] >= steps).expand(len(inputs), 1, longest, longest)
-        shared = real_prompt[groups.owner][:, None, None].expand(-1, 1, longest, -1)
-        self.mask = torch.cat([shared, own], -1)
+        self.buckets = []
+        sizes = inputs[order].clamp(min=1).double().log2().floor()
+        for size in sizes.unique().flip(0):
+            rows = order[(sizes == size) & (inputs[order] > 0)]
+            if len(rows):
+                time = int(inputs[rows].max())
+                own = (steps[:time, None] >= steps[:time]).expand(len(rows), 1, time, time)
+                shared = real_prompt[groups.owner[rows]][:, None, None].expand(-1, 1, time, -1)
+                places = real_row[rows, :time].flatten().nonzero()[:, 0]
+                self.buckets.append(Bucket(groups.owner[rows], row_index[rows, :time], places, torch.cat([shared, own], -1)))
 
 
 def _take(states: Float[Tensor, "tokens heads size"], index: Int[Tensor, "rows time"]) -> Float[Tensor, "rows heads time size"]:
@@ -123,19 +146,18 @@ def shared_prefix_attention(
         scale=scaling,
     )
     parts = [out.transpose(1, 2).flatten(0, 1).index_select(0, packed.prompt_places)]
-    if packed.row_index.shape[1]:
-        rows, time = packed.row_index.shape
-        assert attention_mask is not None
+    for bucket in packed.buckets:
+        rows, time = bucket.index.shape
         out = F.scaled_dot_product_attention(
-            _fold(_take(q, packed.row_index), key_heads),
-            torch.cat([prompt_keys[packed.owner], _take(k, packed.row_index)], 2),
-            torch.cat([prompt_values[packed.owner], _take(v, packed.row_index)], 2),
-            attn_mask=attention_mask.repeat(1, 1, repeats, 1),
+            _fold(_take(q, bucket.index), key_heads),
+            torch.cat([prompt_keys[bucket.owner], _take(k, bucket.index)], 2),
+            torch.cat([prompt_values[bucket.owner], _take(v, bucket.index)], 2),
+            attn_mask=bucket.mask.repeat(1, 1, repeats, 1),
             dropout_p=dropout,
             scale=scaling,
         )
         out = out.reshape(rows, heads, time, size).transpose(1, 2).flatten(0, 1)
-        parts.append(out.index_select(0, packed.row_places))
+        parts.append(out.index_select(0, bucket.places))
     return torch.cat(parts)[None], None
 
 

@@ -40,7 +40,7 @@ class _Layer:
 
 
 class Cache:
-    """Keys and values of some rows in one tensor, grown by doubling.
+    """Keys and values of some rows in one tensor, which grows by doubling in time.
 
     Fields:
         states: (layers, 2, rows, key heads, time, size), keys at 0, values at 1.
@@ -50,13 +50,13 @@ class Cache:
         self.states = torch.zeros(layers, 2, 0, key_heads, 0, size, dtype=dtype, device=device)
 
     def reserve(self, rows: int, time: int) -> None:
-        """Room for this many rows and tokens."""
+        """Room for this many rows and tokens; rows beyond are forgotten when the tensor is made anew."""
         layers, two, had_rows, heads, had_time, size = self.states.shape
         if rows > had_rows or time > had_time:
-            rows = max(rows, had_rows if rows <= had_rows else min(2 * had_rows, 2 * rows))
-            time = max(time, had_time if time <= had_time else min(2 * had_time, 2 * time))
+            time = had_time if time <= had_time else max(time, min(2 * had_time, 2 * time))
             grown = self.states.new_zeros(layers, two, rows, heads, time, size)
-            grown[:, :, :had_rows, :, :had_time] = self.states
+            kept = min(rows, had_rows)
+            grown[:, :, :kept, :, :had_time] = self.states[:, :, :kept]
             self.states = grown
 
     def move(self, source: Tensor, target: Tensor, time: int) -> None:
@@ -97,7 +97,7 @@ class Decoder:
 
     @torch.no_grad()
     def __init__(self, bare: Any, dtype: torch.dtype, transpose: bool = False) -> None:
-        self.bare, self.dtype, self.transpose = bare, dtype, transpose
+        self.bare, self.dtype = bare, dtype
         reason = self._unsuitable()
         if reason:
             raise ValueError(reason)
@@ -109,8 +109,9 @@ class Decoder:
         self.scale = 1 / math.sqrt(self.size)
         decoder = self.bare.get_decoder()
         self.embedding, self.norm = decoder.embed_tokens.weight, decoder.norm.weight
-        self.head = self._linear(self.bare.get_output_embeddings())
-        self.layers = [self._layer(layer) for layer in decoder.layers]
+        # Not transposed: with a large vocabulary the copy would be the largest of all, and gains little.
+        self.head = self._linear(self.bare.get_output_embeddings(), transpose=False)
+        self.layers = [self._layer(layer, transpose) for layer in decoder.layers]
 
     def _unsuitable(self) -> str | None:
         decoder = self.bare.get_decoder()
@@ -130,27 +131,27 @@ class Decoder:
                 return f"the layers of {type(self.bare).__name__} are built differently from Llama's"
         return None
 
-    def _layer(self, layer: Any) -> _Layer:
+    def _layer(self, layer: Any, transpose: bool) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         return _Layer(
             layer.input_layernorm.weight,
-            self._linear(attention.q_proj),
-            self._linear(attention.k_proj),
-            self._linear(attention.v_proj),
+            self._linear(attention.q_proj, transpose),
+            self._linear(attention.k_proj, transpose),
+            self._linear(attention.v_proj, transpose),
             attention.q_norm.weight if hasattr(attention, "q_norm") else None,
             attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-            self._linear(attention.o_proj),
+            self._linear(attention.o_proj, transpose),
             layer.post_attention_layernorm.weight,
-            self._linear(mlp.gate_proj),
-            self._linear(mlp.up_proj),
-            self._linear(mlp.down_proj),
+            self._linear(mlp.gate_proj, transpose),
+            self._linear(mlp.up_proj, transpose),
+            self._linear(mlp.down_proj, transpose),
         )
 
-    def _linear(self, module: Any) -> Linear:
+    def _linear(self, module: Any, transpose: bool) -> Linear:
         """Weight (inputs, outputs) and bias."""
         weight, bias = acting_weight(module)
         weight = weight.to(self.dtype).t()
-        return weight.contiguous() if self.transpose else weight, None if bias is None else bias.to(self.dtype)
+        return weight.contiguous() if transpose else weight, None if bias is None else bias.to(self.dtype)
 
     def cache(self, kind: type[Cache] = Cache) -> Any:
         """An empty one."""

@@ -15,6 +15,7 @@ from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
 
 Prompts = list[list[int]]
+DRAWN = 2**20  # most logits that tokens are drawn from at once
 Forced = list[list[int]] | None
 
 
@@ -97,6 +98,10 @@ def draw(
     logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, "rows"], greedy: bool
 ) -> tuple[Int[Tensor, "rows"], Float[Tensor, "rows"]]:
     """(tokens, log-probs): the distribution function inverted at the random numbers, or the likeliest tokens."""
+    rows = max(1, DRAWN // logits.shape[1])
+    if len(logits) > rows:  # few at a time: what follows needs several copies
+        parts = [draw(logits[i : i + rows], uniform[i : i + rows], greedy) for i in range(0, len(logits), rows)]
+        return torch.cat([tokens for tokens, _ in parts]), torch.cat([values for _, values in parts])
     logprobs = logits - logits.logsumexp(1, keepdim=True)
     if greedy:
         tokens = logits.argmax(1, keepdim=True)

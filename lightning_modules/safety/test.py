@@ -35,7 +35,9 @@ class SafetyTest:
         """Refuse to replace a folder that holds something else than an exported policy. Raises ConfigError."""
         folder = Path(self.export) if self.export else None
         if folder is not None and folder.exists() and not (folder / "certificate.json").is_file() and any(folder.iterdir()):
-            raise ConfigError(f"test.export names {folder}, which holds other files; name a folder that does not exist, or an earlier export.")
+            raise ConfigError(
+                f"test.export names {folder}, which holds other files; name a folder that does not exist, or an earlier export."
+            )
 
 
 @dataclass
