@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TILE = 2**23  # logits held at once: 32 MiB in float32
-KEPT = 2**24  # up to this many logits in all, they are kept for the backward pass
+TILE = 2**22  # logits held at once: 16 MiB in float32
 
 
 class _FusedLogprobs(torch.autograd.Function):
@@ -21,7 +20,7 @@ class _FusedLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else weight.dtype
         tokens, vocabulary = len(targets), len(weight)
-        keep = tokens * vocabulary <= KEPT
+        keep = tokens * vocabulary <= TILE  # a single tile is kept for the backward pass
         ctx.tile = vocabulary if keep else min(vocabulary, max(64, TILE // tokens))
         ctx.temperature, ctx.dtype = temperature, dtype
         states = hidden.to(dtype)

@@ -7,11 +7,10 @@ from policies import fused
 from policies.fused import fused_logprobs
 
 
-@pytest.mark.parametrize(("tile", "kept"), [(2**23, 2**24), (2**23, 0), (64 * 7, 0), (150 * 7, 0)])
+@pytest.mark.parametrize("tile", [2**22, 500 * 7 - 1, 64 * 7, 150 * 7])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, tile, kept, temperature):
+def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, tile, temperature):
     monkeypatch.setattr(fused, "TILE", tile)
-    monkeypatch.setattr(fused, "KEPT", kept)
     torch.manual_seed(0)
     hidden, weight = torch.randn(7, 12), 3 * torch.randn(500, 12)
     targets, upstream = torch.tensor([0, 499, 63, 64, 250, 149, 150]), torch.randn(7)
@@ -33,7 +32,6 @@ def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, tile, kept, 
 
 def test_gradients_agree_with_finite_differences(monkeypatch):
     monkeypatch.setattr(fused, "TILE", 64 * 3)
-    monkeypatch.setattr(fused, "KEPT", 0)
     torch.manual_seed(1)
     hidden, weight, upstream = torch.randn(3, 4), torch.randn(150, 4, requires_grad=True), torch.tensor([1.0, -2.0, 0.5])
     targets = torch.tensor([3, 70, 149])
