@@ -191,6 +191,8 @@ class OnPolicyModule(PosttrainModule):
                 self.manual_backward(found["loss"] * self.trainer.world_size)
                 for name, value in found.items():
                     sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
+            if (extra := self.auxiliary_loss()) is not None:
+                self.manual_backward(extra)
             norms.append(self._step(optimizer))
         loss_sum = sums.pop("loss")
         tokens = batch.action_mask.sum().clamp(min=1)
@@ -199,6 +201,10 @@ class OnPolicyModule(PosttrainModule):
             "loss": float(loss_sum) * self.trainer.world_size / self.batch.updates_per_rollout,
             "grad_norm": sum(norms) / len(norms),
         }
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """A loss beside the policy's, added once an optimiser step; none by default."""
+        return None
 
     # ---- parts of the arrows ------------------------------------------------------------------------------------------------
 
