@@ -107,7 +107,10 @@ class HCRLHF(OnPolicyModule):
         self.dual = DualVariable(options.lambda_init, options.lambda_lr, options.lambda_max, options.lambda_delay, options.lambda_update)
         self.cost: Reward | None = None
         self.step_metrics: dict[str, float] = {}
+        #: reward, cost and monitors of the first and the latest validation
         self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.verdict: Verdict | None = None
 
     # ---- phases 1 to 3: the models ------------------------------------------------------------------------------------------
 
@@ -180,22 +183,27 @@ class HCRLHF(OnPolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["constraint"] = {"window": self.window.state_dict(), "dual": self.dual.state_dict(), "before": self.before}
+        checkpoint["constraint"] = {"window": self.window.state_dict(), "dual": self.dual.state_dict(), "before": self.before, "after": self.after}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.window.load_state_dict(checkpoint["constraint"]["window"])
         self.dual.load_state_dict(checkpoint["constraint"]["dual"])
-        self.before = checkpoint["constraint"]["before"]
+        self.before, self.after = checkpoint["constraint"]["before"], checkpoint["constraint"]["after"]
 
     # ---- phase 5: the safety test -------------------------------------------------------------------------------------------
 
     def on_train_end(self) -> None:
-        if self.trainer.fast_dev_run or self.trainer.interrupted:  # type: ignore[attr-defined]
-            return
-        if self.test_params.skip:
+        if self.test_params.skip and self.trainer.is_global_zero:
             print("NOT TESTED: model.test.skip is set, so nothing is certified and nothing is exported.")
-        else:
+        if not (self.trainer.fast_dev_run or self.trainer.interrupted or self.test_params.skip):  # type: ignore[attr-defined]
+            self.safety_test()
+
+    def on_fit_end(self) -> None:
+        """A run that was killed in its test has nothing left to train, so no training ends; its test is still to be done."""
+        unfinished = self.verdict is None and not self.test_params.skip and self.trainer.is_global_zero
+        if unfinished and not (self.trainer.fast_dev_run or self.trainer.interrupted):  # type: ignore[attr-defined]
+            self.to(self.trainer.strategy.root_device)
             self.safety_test()
 
     def on_test_end(self) -> None:
@@ -204,16 +212,13 @@ class HCRLHF(OnPolicyModule):
     def _ledger(self) -> Ledger:
         return Ledger([row["prompt"] for row in self._data().rows("safety")], self.test_params.ledger)
 
-    def _validation(self) -> dict[str, float]:
-        """What the last validation measured: reward, cost, and the monitors."""
+    def on_validation_end(self) -> None:
         names = {"reward": "val/reward", "cost": "val/cost"}
         names |= {monitor.name: f"val/{self.metric_name(monitor.name)}" for monitor in self.monitors}
         found = self.trainer.callback_metrics
-        return {name: float(found[metric]) for name, metric in names.items() if metric in found}
-
-    def on_validation_end(self) -> None:
+        self.after = {name: float(found[metric]) for name, metric in names.items() if metric in found}
         if self.trainer.global_step == 0:
-            self.before = self._validation()
+            self.before = self.after
 
     @torch.no_grad()
     def safety_test(self) -> Verdict | None:
@@ -235,7 +240,7 @@ class HCRLHF(OnPolicyModule):
                 delta = ledger.begin(candidate, question, options.delta, self.test_params.allowance)
                 recorded = ledger.record(candidate, question, self._test(delta))
             tests = ledger.tests()
-        validation = {name: {"before": self.before[name], "after": v} for name, v in self._validation().items() if name in self.before}
+        validation = {name: {"before": self.before[name], "after": value} for name, value in self.after.items() if name in self.before}
         facts = {
             "cost_scale": options.cost_scale,
             "safety_split": ledger.split,
@@ -246,7 +251,8 @@ class HCRLHF(OnPolicyModule):
             "validation": validation,
             "config": {name: asdict(getattr(self, name)) for name in ("constraint", "kl", "batch", "sampling")},
         }
-        return publish(self.trainer, recorded, tests, facts, self.test_params.export, self.policy.save)
+        self.verdict = publish(self.trainer, recorded, tests, facts, self.test_params.export, self.policy.save)
+        return self.verdict
 
     def _test(self, delta: float) -> dict[str, Any]:
         """One response for every safety prompt, its cost, and the bound."""

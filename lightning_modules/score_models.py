@@ -57,10 +57,10 @@ class ScoreModels:
     def train_missing(self, policy: PolicyParams, data: Any, trainer: L.Trainer) -> None:
         for kind, folder in self.folders.items():
             if folder is None:
-                trained_scorer(kind, policy, data.preferences.rows(), self.training, trainer)  # type: ignore[arg-type]
+                self.folders[kind] = trained_scorer(kind, policy, data.preferences.rows(), self.training, trainer)  # type: ignore[arg-type]
 
     def load(self, policy: PolicyParams, data: Any, trainer: L.Trainer) -> tuple[list[Reward], Reward]:
-        """(rewards, cost); what was trained on the way comes from the cache."""
+        """(rewards, cost); what another process trained on the way comes from the cache."""
         loaded: dict[str, ModelScore] = {}
         for kind, folder in self.folders.items():
             folder = folder or trained_scorer(kind, policy, data.preferences.rows(), self.training, trainer)  # type: ignore[arg-type]
