@@ -148,7 +148,9 @@ def train(method: str, seed: int) -> dict[str, Any]:
     module = HCRLHF(
         PolicyParams("assets/tiny_assistant"),
         Constraint(
-            THRESHOLD, DELTA, **{"lambda_init": 0.3, "lambda_lr": 0.5, "lambda_update": "linear", "lambda_max": 10, "window": 128} | settings
+            THRESHOLD,
+            DELTA,
+            **{"lambda_init": 0.3, "lambda_lr": 0.5, "lambda_update": "linear", "lambda_max": 10, "window": 128} | settings,
         ),
         rewards=[RecordsReward()],
         cost=RecordsCost(),
@@ -227,13 +229,15 @@ def report(results: Path, out: str) -> None:
     if not found:
         return
     print(f"\nThreshold {THRESHOLD}, delta {DELTA}, {SAFETY_SIZE} safety prompts, {ROLLOUTS} rollouts; shares with their 95 % intervals.\n")
-    print("| method | seeds | unsafe policy returned | no solution found | true cost, all candidates | true reward | unsafe with the exact bound |")
+    print(
+        "| method | seeds | unsafe policy returned | no solution found | true cost, all candidates | true reward | unsafe with the exact bound |"
+    )
     print("|" + "---|" * 7)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for place, method in enumerate(METHODS):
+    for method in METHODS:
         runs = [r for r in found if r["method"] == method]
         if not runs:
             continue
@@ -259,7 +263,9 @@ def report(results: Path, out: str) -> None:
     left.axhline(THRESHOLD, color="#1e8449", linestyle="--", label="threshold")
     left.set(xlabel="true reward", ylabel="true cost")
     left.legend(fontsize=7)
-    right.set(xscale="log", xlabel="safety prompts", ylabel="no solution found", title="the trained candidates, tested on more or fewer prompts")
+    right.set(
+        xscale="log", xlabel="safety prompts", ylabel="no solution found", title="the trained candidates, tested on more or fewer prompts"
+    )
     right.legend(fontsize=7)
     figure.savefig(f"{out}/safety_training.png", dpi=110)
 

@@ -183,7 +183,12 @@ class HCRLHF(OnPolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["constraint"] = {"window": self.window.state_dict(), "dual": self.dual.state_dict(), "before": self.before, "after": self.after}
+        checkpoint["constraint"] = {
+            "window": self.window.state_dict(),
+            "dual": self.dual.state_dict(),
+            "before": self.before,
+            "after": self.after,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

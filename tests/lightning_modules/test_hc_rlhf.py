@@ -5,7 +5,6 @@ import math
 import multiprocessing
 import os
 import signal
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -13,10 +12,10 @@ import torch
 
 import lightning_modules.hc_rlhf
 import lightning_modules.score_models
-from datamodules import PairSource, RecordsPrompts
+from datamodules import RecordsPrompts
 from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest, SupervisedTerm
 from lightning_modules.safety import Ledger
-from objectives import ClopperPearson, ClippedSurrogate, Hoeffding
+from objectives import ClippedSurrogate, ClopperPearson, Hoeffding
 from policies import Policy, PolicyParams, Scorer
 from policies.supervised import response_loss
 from rewards import RecordsCost, RecordsReward
@@ -143,7 +142,9 @@ def killed(*arguments):
 
 def between_phases(patch):
     original = lightning_modules.score_models.trained_scorer
-    patch.setattr(lightning_modules.score_models, "trained_scorer", lambda kind, *rest: original(kind, *rest) if kind == "reward" else killed())
+    patch.setattr(
+        lightning_modules.score_models, "trained_scorer", lambda kind, *rest: original(kind, *rest) if kind == "reward" else killed()
+    )
 
 
 def between_steps(patch):
@@ -172,7 +173,10 @@ def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys
     """SIGKILL in a process of its own; the same command again ends where the undisturbed run ends, and the safety split has served once."""
     from main import main
 
-    arguments = ["fit", *hc_rlhf(assistant, here, **{"trainer.max_steps": 3, "trainer.logger": "false", "trainer.callbacks": "RolloutCheckpoint"})]
+    arguments = [
+        "fit",
+        *hc_rlhf(assistant, here, **{"trainer.max_steps": 3, "trainer.logger": "false", "trainer.callbacks": "RolloutCheckpoint"}),
+    ]
     arguments.append("--trainer.callbacks.every_n_rollouts=1")
     worker = multiprocessing.get_context("fork").Process(target=_run, args=(arguments, hurt))
     worker.start()
