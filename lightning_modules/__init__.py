@@ -3,11 +3,12 @@
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.grpo import GRPO
 from lightning_modules.hc_rlhf import HCRLHF, Constraint
-from lightning_modules.on_policy import KLPenalty, OnPolicyModule
+from lightning_modules.on_policy import OnPolicyModule
 from lightning_modules.preference import CostModel, RewardModel
 from lightning_modules.safety import SafetyTest
 from lightning_modules.scorer_training import ScorerTraining
 from lightning_modules.sft import SFT
+from lightning_modules.terms import KLPenalty, Shaping
 
 __all__ = [
     "GRPO",
@@ -21,4 +22,5 @@ __all__ = [
     "RewardModel",
     "SafetyTest",
     "ScorerTraining",
+    "Shaping",
 ]
