@@ -3,9 +3,14 @@
 import math
 
 import torch
+from torch import Tensor
 
 from objectives.policy_losses import PolicyLoss, log_ratios
 from support.errors import ConfigError
+
+
+def _by_sign(first: Tensor, one: float, other: float, like: Tensor) -> Tensor:
+    return torch.where(first, like.new_tensor(one), like.new_tensor(other))
 
 
 class CISPO(PolicyLoss):
@@ -57,7 +62,7 @@ class SAPO(PolicyLoss):
 
     def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
         ratio = log_ratios(logprobs, behaviour_logprobs, mask).exp()
-        tau = torch.where(advantages > 0, self.temperature_positive, self.temperature_negative)
+        tau = _by_sign(advantages > 0, self.temperature_positive, self.temperature_negative, logprobs)
         loss = -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
         return loss, {"ratio": (ratio.detach() * mask).sum()}
 
@@ -82,6 +87,6 @@ class VESPO(PolicyLoss):
     def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
         log_w = log_ratios(logprobs.detach(), behaviour_logprobs, mask, 20.0).sum(1, keepdim=True)
         log_w = log_w.clamp(math.log(1e-8), 20.0)
-        k, rate = (torch.where(advantages >= 0, p, n) for p, n in zip(self.positive, self.negative, strict=True))
+        k, rate = (_by_sign(advantages >= 0, p, n, logprobs) for p, n in zip(self.positive, self.negative, strict=True))
         phi = (rate + k * log_w - rate * log_w.exp()).exp()
         return -phi * advantages * logprobs, {"phi": (phi * mask).sum()}
