@@ -10,8 +10,20 @@ import math
 import pytest
 import torch
 
-from objectives import CISPO, SAPO, VESPO, ClippedSurrogate, ConstantLength, GroupNorm, LeaveOneOut, PassAtK, Reinforce
-from objectives import SequenceMean, SequenceSum, TokenMean
+from objectives import (
+    CISPO,
+    SAPO,
+    VESPO,
+    ClippedSurrogate,
+    ConstantLength,
+    GroupNorm,
+    LeaveOneOut,
+    PassAtK,
+    Reinforce,
+    SequenceMean,
+    SequenceSum,
+    TokenMean,
+)
 from objectives.kl import Estimator, kl_estimate, scheduled_coefficient
 from objectives.policy_losses import log_ratios
 from support.errors import ConfigError
