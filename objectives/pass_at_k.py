@@ -46,8 +46,8 @@ class PassAtK(Advantage):
 
     def __call__(self, rewards, groups, tokens, mask):
         valid = ~rewards.isnan()
-        right = (valid & (rewards >= self.correct_at)).double()
-        n, c = group_sums(valid.double(), groups)[groups], group_sums(right, groups)[groups]
+        right = (valid & (rewards >= self.correct_at)).to(rewards.dtype)
+        n, c = group_sums(valid.to(rewards.dtype), groups)[groups], group_sums(right, groups)[groups]
         needed = self.k + int(self.baseline == "others")
         if int(groups.bincount().max()) < needed:
             raise ConfigError(
@@ -61,4 +61,4 @@ class PassAtK(Advantage):
             spread = (rate * (1 - rate)).sqrt()
             advantages = torch.where(spread > 0, (earned - rate) / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)
         # Rows that no reward applied to may leave too few for a set of k.
-        return torch.where(valid & (n >= needed), advantages, 0.0).to(rewards.dtype)
+        return torch.where(valid & (n >= needed), advantages, 0.0)

@@ -205,7 +205,7 @@ def test_an_advantage_sums_over_processes_through_the_module(reasoner, monkeypat
     fit(module)
     assert module.advantage.reduce == module.summed
     strategy = module.trainer.strategy
-    monkeypatch.setattr(type(strategy), "world_size", 2, raising=False)
+    monkeypatch.setattr(strategy, "world_size", 2)
     monkeypatch.setattr(strategy, "reduce", lambda values, reduce_op: {"sum": 2}[reduce_op] * values)
     assert module.summed(torch.tensor([1.5])).tolist() == [3.0]
 
