@@ -209,7 +209,7 @@ def test_micro_batches_and_processes_change_nothing(loss, aggregation):
         assert torch.allclose(parts.grad, whole.grad, atol=1e-9)
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "REINFORCE"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_equal_rewards_give_exactly_no_gradient(loss):
     groups, rewards = torch.tensor([0, 0, 1, 1]), torch.tensor([0.1, 0.1, 0.0, 1.0])
     for advantage in (GroupNorm(), GroupNorm("none"), GroupNorm("batch_std"), LeaveOneOut(), LeaveOneOut("batch_std"), PassAtK(1)):
