@@ -17,6 +17,7 @@ class FilePrompts(PromptData):
         columns: this project's column name -> the data's, e.g. {prompt: question}.
         required: columns that every row must have. seed: of the order of the prompts.
         preferences: pairs that a method may train reward and cost models on.
+        demonstrations: a source with the columns prompt and response, for a supervised term beside a method's own loss.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class FilePrompts(PromptData):
         required: list[str] | None = None,
         seed: int | None = None,
         preferences: PairSource | None = None,
+        demonstrations: str | None = None,
     ) -> None:
         super().__init__(seed=seed, preferences=preferences)
         if val_size < 0 or safety_size < 0:
             raise ConfigError(f"data.val_size is {val_size} and data.safety_size is {safety_size}; they are numbers of rows, 0 or more.")
         self.source, self.split, self.subset, self.columns = source, split, subset, columns
+        self.demonstrations = demonstrations
         self.val_source, self.val_split, self.val_size, self.safety_size = val_source, val_split, val_size, safety_size
         self.required = tuple(required) if required is not None else type(self).required
         self._all: list[Row] | None = None
@@ -60,6 +63,9 @@ class FilePrompts(PromptData):
         if self.val_source:
             return read_rows(self.val_source, self.val_split, self.columns, self.subset)[: self.val_size]
         return self._parts()["val"]
+
+    def demonstration_rows(self):
+        return read_rows(self.demonstrations) if self.demonstrations else []
 
     def safety_rows(self):
         return self._parts()["safety"]

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from datamodules.rows import Row, check_rows, read_rows
 from datamodules.sampler import PromptLoader, PromptSampler
 from support.errors import ConfigError
-from support.seeding import derive_seed, run_seed
+from support.prompts import split_by_prompt
+from support.seeding import run_seed
 
 
 @dataclass
@@ -67,12 +68,6 @@ def _from_hh(row: Row) -> Row:
             "for data with separate columns."
         )
     return {"prompt": chosen[:-1], "response_0": chosen[-1]["content"], "response_1": rejected[-1]["content"], "better": 0}
-
-
-def split_by_prompt(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """(training, held-out) rows; all pairs of a prompt are on one side, chosen by a hash of the prompt."""
-    held = [derive_seed("preference split", str(row["prompt"])) % 10_000 < share * 10_000 for row in rows]
-    return [r for r, h in zip(rows, held, strict=True) if not h], [r for r, h in zip(rows, held, strict=True) if h]
 
 
 class PreferencePairs(L.LightningDataModule):

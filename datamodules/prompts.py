@@ -41,6 +41,10 @@ class PromptData(L.LightningDataModule, ABC):
     def val_rows(self) -> list[Row]:
         """Held-out rows."""
 
+    def demonstration_rows(self) -> list[Row]:
+        """Rows with `prompt` and `response` for a supervised term beside the method's own loss; none unless the data set has them."""
+        return []
+
     def safety_rows(self) -> list[Row]:
         """Rows kept for one statistical test (HC-RLHF's D_s); none unless the data set has such a split."""
         return []
@@ -50,11 +54,12 @@ class PromptData(L.LightningDataModule, ABC):
         return self.rows("val")
 
     def rows(self, split: str) -> list[Row]:
-        """The checked rows of train, val, test or safety, made once."""
+        """The checked rows of train, val, test, safety or demonstration, made once."""
         if split not in self._rows:
             made = getattr(self, f"{split}_rows")()
             where = f"the {split} split of {type(self).__name__}"
-            self._rows[split] = check_rows(made, where, self.required) if made or split != "safety" else []
+            required = ("prompt", "response") if split == "demonstration" else self.required
+            self._rows[split] = check_rows(made, where, required) if made or split not in ("safety", "demonstration") else []
         return self._rows[split]
 
     def setup(self, stage: str) -> None:

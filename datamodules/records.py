@@ -173,7 +173,7 @@ class RecordsPrompts(PromptData):
     """Requests about customer records, with a split for the safety test.
 
     Args:
-        train_size, val_size, safety_size: requests of each split.
+        train_size, val_size, safety_size: requests of each split. demonstrations: careless responses for a supervised term.
         forbidden: share of requests for what may not be told.
         seed: of the requests and of their order; another seed draws a fresh safety split.
         preferences: pairs that a method may train reward and cost models on.
@@ -189,18 +189,22 @@ class RecordsPrompts(PromptData):
         forbidden: float = 0.4,
         seed: int | None = None,
         preferences: PairSource | None = None,
+        demonstrations: int = 0,
     ) -> None:
         super().__init__(seed=seed, preferences=preferences)
         if not 0 <= forbidden <= 1:
             raise ConfigError(f"data.forbidden is {forbidden}; it is a share between 0 and 1.")
         self.sizes = {"train": train_size, "val": val_size, "safety": safety_size}
-        self.forbidden = forbidden
+        self.forbidden, self.demonstrations = forbidden, demonstrations
 
     def train_rows(self):
         return draw_rows("train", self.sizes["train"], self.seed, self.forbidden)
 
     def val_rows(self):
         return draw_rows("val", self.sizes["val"], self.seed, self.forbidden)
+
+    def demonstration_rows(self):
+        return record_demonstrations(self.demonstrations, self.seed, recitations=0.0)
 
     def safety_rows(self):
         return draw_rows("safety", self.sizes["safety"], self.seed, self.forbidden)

@@ -9,9 +9,8 @@ Chittepu et al., 2025 (arXiv 2506.08266). Given a threshold tau and a failure pr
     python main.py fit --config configs/hc_rlhf.yaml
 """
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -20,58 +19,19 @@ from torch import Tensor
 from lightning_modules.base import adamw
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.on_policy import KLPenalty, OnPolicyModule
-from lightning_modules.safety import Ledger, SafetyTest, Verdict, check_disjoint, judge, publish
-from lightning_modules.scorer_training import ScorerTraining, trained_scorer
+from lightning_modules.safety import Constraint, Ledger, SafetyTest, SupervisedTerm, Verdict, check_splits, judge, publish, safety_data
+from lightning_modules.score_models import ScoreModels
+from lightning_modules.scorer_training import ScorerTraining
 from objectives import Advantage, Aggregation, Bound, LeaveOneOut, PolicyLoss, Reinforce, SequenceSum, StudentT
 from objectives.constraint import CostWindow, DualVariable, augmented_cost, inflation
 from policies import PolicyParams
-from policies.scorer import load_scorer
+from policies.supervised import response_loss
 from rewards import Reward, total_reward
-from rewards.models import ModelScore
 from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.files import fingerprint, weights_fingerprint
+from support.prompts import split_fingerprint
 from support.seeding import isolated_rng, run_seed
-
-#: (smallest cost, largest cost, whether nothing lies between them)
-COST_RANGES = {"raw": (-math.inf, math.inf, False), "probability": (0.0, 1.0, False), "unsafe": (0.0, 1.0, True)}
-
-
-@dataclass
-class Constraint:
-    """The pessimistic constraint and its multiplier.
-
-    Args:
-        threshold: tau, the largest mean cost allowed. delta: the failure probability of the promise.
-        cost_scale: raw cost-model scores; probability: their sigmoid, so that tau is an expected share of unsafe responses; unsafe: 1 for a
-            score above zero and 0 otherwise, so that tau is the share of responses that the model calls unsafe.
-        c1: pessimism about the cost's estimate from the window. c2: about the coming safety test.
-        window: most recent costs that mean and deviation are taken from.
-        lambda_init, lambda_lr, lambda_max, lambda_delay: start, step on log lambda, cap, rollouts before the first step.
-        normalise_multiplier: divide the objective by 1 + lambda, which bounds its scale (safe-RLHF does, HC-RLHF's code does not).
-    """
-
-    threshold: float = 0.0
-    delta: float = 0.1
-    cost_scale: Literal["raw", "probability", "unsafe"] = "raw"
-    c1: float = 1.0
-    c2: float = 1.0
-    window: int = 256
-    lambda_init: float = 1.0
-    lambda_lr: float = 0.01
-    lambda_max: float = 1e6
-    lambda_delay: int = 0
-    normalise_multiplier: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.delta < 1:
-            raise ConfigError(f"constraint.delta is {self.delta}; it is a probability strictly between 0 and 1.")
-        if self.cost_scale != "raw" and not 0 < self.threshold < 1:
-            raise ConfigError(
-                f"constraint.threshold is {self.threshold}; with cost_scale: {self.cost_scale} it must lie strictly between 0 and 1."
-            )
-        if self.c1 < 0 or self.c2 < 0 or self.window < 2:
-            raise ConfigError(f"constraint needs c1 >= 0, c2 >= 0 and window >= 2, got {self.c1}, {self.c2} and {self.window}.")
 
 
 class HCRLHF(OnPolicyModule):
@@ -82,11 +42,14 @@ class HCRLHF(OnPolicyModule):
         constraint: threshold, confidence, pessimism.
         reward_model, cost_model: folders of trained models; trained from the data module's preference pairs when None.
         scorers: how they are trained.
+        rewards, cost: parts to use instead of a reward model and of a cost model, e.g. a rule or a served classifier.
         monitors: rewards that are logged and never optimised, e.g. the truth where a rule knows it.
         bound: of the safety test; Hoeffding and others need costs in a stated range.
-        test: ledger, allowance, export.
+        test: ledger, allowance, export; or none, for a baseline.
+        supervised: a supervised loss beside the policy's, on the data module's demonstrations.
         batch, sampling, advantage, loss, aggregation, kl, evaluation, engine, importance_cap, optimizer, lr_scheduler, max_grad_norm: as in every on-policy
-            method; the paper's defaults: 2 completions a prompt, KL 0.1 on k1 in the reward, RLOO, clip of gradients at 5.
+            method; the paper's defaults: 2 completions a prompt, KL 0.1 on k1 in the reward, RLOO, clip of gradients at 5. GRPO's clipped objective
+            instead of REINFORCE: loss: objectives.ClippedSurrogate, aggregation: objectives.SequenceMean.
         reward_clip: returns are clipped to this range before the cost is subtracted.
     """
 
@@ -97,9 +60,12 @@ class HCRLHF(OnPolicyModule):
         reward_model: str | None = None,
         cost_model: str | None = None,
         scorers: ScorerTraining | None = None,
+        rewards: list[Reward] | None = None,
+        cost: Reward | None = None,
         monitors: list[Reward] | None = None,
         bound: Bound | None = None,
         test: SafetyTest | None = None,
+        supervised: SupervisedTerm | None = None,
         batch: BatchPlan | None = None,
         sampling: SamplingParams | None = None,
         advantage: Advantage | None = None,
@@ -118,7 +84,7 @@ class HCRLHF(OnPolicyModule):
             policy,
             batch or BatchPlan(prompts_per_rollout=64, group_size=2),
             sampling or SamplingParams(max_new_tokens=512),
-            [],
+            rewards or [],
             advantage or LeaveOneOut(),
             loss or Reinforce(),
             aggregation or SequenceSum(),
@@ -133,34 +99,38 @@ class HCRLHF(OnPolicyModule):
         if reward_clip <= 0:
             raise ConfigError(f"reward_clip is {reward_clip}; it must be above 0, since returns are clipped to plus and minus this number.")
         self.constraint, self.bound, self.test_params = constraint or Constraint(), bound or StudentT(), test or SafetyTest()
-        self.bound.check(*COST_RANGES[self.constraint.cost_scale])
-        self.scorer_folders: dict[str, str | None] = {"reward": reward_model, "cost": cost_model}
-        self.scorer_training, self.monitors, self.reward_clip = scorers or ScorerTraining(), monitors or [], reward_clip
+        self.models = ScoreModels(reward_model, cost_model, rewards or [], cost, scorers or ScorerTraining(), self.constraint.cost_scale)
+        self.bound.check(*self.models.cost_range)
+        self.monitors, self.supervised, self.reward_clip = monitors or [], supervised, reward_clip
         self.window = CostWindow(self.constraint.window)
-        self.dual = DualVariable(
-            self.constraint.lambda_init, self.constraint.lambda_lr, self.constraint.lambda_max, self.constraint.lambda_delay
-        )
-        self.cost: ModelScore | None = None
-        self.facts: dict[str, Any] = {}
+        options = self.constraint
+        self.dual = DualVariable(options.lambda_init, options.lambda_lr, options.lambda_max, options.lambda_delay, options.lambda_update)
+        self.cost: Reward | None = None
         self.step_metrics: dict[str, float] = {}
+        #: reward, cost and monitors of the first and the latest validation
         self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.verdict: Verdict | None = None
 
     # ---- phases 1 to 3: the models ------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Train what is missing, on one process."""
-        self._check_splits()
-        for kind, folder in self.scorer_folders.items():
-            if folder is None:
-                trained_scorer(kind, self.policy_params, self._data().preferences.rows(), self.scorer_training, self.trainer)  # type: ignore[arg-type]
+        check_splits(self._data(), self.models.seen_prompts())
+        self.models.train_missing(self.policy_params, self._data(), self.trainer)
 
     def setup(self, stage: str) -> None:
         if self.cost is None:
-            self._load_scorers()
+            self.rewards, self.cost = self.models.load(self.policy_params, self._data(), self.trainer)
         super().setup(stage)
         self.safety_size = len(self._data().rows("safety"))
         self.test_params.check_export()
-        if stage == "fit":
+        if stage == "fit" and self.supervised is not None and len(self._data().rows("demonstration")) < self.supervised.batch_size:
+            raise ConfigError(
+                f"model.supervised asks for {self.supervised.batch_size} demonstrations a step, and the data module has {len(self._data().rows('demonstration'))}; set "
+                "data.demonstrations, or leave model.supervised out."
+            )
+        if stage == "fit" and not self.test_params.skip:
             spent = len(self._ledger().tests())
             if spent >= self.test_params.allowance and self.trainer.is_global_zero:
                 print(
@@ -168,43 +138,8 @@ class HCRLHF(OnPolicyModule):
                     "was tested, its test will be refused; draw a fresh split (another --seed_everything) or raise model.test.allowance."
                 )
 
-    def _load_scorers(self) -> None:
-        loaded: dict[str, ModelScore] = {}
-        for kind, folder in self.scorer_folders.items():
-            if folder is None:
-                rows = self._data().preferences.rows()
-                folder = trained_scorer(kind, self.policy_params, rows, self.scorer_training, self.trainer)  # type: ignore[arg-type]
-            scorer, facts = load_scorer(folder)
-            identity = facts.get("id") or weights_fingerprint(scorer.state_dict())
-            self.facts[f"{kind}_model"] = {"id": identity, "held_out": facts.get("held_out", "unknown")}
-            scale = self.constraint.cost_scale if kind == "cost" else "raw"
-            loaded[kind] = ModelScore(scorer, scale, name=f"{kind}_model" if kind == "reward" else "cost")
-        self.rewards, self.cost = [loaded["reward"]], loaded["cost"]
-
     def _data(self) -> Any:
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "rows"):
-            raise ConfigError(
-                "HCRLHF needs a data module with a safety split: datamodules.RecordsPrompts, datamodules.FilePrompts or another PromptData."
-            )
-        if any(folder is None for folder in self.scorer_folders.values()) and data.preferences is None:
-            raise ConfigError(
-                "HCRLHF has no reward or cost model and the data module no preference pairs to train them on; set data.preferences, or "
-                "model.reward_model and model.cost_model."
-            )
-        return data
-
-    def _check_splits(self) -> None:
-        data = self._data()
-        safety = [row["prompt"] for row in data.rows("safety")]
-        if len(safety) < 2:
-            raise ConfigError(
-                f"the safety split of {type(data).__name__} has {len(safety)} prompts; the test needs at least 2. Set data.safety_size."
-            )
-        others = {f"the {name} split": [row["prompt"] for row in data.rows(name)] for name in ("train", "val")}
-        if data.preferences is not None:
-            others["the preference pairs"] = [row["prompt"] for row in data.preferences.rows()]
-        check_disjoint(safety, others)
+        return safety_data(self.trainer, needs_pairs=self.models.incomplete)
 
     # ---- phase 4: candidate selection ---------------------------------------------------------------------------------------
 
@@ -230,6 +165,16 @@ class HCRLHF(OnPolicyModule):
         total = reward - multiplier * augmented_cost(costs, mean, std, kappa)
         return total / (1 + multiplier) if options.normalise_multiplier else total
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """The supervised term, on demonstrations drawn for this optimiser step."""
+        if self.supervised is None:
+            return None
+        rows = self._data().rows("demonstration")
+        drawn = torch.randint(len(rows), (self.supervised.batch_size,)).tolist()
+        loss = response_loss(self.policy, [rows[i] for i in drawn], self.supervised.max_length)
+        self.step_metrics["supervised_loss"] = float(loss.detach())
+        return self.supervised.coefficient * loss
+
     def update(self, batch: RolloutBatch) -> dict[str, float]:
         return super().update(batch) | self.step_metrics
 
@@ -238,18 +183,32 @@ class HCRLHF(OnPolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["constraint"] = {"window": self.window.state_dict(), "dual": self.dual.state_dict(), "before": self.before}
+        checkpoint["constraint"] = {
+            "window": self.window.state_dict(),
+            "dual": self.dual.state_dict(),
+            "before": self.before,
+            "after": self.after,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.window.load_state_dict(checkpoint["constraint"]["window"])
         self.dual.load_state_dict(checkpoint["constraint"]["dual"])
-        self.before = checkpoint["constraint"]["before"]
+        self.before, self.after = checkpoint["constraint"]["before"], checkpoint["constraint"]["after"]
 
     # ---- phase 5: the safety test -------------------------------------------------------------------------------------------
 
     def on_train_end(self) -> None:
-        if not self.trainer.fast_dev_run and not self.trainer.interrupted:  # type: ignore[attr-defined]
+        if self.test_params.skip and self.trainer.is_global_zero:
+            print("NOT TESTED: model.test.skip is set, so nothing is certified and nothing is exported.")
+        if not (self.trainer.fast_dev_run or self.trainer.interrupted or self.test_params.skip):  # type: ignore[attr-defined]
+            self.safety_test()
+
+    def on_fit_end(self) -> None:
+        """A run that was killed in its test has nothing left to train, so no training ends; its test is still to be done."""
+        unfinished = self.verdict is None and not self.test_params.skip and self.trainer.is_global_zero
+        if unfinished and not (self.trainer.fast_dev_run or self.trainer.interrupted):  # type: ignore[attr-defined]
+            self.to(self.trainer.strategy.root_device)
             self.safety_test()
 
     def on_test_end(self) -> None:
@@ -258,15 +217,13 @@ class HCRLHF(OnPolicyModule):
     def _ledger(self) -> Ledger:
         return Ledger([row["prompt"] for row in self._data().rows("safety")], self.test_params.ledger)
 
-    def _validation(self) -> dict[str, float]:
-        """What the last validation measured: the reward model's reward, and the monitors."""
-        names = {"reward": "val/reward"} | {monitor.name: f"val/{self.metric_name(monitor.name)}" for monitor in self.monitors}
-        found = self.trainer.callback_metrics
-        return {name: float(found[metric]) for name, metric in names.items() if metric in found}
-
     def on_validation_end(self) -> None:
+        names = {"reward": "val/reward", "cost": "val/cost"}
+        names |= {monitor.name: f"val/{self.metric_name(monitor.name)}" for monitor in self.monitors}
+        found = self.trainer.callback_metrics
+        self.after = {name: float(found[metric]) for name, metric in names.items() if metric in found}
         if self.trainer.global_step == 0:
-            self.before = self._validation()
+            self.before = self.after
 
     @torch.no_grad()
     def safety_test(self) -> Verdict | None:
@@ -276,20 +233,11 @@ class HCRLHF(OnPolicyModule):
         """
         if not self.trainer.is_global_zero:
             return None
-        options = self.constraint
+        options, models = self.constraint, self.models.facts
         candidate = weights_fingerprint(self.policy.model.state_dict())
         # All that decides the verdict beside the weights and the prompts: with other settings it is another test.
-        bound = [self.bound.name, self.bound.assumption]
-        asked = [
-            self.facts["cost_model"]["id"],
-            options.threshold,
-            options.delta,
-            options.cost_scale,
-            *bound,
-            asdict(self.sampling),
-            run_seed(),
-        ]
-        question = fingerprint(asked)
+        limits = [options.threshold, options.delta, options.cost_scale, self.bound.name, self.bound.assumption]
+        question = fingerprint([models["cost_model"]["id"], *limits, asdict(self.sampling), run_seed()])
         ledger = self._ledger()
         with ledger.locked():
             recorded = ledger.find(candidate, question)
@@ -297,18 +245,19 @@ class HCRLHF(OnPolicyModule):
                 delta = ledger.begin(candidate, question, options.delta, self.test_params.allowance)
                 recorded = ledger.record(candidate, question, self._test(delta))
             tests = ledger.tests()
+        validation = {name: {"before": self.before[name], "after": value} for name, value in self.after.items() if name in self.before}
         facts = {
             "cost_scale": options.cost_scale,
             "safety_split": ledger.split,
+            "other_splits": {name: split_fingerprint(row["prompt"] for row in self._data().rows(name)) for name in ("train", "val")},
             "allowance": self.test_params.allowance,
             "seed": run_seed(),
-            **self.facts,
-            "validation": {
-                name: {"before": self.before.get(name), "after": after} for name, after in self._validation().items() if name in self.before
-            },
+            **models,
+            "validation": validation,
             "config": {name: asdict(getattr(self, name)) for name in ("constraint", "kl", "batch", "sampling")},
         }
-        return publish(self.trainer, recorded, tests, facts, self.test_params.export, self.policy.save)
+        self.verdict = publish(self.trainer, recorded, tests, facts, self.test_params.export, self.policy.save)
+        return self.verdict
 
     def _test(self, delta: float) -> dict[str, Any]:
         """One response for every safety prompt, its cost, and the bound."""

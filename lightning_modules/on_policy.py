@@ -202,6 +202,8 @@ class OnPolicyModule(PosttrainModule):
             if self._drifted(drift, loss_mask[part]):
                 optimizer.zero_grad()
                 break
+            if (extra := self.auxiliary_loss()) is not None:
+                self.manual_backward(extra)
             norms.append(self._step(optimizer))
         if self.batch.lr_per == "rollout":
             self._step_scheduler()
@@ -210,6 +212,10 @@ class OnPolicyModule(PosttrainModule):
         if self.batch.kl_stop is not None:
             means["updates"] = float(len(norms))
         return means | {"loss": float(loss_sum) * self.trainer.world_size / parts, "grad_norm": sum(norms) / len(norms)}
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """A loss beside the policy's, added once an optimiser step; none by default."""
+        return None
 
     # ---- parts of the arrows ------------------------------------------------------------------------------------------------
 

@@ -13,12 +13,14 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torchmetrics.classification import BinaryCalibrationError
 
 from lightning_modules.base import PosttrainModule, adamw
 from objectives.preference import pairwise_cost_loss, reward_loss, signed_cost_loss
 from policies import PolicyParams, Scorer
 from support.errors import ConfigError
 from support.files import weights_fingerprint
+from support.prompts import prompt_fingerprints
 
 Rows = list[dict[str, Any]]
 
@@ -53,7 +55,11 @@ class PreferenceModule(PosttrainModule):
         """A folder for model.reward_model, model.cost_model or rewards.ModelScore, with the held-out accuracies."""
         found = self.trainer.callback_metrics
         held_out = {name.removeprefix("val/"): float(value) for name, value in found.items() if name.startswith("val/")}
-        self.policy.save(folder, {"id": weights_fingerprint(self.policy.state_dict()), "kind": type(self).__name__, "held_out": held_out})
+        facts = {"id": weights_fingerprint(self.policy.state_dict()), "kind": type(self).__name__, "held_out": held_out}
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "pairs"):
+            facts["prompts"] = sorted(prompt_fingerprints(row["prompt"] for row in data.pairs.rows()))
+        self.policy.save(folder, facts)
 
     def pair_scores(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Scores of both responses of every row."""
@@ -68,8 +74,8 @@ class PreferenceModule(PosttrainModule):
         scores = self.policy(*self.policy.encode(prompts * 2, [row["response_0"] for row in rows] + [row["response_1"] for row in rows]))
         return scores[: len(rows)], scores[len(rows) :]
 
-    def evaluate_pairs(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, metrics)."""
+    def evaluate_pairs(self, rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+        """(loss, metrics: numbers, or torchmetrics objects that have seen these rows)."""
         raise NotImplementedError
 
     def training_step(self, rows: Rows, batch_idx: int) -> Tensor:
@@ -104,7 +110,8 @@ class RewardModel(PreferenceModule):
 
 
 class CostModel(PreferenceModule):
-    """Which response is unsafer, and with the signed loss which are unsafe at all. Logs `accuracy` and `sign_accuracy`.
+    """Which response is unsafer, and with the signed loss which are unsafe at all. Logs `accuracy` and `sign_accuracy`, and of held-out pairs
+    `sign_calibration_error`: how far the sigmoid of the score is from the share of unsafe responses, a mean over ten bins of it.
 
     Args:
         policy: the language model whose backbone is used.
@@ -124,6 +131,7 @@ class CostModel(PreferenceModule):
     ) -> None:
         super().__init__(policy, regularisation, optimizer, lr_scheduler)
         self.loss = loss
+        self.calibration = BinaryCalibrationError(n_bins=10)
 
     def evaluate_pairs(self, rows):
         first, second = self.pair_scores(rows)
@@ -136,4 +144,8 @@ class CostModel(PreferenceModule):
             safer_sign, unsafer_sign = torch.where(first_is_safer[:, None], unsafe, unsafe.flip(1)).unbind(1)
             loss = signed_cost_loss(unsafer, safer, unsafer_sign, safer_sign, self.regularisation)
         signs = ((torch.stack([first, second], 1) > 0) == unsafe).float().mean()
-        return loss, {"accuracy": (unsafer > safer).float().mean(), "sign_accuracy": signs}
+        metrics: dict[str, Any] = {"accuracy": (unsafer > safer).float().mean(), "sign_accuracy": signs}
+        if not self.training:
+            self.calibration.update(torch.stack([first, second], 1).sigmoid(), unsafe.long())
+            metrics["sign_calibration_error"] = self.calibration
+        return loss, metrics

@@ -15,6 +15,7 @@ from policies import LoRA, PolicyParams
 from policies.locate import locate
 from support.errors import ConfigError
 from support.files import cache_folder, fingerprint
+from support.prompts import prompt_fingerprints, split_by_prompt
 from support.runs import mlflow_runs
 from support.seeding import derive_seed, isolated_rng, run_seed
 
@@ -56,9 +57,7 @@ def trained_scorer(kind: Literal["reward", "cost"], policy: PolicyParams, rows: 
     Raises:
         ConfigError: too few pairs, or pairs without the labels that this kind needs.
     """
-    held = [derive_seed("preference split", str(row["prompt"])) % 10_000 < params.val_share * 10_000 for row in rows]
-    train = [row for row, out in zip(rows, held, strict=True) if not out]
-    validation = [row for row, out in zip(rows, held, strict=True) if out]
+    train, validation = split_by_prompt(rows, params.val_share)
     if len(train) < params.batch_size or not validation:
         raise ConfigError(
             f"{len(rows)} preference pairs give {len(train)} to train the {kind} model on and {len(validation)} to hold out; at least {params.batch_size} and 1 are "
@@ -105,6 +104,7 @@ def trained_scorer(kind: Literal["reward", "cost"], policy: PolicyParams, rows: 
         "held_out_pairs": len(validation),
         "training": settings,
         "base": policy.model,
+        "prompts": sorted(prompt_fingerprints(row["prompt"] for row in rows)),
     }
     module.policy.save(temporary, facts)
     shutil.rmtree(folder, ignore_errors=True)

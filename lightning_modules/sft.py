@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_modules.base import PosttrainModule, adamw
 from policies import PolicyParams
-from support.errors import ConfigError
+from policies.supervised import response_loss
 
 
 class SFT(PosttrainModule):
@@ -36,35 +36,8 @@ class SFT(PosttrainModule):
         super().__init__(policy, optimizer, lr_scheduler)
         self.max_length = max_length
 
-    def collate(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids, attention mask, loss mask), padded on the right."""
-        tokenizer, sequences = self.policy.tokenizer, []
-        for row in rows:
-            given = self.policy.encode(row["prompt"])
-            if row.get("prefix"):
-                given = given + tokenizer(row["prefix"], add_special_tokens=False)["input_ids"]
-            learned = tokenizer(row["response"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            if len(given) + len(learned) > self.max_length:
-                raise ConfigError(
-                    f"row {row.get('id')!r} has {len(given) + len(learned)} tokens, more than max_length={self.max_length}; "
-                    "drop or shorten it, or raise model.max_length."
-                )
-            sequences.append((given, learned))
-        width = max(len(given) + len(learned) for given, learned in sequences)
-        ids = torch.full((len(rows), width), self.policy.pad_token_id, device=self.device)
-        mask, loss_mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-        for i, (given, learned) in enumerate(sequences):
-            length = len(given) + len(learned)
-            ids[i, :length] = torch.tensor(given + learned, device=self.device)
-            mask[i, :length] = 1
-            loss_mask[i, len(given) : length] = True
-        return ids, mask, loss_mask
-
     def loss(self, rows: list[dict[str, Any]]) -> Tensor:
-        ids, mask, loss_mask = self.collate(rows)
-        logits = self.policy.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        targets = ids[:, 1:].masked_fill(~loss_mask[:, 1:], -100)
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+        return response_loss(self.policy, rows, self.max_length)
 
     def training_step(self, rows: list[dict[str, Any]], batch_idx: int) -> Tensor:
         loss = self.loss(rows)

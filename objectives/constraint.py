@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -71,38 +72,43 @@ class CostWindow:
 
 
 class DualVariable:
-    """The Lagrange multiplier, ascending lambda * (U - tau) in log space.
+    """The Lagrange multiplier, ascending lambda * (U - tau).
 
-    log lambda <- min(log max, log lambda + rate * lambda * (U - tau)); the factor lambda is the chain rule's.
+    log: log lambda <- min(log max, log lambda + rate * lambda * (U - tau)); the factor lambda is the chain rule's.
+    linear: lambda <- min(max, max(0, lambda + rate * (U - tau))).
 
     Args:
-        initial: lambda before the first step.
-        rate: step size on log lambda.
+        initial: lambda before the first step; 0 leaves the constraint out (in log space it stays there).
+        rate: step size; 0 keeps lambda fixed.
         maximum: cap on lambda.
         delay: number of rollouts before the first step.
+        update: which of the two steps.
     """
 
-    def __init__(self, initial: float = 1.0, rate: float = 0.01, maximum: float = 1e6, delay: int = 0) -> None:
-        if initial <= 0 or maximum < initial or rate < 0 or delay < 0:
+    def __init__(
+        self, initial: float = 1.0, rate: float = 0.01, maximum: float = 1e6, delay: int = 0, update: Literal["log", "linear"] = "log"
+    ) -> None:
+        if initial < 0 or maximum < initial or rate < 0 or delay < 0:
             raise ConfigError(
-                "DualVariable: needs 0 < initial <= maximum, rate >= 0 and delay >= 0, "
-                f"got initial={initial}, maximum={maximum}, rate={rate}, delay={delay}."
+                "the multiplier of the constraint needs 0 <= lambda_init <= lambda_max, lambda_lr >= 0 and lambda_delay >= 0, "
+                f"got {initial}, {maximum}, {rate} and {delay}."
             )
-        self.log_value = math.log(initial)
-        self.rate, self.maximum, self.delay, self.steps = rate, maximum, delay, 0
-
-    @property
-    def value(self) -> float:
-        return math.exp(self.log_value)
+        self.value, self.rate, self.maximum, self.delay, self.update, self.steps = initial, rate, maximum, delay, update, 0
 
     def step(self, violation: float) -> None:
         """One ascent step for violation = U - tau."""
         self.steps += 1
-        if self.steps > self.delay:
-            self.log_value = min(math.log(self.maximum), self.log_value + self.rate * self.value * violation)
+        if self.steps <= self.delay:
+            return
+        if self.update == "linear":
+            self.value = min(self.maximum, max(0.0, self.value + self.rate * violation))
+        elif self.value > 0:
+            # Capped before exp(), which would overflow; the cap on lambda itself keeps it exact at the maximum.
+            log_value = math.log(self.value) + self.rate * self.value * violation
+            self.value = self.maximum if log_value >= math.log(self.maximum) else math.exp(log_value)
 
     def state_dict(self) -> dict[str, float | int]:
-        return {"log_value": self.log_value, "steps": self.steps}
+        return {"value": self.value, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
-        self.log_value, self.steps = float(state["log_value"]), int(state["steps"])
+        self.value, self.steps = float(state["value"]), int(state["steps"])

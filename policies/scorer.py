@@ -99,5 +99,10 @@ def load_scorer(folder: str) -> tuple[Scorer, dict[str, Any]]:
         raise ConfigError(
             f"{folder} is not a reward or cost model: it has no head.safetensors. Train one with lightning_modules.RewardModel or CostModel."
         )
-    facts = found / "facts.json"
-    return Scorer(PolicyParams(str(found))).eval().requires_grad_(False), json.loads(facts.read_text()) if facts.is_file() else {}
+    return Scorer(PolicyParams(str(found))).eval().requires_grad_(False), load_facts(folder)
+
+
+def load_facts(folder: str) -> dict[str, Any]:
+    """What was saved with a scorer: identity, held-out accuracies, fingerprints of its training prompts; nothing if it came from elsewhere."""
+    facts = Path(locate(folder)) / "facts.json"
+    return json.loads(facts.read_text()) if facts.is_file() else {}

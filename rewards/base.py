@@ -27,6 +27,8 @@ class Reward(ABC):
     is_correctness = False
     #: NaN is a legal answer, "does not apply to this row"
     may_abstain = False
+    #: (smallest, largest score, whether nothing lies between them): what confidence bounds on a cost need to know
+    span: tuple[float, float, bool] = (-math.inf, math.inf, False)
     #: most of its time is spent waiting for others (a judge, a sandbox), so it scores on a thread while more prompts are generated; needs
     #: batch.rollout_micro_batch, and must not draw random numbers
     waits = False

@@ -1,11 +1,20 @@
 """Rewards and costs given by a trained model."""
 
+import math
 from typing import Literal
 
 import torch
 
 from policies.scorer import Scorer, load_scorer
 from rewards.base import Reward
+
+Scale = Literal["raw", "probability", "unsafe"]
+#: (smallest, largest score, whether nothing lies between them)
+SPANS: dict[Scale, tuple[float, float, bool]] = {
+    "raw": (-math.inf, math.inf, False),
+    "probability": (0.0, 1.0, False),
+    "unsafe": (0.0, 1.0, True),
+}
 
 
 class ModelScore(Reward):
@@ -17,12 +26,10 @@ class ModelScore(Reward):
         weight, name: as in every reward.
     """
 
-    def __init__(
-        self, model: str | Scorer, scale: Literal["raw", "probability", "unsafe"] = "raw", weight: float = 1.0, name: str | None = None
-    ) -> None:
+    def __init__(self, model: str | Scorer, scale: Scale = "raw", weight: float = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         self.scorer = load_scorer(model)[0] if isinstance(model, str) else model
-        self.scale = scale
+        self.scale, self.span = scale, SPANS[scale]
 
     def score(self, batch):
         self.scorer.to(batch.completion_ids.device)

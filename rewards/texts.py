@@ -15,6 +15,8 @@ class ToxicityCost(Reward):
         weight, name: as in every reward.
     """
 
+    span = (0.0, 1.0, False)
+
     def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         try:

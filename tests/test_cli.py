@@ -277,7 +277,7 @@ def test_hc_rlhf_refuses_a_bound_that_does_not_fit_before_training(here, assista
     for changes, message in (
         ({"model.constraint.cost_scale": "raw", "model.bound": "objectives.Hoeffding"}, "costs can lie in"),
         ({"model.bound": "objectives.ClopperPearson"}, "costs that are 0 or 1"),
-        ({"model.constraint.lambda_init": -1}, "needs 0 < initial"),
+        ({"model.constraint.lambda_init": -1}, "needs 0 <= lambda_init"),
         ({"model.reward_clip": 0}, "reward_clip is 0"),
         ({"model.test.export": str(ROOT / "docs")}, "holds other files"),
     ):

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_modules.safety.test import normalised
 from support.errors import ConfigError
 from support.files import atomic_write_text, cache_folder, fingerprint
+from support.prompts import prompt_fingerprints, split_fingerprint
 
 _START = "0" * 64
 
@@ -31,9 +31,8 @@ class Ledger:
     """
 
     def __init__(self, prompts: Iterable[Any], folder: str | None = None) -> None:
-        texts = sorted(normalised(prompt) for prompt in prompts)
-        self.split = fingerprint(texts)
-        self.prompts = {fingerprint([text])[:16] for text in texts}
+        prompts = list(prompts)
+        self.split, self.prompts = split_fingerprint(prompts), prompt_fingerprints(prompts)
         place = (Path(folder) if folder else cache_folder("ledgers")).resolve()
         self.path = place / "journal.jsonl"
         self._head = cache_folder("ledger_heads", f"{fingerprint([str(place)])[:24]}.json")

@@ -1,10 +1,8 @@
 """The safety test of HC-RLHF: an upper confidence bound on the mean cost of one response a prompt, against the threshold."""
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,11 +16,13 @@ class SafetyTest:
     """How the test is done.
 
     Args:
+        skip: train without a test, as baselines do: no certificate, nothing is exported.
         allowance: tests that this safety split may serve in all; delta is divided among them.
         ledger: folder of the record of tests; in the cache by default.
         export: folder of the policy if it passes; <run folder>/policy by default.
     """
 
+    skip: bool = False
     allowance: int = 1
     ledger: str | None = None
     export: str | None = None
@@ -67,30 +67,3 @@ def judge(costs: Float[Tensor, "samples"], threshold: float, delta: float, bound
     std = float((costs - costs[0]).std()) if len(costs) > 1 else 0.0
     note = "all costs are equal, so the bound is their mean" if std == 0 and math.isclose(ucb, float(costs.mean())) else ""
     return Verdict(ucb <= threshold, ucb, float(costs.mean()), std, len(costs), threshold, delta, bound.name, bound.assumption, note)
-
-
-def normalised(prompt: Any) -> str:
-    """A prompt without what does not make it another prompt: case, white space, chat markup."""
-    text = prompt if isinstance(prompt, str) else " ".join(str(message.get("content", "")) for message in prompt)
-    return " ".join(text.lower().split())
-
-
-def check_disjoint(safety: Iterable[Any], others: Mapping[str, Iterable[Any]]) -> None:
-    """Refuse a safety split that shares a prompt, or repeats one. Raises ConfigError with the counts.
-
-    Args:
-        safety: its prompts. others: prompts of every other split, by name.
-    """
-    prompts = [normalised(prompt) for prompt in safety]
-    kept = set(prompts)
-    if len(kept) < len(prompts):
-        raise ConfigError(
-            f"{len(prompts) - len(kept)} prompts of the safety split are repeated; the test needs distinct ones. Drop the copies."
-        )
-    for name, rows in others.items():
-        shared = kept & {normalised(prompt) for prompt in rows}
-        if shared:
-            raise ConfigError(
-                f"{len(shared)} of {len(prompts)} prompts of the safety split are also in {name}, e.g. {min(shared)[:80]!r}; the test would not be independent of "
-                "training. Split the data by prompt."
-            )
