@@ -4,7 +4,7 @@ from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
 from callbacks.export import ExportPolicy
-from callbacks.kl_control import AdaptiveKL, FixedKL
+from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.system import SystemMetrics
@@ -17,6 +17,7 @@ __all__ = [
     "FixedKL",
     "RolloutCheckpoint",
     "RolloutProgress",
+    "ScheduledKL",
     "SystemMetrics",
     "WritePredictions",
 ]

@@ -1,10 +1,11 @@
 """Who decides the KL coefficient."""
 
 import math
+from typing import Literal
 
 import lightning as L
 
-from objectives.kl import adapted_coefficient
+from objectives.kl import adapted_coefficient, scheduled_coefficient
 from support.errors import ConfigError
 
 
@@ -23,6 +24,28 @@ class FixedKL(L.Callback):
     def on_train_start(self, trainer, pl_module):
         _check(pl_module, self)
         pl_module.kl.coefficient = self.coefficient
+
+
+class ScheduledKL(L.Callback):
+    """beta along a line or half a cosine, by the number of rollouts done, so that a resumed run goes on where it stood.
+
+    Args:
+        start: beta of the first rollout. end: beta after `rollouts` rollouts and from then on.
+        rollouts: length of the schedule.
+        shape: linear or cosine.
+    """
+
+    def __init__(self, start: float, end: float, rollouts: int, shape: Literal["linear", "cosine"] = "linear") -> None:
+        if start < 0 or end < 0 or rollouts < 1:
+            raise ConfigError(f"ScheduledKL: needs start >= 0, end >= 0 and rollouts >= 1, got {start}, {end}, {rollouts}.")
+        self.start, self.end, self.rollouts, self.shape = start, end, rollouts, shape
+
+    def on_train_start(self, trainer, pl_module):
+        _check(pl_module, self)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        progress = pl_module.rollouts_done / self.rollouts
+        pl_module.kl.coefficient = scheduled_coefficient(self.start, self.end, progress, self.shape)
 
 
 class AdaptiveKL(L.Callback):

@@ -3,11 +3,12 @@
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.grpo import GRPO
 from lightning_modules.hc_rlhf import HCRLHF
-from lightning_modules.on_policy import KLPenalty, OnPolicyModule
+from lightning_modules.on_policy import OnPolicyModule
 from lightning_modules.preference import CostModel, RewardModel
 from lightning_modules.safety import Constraint, SafetyTest, SupervisedTerm
 from lightning_modules.scorer_training import ScorerTraining
 from lightning_modules.sft import SFT
+from lightning_modules.terms import KLPenalty, Shaping
 
 __all__ = [
     "GRPO",
@@ -21,5 +22,6 @@ __all__ = [
     "RewardModel",
     "SafetyTest",
     "ScorerTraining",
+    "Shaping",
     "SupervisedTerm",
 ]

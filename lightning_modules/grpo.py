@@ -10,7 +10,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lightning_modules.base import adamw
 from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import KLPenalty, OnPolicyModule
+from lightning_modules.on_policy import OnPolicyModule
+from lightning_modules.terms import KLPenalty, Shaping
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, SequenceMean
 from policies import PolicyParams
 from rewards import Reward
@@ -28,12 +29,14 @@ class GRPO(OnPolicyModule):
         sampling: how completions are drawn.
         advantage: group z-score; without the division it is Dr. GRPO's.
         loss: the clipped surrogate.
-        aggregation: the mean over a completion's tokens, then over completions; TokenMean is DAPO's, ConstantLength Dr. GRPO's.
+        aggregation: the mean over a completion's tokens, then over completions; TokenMean is DAPO's, ConstantLength Dr. GRPO's. configs/objectives/
+            holds the combinations of the papers.
         kl: beta 0.04 on k3 in the loss.
         evaluation: how validation samples.
         engine: what generates; the embedded one if None. importance_cap: correction where its log-probs are not the policy's.
         optimizer, lr_scheduler: AdamW at 1e-6, constant.
         max_grad_norm: gradients are scaled down to this norm.
+        shaping: truncated completions, several rewards, entropy bonus.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class GRPO(OnPolicyModule):
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
+        shaping: Shaping | None = None,
     ) -> None:
         if not rewards:
             raise ConfigError("GRPO has no rewards, so there is nothing to maximise; list at least one under model.rewards.")
@@ -70,4 +74,5 @@ class GRPO(OnPolicyModule):
             optimizer,
             lr_scheduler,
             max_grad_norm,
+            shaping,
         )

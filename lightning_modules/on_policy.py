@@ -5,11 +5,10 @@ in rollout n derives from (seed, rank, n), so a resumed run repeats an uninterru
 """
 
 import time
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -17,9 +16,12 @@ from lightning_modules.base import PosttrainModule, adamw
 from lightning_modules.evaluation import Evaluation, evaluate
 from lightning_modules.overlap import overlapped_rollout
 from lightning_modules.telemetry import log_rollout
+from lightning_modules.terms import KLPenalty, Shaping
 from lightning_modules.updates import micro_batches, update_slices
 from objectives import Advantage, Aggregation, PolicyLoss
-from objectives.kl import Estimator, kl_estimate
+from objectives.global_norm import at_last_token, normalised_sum
+from objectives.kl import kl_estimate
+from objectives.policy_losses import log_ratios
 from policies import PolicyParams
 from rewards import Reward, total_reward
 from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams
@@ -28,27 +30,6 @@ from support.memory import keep_freed_memory
 from support.seeding import isolated_rng, run_seed
 
 Rows = list[dict[str, Any]]
-
-
-@dataclass
-class KLPenalty:
-    """How the policy is held near its reference.
-
-    Args:
-        coefficient: beta; 0 needs no reference. A callback may change it between rollouts.
-        estimator: k1, k2 or k3.
-        placement: a term of every token's loss, or a deduction from every completion's reward (summed over its tokens).
-    """
-
-    coefficient: float = 0.0
-    estimator: Estimator = "k3"
-    placement: Literal["loss", "reward"] = "loss"
-
-    def __post_init__(self) -> None:
-        if self.coefficient < 0:
-            raise ConfigError(f"kl.coefficient is {self.coefficient}; it must be 0 or above.")
-        if self.placement == "loss" and self.estimator == "k1" and self.coefficient:
-            raise ConfigError("kl.estimator k1 in the loss has zero expected gradient; choose k2 or k3, or kl.placement: reward.")
 
 
 class OnPolicyModule(PosttrainModule):
@@ -65,6 +46,7 @@ class OnPolicyModule(PosttrainModule):
             multiplied by min(policy / engine, cap): truncated importance sampling. None leaves it out.
         optimizer, lr_scheduler: as in every module.
         max_grad_norm: gradients are scaled down to this norm; None leaves them.
+        shaping: truncated completions, several rewards, entropy bonus; nothing of these if None.
     """
 
     batch: BatchPlan
@@ -86,6 +68,7 @@ class OnPolicyModule(PosttrainModule):
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
+        shaping: Shaping | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler)
         names = [reward.name for reward in rewards]
@@ -97,10 +80,15 @@ class OnPolicyModule(PosttrainModule):
             )
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ConfigError(f"max_grad_norm is {max_grad_norm}; it must be above 0, or null to leave gradients as they are.")
+        if kl.placement == "token_reward" and not advantage.token_rewards:
+            raise ConfigError(
+                f"kl.placement is token_reward, but {type(advantage).__name__} takes one reward a completion; set kl.placement: reward, or choose "
+                "objectives.ReinforcePlusPlus (baseline: none)."
+            )
         self.automatic_optimization = False
         self.batch, self.sampling, self.rewards, self.kl = batch, sampling, rewards, kl
         self.advantage, self.policy_loss, self.aggregation = advantage, loss, aggregation
-        self.evaluation = evaluation or Evaluation()
+        self.evaluation, self.shaping = evaluation or Evaluation(), shaping or Shaping()
         if importance_cap is not None and importance_cap < 1:
             raise ConfigError(f"importance_cap is {importance_cap}; it must be 1 or above, or null for none.")
         self.max_grad_norm, self.importance_cap = max_grad_norm, importance_cap
@@ -135,14 +123,23 @@ class OnPolicyModule(PosttrainModule):
 
     def returns(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The one number a completion that is maximised: the weighted rewards, less the KL penalty if it is placed there."""
-        total = total_reward(self.rewards, batch.rewards)
+        if self.shaping.normalise_rewards:
+            weights = torch.tensor([reward.weight for reward in self.rewards])
+            total = normalised_sum(torch.stack([batch.rewards[reward.name] for reward in self.rewards]), weights, batch.groups)
+        else:
+            total = total_reward(self.rewards, batch.rewards)
+        if self.shaping.truncated_scale < 1:
+            total = torch.where(batch.truncated, self.shaping.truncated_scale * total, total)
         if self.kl.placement == "reward" and self.kl.coefficient:
             total = total - self.kl.coefficient * self.sequence_kl(batch)
         return total
 
     def advantages(self, batch: RolloutBatch) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
         """Returns to advantages."""
-        return self.advantage(self.returns(batch), batch.groups, batch.completion_ids, batch.action_mask)
+        returns = self.returns(batch)
+        if self.kl.placement == "token_reward" and self.kl.coefficient:
+            returns = at_last_token(returns, batch.action_mask) - self.kl.coefficient * self.token_kl(batch)
+        return self.advantage(returns, batch.groups, batch.completion_ids, batch.action_mask)
 
     def token_loss(
         self,
@@ -157,7 +154,10 @@ class OnPolicyModule(PosttrainModule):
         if reference is not None:
             difference = torch.where(mask, logprobs, reference.detach())
             if self.kl.placement == "loss":
-                loss = loss + self.kl.coefficient * kl_estimate(difference, reference, self.kl.estimator)
+                penalty = self.kl.estimate(difference, reference)
+                if self.kl.importance_weighted:
+                    penalty = penalty * log_ratios(logprobs, behaviour, mask).exp()
+                loss = loss + self.kl.coefficient * penalty
             sums["kl"] = (kl_estimate(difference.detach(), reference, "k3") * mask).sum()
         return loss, sums
 
@@ -167,40 +167,51 @@ class OnPolicyModule(PosttrainModule):
         advantages = batch.advantages if batch.advantages.dim() == 2 else batch.advantages[:, None].expand(batch.completion_ids.shape)
         reference = self._reference(batch) if self.kl.coefficient else None
         # With one update the policy is still the one that sampled, and its own log-probs give a ratio of exactly one.
-        behaviour = self.sampled_logprobs(batch) if self.batch.updates_per_rollout > 1 else None
+        behaviour = self.sampled_logprobs(batch) if self.batch.updates > 1 else None
         correct = self.importance_cap is not None and self._plain_sampling and not self.engine.matches(self.policy)
+        loss_mask = self.loss_mask(batch)
         sums: dict[str, Tensor] = {}
         norms: list[float] = []
-        optimizer = self.optimizers()
-        for part in update_slices(batch, self.batch.updates_per_rollout):
-            weights = self.row_weights(batch.action_mask[part])
+        optimizer: Any = self.optimizers()
+        bonus, tokens, parts = self.shaping.entropy_bonus, 0, 0
+        for part in update_slices(batch, self.batch.updates_per_rollout) * self.batch.epochs:
+            weights = self.row_weights(loss_mask[part])
+            drift = torch.zeros((), device=self.device)
             for micro in micro_batches(batch, part, self.batch.update_token_budget, self.trainer):
                 rows, width = micro.rows, micro.width
-                mask = batch.action_mask[rows, :width] & micro.counted[:, None]
-                logprobs, entropy = self.policy.logprobs(batch.prompt_groups(rows), self._temperature)
+                mask = loss_mask[rows, :width] & micro.counted[:, None]
+                logprobs, entropy = self.policy.logprobs(batch.prompt_groups(rows), self._temperature, entropy_gradient=bonus > 0)
                 old = logprobs.detach() if behaviour is None else behaviour[rows, :width]
                 given = None if reference is None else reference[rows, :width]
                 loss, found = self.token_loss(logprobs, old, given, advantages[rows, :width], mask)
                 if correct:
                     importance = (old - batch.behaviour_logprobs[rows, :width]).exp().clamp(max=self.importance_cap)
                     loss, found["importance"] = loss * torch.where(mask, importance, 0.0), (importance * mask).sum()
-                found["entropy"] = (entropy * mask).sum()
+                if bonus:
+                    loss = loss - bonus * entropy
+                found["entropy"] = (entropy.detach() * mask).sum()
                 found["behaviour_gap"] = ((logprobs.detach() - batch.behaviour_logprobs[rows, :width]).abs() * mask).sum()
                 found["loss"] = (torch.where(mask, loss, 0.0) * weights[rows - part.start, None]).sum()
+                if self.batch.kl_stop is not None:
+                    drift += torch.where(mask, kl_estimate(old, logprobs.detach(), "k3"), 0.0).sum()
                 # The ranks' gradients are averaged, the row weights already count all ranks' rows.
                 self.manual_backward(found["loss"] * self.trainer.world_size)
                 for name, value in found.items():
                     sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
+            tokens, parts = tokens + int(loss_mask[part].sum()), parts + 1
+            if self._drifted(drift, loss_mask[part]):
+                optimizer.zero_grad()
+                break
             if (extra := self.auxiliary_loss()) is not None:
                 self.manual_backward(extra)
             norms.append(self._step(optimizer))
+        if self.batch.lr_per == "rollout":
+            self._step_scheduler()
         loss_sum = sums.pop("loss")
-        tokens = batch.action_mask.sum().clamp(min=1)
-        means = {name: float(value / tokens) for name, value in sums.items()}
-        return means | {
-            "loss": float(loss_sum) * self.trainer.world_size / self.batch.updates_per_rollout,
-            "grad_norm": sum(norms) / len(norms),
-        }
+        means = {name: float(value / max(tokens, 1)) for name, value in sums.items()}
+        if self.batch.kl_stop is not None:
+            means["updates"] = float(len(norms))
+        return means | {"loss": float(loss_sum) * self.trainer.world_size / parts, "grad_norm": sum(norms) / len(norms)}
 
     def auxiliary_loss(self) -> Tensor | None:
         """A loss beside the policy's, added once an optimiser step; none by default."""
@@ -236,10 +247,27 @@ class OnPolicyModule(PosttrainModule):
         """Weights of the rows of one optimiser step, counting the rows and tokens of all processes."""
         if self.trainer.world_size == 1:
             return self.aggregation(mask)
-        own = torch.stack([(mask.sum(1) > 0).sum().float(), mask.sum().float()])
-        total = self.trainer.strategy.reduce(own, reduce_op="sum")
-        assert isinstance(total, Tensor)
+        total = self.summed(torch.stack([(mask.sum(1) > 0).sum().float(), mask.sum().float()]))
         return self.aggregation(mask, float(total[0]), float(total[1]))
+
+    def loss_mask(self, batch: RolloutBatch) -> Bool[Tensor, "rows time"]:
+        """The tokens that carry loss: all that the policy chose, but for truncated completions if these are filtered."""
+        return batch.action_mask & ~batch.truncated[:, None] if self.shaping.mask_truncated else batch.action_mask
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.trainer.world_size == 1:
+            return values
+        total = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total.to(values.device)
+
+    def _drifted(self, drift: Tensor, mask: Tensor) -> bool:
+        """Whether the policy is further from the one that sampled than allowed, judged over all processes so that all of them stop."""
+        if self.batch.kl_stop is None:
+            return False
+        total = self.summed(torch.stack([drift, mask.sum().float()]))
+        return float(total[0] / total[1].clamp(min=1)) > self.batch.kl_stop
 
     def sampled_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
         """Log-probs under the policy that sampled: the engine's if they are just that, else by a forward pass."""
@@ -248,7 +276,11 @@ class OnPolicyModule(PosttrainModule):
 
     def sequence_kl(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The penalty's estimate of KL(policy || reference), summed over each completion's tokens."""
-        return (kl_estimate(self.sampled_logprobs(batch), self._reference(batch), self.kl.estimator) * batch.action_mask).sum(1)
+        return self.token_kl(batch).sum(1)
+
+    def token_kl(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
+        """The penalty's estimate at every token, 0 outside the action mask."""
+        return self.kl.estimate(self.sampled_logprobs(batch), self._reference(batch)) * batch.action_mask
 
     def _reference(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
         if batch.reference_logprobs is None:
@@ -274,10 +306,14 @@ class OnPolicyModule(PosttrainModule):
             self.clip_gradients(optimizer, self.max_grad_norm, "norm")
         optimizer.step()
         optimizer.zero_grad()
+        if self.batch.lr_per == "update":
+            self._step_scheduler()
+        return norm
+
+    def _step_scheduler(self) -> None:
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr,call-arg]
-        return norm
 
     # ---- what is shown ------------------------------------------------------------------------------------------------------
 
@@ -290,6 +326,7 @@ class OnPolicyModule(PosttrainModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.batch.check_processes(self.trainer.world_size)
+            self.advantage.reduce = self.summed
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "rows"):
             used = {"fit": ("train", "val", "safety"), "validate": ("val",), "test": ("test", "safety"), "predict": ("val",)}[stage]

@@ -6,23 +6,32 @@ No Lightning, no tokenizer, no batch, no file in here: tensors in, tensors out.
 from objectives.advantages import Advantage, GroupNorm, LeaveOneOut
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
+from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
+from objectives.pass_at_k import PassAtK
 from objectives.policy_losses import ClippedSurrogate, PolicyLoss, Reinforce
+from objectives.weighted_losses import CISPO, SAPO, VESPO
 
 __all__ = [
     "Advantage",
     "Aggregation",
     "Bound",
+    "CISPO",
     "ClippedSurrogate",
     "ClopperPearson",
     "ConstantLength",
     "EmpiricalBernstein",
+    "GlobalNorm",
     "GroupNorm",
     "Hoeffding",
     "LeaveOneOut",
+    "PassAtK",
     "PolicyLoss",
     "Reinforce",
+    "ReinforcePlusPlus",
+    "SAPO",
     "SequenceMean",
     "SequenceSum",
     "StudentT",
     "TokenMean",
+    "VESPO",
 ]

@@ -3,13 +3,19 @@
 from abc import ABC, abstractmethod
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from objectives.statistics import Deviation, Reduce, global_moments, group_statistics, own
 
 
 class Advantage(ABC):
     """Turns rewards into one advantage a row (spread over its tokens later) or one a token."""
+
+    #: sums statistics over all processes, for advantages that look beyond a group; the on-policy module sets it
+    reduce: Reduce = staticmethod(own)
+    #: whether it also takes rewards a token, shaped "rows time"
+    token_rewards = False
 
     @abstractmethod
     def __call__(
@@ -29,52 +35,34 @@ class Advantage(ABC):
         """
 
 
-def group_sums(values: Float[Tensor, "rows"], groups: Int[Tensor, "rows"]) -> Float[Tensor, "groups"]:
-    """Sum of the values of each group; works for groups of unequal size."""
-    count = int(groups.max()) + 1 if groups.numel() else 0
-    return torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, groups, values)
-
-
-def group_statistics(
-    rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"]
-) -> tuple[Float[Tensor, "groups"], Float[Tensor, "groups"], Float[Tensor, "groups"]]:
-    """(mean, sample standard deviation, count) of each group over its rows that are not NaN.
-
-    Two passes, so that a group of equal rewards has a deviation of exactly zero. A group of one has deviation zero.
-    """
-    valid = ~rewards.isnan()
-    clean = torch.where(valid, rewards, torch.zeros_like(rewards))
-    count = group_sums(valid.to(rewards.dtype), groups)
-    # Centring on one of the group's own values first keeps equal rewards equal after the division.
-    anchor = torch.full_like(count, -torch.inf).scatter_reduce(0, groups[valid], clean[valid], "amax")
-    offset = torch.where(valid, rewards - anchor[groups], torch.zeros_like(rewards))
-    mean_offset = group_sums(offset, groups) / count.clamp(min=1)
-    deviation = torch.where(valid, offset - mean_offset[groups], torch.zeros_like(rewards))
-    variance = group_sums(deviation**2, groups) / (count - 1).clamp(min=1)
-    return anchor + mean_offset, variance.sqrt(), count
-
-
 class GroupNorm(Advantage):
     """GRPO's advantage: (R_i - mean) / (std + eps) within the prompt's group (DeepSeekMath, arXiv 2402.03300, 4.1.2).
 
-    The deviation is the sample's (divided by G - 1), as in TRL and verl; `scale="none"` leaves the division out
-    (Dr. GRPO, arXiv 2503.20783). A group whose rewards are all equal gets exactly zero. Rows with NaN get zero and
-    do not count.
+    The deviation is the sample's (divided by G - 1), as in TRL and verl; open-instruct takes the population's. A group whose rewards
+    are all equal gets exactly zero. Rows with NaN get zero and do not count.
 
     Args:
-        scale: what the centred reward is divided by.
-        eps: added to the deviation; TRL uses 1e-4, verl 1e-6.
+        scale: what the centred reward is divided by: the group's deviation, nothing (Dr. GRPO, arXiv 2503.20783), or the deviation of
+            all rewards of the rollout on all processes (Lite PPO, arXiv 2508.08221).
+        eps: added to the deviation; TRL uses 1e-4, verl 1e-6, OpenRLHF 1e-9.
+        deviation: sample (G - 1) or population (G).
     """
 
-    def __init__(self, scale: Literal["group_std", "none"] = "group_std", eps: float = 1e-4) -> None:
+    def __init__(
+        self, scale: Literal["group_std", "batch_std", "none"] = "group_std", eps: float = 1e-4, deviation: Deviation = "sample"
+    ) -> None:
         self.scale = scale
         self.eps = eps
+        self.deviation = deviation
 
     def __call__(self, rewards, groups, tokens, mask):
-        mean, std, _ = group_statistics(rewards, groups)
+        mean, std, _ = group_statistics(rewards, groups, self.deviation)
         advantages = rewards - mean[groups]
         if self.scale == "group_std":
             advantages = advantages / (std[groups] + self.eps)
+        elif self.scale == "batch_std":
+            _, variance = global_moments(rewards, ~rewards.isnan(), self.reduce, self.deviation)
+            advantages = advantages / (variance.sqrt() + self.eps)
         return advantages.nan_to_num(0.0)
 
 
@@ -82,9 +70,25 @@ class LeaveOneOut(Advantage):
     """RLOO: each completion against the mean of the others of its prompt (Ahmadian et al., arXiv 2402.14740).
 
     A_i = R_i - 1/(G-1) * sum_{j != i} R_j = G/(G-1) * (R_i - mean).
+
+    Args:
+        scale: batch_std divides by the deviation of all advantages of the rollout on all processes (TRL's `normalize_advantages`); their mean
+            needs no subtraction, since it is zero in every group.
+        eps: added to that deviation.
     """
 
+    def __init__(self, scale: Literal["none", "batch_std"] = "none", eps: float = 1e-4) -> None:
+        self.scale = scale
+        self.eps = eps
+
     def __call__(self, rewards, groups, tokens, mask):
+        advantages = self._against_others(rewards, groups)
+        if self.scale == "batch_std":
+            _, variance = global_moments(advantages, ~rewards.isnan(), self.reduce)
+            advantages = advantages / (variance.sqrt() + self.eps)
+        return advantages
+
+    def _against_others(self, rewards: Tensor, groups: Tensor) -> Tensor:
         mean, _, count = group_statistics(rewards, groups)
         factor = count / (count - 1).clamp(min=1)
         return (factor[groups] * (rewards - mean[groups])).nan_to_num(0.0)

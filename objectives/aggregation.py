@@ -53,7 +53,10 @@ class TokenMean(Aggregation):
 
 
 class SequenceSum(Aggregation):
-    """Sum over each completion's tokens, mean over completions: the score-function estimator of REINFORCE and RLOO."""
+    """Sum over each completion's tokens, mean over completions: the score-function estimator of REINFORCE and RLOO.
+
+    For a loss that is the same on all tokens of a completion this is LUSPO's weighting by length (arXiv 2602.05261).
+    """
 
     def __call__(self, mask, total_rows=None, total_tokens=None):
         lengths, rows, _ = _totals(mask, total_rows, total_tokens)
@@ -65,13 +68,15 @@ class ConstantLength(Aggregation):
 
     Args:
         length: the constant, usually `max_new_tokens`.
+        per_completion: False divides by the length alone, as verl's `seq-mean-token-sum-norm` does: the step then grows with the batch.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, per_completion: bool = True) -> None:
         if length < 1:
             raise ConfigError(f"ConstantLength: length must be at least 1, got {length}.")
         self.length = length
+        self.per_completion = per_completion
 
     def __call__(self, mask, total_rows=None, total_tokens=None):
         lengths, rows, _ = _totals(mask, total_rows, total_tokens)
-        return torch.full_like(lengths, 1.0 / (rows * self.length))
+        return torch.full_like(lengths, 1.0 / (self.length * (rows if self.per_completion else 1.0)))

@@ -32,6 +32,18 @@ class PolicyLoss(ABC):
         """
 
 
+def log_ratios(
+    logprobs: Float[Tensor, "rows time"],
+    behaviour_logprobs: Float[Tensor, "rows time"],
+    mask: Bool[Tensor, "rows time"],
+    clamp: float | None = None,
+) -> Float[Tensor, "rows time"]:
+    """log rho of each token; no gradient beyond plus and minus `clamp`."""
+    # Masked positions hold arbitrary numbers; a zero there keeps exp() and its gradient finite.
+    difference = torch.where(mask, logprobs - behaviour_logprobs, torch.zeros_like(logprobs))
+    return difference if clamp is None else difference.clamp(-clamp, clamp)
+
+
 class ClippedSurrogate(PolicyLoss):
     """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A), rho = exp(logprob - behaviour logprob).
 
@@ -40,20 +52,34 @@ class ClippedSurrogate(PolicyLoss):
     Args:
         clip_low: how far the ratio may fall below 1.
         clip_high: how far it may rise above 1.
+        dual_clip: for A < 0, where the clip leaves rho unbounded, the loss is at most -dual_clip * A (dual clip, Ye et al., arXiv 1912.09729; verl: 3).
+            TRL's `delta` (two-sided clip, INTELLECT-2, arXiv 2505.07291) is the same number. None: no bound.
+        log_ratio_clamp: log rho is kept within plus and minus this (verl: 20). None: as it is.
     """
 
-    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
+    def __init__(
+        self, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None, log_ratio_clamp: float | None = None
+    ) -> None:
         if not 0 <= clip_low <= 1 or clip_high < 0:
             raise ConfigError(f"ClippedSurrogate: needs 0 <= clip_low <= 1 and clip_high >= 0, got {clip_low}, {clip_high}.")
+        if dual_clip is not None and dual_clip < 1 + clip_high:
+            raise ConfigError(
+                f"ClippedSurrogate: dual_clip is {dual_clip}; below 1 + clip_high ({1 + clip_high:g}) it would undo the clip."
+            )
+        if log_ratio_clamp is not None and log_ratio_clamp <= 0:
+            raise ConfigError(f"ClippedSurrogate: log_ratio_clamp is {log_ratio_clamp}; it must be above 0, or null for none.")
         self.clip_low = clip_low
         self.clip_high = clip_high
+        self.dual_clip = dual_clip
+        self.log_ratio_clamp = log_ratio_clamp
 
     def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
-        # Masked positions hold arbitrary numbers; a zero there keeps exp() and its gradient finite.
-        log_ratio = torch.where(mask, logprobs - behaviour_logprobs, torch.zeros_like(logprobs))
+        log_ratio = log_ratios(logprobs, behaviour_logprobs, mask, self.log_ratio_clamp)
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         loss = -torch.minimum(ratio * advantages, clipped * advantages)
+        if self.dual_clip is not None:
+            loss = torch.where(advantages < 0, torch.minimum(loss, -self.dual_clip * advantages), loss)
         with torch.no_grad():
             low = (ratio < 1 - self.clip_low) & (advantages < 0) & mask
             high = (ratio > 1 + self.clip_high) & (advantages > 0) & mask
@@ -63,6 +89,8 @@ class ClippedSurrogate(PolicyLoss):
                 "clip_fraction_high": high.sum().float(),
                 "ratio": (ratio * mask).sum(),
             }
+            if self.dual_clip is not None:
+                metrics["clip_fraction_dual"] = ((ratio > self.dual_clip) & (advantages < 0) & mask).sum().float()
         return loss, metrics
 
 

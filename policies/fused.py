@@ -13,11 +13,13 @@ class _FusedLogprobs(torch.autograd.Function):
     """Runs over the vocabulary in tiles, with a running maximum and sum; the backward pass computes each tile's logits again.
 
     With p = softmax(z), z = W h / T and upstream gradient g: dL/dz = g (onehot - p), so dL/dh and the tile's rows of dL/dW are one
-    matrix product each, and every row of dL/dW is written once.
+    matrix product each, and every row of dL/dW is written once. The entropy H = -sum p log p adds -g_H p (log p + H) to dL/dz.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else weight.dtype
         tokens, vocabulary = len(targets), len(weight)
         keep = tokens * vocabulary <= TILE  # a single tile is kept for the backward pass
@@ -40,24 +42,30 @@ class _FusedLogprobs(torch.autograd.Function):
             top = higher
         normaliser = top + total.log()
         kept = exponentials.div_(total[:, None]) if keep else None
-        ctx.save_for_backward(hidden, weight, targets, normaliser, kept)
         entropies = total.log() - weighted / total
-        ctx.mark_non_differentiable(entropies)
+        ctx.save_for_backward(hidden, weight, targets, normaliser, kept, entropies if entropy_gradient else None)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropies)
         return chosen - normaliser, entropies
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden, weight, targets, normaliser, kept = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden, weight, targets, normaliser, kept, entropies = ctx.saved_tensors
         states = hidden.to(ctx.dtype)
         by_token = gradients[0].float() / ctx.temperature
+        by_entropy = None if entropies is None else gradients[1].float() / ctx.temperature
         to_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, len(weight), ctx.tile):
             tile = weight[start : start + ctx.tile].to(ctx.dtype)
             if kept is None:
-                slopes = (states @ tile.T).float().div_(ctx.temperature).sub_(normaliser[:, None]).exp_().mul_(-by_token[:, None])
+                p = (states @ tile.T).float().div_(ctx.temperature).sub_(normaliser[:, None]).exp_()
             else:
-                slopes = kept * -by_token[:, None]
+                p = kept
+            if by_entropy is None:
+                slopes = p * -by_token[:, None] if p is kept else p.mul_(-by_token[:, None])
+            else:
+                slopes = torch.addcmul(-by_token[:, None] * p, -by_entropy[:, None], torch.xlogy(p, p) + p * entropies[:, None])
             here = targets - start
             inside = (here >= 0) & (here < slopes.shape[1])
             slopes.scatter_add_(1, here.clamp(0, slopes.shape[1] - 1)[:, None], torch.where(inside, by_token, 0.0)[:, None])
@@ -65,14 +73,18 @@ class _FusedLogprobs(torch.autograd.Function):
             to_hidden += slopes @ tile
             if to_weight is not None:
                 to_weight[start : start + ctx.tile] = slopes.T @ states
-        return to_hidden.to(hidden.dtype), to_weight, None, None
+        return to_hidden.to(hidden.dtype), to_weight, None, None, None
 
 
 def fused_logprobs(
-    hidden: Float[Tensor, "tokens size"], weight: Float[Tensor, "vocabulary size"], targets: Int[Tensor, "tokens"], temperature: float = 1.0
+    hidden: Float[Tensor, "tokens size"],
+    weight: Float[Tensor, "vocabulary size"],
+    targets: Int[Tensor, "tokens"],
+    temperature: float = 1.0,
+    entropy_gradient: bool = False,
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
-    """(log softmax(W h / temperature) at the targets, entropies in nats), both float32. Entropies carry no gradient.
+    """(log softmax(W h / temperature) at the targets, entropies in nats), both float32. Entropies carry a gradient only if asked.
 
     Memory beyond the gradients: a fixed number of logits, whatever the vocabulary.
     """
-    return _FusedLogprobs.apply(hidden, weight, targets, temperature)
+    return _FusedLogprobs.apply(hidden, weight, targets, temperature, entropy_gradient)

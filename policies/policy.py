@@ -150,12 +150,12 @@ class Policy(nn.Module):
         ]
         return self.tokenizer.batch_decode(kept, skip_special_tokens=False)
 
-    def logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> LogprobsAndEntropies:
-        """(log-probs, entropies) of the completion tokens under the policy, at this temperature; entropies carry no gradient.
+    def logprobs(self, groups: PromptGroups, temperature: float = 1.0, entropy_gradient: bool = False) -> LogprobsAndEntropies:
+        """(log-probs, entropies) of the completion tokens under the policy, at this temperature; entropies carry a gradient only if asked.
 
         Values outside the completion mask are arbitrary.
         """
-        return self._logprobs(self.model, groups, temperature)
+        return self._logprobs(self.model, groups, temperature, entropy_gradient)
 
     @torch.no_grad()
     def reference_logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> Float[Tensor, "rows time"]:
@@ -163,12 +163,12 @@ class Policy(nn.Module):
         with self._as_reference() as model:
             return self._logprobs(model, groups, temperature)[0]
 
-    def _logprobs(self, model: nn.Module, groups: PromptGroups, temperature: float) -> LogprobsAndEntropies:
+    def _logprobs(self, model: nn.Module, groups: PromptGroups, temperature: float, entropy_gradient: bool = False) -> LogprobsAndEntropies:
         if not self.packed:
-            return padded_logprobs(model, groups, temperature)
+            return padded_logprobs(model, groups, temperature, entropy_gradient)
         if not self._packing_verified:
             self._verify_packing(groups)
-        return packed_logprobs(_bare(model), groups, temperature)
+        return packed_logprobs(_bare(model), groups, temperature, entropy_gradient)
 
     @torch.no_grad()
     def _verify_packing(self, groups: PromptGroups) -> None:

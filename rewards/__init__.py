@@ -2,6 +2,7 @@
 
 from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
+from rewards.lengths import SoftOverlong
 from rewards.models import ModelScore
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
@@ -18,6 +19,7 @@ __all__ = [
     "RecordsCost",
     "RecordsReward",
     "Reward",
+    "SoftOverlong",
     "ToxicityCost",
     "total_reward",
 ]

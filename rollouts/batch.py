@@ -95,6 +95,11 @@ class RolloutBatch:
         return self.completion_mask.sum(1)
 
     @property
+    def truncated(self) -> Bool[Tensor, "rows"]:
+        """Whether each completion was cut off at its greatest length."""
+        return torch.tensor([reason == "length" for reason in self.finish_reasons], device=self.completion_ids.device)
+
+    @property
     def completions(self) -> list[str]:
         """Decoded completions, made when first asked for."""
         if self._completions is None:

@@ -1,6 +1,7 @@
 """The one page that decides every batch size."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from support.errors import ConfigError
 
@@ -14,7 +15,10 @@ class BatchPlan:
         group_size: completions of each prompt.
         rollout_micro_batch: completions generated at once on one process; None generates all at once.
         update_token_budget: most tokens in one forward and backward pass, a prompt counted once for its completions; None takes all at once.
-        updates_per_rollout: optimiser steps that share one rollout.
+        updates_per_rollout: parts that a rollout is divided into, one optimiser step each.
+        epochs: passes over all parts of a rollout.
+        kl_stop: the rest of a rollout's steps is left out once the mean KL(sampling policy || policy) a token exceeds this, in nats.
+        lr_per: whether the learning-rate scheduler counts optimiser steps or rollouts.
     """
 
     prompts_per_rollout: int
@@ -22,12 +26,19 @@ class BatchPlan:
     rollout_micro_batch: int | None = None
     update_token_budget: int | None = None
     updates_per_rollout: int = 1
+    epochs: int = 1
+    kl_stop: float | None = None
+    lr_per: Literal["update", "rollout"] = "update"
 
     def __post_init__(self) -> None:
-        for name in ("prompts_per_rollout", "rollout_micro_batch", "update_token_budget", "updates_per_rollout"):
+        for name in ("prompts_per_rollout", "rollout_micro_batch", "update_token_budget", "updates_per_rollout", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"batch.{name} is {value}; it must be at least 1.")
+        if self.kl_stop is not None and (self.kl_stop <= 0 or self.updates == 1):
+            raise ConfigError(
+                f"batch.kl_stop is {self.kl_stop}; it must be above 0, and only acts with several updates (batch.updates_per_rollout, batch.epochs)."
+            )
         if self.group_size < 2:
             raise ConfigError(
                 f"batch.group_size is {self.group_size}; a completion is judged against the others of its prompt, so set it to 2 or more."
@@ -37,6 +48,11 @@ class BatchPlan:
                 f"batch.updates_per_rollout is {self.updates_per_rollout}, which does not divide batch.prompts_per_rollout "
                 f"({self.prompts_per_rollout}); choose a divisor, since a prompt's group is never split."
             )
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps of one rollout, unless `kl_stop` ends it earlier."""
+        return self.updates_per_rollout * self.epochs
 
     def check_processes(self, processes: int) -> None:
         """Refuse a number of processes over which the prompts of an update cannot be spread evenly."""
@@ -51,7 +67,8 @@ class BatchPlan:
         """The derived numbers, for people."""
         self.check_processes(processes)
         rows = self.prompts_per_rollout * self.group_size
+        again = f", {self.epochs} times" if self.epochs > 1 else ""
         return (
             f"{self.prompts_per_rollout} prompts x {self.group_size} completions = {rows} rows a rollout, {rows // processes} on each of "
-            f"{processes} process(es); {self.updates_per_rollout} update(s) of {rows // self.updates_per_rollout} rows"
+            f"{processes} process(es); {self.updates_per_rollout} update(s) of {rows // self.updates_per_rollout} rows{again}"
         )

@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 
-from callbacks import AdaptiveKL, FixedKL, RolloutCheckpoint
+from callbacks import AdaptiveKL, FixedKL, RolloutCheckpoint, ScheduledKL
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, Evaluation, KLPenalty
 from objectives.kl import adapted_coefficient
@@ -75,7 +75,21 @@ def test_the_fixed_coefficient_wins_over_the_configuration(reasoner, tmp_path):
     assert watch.coefficients == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("callback", [AdaptiveKL(0.1), FixedKL(0.1)])
+def test_a_schedule_counts_rollouts_and_goes_on_after_a_resume(reasoner, tmp_path):
+    def schedule():
+        return ScheduledKL(start=0.1, end=0.02, rollouts=4)
+
+    watch, resumed = Watch(), Watch()
+    run(reasoner, tmp_path, [schedule(), watch, RolloutCheckpoint(keep=None)], rollouts=3, updates=2)
+    assert watch.coefficients == pytest.approx([0.1, 0.08, 0.06])
+    checkpoint = tmp_path / "local/checkpoints/rollout_000003.ckpt"
+    run(reasoner, tmp_path, [schedule(), resumed], rollouts=6, updates=2, ckpt_path=checkpoint)
+    assert resumed.coefficients == pytest.approx([0.04, 0.02, 0.02])
+    with pytest.raises(ConfigError, match="rollouts >= 1"):
+        ScheduledKL(0.1, 0.0, 0)
+
+
+@pytest.mark.parametrize("callback", [AdaptiveKL(0.1), FixedKL(0.1), ScheduledKL(0.1, 0.2, 5)])
 def test_kl_control_without_a_reference_is_refused(reasoner, tmp_path, callback):
     with pytest.raises(ConfigError, match="keeps no reference"):
         run(reasoner, tmp_path, [callback], kl=0.0)

@@ -47,6 +47,31 @@ def test_gradients_agree_with_finite_differences(monkeypatch):
         assert (value(hidden + step) - value(hidden - step)) / 2e-2 == pytest.approx(float(given.grad[place]), abs=2e-3)
 
 
+@pytest.mark.parametrize("tile", [2**22, 64 * 7, 150 * 7])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_entropys_gradient_is_that_of_a_dense_computation(monkeypatch, tile, temperature):
+    monkeypatch.setattr(fused, "TILE", tile)
+    torch.manual_seed(2)
+    hidden, weight = torch.randn(7, 12), 3 * torch.randn(500, 12)
+    targets, upstream = torch.tensor([0, 499, 63, 64, 250, 149, 150]), torch.randn(2, 7)
+
+    def run(function, dtype):
+        inputs = [x.to(dtype).clone().requires_grad_() for x in (hidden, weight)]
+        logprobs, entropies = function(*inputs)
+        (logprobs * upstream[0] + entropies * upstream[1]).sum().backward()
+        return [x.grad for x in inputs]
+
+    def plain(hidden, weight):
+        log = (hidden @ weight.T / temperature).log_softmax(-1)
+        return log.gather(1, targets[:, None])[:, 0], -(log.exp() * log).sum(1)
+
+    ours = run(lambda h, w: fused_logprobs(h, w, targets, temperature, entropy_gradient=True), torch.float32)
+    for found, expected in zip(ours, run(plain, torch.float64), strict=True):
+        assert torch.allclose(found.double(), expected, rtol=1e-5, atol=3e-5)
+    unasked = fused_logprobs(hidden.requires_grad_(), weight, targets)[1]
+    assert not unasked.requires_grad
+
+
 def test_a_frozen_matrix_gets_no_gradient():
     hidden = torch.randn(2, 4, requires_grad=True)
     fused_logprobs(hidden, torch.randn(9, 4), torch.tensor([1, 2]))[0].sum().backward()

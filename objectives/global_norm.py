@@ -1,0 +1,101 @@
+"""Advantages that are whitened over the whole rollout, on all processes, instead of within a group.
+
+A group without signal does not get zero here: its rewards are compared with those of other prompts.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from objectives.advantages import Advantage
+from objectives.statistics import Deviation, global_moments, group_statistics
+from support.errors import ConfigError
+
+
+def at_last_token(values: Float[Tensor, "rows"], mask: Bool[Tensor, "rows time"]) -> Float[Tensor, "rows time"]:
+    """Each row's value on its last masked token, zero elsewhere: a reward for the completion as a reward a token."""
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return torch.where(last, values[:, None], torch.zeros_like(values)[:, None])
+
+
+def returns_to_go(rewards: Float[Tensor, "rows time"], mask: Bool[Tensor, "rows time"], discount: float) -> Float[Tensor, "rows time"]:
+    """sum_{s >= t} discount^(s - t) r_s over the masked tokens; tokens outside the mask neither earn nor count as time."""
+    found, running = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        running = torch.where(mask[:, t], rewards[:, t] + discount * running, running)
+        found[:, t] = running
+    return found
+
+
+class ReinforcePlusPlus(Advantage):
+    """REINFORCE++ (Hu et al., arXiv 2501.03262): a return for every token, whitened over all tokens of the rollout.
+
+    G_t = sum_{s >= t} discount^(s - t) r_s, A_t = (G_t - mean) / sqrt(max(variance, floor)), both moments over every token that the policy
+    chose, so that long completions weigh more. The KL penalty belongs into every token's reward (`kl.placement: token_reward`).
+
+    With baseline "group" (REINFORCE++-baseline) the reward is centred on its prompt's mean first, and the whitening does the scaling.
+
+    Args:
+        baseline: what is subtracted before the whitening.
+        discount: gamma of the returns.
+        floor: least variance to divide by.
+        deviation: population, as in OpenRLHF (the authors' own code), or sample, as in verl.
+    """
+
+    def __init__(
+        self,
+        baseline: Literal["none", "group"] = "none",
+        discount: float = 1.0,
+        floor: float = 1e-8,
+        deviation: Deviation = "population",
+    ) -> None:
+        if not 0 < discount <= 1 or floor <= 0:
+            raise ConfigError(f"ReinforcePlusPlus: needs 0 < discount <= 1 and floor > 0, got {discount} and {floor}.")
+        self.baseline, self.discount, self.floor, self.deviation = baseline, discount, floor, deviation
+        self.token_rewards = baseline == "none"  # a group's mean is one of rewards a completion
+
+    def __call__(
+        self,
+        rewards: Float[Tensor, "rows"] | Float[Tensor, "rows time"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> Float[Tensor, "rows time"]:
+        if self.baseline == "group":
+            rewards = rewards - group_statistics(rewards, groups)[0][groups]
+        by_token = rewards if rewards.dim() == 2 else at_last_token(rewards, mask)
+        counted = mask & ~by_token.isnan().any(1, keepdim=True)
+        returns = returns_to_go(by_token.nan_to_num(0.0), counted, self.discount)
+        mean, variance = global_moments(returns, counted, self.reduce, self.deviation)
+        return torch.where(counted, (returns - mean) / variance.clamp(min=self.floor).sqrt(), torch.zeros_like(returns))
+
+
+class GlobalNorm(Advantage):
+    """(R_i - mean) / (std + eps) over all completions of the rollout on all processes; the second half of GDPO (see `normalised_sum`).
+
+    Args:
+        eps: added to the deviation. deviation: sample or population.
+    """
+
+    def __init__(self, eps: float = 1e-4, deviation: Deviation = "sample") -> None:
+        self.eps, self.deviation = eps, deviation
+
+    def __call__(self, rewards, groups, tokens, mask):
+        mean, variance = global_moments(rewards, ~rewards.isnan(), self.reduce, self.deviation)
+        return ((rewards - mean) / (variance.sqrt() + self.eps)).nan_to_num(0.0)
+
+
+def normalised_sum(
+    rewards: Float[Tensor, "kinds rows"], weights: Float[Tensor, "kinds"], groups: Int[Tensor, "rows"], eps: float = 1e-4
+) -> Float[Tensor, "rows"]:
+    """sum_k w_k (R_k - mean_k) / (std_k + eps), each reward normalised within its group before they are added (GDPO, arXiv 2601.05242).
+
+    A reward that hardly varies then counts as much as one that varies a lot. Rows where a reward is NaN lack its term; NaN where all are.
+    """
+    total = torch.zeros_like(rewards[0])
+    for kind, weight in zip(rewards, weights, strict=True):
+        mean, std, _ = group_statistics(kind, groups)
+        total = total + (weight * (kind - mean[groups]) / (std[groups] + eps)).nan_to_num(0.0)
+    return torch.where(rewards.isnan().all(0), torch.nan, total)

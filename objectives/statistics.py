@@ -1,0 +1,58 @@
+"""Sums over the groups of prompts, and over the rows or tokens of all processes."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+#: sums a tensor over all processes; the identity where there is one
+Reduce = Callable[[Tensor], Tensor]
+
+#: what a deviation is divided by: n - 1 or n
+Deviation = Literal["sample", "population"]
+
+
+def own(values: Tensor) -> Tensor:
+    """The reduction of a single process."""
+    return values
+
+
+def group_sums(values: Float[Tensor, "rows"], groups: Int[Tensor, "rows"]) -> Float[Tensor, "groups"]:
+    """Sum of the values of each group; works for groups of unequal size."""
+    count = int(groups.max()) + 1 if groups.numel() else 0
+    return torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, groups, values)
+
+
+def group_statistics(
+    rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], deviation: Deviation = "sample"
+) -> tuple[Float[Tensor, "groups"], Float[Tensor, "groups"], Float[Tensor, "groups"]]:
+    """(mean, standard deviation, count) of each group over its rows that are not NaN.
+
+    Two passes, so that a group of equal rewards has a deviation of exactly zero. A group of one has deviation zero.
+    """
+    valid = ~rewards.isnan()
+    clean = torch.where(valid, rewards, torch.zeros_like(rewards))
+    count = group_sums(valid.to(rewards.dtype), groups)
+    # Centring on one of the group's own values first keeps equal rewards equal after the division.
+    anchor = torch.full_like(count, -torch.inf).scatter_reduce(0, groups[valid], clean[valid], "amax")
+    offset = torch.where(valid, rewards - anchor[groups], torch.zeros_like(rewards))
+    mean_offset = group_sums(offset, groups) / count.clamp(min=1)
+    residual = torch.where(valid, offset - mean_offset[groups], torch.zeros_like(rewards))
+    variance = group_sums(residual**2, groups) / (count - int(deviation == "sample")).clamp(min=1)
+    return anchor + mean_offset, variance.sqrt(), count
+
+
+def global_moments(
+    values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], reduce: Reduce = own, deviation: Deviation = "sample"
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(mean, variance) over the masked values of all processes.
+
+    Sums are taken in float64: the mean of equal float32 numbers is then exactly that number, and their variance zero.
+    """
+    chosen = values.detach()[mask].cpu().double()
+    total, count = reduce(torch.stack([chosen.sum(), chosen.new_tensor(chosen.numel())]))
+    mean = total / count.clamp(min=1)
+    squares = reduce(((chosen - mean) ** 2).sum())
+    return mean, squares / (count - int(deviation == "sample")).clamp(min=1)

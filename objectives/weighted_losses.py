@@ -1,0 +1,92 @@
+"""Losses that weigh or gate every token smoothly, where the clipped surrogate cuts its gradient off."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from objectives.policy_losses import PolicyLoss, log_ratios
+from support.errors import ConfigError
+
+
+def _by_sign(first: Tensor, one: float, other: float, like: Tensor) -> Tensor:
+    return torch.where(first, like.new_tensor(one), like.new_tensor(other))
+
+
+class CISPO(PolicyLoss):
+    """-stop_gradient(clip(rho)) * A * log pi: the weight is clipped, every token keeps its gradient (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
+
+    Two conventions of the upper bound are in use; give one of them.
+
+    Args:
+        clip_high: the weight is at most 1 + clip_high (the paper, verl, open-instruct).
+        ratio_cap: the weight is at most ratio_cap (TRL's `epsilon_high`; 5 in ScaleRL, arXiv 2510.13786).
+        clip_low: the weight is at least 1 - clip_low (verl); None leaves it free (TRL; in the paper the lower bound is set so wide that it never acts).
+        log_ratio_clamp: log rho is kept within plus and minus this (verl: 20).
+    """
+
+    def __init__(
+        self,
+        clip_high: float | None = None,
+        ratio_cap: float | None = None,
+        clip_low: float | None = None,
+        log_ratio_clamp: float | None = None,
+    ) -> None:
+        if (clip_high is None) == (ratio_cap is None):
+            raise ConfigError("CISPO: give either clip_high (the weight is at most 1 + clip_high) or ratio_cap (it is at most ratio_cap).")
+        self.upper = 1 + clip_high if clip_high is not None else float(ratio_cap or 0)
+        self.lower = None if clip_low is None else 1 - clip_low
+        if self.upper <= 0 or (self.lower is not None and not 0 <= self.lower <= self.upper):
+            raise ConfigError(f"CISPO: the weight's bounds are {self.lower} and {self.upper}; needs 0 <= lower <= upper.")
+        self.log_ratio_clamp = log_ratio_clamp
+
+    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+        ratio = log_ratios(logprobs.detach(), behaviour_logprobs, mask, self.log_ratio_clamp).exp()
+        weight = ratio.clamp(self.lower, self.upper)
+        loss = -weight * advantages * logprobs
+        return loss, {"clip_fraction": ((weight != ratio) & mask).sum().float(), "ratio": (ratio * mask).sum()}
+
+
+class SAPO(PolicyLoss):
+    """-4/tau * sigmoid(tau * (rho - 1)) * A: a soft gate around rho = 1 whose slope there is the plain ratio's (Soft Adaptive Policy Optimization, arXiv 2511.20347).
+
+    Args:
+        temperature_positive: tau for A > 0.
+        temperature_negative: tau for A <= 0; higher fades faster.
+    """
+
+    def __init__(self, temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> None:
+        if temperature_positive <= 0 or temperature_negative <= 0:
+            raise ConfigError(f"SAPO: temperatures must be above 0, got {temperature_positive} and {temperature_negative}.")
+        self.temperature_positive, self.temperature_negative = temperature_positive, temperature_negative
+
+    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+        ratio = log_ratios(logprobs, behaviour_logprobs, mask).exp()
+        tau = _by_sign(advantages > 0, self.temperature_positive, self.temperature_negative, logprobs)
+        loss = -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
+        return loss, {"ratio": (ratio.detach() * mask).sum()}
+
+
+class VESPO(PolicyLoss):
+    """-stop_gradient(phi(w)) * A * log pi with phi(w) = exp(lambda) w^k exp(-lambda w), w the ratio of the whole completion (VESPO, arXiv 2602.10693).
+
+    w = exp(sum_t log rho_t), a sum and not a mean; phi(1) = 1 and phi falls on both sides. Log-ratios are kept within 20 and log w
+    between log(1e-8) and 20, as in TRL.
+
+    Args:
+        k_positive, lambda_positive: for A >= 0. k_negative, lambda_negative: for A < 0.
+    """
+
+    def __init__(
+        self, k_positive: float = 2.0, lambda_positive: float = 3.0, k_negative: float = 3.0, lambda_negative: float = 2.0
+    ) -> None:
+        if min(k_positive, lambda_positive, k_negative, lambda_negative) <= 0:
+            raise ConfigError("VESPO: k and lambda must be above 0.")
+        self.positive, self.negative = (k_positive, lambda_positive), (k_negative, lambda_negative)
+
+    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+        log_w = log_ratios(logprobs.detach(), behaviour_logprobs, mask, 20.0).sum(1, keepdim=True)
+        log_w = log_w.clamp(math.log(1e-8), 20.0)
+        k, rate = (_by_sign(advantages >= 0, p, n, logprobs) for p, n in zip(self.positive, self.negative, strict=True))
+        phi = (rate + k * log_w - rate * log_w.exp()).exp()
+        return -phi * advantages * logprobs, {"phi": (phi * mask).sum()}

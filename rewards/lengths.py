@@ -1,0 +1,23 @@
+"""Rewards about the length of a completion."""
+
+from rewards.base import Reward
+from support.errors import ConfigError
+
+
+class SoftOverlong(Reward):
+    """0 up to max_length - cache tokens, then falling by a straight line to -1 at max_length (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13).
+
+    Args:
+        max_length: longest completion, usually `max_new_tokens` (20480 in the paper).
+        cache: over how many tokens it falls (4096 in the paper).
+        weight: factor in the total. name: in metrics.
+    """
+
+    def __init__(self, max_length: int, cache: int, weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__(weight, name)
+        if not 0 < cache <= max_length:
+            raise ConfigError(f"SoftOverlong: needs 0 < cache <= max_length, got cache={cache} and max_length={max_length}.")
+        self.max_length, self.cache = max_length, cache
+
+    def score(self, batch):
+        return ((self.max_length - self.cache - batch.lengths) / self.cache).clamp(-1.0, 0.0)

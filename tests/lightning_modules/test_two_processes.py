@@ -1,0 +1,20 @@
+"""Two real processes: whitening over both, the same weights on both, and a stop that both make at the same step."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def test_two_processes_whiten_step_and_stop_together(reasoner, tmp_path):
+    script = Path(__file__).with_name("two_processes.py")
+    subprocess.run([sys.executable, str(script), reasoner, str(tmp_path)], check=True, capture_output=True, timeout=300)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one["weights"], other["weights"])
+        rewards = torch.cat([one["rewards"], other["rewards"]])
+        expected = (rewards - rewards.view(-1, 4).mean(1).repeat_interleave(4)) / (rewards.std() + 1e-4)
+        assert torch.allclose(torch.cat([one["advantages"], other["advantages"]]), expected, atol=1e-5)
+        assert not torch.equal(one["rewards"], other["rewards"])
+    assert any(rollout["steps"] < 6 for rollout in first), "at least one rollout stopped early"
