@@ -211,7 +211,7 @@ class OnPolicyModule(PosttrainModule):
         means = {name: float(value / max(tokens, 1)) for name, value in sums.items()}
         if self.batch.kl_stop is not None:
             means["updates"] = float(len(norms))
-        return means | {"loss": float(loss_sum) * self.trainer.world_size / parts, "grad_norm": sum(norms) / len(norms)}
+        return means | {"loss": float(loss_sum) * self.trainer.world_size / parts, "grad_norm": sum(norms) / max(len(norms), 1)}
 
     def auxiliary_loss(self) -> Tensor | None:
         """A loss beside the policy's, added once an optimiser step; none by default."""
