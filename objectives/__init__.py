@@ -7,6 +7,7 @@ from objectives.advantages import Advantage, GroupNorm, LeaveOneOut
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
 from objectives.policy_losses import ClippedSurrogate, PolicyLoss, Reinforce
+from objectives.sequence_losses import SequenceSurrogate
 
 __all__ = [
     "Advantage",
@@ -23,6 +24,7 @@ __all__ = [
     "Reinforce",
     "SequenceMean",
     "SequenceSum",
+    "SequenceSurrogate",
     "StudentT",
     "TokenMean",
 ]

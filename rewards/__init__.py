@@ -2,6 +2,7 @@
 
 from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
+from rewards.length import LengthPenalty
 from rewards.models import ModelScore
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
@@ -10,6 +11,7 @@ __all__ = [
     "ExactAnswer",
     "Format",
     "FunctionReward",
+    "LengthPenalty",
     "MathAnswer",
     "ModelScore",
     "NumericAnswer",
