@@ -27,12 +27,11 @@ def naive_reward(
     """AutoThink, eq. 2: thinking earns +1 or 0, answering at once +2 or -1.
 
     Args:
-        parsed: the completion closes its reasoning and has an answer; without one it earns 0 when thinking.
+        parsed: there is an answer after the reasoning.
         unparsed_no_thinking: what it earns when not thinking: 0 in the official code, where no answer beats a wrong one; -1 closes that gap.
     """
-    thought = correct.float()
     at_once = torch.where(correct, 2.0, torch.where(parsed, -1.0, unparsed_no_thinking))
-    return torch.where(thinking, thought * parsed, at_once)
+    return torch.where(thinking, correct.float(), at_once)
 
 
 def balance_penalties(thinking_share: float, gamma: float, slope: float) -> tuple[float, float]:
