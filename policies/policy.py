@@ -77,7 +77,7 @@ def open_thinking(tokenizer: Any) -> None:
         )
     text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
     if not text.rstrip().endswith("<think>"):
-        tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+        tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
 
 
 def load_model(params: PolicyParams) -> Any:
