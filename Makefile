@@ -41,6 +41,9 @@ assets: .venv/ready
 	for model in tiny_reasoner tiny_assistant; do \
 	  $(BIN)/python assets/make_untrained.py $$model runs/assets/$${model}_untrained && \
 	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
+	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml
+	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml --model.policy.model assets/tiny_switcher --seed_everything 2 \
+	  --trainer.max_steps 250 --model.lr_scheduler.total_steps 250
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 
 clean:

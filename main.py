@@ -158,6 +158,7 @@ class CLI(LightningCLI):
             callbacks.CompletionsTable(),
             callbacks.SystemMetrics(),
             callbacks.BaselineValidation(),
+            callbacks.ThinkingPlot(),
             callbacks.WritePredictions(),
             callbacks.RolloutCheckpoint(),
         ]

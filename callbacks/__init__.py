@@ -7,7 +7,9 @@ from callbacks.export import ExportPolicy
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
+from callbacks.stages import Stage, StageSchedule
 from callbacks.system import SystemMetrics
+from callbacks.thinking_plot import ThinkingPlot
 
 __all__ = [
     "AdaptiveKL",
@@ -18,6 +20,9 @@ __all__ = [
     "RolloutCheckpoint",
     "RolloutProgress",
     "ScheduledKL",
+    "Stage",
+    "StageSchedule",
     "SystemMetrics",
+    "ThinkingPlot",
     "WritePredictions",
 ]

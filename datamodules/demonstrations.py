@@ -7,6 +7,7 @@ from datamodules.arithmetic import arithmetic_demonstrations
 from datamodules.records import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
 from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.switching import switching_demonstrations
 from support.errors import ConfigError
 from support.seeding import run_seed
 
@@ -15,7 +16,7 @@ class Demonstrations(L.LightningDataModule):
     """Rows with `prompt`, `response` and an optional `prefix` of the response that is given and not learned.
 
     Args:
-        source: arithmetic, records, or a file, folder or hub data set as in `FilePrompts`.
+        source: arithmetic, switching, records, or a file, folder or hub data set as in `FilePrompts`.
         batch_size: rows of a step, over all processes.
         train_size, val_size: rows; of a file, the last `val_size` rows are held out and train_size is ignored.
         columns: this project's column name -> the file's.
@@ -47,6 +48,8 @@ class Demonstrations(L.LightningDataModule):
             return
         if self.source == "arithmetic":
             rows = arithmetic_demonstrations(self.train_size + self.val_size, self.seed)
+        elif self.source == "switching":
+            rows = switching_demonstrations(self.train_size + self.val_size, self.seed)
         elif self.source == "records":
             rows = record_demonstrations(self.train_size + self.val_size, self.seed)
         else:

@@ -1,24 +1,32 @@
 """The methods: each a LightningModule."""
 
+from lightning_modules.adapt_think import AdaptThink, Forcing
+from lightning_modules.auto_think import AutoThink, ModeRewards
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.grpo import GRPO
 from lightning_modules.hc_rlhf import HCRLHF
 from lightning_modules.on_policy import OnPolicyModule
 from lightning_modules.preference import CostModel, RewardModel
+from lightning_modules.reference_rewards import Reference
 from lightning_modules.safety import Constraint, SafetyTest, SupervisedTerm
 from lightning_modules.scorer_training import ScorerTraining
 from lightning_modules.sft import SFT
 from lightning_modules.terms import KLPenalty, Shaping
 
 __all__ = [
+    "AdaptThink",
+    "Forcing",
     "GRPO",
     "HCRLHF",
     "SFT",
+    "AutoThink",
     "Constraint",
     "CostModel",
     "Evaluation",
     "KLPenalty",
+    "ModeRewards",
     "OnPolicyModule",
+    "Reference",
     "RewardModel",
     "SafetyTest",
     "ScorerTraining",

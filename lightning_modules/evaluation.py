@@ -67,6 +67,8 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
     log("length", batch.lengths)
     log("truncated", torch.tensor([reason == "length" for reason in batch.finish_reasons]))
     judge = next((reward.name for reward in module.rewards if reward.is_correctness), None)
+    if module.thinking_stats is not None:
+        module.thinking_stats.add(batch, None if judge is None else batch.rewards[judge] >= 1)
     if judge is not None:
         correct = (batch.rewards[judge] >= 1).view(prompts, -1)
         log("pass@1", correct.float().mean(1))

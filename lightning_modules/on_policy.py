@@ -17,6 +17,7 @@ from lightning_modules.evaluation import Evaluation, evaluate
 from lightning_modules.overlap import overlapped_rollout
 from lightning_modules.telemetry import log_rollout
 from lightning_modules.terms import KLPenalty, Shaping
+from lightning_modules.thinking_stats import ThinkingStats
 from lightning_modules.updates import micro_batches, update_slices
 from objectives import Advantage, Aggregation, PolicyLoss
 from objectives.global_norm import at_last_token, normalised_sum
@@ -96,6 +97,7 @@ class OnPolicyModule(PosttrainModule):
         self.engine = engine or EmbeddedEngine()
         self.last_rollout: RolloutBatch | None = None
         self.last_validation: list[RolloutBatch] = []
+        self.thinking_stats: ThinkingStats | None = None
 
     # ---- the six arrows -----------------------------------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class OnPolicyModule(PosttrainModule):
                 rows, width = micro.rows, micro.width
                 mask = loss_mask[rows, :width] & micro.counted[:, None]
                 logprobs, entropy = self.policy.logprobs(batch.prompt_groups(rows), self._temperature, entropy_gradient=bonus > 0)
-                old = logprobs.detach() if behaviour is None else behaviour[rows, :width]
+                old = self.behaviour(batch, rows, logprobs.detach() if behaviour is None else behaviour[rows, :width])
                 given = None if reference is None else reference[rows, :width]
                 loss, found = self.token_loss(logprobs, old, given, advantages[rows, :width], mask)
                 if correct:
@@ -240,8 +242,20 @@ class OnPolicyModule(PosttrainModule):
 
     def sample(self, rows: Rows, group_size: int, sampling: SamplingParams) -> RolloutBatch:
         """`group_size` completions for each row's prompt."""
-        prompts = [self.policy.encode(row["prompt"]) for row in rows]
+        prompts = [self.prompt_tokens(row) for row in rows]
         return self.engine.generate(self.policy, prompts, rows, group_size, sampling, rows_at_once=self.batch.rollout_micro_batch)
+
+    def prompt_tokens(self, row: dict[str, Any]) -> list[int]:
+        """The token ids of a data row's prompt."""
+        return self.policy.encode(row["prompt"])
+
+    def behaviour(self, batch: RolloutBatch, rows: Tensor, own: Float[Tensor, "some time"]) -> Float[Tensor, "some time"]:
+        """Log-probs of the distribution that drew these rows' tokens; a method that draws some of them itself puts theirs in.
+
+        Args:
+            own: under the policy that sampled.
+        """
+        return own
 
     def row_weights(self, mask: Tensor) -> Float[Tensor, "rows"]:
         """Weights of the rows of one optimiser step, counting the rows and tokens of all processes."""
@@ -346,7 +360,7 @@ class OnPolicyModule(PosttrainModule):
         for split, rows in splits.items():
             for row in rows:
                 # A token has at least one byte, so most prompts need not be encoded to know that they fit.
-                if len(str(row["prompt"]).encode()) + 256 > room and (length := len(self.policy.encode(row["prompt"]))) > room:
+                if len(str(row["prompt"]).encode()) + 256 > room and (length := len(self.prompt_tokens(row))) > room:
                     raise ConfigError(
                         f"prompt {row.get('id')!r} of the {split} split has {length} tokens; with sampling.max_new_tokens={self.sampling.max_new_tokens} it exceeds the "
                         f"model's context of {context} tokens. Drop or shorten it, or lower sampling.max_new_tokens."
@@ -360,12 +374,24 @@ class OnPolicyModule(PosttrainModule):
 
     def on_validation_epoch_start(self) -> None:
         self.last_validation = []
+        self.thinking_stats = ThinkingStats.of(self.policy)
 
     def validation_step(self, rows: Rows, batch_idx: int) -> None:
         self.last_validation.append(evaluate(self, rows, batch_idx, "val"))
 
+    def on_validation_epoch_end(self) -> None:
+        if self.thinking_stats is not None:
+            self.thinking_stats.log(self, "val")
+
+    def on_test_epoch_start(self) -> None:
+        self.thinking_stats = ThinkingStats.of(self.policy)
+
     def test_step(self, rows: Rows, batch_idx: int) -> None:
         evaluate(self, rows, batch_idx, "test")
+
+    def on_test_epoch_end(self) -> None:
+        if self.thinking_stats is not None:
+            self.thinking_stats.log(self, "test")
 
     def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
         """Prompts with their sampled completions."""

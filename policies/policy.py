@@ -47,6 +47,8 @@ class PolicyParams:
         gradient_checkpointing: recompute activations in the backward pass.
         packing: score the completions of a prompt in one sequence that holds it once, without padding. Models whose attention cannot
             be packed (sliding windows) are scored by padded forwards anyway.
+        open_thinking: let the chat template's prompt end with an open <think>, for teaching a model that does not think to do so; an exported
+            folder keeps it.
     """
 
     model: str
@@ -54,6 +56,7 @@ class PolicyParams:
     lora: LoRA | None = None
     gradient_checkpointing: bool = False
     packing: bool = True
+    open_thinking: bool = False
 
 
 def load_tokenizer(name: str) -> Any:
@@ -64,6 +67,17 @@ def load_tokenizer(name: str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def open_thinking(tokenizer: Any) -> None:
+    """Let the chat template's prompt end with an open <think>, unless it does. Raises ConfigError if there is no template."""
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            "policy.open_thinking needs a tokenizer with a chat template; set one with tokenizer.chat_template and save the folder."
+        )
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    if not text.rstrip().endswith("<think>"):
+        tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
 
 
 def load_model(params: PolicyParams) -> Any:
@@ -94,6 +108,8 @@ class Policy(nn.Module):
         super().__init__()
         self.params = params
         self.tokenizer = load_tokenizer(params.model)
+        if params.open_thinking:
+            open_thinking(self.tokenizer)
         self.model = load_model(params)
         generation = self.model.generation_config
         own = generation.eos_token_id if generation is not None else None

@@ -2,7 +2,7 @@
 
 from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
-from rewards.lengths import SoftOverlong
+from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
@@ -11,6 +11,7 @@ __all__ = [
     "ExactAnswer",
     "Format",
     "FunctionReward",
+    "LengthPenalty",
     "MathAnswer",
     "ModelScore",
     "NumericAnswer",

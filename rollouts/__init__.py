@@ -5,7 +5,21 @@ from rollouts.embedded import EmbeddedEngine
 from rollouts.engine import Engine
 from rollouts.plan import BatchPlan
 from rollouts.sampling import SamplingParams
+from rollouts.thinking import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
 from rollouts.vllm import VLLMEngine, VLLMServer
 
-__all__ = ["BatchPlan", "EmbeddedEngine", "Engine", "RolloutBatch", "SamplingParams", "TransformersEngine", "VLLMEngine", "VLLMServer"]
+__all__ = [
+    "BatchPlan",
+    "EmbeddedEngine",
+    "Engine",
+    "Mode",
+    "RolloutBatch",
+    "SamplingParams",
+    "ThinkingFormat",
+    "TransformersEngine",
+    "VLLMEngine",
+    "VLLMServer",
+    "needs_thinking",
+    "thinking_format",
+]

@@ -1,5 +1,6 @@
 """The one data type that everybody passes on."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,6 +13,11 @@ from torch import Tensor
 from policies import PromptGroups
 
 FinishReason = Literal["eos", "stop", "length"]
+
+
+def ends_open(prompt: str) -> bool:
+    """Whether a prompt's text ends with <think>, with nothing but white space or an ellipsis behind it."""
+    return re.search(r"<think>[\s.…]*$", prompt) is not None
 
 
 @dataclass
@@ -27,6 +33,7 @@ class RolloutBatch:
         rows: the data row of each prompt (answer, task, id).
         rewards: by name, one a completion; NaN where one does not apply.
         reference_logprobs: under the reference, once computed; 0 outside action_mask.
+        own_first: first tokens of each completion that the method drew itself, see rollouts/first_tokens.py; None for none.
         decoder: (ids, mask) -> texts, used when a text is first asked for.
     """
 
@@ -41,6 +48,7 @@ class RolloutBatch:
     rewards: dict[str, Float[Tensor, "rows"]] = field(default_factory=dict)
     advantages: Float[Tensor, "rows"] | Float[Tensor, "rows time"] | None = None
     reference_logprobs: Float[Tensor, "rows time"] | None = None
+    own_first: Int[Tensor, "rows"] | None = None
     decoder: Callable[[Tensor, Tensor], list[str]] | None = field(default=None, repr=False)
     _completions: list[str] | None = field(default=None, repr=False)
 
@@ -76,6 +84,7 @@ class RolloutBatch:
             finish_reasons=[reason for part in parts for reason in part.finish_reasons],
             rows=[row for part in parts for row in part.rows],
             rewards={name: torch.cat([part.rewards[name] for part in parts]) for name in parts[0].rewards},
+            own_first=None if parts[0].own_first is None else torch.cat([part.own_first for part in parts if part.own_first is not None]),
             decoder=parts[0].decoder,
         )
 
@@ -110,10 +119,10 @@ class RolloutBatch:
 
     @property
     def opened(self) -> list[bool]:
-        """For every row, whether its prompt ends with an open <think>, as templates of reasoning models do."""
+        """For every row, whether its prompt ends in an open think block, as templates of reasoning models do."""
         assert self.decoder is not None
         texts = self.decoder(self.prompt_ids, self.prompt_mask)
-        return [text.rstrip().endswith("<think>") for text in texts for _ in range(self.group_size)]
+        return [ends_open(text) for text in texts for _ in range(self.group_size)]
 
     def column(self, name: str) -> list[Any]:
         """A data column, repeated for every completion; None where a row lacks it."""

@@ -1,0 +1,86 @@
+"""A run in stages: attributes of the module and the learning rate change at given rollouts."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+
+from support.errors import ConfigError
+
+
+@dataclass
+class Stage:
+    """What holds from a rollout on.
+
+    Args:
+        from_rollout: the first rollout of the stage; the first stage begins at 0.
+        set: attributes of the module by dotted name, e.g. {stage: 2, sampling.max_new_tokens: 96}.
+        lr: the learning rate of all parameters.
+        reset_optimizer: forget the optimiser's moments, as a separate run would.
+    """
+
+    from_rollout: int
+    set: dict[str, Any] = field(default_factory=dict)
+    lr: float | None = None
+    reset_optimizer: bool = False
+
+
+class StageSchedule(L.Callback):
+    """Applies each stage before its first rollout; a resumed run is in the stage that it had reached, and enters none twice.
+
+    Args:
+        stages: in the order of their rollouts.
+    """
+
+    def __init__(self, stages: list[Stage]) -> None:
+        begins = [stage.from_rollout for stage in stages]
+        if not begins or begins[0] != 0 or begins != sorted(set(begins)):
+            raise ConfigError(
+                f"StageSchedule: from_rollout is {begins}; the first stage begins at 0 and every other later than the one before."
+            )
+        self.stages = stages
+        self.applied = -1  # index of the stage whose values this process has set
+        self.entered = -1  # of the latest stage whose one-time changes were made, in this process or before a resume
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"entered": self.entered}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.entered = state_dict["entered"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for stage in self.stages:
+            for name in stage.set:
+                _owner(pl_module, name)
+            if stage.lr is not None and getattr(pl_module, "scheduler_callable", None) is not None:
+                raise ConfigError("StageSchedule sets lr, but model.lr_scheduler sets it at every step; leave one of them out.")
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        rollout = trainer.fit_loop.epoch_loop.total_batch_idx
+        index = max(i for i, stage in enumerate(self.stages) if stage.from_rollout <= rollout)
+        if index == self.applied:
+            return
+        stage = self.stages[index]
+        for name, value in stage.set.items():
+            owner, last = _owner(pl_module, name)
+            setattr(owner, last, value)
+        for optimizer in trainer.optimizers:
+            if stage.lr is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.lr
+            if stage.reset_optimizer and index > self.entered:
+                optimizer.state.clear()
+        self.applied, self.entered = index, max(index, self.entered)
+        if trainer.is_global_zero:
+            print(f"Stage {index + 1} of {len(self.stages)} from rollout {rollout}: {stage.set}, lr {stage.lr}", flush=True)
+
+
+def _owner(module: Any, name: str) -> tuple[Any, str]:
+    """The object whose attribute a dotted name ends in, and that attribute's name."""
+    *path, last = name.split(".")
+    owner = module
+    for step in path:
+        owner = getattr(owner, step, None)
+    if not hasattr(owner, last):
+        raise ConfigError(f"StageSchedule sets {name!r}, but {type(module).__name__} has no such attribute; check the name.")
+    return owner, last
