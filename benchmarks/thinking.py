@@ -29,19 +29,24 @@ DATA = ["--data.levels=[1,1,2,2,3,4,5]", "--data.train_size=1024", "--data.val_s
 GRPO = ["--config=configs/grpo.yaml", "--model.policy.model=assets/tiny_switcher", *DATA, "--trainer.max_steps=120"]
 PRICE = '--model.rewards=[{"class_path":"rewards.ExactAnswer"},{"class_path":"rewards.LengthPenalty","init_args":{"scale":72,"weight":%s}}]'
 ADAPT, AUTO = ["--config=configs/adapt_think.yaml"], ["--config=configs/auto_think.yaml"]
-UNBALANCED = "--trainer.callbacks=[{class_path: callbacks.RolloutCheckpoint}]"
+#: AutoThink without its balance: the plain table from the first rollout on, as long as stage 1 lasts
+NAIVE = [*AUTO, "--model.stage=2", "--trainer.max_steps=40", '--trainer.callbacks=[{"class_path": "callbacks.RolloutCheckpoint"}]']
+#: where the sweep and the ablation are compared
+SHORTER = "--trainer.max_steps=60"
 #: arm -> (stage of main.py, arguments, seeds)
 ARMS: dict[str, tuple[str, list[str], list[int]]] = {
     "start": ("validate", GRPO[:-1], [0, 1, 2]),
+    "start_ellipsis": ("validate", AUTO, [0, 1, 2]),
     "adapt": ("fit", ADAPT, [0, 1, 2]),
     "auto": ("fit", AUTO, [0, 1, 2]),
+    "auto_naive": ("fit", NAIVE, [0]),
     "grpo": ("fit", GRPO, [0]),
-    "grpo_length_0.2": ("fit", [*GRPO, PRICE % 0.2], [0]),
-    "adapt_unforced": ("fit", [*ADAPT, "--model.forcing.share=0.0"], [0]),
-    "adapt_delta_0": ("fit", [*ADAPT, "--model.delta=0.0"], [0]),
-    "adapt_delta_0.2": ("fit", [*ADAPT, "--model.delta=0.2"], [0]),
-    "adapt_delta_0.5": ("fit", [*ADAPT, "--model.delta=0.5"], [0]),
-    "start_ellipsis": ("validate", AUTO, [0, 1, 2]),
+    "grpo_length": ("fit", [*GRPO, PRICE % 0.2], [0]),
+    "adapt_unforced": ("fit", [*ADAPT, "--model.forcing.share=0.0", SHORTER], [0]),
+    "delta_0": ("fit", [*ADAPT, "--model.delta=0.0", SHORTER], [0]),
+    "delta_0.05": ("fit", [*ADAPT, SHORTER], [0]),
+    "delta_0.2": ("fit", [*ADAPT, "--model.delta=0.2", SHORTER], [0]),
+    "delta_0.5": ("fit", [*ADAPT, "--model.delta=0.5", SHORTER], [0]),
 }
 
 
@@ -75,6 +80,101 @@ def run_arm(arm: str, seed: int) -> None:
     atomic_write_text(RESULTS / f"{arm}_{seed}.json", json.dumps(found))
 
 
+# ---- the report ---------------------------------------------------------------------------------------------------------------
+
+
+def results() -> dict[tuple[str, int], dict[str, Any]]:
+    """What has been measured, by arm and seed."""
+    found = {}
+    for arm, (_, _, seeds) in ARMS.items():
+        for seed in seeds:
+            if (path := RESULTS / f"{arm}_{seed}.json").is_file():
+                found[arm, seed] = json.loads(path.read_text())
+    return found
+
+
+def rate(final: dict[str, float], levels: list[str], name: str = "no_thinking_rate") -> float:
+    return sum(final[f"val/{name}/{level}"] for level in levels) / len(levels)
+
+
+def table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
+    lines = [
+        "| arm | seed | pass@1 | tokens | against the start | at once: 1-2 digits | 3 | 4-5 | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (arm, seed), result in found.items():
+        final = result["final"]
+        start = found.get(("start", seed), {}).get("final")
+        change = f"{100 * (final['val/length'] / start['val/length'] - 1):+.0f} %" if start and arm != "start" else ""
+        shares = [rate(final, levels) for levels in (EASY, LEVELS[2:3], HARD)]
+        minutes = f"{result['minutes']:.1f}" if "minutes" in result else ""
+        cells = [arm, str(seed), f"{final['val/pass@1']:.3f}", f"{final['val/length']:.1f}", change, *(f"{x:.2f}" for x in shares), minutes]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def by_level(final: dict[str, float]) -> str:
+    """Thinking rate, accuracy and tokens of one policy, level by level."""
+    lines = ["| digits | thinks | pass@1 | tokens |", "|---|---|---|---|"]
+    for number, level in enumerate(LEVELS, start=1):
+        values = (final[f"val/{name}/{level}"] for name in ("thinking_rate", "pass@1", "length"))
+        lines.append("| {} | {:.2f} | {:.3f} | {:.1f} |".format(number, *values))
+    return "\n".join(lines)
+
+
+def draw(panel: Any, result: dict[str, Any], metric: str, label: str, **style: Any) -> None:
+    if points := result["curves"].get(metric):
+        panel.plot(*zip(*[(step + 1, value) for step, value in points], strict=True), label=label, **style)
+
+
+def plot_method(found: dict[tuple[str, int], dict[str, Any]], method: str, others: list[str], lines: list[int], out: str) -> None:
+    """Curves of a method: accuracy, length and thinking rate over rollouts, by level on the right."""
+    figure = Figure(figsize=(16, 3.4), layout="constrained")
+    panels = figure.subplots(1, 4)
+    names = ("val/pass1", "val/length", "train/thinking_rate" if method == "auto" else "val/thinking_rate")
+    for panel, metric in zip(panels, names, strict=False):
+        for (arm, seed), result in found.items():
+            if arm == method or arm in others:
+                draw(panel, result, metric, f"{arm}, seed {seed}", linewidth=1.2, linestyle="-" if arm == method else "--")
+        panel.set_ylabel(metric.replace("pass1", "pass@1"))
+    for number, level in enumerate(LEVELS, start=1):
+        if (method, 0) in found:
+            draw(panels[3], found[method, 0], f"val/thinking_rate/{level}", f"{number} digits", marker="o", markersize=3)
+    panels[3].set_ylabel("val/thinking_rate by level, seed 0")
+    for panel in panels:
+        panel.set_xlabel("rollouts")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
+        for line in lines:
+            panel.axvline(line, color="#999999", linestyle=":")
+    for panel in (panels[2], panels[3]):
+        panel.set_ylim(-0.02, 1.02)
+    figure.savefig(out, dpi=100)
+
+
+def plot_front(found: dict[tuple[str, int], dict[str, Any]], out: str) -> None:
+    """Accuracy against tokens of every finished arm."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    panel = figure.subplots()
+    names = {
+        "start": "start",
+        "start_ellipsis": "start, ellipsis",
+        "adapt": "AdaptThink",
+        "auto": "AutoThink",
+        "grpo": "GRPO",
+        "grpo_length": "GRPO, priced",
+    }
+    for (arm, label), marker in zip(names.items(), "sDo^vx", strict=True):
+        points = [(r["final"]["val/length"], r["final"]["val/pass@1"]) for (name, _), r in found.items() if name == arm]
+        if points:
+            panel.scatter(*zip(*points, strict=True), label=label, marker=marker, s=50)
+    panel.set_xlabel("mean tokens of a completion")
+    panel.set_ylabel("pass@1")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
+    figure.savefig(out, dpi=110)
+
+
 def main(run: bool = True, only: list[str] | None = None) -> None:
     """Run the arms that have no result, then report on all that have.
 
@@ -87,6 +187,14 @@ def main(run: bool = True, only: list[str] | None = None) -> None:
             if not (RESULTS / f"{arm}_{seed}.json").is_file():
                 print(f"=== {arm}, seed {seed}", flush=True)
                 run_arm(arm, seed)
+    found = results()
+    print(table(found))
+    for arm in ("adapt", "auto"):
+        if (arm, 0) in found:
+            print(f"\n{arm}, seed 0\n\n{by_level(found[arm, 0]['final'])}")
+    plot_method(found, "adapt", ["adapt_unforced"], [], "docs/plots/adapt_think.png")
+    plot_method(found, "auto", ["auto_naive"], [40, 120], "docs/plots/auto_think.png")
+    plot_front(found, "docs/plots/thinking_front.png")
 
 
 if __name__ == "__main__":
