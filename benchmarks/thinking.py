@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from main import main as command_line  # noqa: E402
+from policies import Policy, PolicyParams  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
 
 RESULTS = Path("runs/thinking")
@@ -32,6 +33,8 @@ PRICE = '--model.rewards=[{"class_path":"rewards.ExactAnswer"},{"class_path":"re
 ADAPT, AUTO = ["--config=configs/adapt_think.yaml"], ["--config=configs/auto_think.yaml"]
 #: AutoThink without its balance: the plain table from the first rollout on, as long as stage 1 lasts
 NAIVE = [*AUTO, "--model.stage=2", "--trainer.max_steps=40", '--trainer.callbacks=[{"class_path": "callbacks.RolloutCheckpoint"}]']
+#: the same start with the ellipsis in its chat template, so that a method without modes sees it
+ELLIPSIS_START = "runs/thinking/ellipsis_start"
 #: where the sweep and the ablation are compared
 SHORTER = "--trainer.max_steps=60"
 #: arm -> (stage of main.py, arguments, seeds)
@@ -44,11 +47,19 @@ ARMS: dict[str, tuple[str, list[str], list[int]]] = {
     "grpo": ("fit", GRPO, [0]),
     "grpo_length": ("fit", [*GRPO, PRICE % 0.2], [0]),
     "adapt_unforced": ("fit", [*ADAPT, "--model.forcing.share=0.0", SHORTER], [0]),
+    "grpo_ellipsis": ("fit", [*GRPO, f"--model.policy.model={ELLIPSIS_START}", SHORTER], [0]),
     "delta_0": ("fit", [*ADAPT, "--model.delta=0.0", SHORTER], [0]),
     "delta_0.05": ("fit", [*ADAPT, SHORTER], [0]),
     "delta_0.2": ("fit", [*ADAPT, "--model.delta=0.2", SHORTER], [0]),
     "delta_0.5": ("fit", [*ADAPT, "--model.delta=0.5", SHORTER], [0]),
 }
+
+
+def make_ellipsis_start() -> None:
+    """tiny_switcher in a folder of its own, whose chat template opens <think> with an ellipsis behind it."""
+    policy = Policy(PolicyParams("assets/tiny_switcher"))
+    policy.tokenizer.chat_template = policy.tokenizer.chat_template.replace("<think>' }}", "<think>\\n...\\n' }}")
+    policy.save(ELLIPSIS_START)
 
 
 def curves(name: str) -> dict[str, list[tuple[int, float]]]:
@@ -183,6 +194,8 @@ def main(run: bool = True, only: list[str] | None = None) -> None:
         run: False reports only. only: names of arms.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if run:
+        make_ellipsis_start()
     for arm, (_, _, seeds) in ARMS.items():
         for seed in seeds if run and (only is None or arm in only) else []:
             if not (RESULTS / f"{arm}_{seed}.json").is_file():
