@@ -46,6 +46,7 @@ ARMS: dict[str, tuple[str, list[str], list[int]]] = {
     "auto_naive": ("fit", NAIVE, [0]),
     "grpo": ("fit", GRPO, [0]),
     "grpo_length": ("fit", [*GRPO, PRICE % 0.2], [0]),
+    "grpo_length_0.05": ("fit", [*GRPO, PRICE % 0.05], [0]),
     "adapt_unforced": ("fit", [*ADAPT, "--model.forcing.share=0.0", SHORTER], [0]),
     "grpo_ellipsis": ("fit", [*GRPO, f"--model.policy.model={ELLIPSIS_START}", SHORTER], [0]),
     "delta_0": ("fit", [*ADAPT, "--model.delta=0.0", SHORTER], [0]),
@@ -190,9 +191,10 @@ def plot_front(found: dict[tuple[str, int], dict[str, Any]], out: str) -> None:
         "adapt": "AdaptThink",
         "auto": "AutoThink",
         "grpo": "GRPO",
-        "grpo_length": "GRPO, priced",
+        "grpo_length": "GRPO, price 0.2",
+        "grpo_length_0.05": "GRPO, price 0.05",
     }
-    for (arm, label), marker in zip(names.items(), "sDo^vx", strict=True):
+    for (arm, label), marker in zip(names.items(), "sDo^vxP", strict=True):
         points = [(r["final"]["val/length"], r["final"]["val/pass@1"]) for (name, _), r in found.items() if name == arm]
         if points:
             panel.scatter(*zip(*points, strict=True), label=label, marker=marker, s=50)
