@@ -19,6 +19,7 @@ from jsonargparse import auto_cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from main import main as command_line  # noqa: E402
+from policies import Policy, PolicyParams  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
 
 RESULTS = Path("runs/thinking")
@@ -31,6 +32,8 @@ PRICE = '--model.rewards=[{"class_path":"rewards.ExactAnswer"},{"class_path":"re
 ADAPT, AUTO = ["--config=configs/adapt_think.yaml"], ["--config=configs/auto_think.yaml"]
 #: AutoThink without its balance: the plain table from the first rollout on, as long as stage 1 lasts
 NAIVE = [*AUTO, "--model.stage=2", "--trainer.max_steps=40", '--trainer.callbacks=[{"class_path": "callbacks.RolloutCheckpoint"}]']
+#: the same start with the ellipsis in its chat template, so that a method without modes sees it
+ELLIPSIS_START = "runs/thinking/ellipsis_start"
 #: where the sweep and the ablation are compared
 SHORTER = "--trainer.max_steps=60"
 #: arm -> (stage of main.py, arguments, seeds)
@@ -42,12 +45,20 @@ ARMS: dict[str, tuple[str, list[str], list[int]]] = {
     "auto_naive": ("fit", NAIVE, [0]),
     "grpo": ("fit", GRPO, [0]),
     "grpo_length": ("fit", [*GRPO, PRICE % 0.2], [0]),
+    "grpo_length_0.05": ("fit", [*GRPO, PRICE % 0.05], [0]),
     "adapt_unforced": ("fit", [*ADAPT, "--model.forcing.share=0.0", SHORTER], [0]),
+    "grpo_ellipsis": ("fit", [*GRPO, f"--model.policy.model={ELLIPSIS_START}", SHORTER], [0]),
     "delta_0": ("fit", [*ADAPT, "--model.delta=0.0", SHORTER], [0]),
-    "delta_0.05": ("fit", [*ADAPT, SHORTER], [0]),
     "delta_0.2": ("fit", [*ADAPT, "--model.delta=0.2", SHORTER], [0]),
     "delta_0.5": ("fit", [*ADAPT, "--model.delta=0.5", SHORTER], [0]),
 }
+
+
+def make_ellipsis_start() -> None:
+    """tiny_switcher in a folder of its own, whose chat template opens <think> with an ellipsis behind it."""
+    policy = Policy(PolicyParams("assets/tiny_switcher"))
+    policy.tokenizer.chat_template = policy.tokenizer.chat_template.replace("<think>' }}", "<think>\\n...\\n' }}")
+    policy.save(ELLIPSIS_START)
 
 
 def curves(name: str) -> dict[str, list[tuple[int, float]]]:
@@ -122,6 +133,23 @@ def by_level(final: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def at_rollout(result: dict[str, Any], metric: str, rollout: int) -> float:
+    return dict((step + 1, value) for step, value in result["curves"][metric])[rollout]
+
+
+def sweep(found: dict[tuple[str, int], dict[str, Any]], rollout: int = 60) -> str:
+    """AdaptThink's trade-off by delta, from the validation after this many rollouts (one sample a problem)."""
+    arms = {"delta_0": "0", "adapt": "0.05", "delta_0.2": "0.2", "delta_0.5": "0.5", "adapt_unforced": "0.05, nothing forced"}
+    lines = ["| delta | at once: 1-2 digits | 3 | 4-5 | tokens | pass@1 |", "|---|---|---|---|---|---|"]
+    for arm, label in arms.items():
+        if (result := found.get((arm, 0))) is not None:
+            final = {name: at_rollout(result, name, rollout) for name in result["curves"] if name.startswith("val/no_thinking_rate")}
+            shares = [rate(final, levels) for levels in (EASY, LEVELS[2:3], HARD)]
+            tokens, right = (at_rollout(result, name, rollout) for name in ("val/length", "val/pass1"))
+            lines.append(f"| {label} | {' | '.join(f'{x:.2f}' for x in shares)} | {tokens:.1f} | {right:.3f} |")
+    return "\n".join(lines)
+
+
 def draw(panel: Any, result: dict[str, Any], metric: str, label: str, **style: Any) -> None:
     if points := result["curves"].get(metric):
         panel.plot(*zip(*[(step + 1, value) for step, value in points], strict=True), label=label, **style)
@@ -131,7 +159,7 @@ def plot_method(found: dict[tuple[str, int], dict[str, Any]], method: str, other
     """Curves of a method: accuracy, length and thinking rate over rollouts, by level on the right."""
     figure = Figure(figsize=(16, 3.4), layout="constrained")
     panels = figure.subplots(1, 4)
-    names = ("val/pass1", "val/length", "train/thinking_rate" if method == "auto" else "val/thinking_rate")
+    names = ("val/pass1", "val/length", "val/thinking_rate")
     for panel, metric in zip(panels, names, strict=False):
         for (arm, seed), result in found.items():
             if arm == method or arm in others:
@@ -162,9 +190,10 @@ def plot_front(found: dict[tuple[str, int], dict[str, Any]], out: str) -> None:
         "adapt": "AdaptThink",
         "auto": "AutoThink",
         "grpo": "GRPO",
-        "grpo_length": "GRPO, priced",
+        "grpo_length": "GRPO, price 0.2",
+        "grpo_length_0.05": "GRPO, price 0.05",
     }
-    for (arm, label), marker in zip(names.items(), "sDo^vx", strict=True):
+    for (arm, label), marker in zip(names.items(), "sDo^vxP", strict=True):
         points = [(r["final"]["val/length"], r["final"]["val/pass@1"]) for (name, _), r in found.items() if name == arm]
         if points:
             panel.scatter(*zip(*points, strict=True), label=label, marker=marker, s=50)
@@ -182,6 +211,8 @@ def main(run: bool = True, only: list[str] | None = None) -> None:
         run: False reports only. only: names of arms.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if run:
+        make_ellipsis_start()
     for arm, (_, _, seeds) in ARMS.items():
         for seed in seeds if run and (only is None or arm in only) else []:
             if not (RESULTS / f"{arm}_{seed}.json").is_file():
@@ -192,8 +223,9 @@ def main(run: bool = True, only: list[str] | None = None) -> None:
     for arm in ("adapt", "auto"):
         if (arm, 0) in found:
             print(f"\n{arm}, seed 0\n\n{by_level(found[arm, 0]['final'])}")
+    print(f"\nAfter 60 rollouts, seed 0\n\n{sweep(found)}")
     plot_method(found, "adapt", ["adapt_unforced"], [], "docs/plots/adapt_think.png")
-    plot_method(found, "auto", ["auto_naive"], [40, 120], "docs/plots/auto_think.png")
+    plot_method(found, "auto", ["auto_naive", "grpo_ellipsis"], [40, 120], "docs/plots/auto_think.png")
     plot_front(found, "docs/plots/thinking_front.png")
 
 
