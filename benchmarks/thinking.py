@@ -16,6 +16,7 @@ from typing import Any
 
 import mlflow
 from jsonargparse import auto_cli
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from main import main as command_line  # noqa: E402
