@@ -196,6 +196,7 @@ class AdaptThink(OnPolicyModule):
         return loss, sums
 
     def update(self, batch: RolloutBatch) -> dict[str, float]:
+        assert batch.advantages is not None
         self.first = {}
         metrics = super().update(batch)
         modes, right = self.form.modes(batch), self.returns(batch)
@@ -207,7 +208,7 @@ class AdaptThink(OnPolicyModule):
             "first_token_clip_fraction": float(self.first["clip_fraction"] / self.first["rows"].clamp(min=1)),
             "thinking_rate": float((modes == Mode.THINKING).float().mean()),
             "unclosed_rate": float((modes == Mode.UNCLOSED).float().mean()),
-            "advantage": float(self.advantages(batch).mean()),
+            "advantage": float(batch.advantages.mean()),
         }
         for name, rows in (("no_thinking", at_once), ("thinking", ~at_once)):
             metrics[f"reward/{name}"] = float(right[rows].mean()) if bool(rows.any()) else 0.0

@@ -143,9 +143,7 @@ class AutoThink(OnPolicyModule):
 
     def thinking_share(self, thinking: Tensor) -> float:
         """z: over the rollout's completions on all processes."""
-        count = torch.tensor([float(thinking.sum()), float(len(thinking))], device=self.device)
-        if self.trainer.world_size > 1:
-            count = self.trainer.strategy.reduce(count, reduce_op="sum")  # type: ignore[assignment]
+        count = self.summed(torch.tensor([float(thinking.sum()), float(len(thinking))]))
         return float(count[0] / count[1])
 
     def _note(self, batch: RolloutBatch, modes: Tensor, correct: Tensor, share: float) -> None:

@@ -7,6 +7,7 @@ a cost above zero means unsafe.
     python main.py fit --config configs/reward_model.yaml
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from support.prompts import prompt_fingerprints
 Rows = list[dict[str, Any]]
 
 
-class PreferenceModule(PosttrainModule):
+class PreferenceModule(PosttrainModule, ABC):
     """What both share. Rows have `prompt`, `response_0`, `response_1`; reward models read `better`, cost models `safer`, `unsafe_0`, `unsafe_1`.
 
     Args:
@@ -74,9 +75,9 @@ class PreferenceModule(PosttrainModule):
         scores = self.policy(*self.policy.encode(prompts * 2, [row["response_0"] for row in rows] + [row["response_1"] for row in rows]))
         return scores[: len(rows)], scores[len(rows) :]
 
+    @abstractmethod
     def evaluate_pairs(self, rows: Rows) -> tuple[Tensor, dict[str, Any]]:
         """(loss, metrics: numbers, or torchmetrics objects that have seen these rows)."""
-        raise NotImplementedError
 
     def training_step(self, rows: Rows, batch_idx: int) -> Tensor:
         loss, metrics = self.evaluate_pairs(rows)

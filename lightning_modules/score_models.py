@@ -1,9 +1,9 @@
 """Where a method's reward and cost come from: parts that are given, folders of trained models, or models trained on the way."""
 
-import math
 from typing import Any
 
 import lightning as L
+import torch
 
 from lightning_modules.scorer_training import ScorerTraining, trained_scorer
 from policies import PolicyParams
@@ -81,10 +81,13 @@ class ScoreModels:
 
 
 def _identity(part: Reward) -> str:
-    """A part's class and its plain settings."""
-    plain = {name: value for name, value in sorted(vars(part).items()) if isinstance(value, (str, int, bool)) or _finite(value)}
-    return f"{type(part).__module__}.{type(part).__qualname__} {plain}"
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+    """What decides a part's scores: its class, plain settings, functions by their names, models by their weights."""
+    settings: dict[str, Any] = {}
+    for name, value in sorted(vars(part).items()):
+        if isinstance(value, (str, int, float)):
+            settings[name] = value
+        elif isinstance(value, torch.nn.Module):
+            settings[name] = weights_fingerprint(value.state_dict())
+        elif hasattr(value, "__qualname__"):
+            settings[name] = f"{value.__module__}.{value.__qualname__}"
+    return f"{type(part).__module__}.{type(part).__qualname__} {settings}"

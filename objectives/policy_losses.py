@@ -44,6 +44,28 @@ def log_ratios(
     return difference if clamp is None else difference.clamp(-clamp, clamp)
 
 
+def clipped_surrogate(
+    ratio: Float[Tensor, "rows time"],
+    advantages: Float[Tensor, "rows time"],
+    mask: Bool[Tensor, "rows time"],
+    clip_low: float,
+    clip_high: float,
+) -> tuple[Float[Tensor, "rows time"], Metrics]:
+    """(-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), sums of what was clipped); the ratio may be one a row."""
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    with torch.no_grad():
+        low = (ratio < 1 - clip_low) & (advantages < 0) & mask
+        high = (ratio > 1 + clip_high) & (advantages > 0) & mask
+        metrics = {
+            "clip_fraction": (low | high).sum().float(),
+            "clip_fraction_low": low.sum().float(),
+            "clip_fraction_high": high.sum().float(),
+            "ratio": (ratio * mask).sum(),
+        }
+    return loss, metrics
+
+
 class ClippedSurrogate(PolicyLoss):
     """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A), rho = exp(logprob - behaviour logprob).
 
@@ -76,21 +98,10 @@ class ClippedSurrogate(PolicyLoss):
     def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
         log_ratio = log_ratios(logprobs, behaviour_logprobs, mask, self.log_ratio_clamp)
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        loss = -torch.minimum(ratio * advantages, clipped * advantages)
+        loss, metrics = clipped_surrogate(ratio, advantages, mask, self.clip_low, self.clip_high)
         if self.dual_clip is not None:
             loss = torch.where(advantages < 0, torch.minimum(loss, -self.dual_clip * advantages), loss)
-        with torch.no_grad():
-            low = (ratio < 1 - self.clip_low) & (advantages < 0) & mask
-            high = (ratio > 1 + self.clip_high) & (advantages > 0) & mask
-            metrics = {
-                "clip_fraction": (low | high).sum().float(),
-                "clip_fraction_low": low.sum().float(),
-                "clip_fraction_high": high.sum().float(),
-                "ratio": (ratio * mask).sum(),
-            }
-            if self.dual_clip is not None:
-                metrics["clip_fraction_dual"] = ((ratio > self.dual_clip) & (advantages < 0) & mask).sum().float()
+            metrics["clip_fraction_dual"] = ((ratio.detach() > self.dual_clip) & (advantages < 0) & mask).sum().float()
         return loss, metrics
 
 

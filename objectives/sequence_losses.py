@@ -3,9 +3,7 @@
 AdaptThink's official code (arXiv 2505.13417) and GSPO (arXiv 2507.18071) both use the length-normalised form.
 """
 
-import torch
-
-from objectives.policy_losses import PolicyLoss
+from objectives.policy_losses import PolicyLoss, clipped_surrogate, log_ratios
 from support.errors import ConfigError
 
 
@@ -26,19 +24,7 @@ class SequenceSurrogate(PolicyLoss):
         self.clip_low, self.clip_high, self.length_root = clip_low, clip_high, length_root
 
     def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
-        # Masked positions hold arbitrary numbers; a zero there keeps their gradient finite.
-        log_ratio = torch.where(mask, logprobs - behaviour_logprobs, torch.zeros_like(logprobs))
+        log_ratio = log_ratios(logprobs, behaviour_logprobs, mask)
         length = mask.sum(1, keepdim=True).clamp(min=1) if self.length_root else 1
         ratio = (log_ratio.sum(1, keepdim=True) / length).exp()
-        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        loss = -torch.minimum(ratio * advantages, clipped * advantages)
-        with torch.no_grad():
-            low = (ratio < 1 - self.clip_low) & (advantages < 0) & mask
-            high = (ratio > 1 + self.clip_high) & (advantages > 0) & mask
-            metrics = {
-                "clip_fraction": (low | high).sum().float(),
-                "clip_fraction_low": low.sum().float(),
-                "clip_fraction_high": high.sum().float(),
-                "ratio": (ratio * mask).sum(),
-            }
-        return loss, metrics
+        return clipped_surrogate(ratio, advantages, mask, self.clip_low, self.clip_high)

@@ -13,13 +13,14 @@ import torch
 import lightning_modules.hc_rlhf
 import lightning_modules.score_models
 from datamodules import RecordsPrompts
-from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest, SupervisedTerm
+from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest, ScorerTraining, SupervisedTerm
 from lightning_modules.safety import Ledger
+from lightning_modules.score_models import ScoreModels
 from objectives import ClippedSurrogate, ClopperPearson, Hoeffding
 from policies import Policy, PolicyParams, Scorer
 from policies.supervised import response_loss
-from rewards import RecordsCost, RecordsReward
-from rewards.models import SPANS
+from rewards import FunctionReward, RecordsCost, RecordsReward
+from rewards.models import SPANS, ModelScore
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from support.prompts import prompt_fingerprints
@@ -131,6 +132,24 @@ def test_a_given_model_that_saw_the_safety_prompts_is_refused(tmp_path, assistan
     module = rule_based(assistant, cost=None, cost_model=str(folder))
     with pytest.raises(ConfigError, match="3 of 30 prompts of the safety split are also in the cost model's training data"):
         fit(module, tmp_path)
+
+
+def one_way(completions):
+    return [0.0] * len(completions)
+
+
+def test_another_function_or_another_model_is_another_cost(assistant):
+    """The ledger tells questions apart by what decides the cost, not by its name."""
+    other = Scorer(PolicyParams(assistant))
+    torch.nn.init.constant_(other.head.bias, 1.0)
+    parts = [FunctionReward(one_way, name="cost"), FunctionReward(lambda completions: [1.0] * len(completions), name="cost")]
+    parts += [ModelScore(Scorer(PolicyParams(assistant)), name="cost"), ModelScore(other, name="cost")]
+    found = set()
+    for part in parts:
+        models = ScoreModels(None, None, [RecordsReward()], part, ScorerTraining(), "raw")
+        models.load(PolicyParams(assistant), None, None)
+        found.add(models.facts["cost_model"]["id"])
+    assert len(found) == len(parts)
 
 
 # ---- killed on the way ------------------------------------------------------------------------------------------------------
