@@ -7,6 +7,7 @@ from callbacks.export import ExportPolicy
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
+from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.stages import Stage, StageSchedule
 from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
@@ -17,6 +18,8 @@ __all__ = [
     "CompletionsTable",
     "ExportPolicy",
     "FixedKL",
+    "Plateau",
+    "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",
     "ScheduledKL",

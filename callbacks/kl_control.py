@@ -22,7 +22,7 @@ class FixedKL(L.Callback):
         self.coefficient = coefficient
 
     def on_train_start(self, trainer, pl_module):
-        _check(pl_module, self)
+        check_reference(pl_module, self)
         pl_module.kl.coefficient = self.coefficient
 
 
@@ -41,7 +41,7 @@ class ScheduledKL(L.Callback):
         self.start, self.end, self.rollouts, self.shape = start, end, rollouts, shape
 
     def on_train_start(self, trainer, pl_module):
-        _check(pl_module, self)
+        check_reference(pl_module, self)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         progress = pl_module.rollouts_done / self.rollouts
@@ -70,7 +70,7 @@ class AdaptiveKL(L.Callback):
         self.coefficient = state_dict["coefficient"]
 
     def on_train_start(self, trainer, pl_module):
-        _check(pl_module, self)
+        check_reference(pl_module, self)
         if self.coefficient is not None:  # of a resumed run
             pl_module.kl.coefficient = self.coefficient
 
@@ -84,7 +84,8 @@ class AdaptiveKL(L.Callback):
             pl_module.kl.coefficient = self.coefficient
 
 
-def _check(module: L.LightningModule, callback: L.Callback) -> None:
+def check_reference(module: L.LightningModule, callback: L.Callback) -> None:
+    """Raises ConfigError for a module that keeps no reference."""
     if not getattr(module, "with_reference", False):
         raise ConfigError(
             f"{type(callback).__name__} needs a module that measures KL; set model.kl.coefficient above 0 "

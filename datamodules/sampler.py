@@ -53,6 +53,11 @@ class PromptSampler(Sampler[list[int]]):
             yield order[first : first + share]
         self.position, self.epoch = 0, self.epoch + 1
 
+    def spare(self, *key: int | str) -> Iterator[int]:
+        """Indices of further rows in an order that depends on (seed, key) alone; the position is not moved."""
+        generator = torch.Generator().manual_seed(derive_seed("spare prompts", self.seed, self.rank, *key))
+        yield from torch.randperm(self.size, generator=generator).tolist()
+
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position, "size": self.size, "batch_size": self.batch_size}
 
@@ -75,6 +80,10 @@ class PromptLoader(DataLoader):
         # A generator of its own: each new iterator of a DataLoader otherwise draws from the global one, and a resumed run
         # makes a different number of iterators.
         super().__init__(rows, batch_sampler=sampler, collate_fn=list, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+
+    def spare_rows(self, *key: int | str) -> Iterator[dict[str, Any]]:
+        """Further rows beside the batches, for methods that replace some; a function of (seed, rank, key)."""
+        return (self.dataset[index] for index in self.prompt_sampler.spare(*key))
 
     def state_dict(self) -> dict[str, int]:
         return self.prompt_sampler.state_dict()

@@ -7,6 +7,7 @@ from lightning_modules.grpo import GRPO
 from lightning_modules.hc_rlhf import HCRLHF
 from lightning_modules.on_policy import OnPolicyModule
 from lightning_modules.preference import CostModel, RewardModel
+from lightning_modules.prorl import ProRL
 from lightning_modules.reference_rewards import Reference
 from lightning_modules.safety import Constraint, SafetyTest, SupervisedTerm
 from lightning_modules.scorer_training import ScorerTraining
@@ -26,6 +27,7 @@ __all__ = [
     "KLPenalty",
     "ModeRewards",
     "OnPolicyModule",
+    "ProRL",
     "Reference",
     "RewardModel",
     "SafetyTest",

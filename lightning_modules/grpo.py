@@ -39,6 +39,8 @@ class GRPO(OnPolicyModule):
         shaping: truncated completions, several rewards, entropy bonus.
     """
 
+    equal_rewards_teach_nothing = True
+
     def __init__(
         self,
         policy: PolicyParams,

@@ -13,6 +13,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_modules.base import PosttrainModule, adamw
+from lightning_modules.checks import check_data
+from lightning_modules.dynamic_sampling import refilled
 from lightning_modules.evaluation import Evaluation, evaluate
 from lightning_modules.overlap import overlapped_rollout
 from lightning_modules.telemetry import log_rollout
@@ -52,6 +54,8 @@ class OnPolicyModule(PosttrainModule):
 
     batch: BatchPlan
     kl: KLPenalty
+    #: whether groups whose rewards are all equal give no gradient, so that `batch.refill` may replace them
+    equal_rewards_teach_nothing = False
 
     def __init__(
         self,
@@ -86,6 +90,10 @@ class OnPolicyModule(PosttrainModule):
                 f"kl.placement is token_reward, but {type(advantage).__name__} takes one reward a completion; set kl.placement: reward, or choose "
                 "objectives.ReinforcePlusPlus (baseline: none)."
             )
+        if batch.refill and not self.equal_rewards_teach_nothing:
+            raise ConfigError(
+                f"batch.refill is {batch.refill}, but {type(self).__name__} learns from groups of equal rewards too; leave it at 0 for this method."
+            )
         self.automatic_optimization = False
         self.batch, self.sampling, self.rewards, self.kl = batch, sampling, rewards, kl
         self.advantage, self.policy_loss, self.aggregation = advantage, loss, aggregation
@@ -108,12 +116,18 @@ class OnPolicyModule(PosttrainModule):
             batch = overlapped_rollout(self.rollout, rows, self.rewards, self._prompts_at_once)
             sampled = time.perf_counter()
             batch.rewards = self.score(batch)
+            drawn = batch
+            filling: dict[str, float] = {}
+            if self.batch.refill:
+                batch, filling = self.refill(batch)
+                sampled = time.perf_counter()
             batch.advantages = self.advantages(batch)
             scored = time.perf_counter()
             metrics = self.update(batch)
             seconds = (sampled - started, time.perf_counter() - scored)
         self.last_rollout = batch
-        log_rollout(self, batch, metrics, *seconds)
+        # Rewards and lengths of the prompts as they were drawn: those that are left after a selection compare with no other run.
+        log_rollout(self, drawn, metrics | filling, *seconds)
 
     def rollout(self, rows: Rows) -> RolloutBatch:
         """Prompts to completions."""
@@ -123,8 +137,24 @@ class OnPolicyModule(PosttrainModule):
         """Completions to rewards, by name."""
         return {reward.name: batch.rewards[reward.name] if reward.name in batch.rewards else reward(batch) for reward in self.rewards}
 
-    def returns(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """The one number a completion that is maximised: the weighted rewards, less the KL penalty if it is placed there."""
+    def refill(self, batch: RolloutBatch) -> tuple[RolloutBatch, dict[str, float]]:
+        """Dynamic sampling: groups without signal are replaced by those of further prompts."""
+        loader: Any = self.trainer.train_dataloader
+        if not hasattr(loader, "spare_rows"):
+            raise ConfigError(
+                "batch.refill needs a training loader that hands out further rows, as datamodules.PromptLoader does with `spare_rows`."
+            )
+
+        def sample(rows: Rows) -> RolloutBatch:
+            part = self.rollout(rows)
+            part.rewards = self.score(part)
+            return part
+
+        budget = int(self.batch.refill * len(batch.rows))
+        return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals)
+
+    def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        """The weighted rewards of every completion, after `shaping`."""
         if self.shaping.normalise_rewards:
             weights = torch.tensor([reward.weight for reward in self.rewards])
             total = normalised_sum(torch.stack([batch.rewards[reward.name] for reward in self.rewards]), weights, batch.groups)
@@ -132,6 +162,11 @@ class OnPolicyModule(PosttrainModule):
             total = total_reward(self.rewards, batch.rewards)
         if self.shaping.truncated_scale < 1:
             total = torch.where(batch.truncated, self.shaping.truncated_scale * total, total)
+        return total
+
+    def returns(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        """The one number a completion that is maximised: the weighted rewards, less the KL penalty if it is placed there."""
+        total = self.totals(batch)
         if self.kl.placement == "reward" and self.kl.coefficient:
             total = total - self.kl.coefficient * self.sequence_kl(batch)
         return total
@@ -341,30 +376,7 @@ class OnPolicyModule(PosttrainModule):
         if stage == "fit":
             self.batch.check_processes(self.trainer.world_size)
             self.advantage.reduce = self.summed
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None and hasattr(data, "rows"):
-            used = {"fit": ("train", "val", "safety"), "validate": ("val",), "test": ("test", "safety"), "predict": ("val",)}[stage]
-            splits = {split: data.rows(split) for split in used}
-            for row in [row for split, rows in splits.items() if split != "safety" and stage != "predict" for row in rows]:
-                for reward in self.rewards:
-                    reward.check_columns(row)
-            self._check_lengths(splits)
-
-    def _check_lengths(self, splits: dict[str, Rows]) -> None:
-        """Refuse prompts that leave no room for a completion, before anything is sampled."""
-        self.configure_model()
-        context = self.policy.context
-        if context is None:
-            return
-        room = context - self.sampling.max_new_tokens
-        for split, rows in splits.items():
-            for row in rows:
-                # A token has at least one byte, so most prompts need not be encoded to know that they fit.
-                if len(str(row["prompt"]).encode()) + 256 > room and (length := len(self.prompt_tokens(row))) > room:
-                    raise ConfigError(
-                        f"prompt {row.get('id')!r} of the {split} split has {length} tokens; with sampling.max_new_tokens={self.sampling.max_new_tokens} it exceeds the "
-                        f"model's context of {context} tokens. Drop or shorten it, or lower sampling.max_new_tokens."
-                    )
+        check_data(self, stage)
 
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":

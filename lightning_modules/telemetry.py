@@ -26,7 +26,7 @@ def log_rollout(
         "train/length": tokens / len(batch.finish_reasons),
         "train/truncated": batch.finish_reasons.count("length") / len(batch.finish_reasons),
         "train/kl_coefficient": module.kl.coefficient,
-        "perf/rollout_tokens_per_s": tokens / rollout_seconds,
+        "perf/rollout_tokens_per_s": (tokens + metrics.get("extra_tokens", 0.0)) / rollout_seconds,
         "perf/update_tokens_per_s": tokens / update_seconds,
     }
     if module.device.type == "cuda":

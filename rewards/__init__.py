@@ -4,6 +4,7 @@ from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
+from rewards.per_task import PerTask
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 
@@ -16,6 +17,7 @@ __all__ = [
     "ModelScore",
     "NumericAnswer",
     "OnTopic",
+    "PerTask",
     "ReasoningGymScore",
     "RecordsCost",
     "RecordsReward",

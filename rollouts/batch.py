@@ -88,6 +88,24 @@ class RolloutBatch:
             decoder=parts[0].decoder,
         )
 
+    def take(self, prompts: list[int]) -> "RolloutBatch":
+        """The groups of these prompts, in this order; nothing of what is computed after the rewards."""
+        index = torch.tensor(prompts, device=self.completion_ids.device)
+        rows = (index[:, None] * self.group_size + torch.arange(self.group_size, device=index.device)).flatten()
+        return RolloutBatch(
+            prompt_ids=self.prompt_ids[index],
+            prompt_mask=self.prompt_mask[index],
+            completion_ids=self.completion_ids[rows],
+            completion_mask=self.completion_mask[rows],
+            action_mask=self.action_mask[rows],
+            behaviour_logprobs=self.behaviour_logprobs[rows],
+            finish_reasons=[self.finish_reasons[row] for row in rows.tolist()],
+            rows=[self.rows[prompt] for prompt in prompts],
+            rewards={name: values[rows.to(values.device)] for name, values in self.rewards.items()},
+            own_first=None if self.own_first is None else self.own_first[rows],
+            decoder=self.decoder,
+        )
+
     @property
     def group_size(self) -> int:
         return self.completion_ids.shape[0] // self.prompt_ids.shape[0]

@@ -19,6 +19,8 @@ class BatchPlan:
         epochs: passes over all parts of a rollout.
         kl_stop: the rest of a rollout's steps is left out once the mean KL(sampling policy || policy) a token exceeds this, in nats.
         lr_per: whether the learning-rate scheduler counts optimiser steps or rollouts.
+        refill: dynamic sampling (DAPO, arXiv 2503.14476): groups whose completions all earn the same are replaced by those of further prompts,
+            with at most this many times the rollout's own completions generated in addition; 0 keeps every group.
     """
 
     prompts_per_rollout: int
@@ -29,6 +31,7 @@ class BatchPlan:
     epochs: int = 1
     kl_stop: float | None = None
     lr_per: Literal["update", "rollout"] = "update"
+    refill: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_rollout", "rollout_micro_batch", "update_token_budget", "updates_per_rollout", "epochs"):
@@ -39,6 +42,8 @@ class BatchPlan:
             raise ConfigError(
                 f"batch.kl_stop is {self.kl_stop}; it must be above 0, and only acts with several updates (batch.updates_per_rollout, batch.epochs)."
             )
+        if self.refill < 0:
+            raise ConfigError(f"batch.refill is {self.refill}; it must be 0 (keep groups without signal) or above.")
         if self.group_size < 2:
             raise ConfigError(
                 f"batch.group_size is {self.group_size}; a completion is judged against the others of its prompt, so set it to 2 or more."
@@ -68,6 +73,8 @@ class BatchPlan:
         self.check_processes(processes)
         rows = self.prompts_per_rollout * self.group_size
         again = f", {self.epochs} times" if self.epochs > 1 else ""
+        if self.refill:
+            again += f"; groups without signal are replaced, from at most {int(self.refill * self.prompts_per_rollout)} further prompts"
         return (
             f"{self.prompts_per_rollout} prompts x {self.group_size} completions = {rows} rows a rollout, {rows // processes} on each of "
             f"{processes} process(es); {self.updates_per_rollout} update(s) of {rows // self.updates_per_rollout} rows{again}"

@@ -1,0 +1,58 @@
+"""Dynamic sampling: groups whose completions all earn the same give no gradient; further prompts take their places (DAPO, arXiv 2503.14476, 3.2).
+
+The further prompts are a function of (seed, rank, rollout), each process replaces its own groups, and a rollout keeps its size: what the
+budget did not suffice for stays, with advantages of zero.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from objectives.statistics import group_statistics
+from rollouts import RolloutBatch
+
+Rows = list[dict[str, Any]]
+
+
+def has_signal(returns: Tensor, batch: RolloutBatch) -> Bool[Tensor, "prompts"]:
+    """Whether the completions of each prompt earn different returns; those to which no reward applies (NaN) do not count."""
+    return group_statistics(returns, batch.groups)[1] > 0
+
+
+def refilled(
+    batch: RolloutBatch,
+    spare: Iterator[dict[str, Any]],
+    budget: int,
+    sample: Callable[[Rows], RolloutBatch],
+    returns: Callable[[RolloutBatch], Tensor],
+) -> tuple[RolloutBatch, dict[str, float]]:
+    """Replace the groups without signal, as far as the budget goes.
+
+    Args:
+        batch: a scored rollout.
+        spare: rows of further prompts; those of the batch are passed over.
+        budget: most further prompts.
+        sample: rows to a scored rollout. returns: what decides on signal, one number a row.
+
+    Returns:
+        (the batch, metrics: `no_signal` and `no_signal_left` are shares of the groups, `extra_tokens` what was generated in addition).
+    """
+    signal = has_signal(returns(batch), batch)
+    metrics = {"no_signal": float((~signal).float().mean())}
+    missing = torch.nonzero(~signal).flatten().tolist()
+    seen = {row.get("id") for row in batch.rows}
+    fresh = (row for row in spare if row.get("id") not in seen)
+    places, parts, used, tokens = list(range(len(batch.rows))), [batch], 0, 0
+    while missing and used < budget and (rows := list(islice(fresh, min(len(missing), budget - used)))):
+        part = sample(rows)
+        offset = sum(len(p.rows) for p in parts)
+        parts.append(part)
+        used, tokens = used + len(rows), tokens + int(part.lengths.sum())
+        for prompt in torch.nonzero(has_signal(returns(part), part)).flatten().tolist():
+            places[missing.pop(0)] = offset + prompt
+    metrics |= {"no_signal_left": len(missing) / len(batch.rows), "extra_prompts": float(used), "extra_tokens": float(tokens)}
+    return RolloutBatch.concatenate(parts).take(places) if used else batch, metrics
