@@ -7,6 +7,7 @@ Later --config files override earlier ones key by key, lists are replaced; the c
 """
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -21,6 +22,8 @@ warnings.filterwarnings("ignore", message=".*in eval mode at the start of traini
 warnings.filterwarnings("ignore", message=".*special characters in metric name.*")  # MLflow writes val/pass@1 as val/pass1
 warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
 warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks for it by its old name
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
 
 import lightning as L  # noqa: E402
 import yaml  # noqa: E402
@@ -136,6 +139,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if config.get("weights_only") is None:
+            config.weights_only = True  # a checkpoint is data, from wherever it came
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path))
         on_policy = issubclass(imported(config.model.class_path), lightning_modules.OnPolicyModule)

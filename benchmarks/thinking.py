@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.experiments import curves, finished  # noqa: E402
 from main import main as command_line  # noqa: E402
 from policies import Policy, PolicyParams  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
@@ -62,16 +62,6 @@ def make_ellipsis_start() -> None:
     policy.save(ELLIPSIS_START)
 
 
-def curves(name: str) -> dict[str, list[tuple[int, float]]]:
-    """Every metric of the newest run of this name, against rollouts."""
-    client = mlflow.MlflowClient(URI)
-    experiment = client.get_experiment_by_name("lightning-posttrain")
-    assert experiment is not None
-    run = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'", order_by=["start_time DESC"])[0]
-    wanted = [metric for metric in run.data.metrics if metric.startswith(("train/", "val/"))]
-    return {metric: sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, metric)) for metric in wanted}
-
-
 def run_arm(arm: str, seed: int) -> None:
     stage, arguments, _ = ARMS[arm]
     given = [*arguments, f"--seed_everything={seed}"]
@@ -80,7 +70,7 @@ def run_arm(arm: str, seed: int) -> None:
     if stage == "fit":
         logger = ["--trainer.logger.init_args.tracking_uri=" + URI, f"--trainer.logger.init_args.run_name={arm} {seed}"]
         cli = command_line(["fit", *given, *logger, f"--trainer.default_root_dir={RESULTS}"])
-        found = {"minutes": (time.perf_counter() - started) / 60, "curves": curves(f"{arm} {seed}")}
+        found = {"minutes": (time.perf_counter() - started) / 60, "curves": curves(URI, f"{arm} {seed}")}
         newest = sorted((RESULTS / str(cli.trainer.logger.version) / "checkpoints").glob("*.ckpt"))[-1]  # type: ignore[union-attr]
         given.append(f"--ckpt_path={newest}")
     fit_only = ("--trainer.max_steps", "--trainer.val_check_interval")
@@ -93,16 +83,6 @@ def run_arm(arm: str, seed: int) -> None:
 
 
 # ---- the report ---------------------------------------------------------------------------------------------------------------
-
-
-def results() -> dict[tuple[str, int], dict[str, Any]]:
-    """What has been measured, by arm and seed."""
-    found = {}
-    for arm, (_, _, seeds) in ARMS.items():
-        for seed in seeds:
-            if (path := RESULTS / f"{arm}_{seed}.json").is_file():
-                found[arm, seed] = json.loads(path.read_text())
-    return found
 
 
 def rate(final: dict[str, float], levels: list[str], name: str = "no_thinking_rate") -> float:
@@ -219,7 +199,7 @@ def main(run: bool = True, only: list[str] | None = None) -> None:
             if not (RESULTS / f"{arm}_{seed}.json").is_file():
                 print(f"=== {arm}, seed {seed}", flush=True)
                 run_arm(arm, seed)
-    found = results()
+    found = finished(RESULTS, {arm: seeds for arm, (_, _, seeds) in ARMS.items()})
     print(table(found))
     for arm in ("adapt", "auto"):
         if (arm, 0) in found:

@@ -29,7 +29,7 @@ def refilled(
     budget: int,
     sample: Callable[[Rows], RolloutBatch],
     returns: Callable[[RolloutBatch], Tensor],
-) -> tuple[RolloutBatch, dict[str, float]]:
+) -> tuple[RolloutBatch, RolloutBatch, dict[str, float]]:
     """Replace the groups without signal, as far as the budget goes.
 
     Args:
@@ -39,7 +39,7 @@ def refilled(
         sample: rows to a scored rollout. returns: what decides on signal, one number a row.
 
     Returns:
-        (the batch, metrics: `no_signal` and `no_signal_left` are shares of the groups, `extra_tokens` what was generated in addition).
+        (the batch, all that was sampled, metrics: `no_signal` and `no_signal_left` are shares of the groups, `extra_tokens` what was generated in addition).
     """
     signal = has_signal(returns(batch), batch)
     metrics = {"no_signal": float((~signal).float().mean())}
@@ -55,4 +55,5 @@ def refilled(
         for prompt in torch.nonzero(has_signal(returns(part), part)).flatten().tolist():
             places[missing.pop(0)] = offset + prompt
     metrics |= {"no_signal_left": len(missing) / len(batch.rows), "extra_prompts": float(used), "extra_tokens": float(tokens)}
-    return RolloutBatch.concatenate(parts).take(places) if used else batch, metrics
+    sampled = RolloutBatch.concatenate(parts)
+    return sampled.take(places) if used else batch, sampled, metrics

@@ -103,7 +103,8 @@ class OnPolicyModule(PosttrainModule):
         self.max_grad_norm, self.importance_cap = max_grad_norm, importance_cap
         self.with_reference = kl.coefficient > 0
         self.engine = engine or EmbeddedEngine()
-        self.last_rollout: RolloutBatch | None = None
+        self.last_rollout: RolloutBatch | None = None  # that was learned from
+        self.last_sampled: RolloutBatch | None = None  # with the groups that dynamic sampling left out
         self.last_validation: list[RolloutBatch] = []
         self.thinking_stats: ThinkingStats | None = None
 
@@ -116,16 +117,16 @@ class OnPolicyModule(PosttrainModule):
             batch = overlapped_rollout(self.rollout, rows, self.rewards, self._prompts_at_once)
             sampled = time.perf_counter()
             batch.rewards = self.score(batch)
-            drawn = batch
+            drawn = everything = batch
             filling: dict[str, float] = {}
             if self.batch.refill:
-                batch, filling = self.refill(batch)
+                batch, everything, filling = self.refill(batch)
                 sampled = time.perf_counter()
             batch.advantages = self.advantages(batch)
             scored = time.perf_counter()
             metrics = self.update(batch)
             seconds = (sampled - started, time.perf_counter() - scored)
-        self.last_rollout = batch
+        self.last_rollout, self.last_sampled = batch, everything
         # Rewards and lengths of the prompts as they were drawn: those that are left after a selection compare with no other run.
         log_rollout(self, drawn, metrics | filling, *seconds)
 
@@ -137,8 +138,8 @@ class OnPolicyModule(PosttrainModule):
         """Completions to rewards, by name."""
         return {reward.name: batch.rewards[reward.name] if reward.name in batch.rewards else reward(batch) for reward in self.rewards}
 
-    def refill(self, batch: RolloutBatch) -> tuple[RolloutBatch, dict[str, float]]:
-        """Dynamic sampling: groups without signal are replaced by those of further prompts."""
+    def refill(self, batch: RolloutBatch) -> tuple[RolloutBatch, RolloutBatch, dict[str, float]]:
+        """Dynamic sampling: groups without signal are replaced by those of further prompts. Also returns all that was sampled, and metrics."""
         loader: Any = self.trainer.train_dataloader
         if not hasattr(loader, "spare_rows"):
             raise ConfigError(

@@ -22,5 +22,5 @@ def test_quotes_links_and_configurations_exist(page):
 
 
 def test_method_pages_quote_their_formulas():
-    for name in ("grpo", "hc_rlhf", "objectives", "adapt_think", "auto_think"):
+    for name in ("grpo", "hc_rlhf", "objectives", "adapt_think", "auto_think", "prorl"):
         assert len(QUOTE.findall((ROOT / f"docs/{name}.md").read_text())) >= 6

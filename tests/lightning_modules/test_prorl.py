@@ -90,18 +90,19 @@ def test_groups_without_signal_are_replaced_in_their_places_within_the_budget():
         spare = iter([{"id": name} for name in "bdefg"])  # b is in the batch already
         return refilled(scored(names, rewards), spare, budget, sample, lambda batch: batch.rewards["r"].float())
 
-    full, metrics = run(10)
+    full, sampled, metrics = run(10)
     assert asked == [["d", "e"], ["f"]]  # two are missing, e gives no signal, so one more is asked for
     assert [row["id"] for row in full.rows] == ["d", "b", "f"]
+    assert [row["id"] for row in sampled.rows] == list("abcdef")
     assert full.completion_ids.flatten().tolist() == [ord(c) for c in "ddbbff"]  # whole groups, and everything of them
     assert full.behaviour_logprobs.flatten().tolist() == [-ord(c) for c in "ddbbff"]
     assert full.rewards["r"].tolist() == [1, 0, 0, 1, 0, 1]
     assert metrics == {"no_signal": pytest.approx(2 / 3), "no_signal_left": 0, "extra_prompts": 3, "extra_tokens": 6}
-    part, metrics = run(1)
+    part, _, metrics = run(1)
     assert [row["id"] for row in part.rows] == ["d", "b", "c"] and metrics["no_signal_left"] == pytest.approx(1 / 3)
-    none, metrics = run(0)
+    none, _, metrics = run(0)
     assert [row["id"] for row in none.rows] == ["a", "b", "c"] and metrics["extra_prompts"] == 0
-    whole, metrics = run(5, "bd")
+    whole, _, metrics = run(5, "bd")
     assert asked == [] and metrics["no_signal"] == 0 and [row["id"] for row in whole.rows] == ["b", "d"]
 
 
