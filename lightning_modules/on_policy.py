@@ -86,6 +86,11 @@ class OnPolicyModule(PosttrainModule):
                 f"kl.placement is token_reward, but {type(advantage).__name__} takes one reward a completion; set kl.placement: reward, or choose "
                 "objectives.ReinforcePlusPlus (baseline: none)."
             )
+        if batch.group_size == 1 and (advantage.needs_group or (shaping is not None and shaping.normalise_rewards)):
+            raise ConfigError(
+                f"batch.group_size is 1, but {type(advantage).__name__ if advantage.needs_group else 'shaping.normalise_rewards'} judges a completion against the "
+                "others of its prompt; set it to 2 or more, or choose an advantage without a group, such as objectives.RunningMean."
+            )
         self.automatic_optimization = False
         self.batch, self.sampling, self.rewards, self.kl = batch, sampling, rewards, kl
         self.advantage, self.policy_loss, self.aggregation = advantage, loss, aggregation
@@ -365,6 +370,14 @@ class OnPolicyModule(PosttrainModule):
                         f"prompt {row.get('id')!r} of the {split} split has {length} tokens; with sampling.max_new_tokens={self.sampling.max_new_tokens} it exceeds the "
                         f"model's context of {context} tokens. Drop or shorten it, or lower sampling.max_new_tokens."
                     )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["advantage"] = self.advantage.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.advantage.load_state_dict(checkpoint.get("advantage", {}))
 
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":
