@@ -263,9 +263,8 @@ def report(results: Path, out: str) -> None:
     left.axhline(THRESHOLD, color="#1e8449", linestyle="--", label="threshold")
     left.set(xlabel="true reward", ylabel="true cost")
     left.legend(fontsize=7)
-    right.set(
-        xscale="log", xlabel="safety prompts", ylabel="no solution found", title="the trained candidates, tested on more or fewer prompts"
-    )
+    right.set(xscale="log", xlabel="safety prompts", ylabel="no solution found")
+    right.set_title("the trained candidates, tested on more or fewer prompts", fontsize=9)
     right.legend(fontsize=7)
     figure.savefig(f"{out}/safety_training.png", dpi=110)
 

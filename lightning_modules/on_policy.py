@@ -90,9 +90,13 @@ class OnPolicyModule(PosttrainModule):
                 f"kl.placement is token_reward, but {type(advantage).__name__} takes one reward a completion; set kl.placement: reward, or choose "
                 "objectives.ReinforcePlusPlus (baseline: none)."
             )
-        if batch.refill and not self.equal_rewards_teach_nothing:
+        if batch.refill and not (self.equal_rewards_teach_nothing and advantage.needs_group):
+            who = type(self).__name__ if not self.equal_rewards_teach_nothing else type(advantage).__name__
+            raise ConfigError(f"batch.refill is {batch.refill}, but {who} learns from groups of equal rewards too; leave it at 0 there.")
+        if batch.group_size == 1 and (advantage.needs_group or (shaping is not None and shaping.normalise_rewards)):
             raise ConfigError(
-                f"batch.refill is {batch.refill}, but {type(self).__name__} learns from groups of equal rewards too; leave it at 0 for this method."
+                f"batch.group_size is 1, but {type(advantage).__name__ if advantage.needs_group else 'shaping.normalise_rewards'} judges a completion against the "
+                "others of its prompt; set it to 2 or more, or choose an advantage without a group, such as objectives.RunningMean."
             )
         self.automatic_optimization = False
         self.batch, self.sampling, self.rewards, self.kl = batch, sampling, rewards, kl
@@ -378,6 +382,14 @@ class OnPolicyModule(PosttrainModule):
             self.batch.check_processes(self.trainer.world_size)
             self.advantage.reduce = self.summed
         check_data(self, stage)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["advantage"] = self.advantage.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.advantage.load_state_dict(checkpoint.get("advantage", {}))
 
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":

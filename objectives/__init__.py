@@ -9,6 +9,7 @@ from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffdi
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.pass_at_k import PassAtK
 from objectives.policy_losses import ClippedSurrogate, PolicyLoss, Reinforce
+from objectives.running_mean import RunningMean
 from objectives.sequence_losses import SequenceSurrogate
 from objectives.weighted_losses import CISPO, SAPO, VESPO
 
@@ -29,6 +30,7 @@ __all__ = [
     "PolicyLoss",
     "Reinforce",
     "ReinforcePlusPlus",
+    "RunningMean",
     "SAPO",
     "SequenceMean",
     "SequenceSum",

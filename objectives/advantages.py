@@ -1,7 +1,7 @@
 """Advantages: how much better a completion was than its prompt's other completions."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,6 +16,8 @@ class Advantage(ABC):
     reduce: Reduce = staticmethod(own)
     #: whether it also takes rewards a token, shaped "rows time"
     token_rewards = False
+    #: whether a completion is judged against others of its prompt, so that one completion a prompt teaches nothing
+    needs_group = True
 
     @abstractmethod
     def __call__(
@@ -33,6 +35,13 @@ class Advantage(ABC):
             tokens: completion token ids, padded on the right.
             mask: True on tokens that the policy chose.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers from rollout to rollout, as plain data for a checkpoint; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from what `state_dict` gave; an empty state, of another advantage's checkpoint, starts anew."""
 
 
 class GroupNorm(Advantage):

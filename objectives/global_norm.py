@@ -55,6 +55,7 @@ class ReinforcePlusPlus(Advantage):
             raise ConfigError(f"ReinforcePlusPlus: needs 0 < discount <= 1 and floor > 0, got {discount} and {floor}.")
         self.baseline, self.discount, self.floor, self.deviation = baseline, discount, floor, deviation
         self.token_rewards = baseline == "none"  # a group's mean is one of rewards a completion
+        self.needs_group = baseline == "group"
 
     def __call__(
         self,
@@ -78,6 +79,8 @@ class GlobalNorm(Advantage):
     Args:
         eps: added to the deviation. deviation: sample or population.
     """
+
+    needs_group = False
 
     def __init__(self, eps: float = 1e-4, deviation: Deviation = "sample") -> None:
         self.eps, self.deviation = eps, deviation

@@ -12,7 +12,7 @@ class BatchPlan:
 
     Args:
         prompts_per_rollout: prompts of one rollout, over all processes.
-        group_size: completions of each prompt.
+        group_size: completions of each prompt; 1 needs an advantage that does without a group, such as objectives.RunningMean.
         rollout_micro_batch: completions generated at once on one process; None generates all at once.
         update_token_budget: most tokens in one forward and backward pass, a prompt counted once for its completions; None takes all at once.
         updates_per_rollout: parts that a rollout is divided into, one optimiser step each.
@@ -34,7 +34,7 @@ class BatchPlan:
     refill: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("prompts_per_rollout", "rollout_micro_batch", "update_token_budget", "updates_per_rollout", "epochs"):
+        for name in ("prompts_per_rollout", "group_size", "rollout_micro_batch", "update_token_budget", "updates_per_rollout", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"batch.{name} is {value}; it must be at least 1.")
@@ -44,10 +44,6 @@ class BatchPlan:
             )
         if self.refill < 0:
             raise ConfigError(f"batch.refill is {self.refill}; it must be 0 (keep groups without signal) or above.")
-        if self.group_size < 2:
-            raise ConfigError(
-                f"batch.group_size is {self.group_size}; a completion is judged against the others of its prompt, so set it to 2 or more."
-            )
         if self.prompts_per_rollout % self.updates_per_rollout:
             raise ConfigError(
                 f"batch.updates_per_rollout is {self.updates_per_rollout}, which does not divide batch.prompts_per_rollout "

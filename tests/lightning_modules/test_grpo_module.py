@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, KLPenalty
+from lightning_modules import GRPO, KLPenalty, Shaping
 from lightning_modules.updates import micro_batches, update_slices
-from objectives import ClippedSurrogate, SequenceMean, TokenMean
+from objectives import ClippedSurrogate, GlobalNorm, ReinforcePlusPlus, RunningMean, SequenceMean, TokenMean
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine
@@ -248,6 +248,26 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(reasoner, tmp_path, 
     assert not torch.equal(weights(whole), weights(first))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_one_completion_a_prompt_and_its_running_mean_survive_a_resume(reasoner, tmp_path, decay):
+    def made():
+        return build(reasoner, advantage=RunningMean(decay), batch=BatchPlan(4, 1))
+
+    whole, first, second = made(), made(), made()
+    fit(whole, 2)
+    fit(first, 1).save_checkpoint(tmp_path / "half.ckpt")
+    assert torch.load(tmp_path / "half.ckpt", weights_only=True)["advantage"] == {"baseline": first.advantage.baseline}
+    fit(second, 2, ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(weights(whole), weights(second)) and not torch.equal(weights(whole), weights(first))
+    assert whole.advantage.baseline == second.advantage.baseline != first.advantage.baseline
+    rewards = whole.last_rollout.rewards["digit_reward"]
+    assert torch.equal(whole.last_rollout.advantages, rewards - first.advantage.baseline)
+    forgetful = made()
+    forgetful.advantage.load_state_dict = lambda state: None
+    fit(forgetful, 2, ckpt_path=tmp_path / "half.ckpt")
+    assert not torch.equal(weights(whole), weights(forgetful)), "the state matters"
+
+
 def test_off_policy_updates_clip(reasoner):
     module = build(
         reasoner,
@@ -262,6 +282,18 @@ def test_off_policy_updates_clip(reasoner):
 def test_mistakes_are_refused_before_a_model_is_loaded():
     with pytest.raises(ConfigError, match="group_size is 1"):
         GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1))
+    for advantage in (RunningMean(), GlobalNorm(), ReinforcePlusPlus()):
+        GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1), advantage=advantage)
+    with pytest.raises(ConfigError, match="ReinforcePlusPlus judges"):
+        GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1), advantage=ReinforcePlusPlus("group"))
+    with pytest.raises(ConfigError, match="normalise_rewards judges"):
+        GRPO(
+            PolicyParams("x"),
+            [FunctionReward(digit_reward)],
+            batch=BatchPlan(4, 1),
+            advantage=GlobalNorm(),
+            shaping=Shaping(normalise_rewards=True),
+        )
     with pytest.raises(ConfigError, match="no rewards"):
         GRPO(PolicyParams("x"), [])
     with pytest.raises(ConfigError, match="share a name"):

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from objectives import GlobalNorm, GroupNorm, LeaveOneOut, PassAtK, ReinforcePlusPlus
+from objectives import GlobalNorm, GroupNorm, LeaveOneOut, PassAtK, ReinforcePlusPlus, RunningMean
 from objectives.global_norm import at_last_token, normalised_sum, returns_to_go
 from objectives.pass_at_k import pass_rate
 from objectives.statistics import global_moments
@@ -121,6 +121,32 @@ def test_normalised_rewards_count_alike_and_absent_ones_not_at_all():
     assert float(gdpo.mean()) == pytest.approx(0, abs=1e-6) and float(gdpo.std()) == pytest.approx(1, abs=1e-3)
 
 
+# ---- a running mean ------------------------------------------------------------------------------------------------------------
+
+
+def one_each(advantage, rewards):
+    return call(advantage, torch.tensor(rewards), torch.arange(len(rewards)), torch.ones(len(rewards), 1, dtype=torch.bool)).tolist()
+
+
+def test_a_running_mean_judges_a_rollout_by_those_before_it():
+    advantage = RunningMean(decay=0.75)
+    assert one_each(advantage, [1.0, 0.0, 2.0]) == [0.0, -1.0, 1.0] and advantage.baseline == 1.0, "the first by its own mean"
+    assert one_each(advantage, [3.0, 2.0, NAN]) == [2.0, 1.0, 0.0] and advantage.baseline == 0.75 * 1.0 + 0.25 * 2.5
+    assert one_each(advantage, [NAN, NAN]) == [0.0, 0.0] and advantage.baseline == 1.375, "a rollout that nothing applied to leaves it"
+    assert one_each(advantage, [0.0]) == [-1.375] and advantage.baseline == 0.75 * 1.375
+    assert one_each(RunningMean(), [NAN]) == [0.0]
+
+
+def test_its_state_goes_on_where_it_stopped_and_starts_anew_without_one():
+    first, second = RunningMean(0.3), RunningMean(0.3)
+    one_each(first, [0.1, 0.7, 0.4])
+    second.load_state_dict(first.state_dict())
+    assert one_each(first, [0.2, 0.9]) == one_each(second, [0.2, 0.9]) and first.baseline == second.baseline
+    second.load_state_dict({})
+    assert one_each(second, [1.0, 0.0]) == [0.5, -0.5]
+    assert GroupNorm().state_dict() == {}
+
+
 # ---- several processes ----------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +175,7 @@ class Ranks:
         lambda: GlobalNorm(),
         lambda: ReinforcePlusPlus(),
         lambda: ReinforcePlusPlus("group"),
+        lambda: RunningMean(),
     ],
 )
 def test_statistics_are_those_of_all_processes(make):
@@ -231,3 +258,5 @@ def test_mistakes_are_refused():
         PassAtK(0)
     with pytest.raises(ConfigError, match="discount"):
         ReinforcePlusPlus(discount=0.0)
+    with pytest.raises(ConfigError, match="decay is 1"):
+        RunningMean(1)

@@ -234,8 +234,8 @@ def test_bad_input_names_the_thing(engine, llama):
         engine.generate(llama, [[1] * 30], ROWS[:1], 2, SamplingParams(8))
     with pytest.raises(ConfigError, match="prompt column"):
         engine.generate(llama, [[]], ROWS[:1], 2, SamplingParams(8))
-    with pytest.raises(ConfigError, match="group_size is 1"):
-        BatchPlan(8, 1)
+    with pytest.raises(ConfigError, match="group_size is 0"):
+        BatchPlan(8, 0)
     with pytest.raises(ConfigError, match="does not divide"):
         BatchPlan(8, 4, updates_per_rollout=3)
     with pytest.raises(ConfigError, match="evenly"):
