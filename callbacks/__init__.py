@@ -1,8 +1,9 @@
-"""What happens between steps: KL control, tables, checkpoints, exports."""
+"""What happens between steps: KL control, difficulty, tables, checkpoints, exports."""
 
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
+from callbacks.difficulty import DifficultyLedger
 from callbacks.export import ExportPolicy
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.predictions import WritePredictions
@@ -15,6 +16,7 @@ __all__ = [
     "AdaptiveKL",
     "BaselineValidation",
     "CompletionsTable",
+    "DifficultyLedger",
     "ExportPolicy",
     "FixedKL",
     "RolloutCheckpoint",
