@@ -1,8 +1,9 @@
-"""What happens between steps: KL control, difficulty, tables, checkpoints, exports."""
+"""What happens between steps: KL control, curriculum, tables, checkpoints, exports."""
 
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
+from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
 from callbacks.export import ExportPolicy
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
@@ -16,6 +17,7 @@ __all__ = [
     "AdaptiveKL",
     "BaselineValidation",
     "CompletionsTable",
+    "Curriculum",
     "DifficultyLedger",
     "ExportPolicy",
     "FixedKL",
