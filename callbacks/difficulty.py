@@ -94,7 +94,7 @@ def pass_rate_figure(rates: PassRates) -> Figure:
         for rollout, rate in pairs:
             bins[rollout // width].append(rate)
         means = [sum(found) / len(found) for found in bins.values()]
-        panel.plot([(b + 0.5) * width for b in bins], means, marker=".", label=str(name))
+        panel.plot([b * width + (width - 1) / 2 for b in bins], means, marker=".", label=str(name))
     panel.set_xlabel("rollout")
     panel.set_ylabel("pass rate of the prompts drawn")
     if len(groups) <= 12:

@@ -14,7 +14,7 @@ from support.seeding import derive_seed
 class CurriculumSampler(PromptSampler):
     """Draws a rollout's prompts from the current level, and a share of them from all levels below it.
 
-    The draw is a function of (seed, rollout, level): within a rollout no prompt occurs twice, over rollouts each is drawn afresh, so an epoch
+    The draw is a function of (seed, rollout, level): within a rollout no row occurs twice, over rollouts each is drawn afresh, so an epoch
     is a number of rollouts and no pass over the rows. Of several processes each keeps its own share, as in `PromptSampler`.
 
     Args:

@@ -1,5 +1,6 @@
 """The level of the training prompts: it follows the pass rate both ways, over a resume and on several processes alike."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -9,12 +10,14 @@ import torch
 from callbacks import Curriculum, DifficultyLedger, RolloutCheckpoint
 from datamodules import ArithmeticPrompts, CurriculumSampler, PromptSampler
 from lightning_modules import GRPO
+from main import main
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from support.pass_rates import Measurement
 
+ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [1 + i % 3 for i in range(60)]
 
 
@@ -202,3 +205,27 @@ def test_data_without_enough_levels_are_refused_by_a_run(reasoner, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="at least two levels"):
         fit(reasoner, 1, levels=[2])
+
+
+def test_the_overlay_runs_on_grpo(reasoner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    small = {
+        "model.policy.model": reasoner,
+        "model.batch.prompts_per_rollout": 4,
+        "model.batch.group_size": 2,
+        "model.sampling.max_new_tokens": 4,
+        "data.train_size": 40,
+        "data.val_size": 2,
+        "trainer.max_steps": 2,
+        "trainer.limit_val_batches": 0,
+        "trainer.logger": "false",
+        "trainer.enable_progress_bar": "false",
+        "trainer.accelerator": "cpu",
+    }
+    configs = [f"--config={ROOT}/configs/{name}.yaml" for name in ("grpo", "curriculum")]
+    cli = main(["fit", *configs, *(f"--{name}={value}" for name, value in small.items())])
+    sampler = cli.trainer.train_dataloader.prompt_sampler
+    assert isinstance(sampler, CurriculumSampler) and list(sampler.pools) == [1, 2, 3, 4, 5]
+    assert float(cli.trainer.callback_metrics["train/curriculum_level"]) == 1
+    assert (tmp_path / "runs/local/pass_rates.jsonl").is_file() and (tmp_path / "runs/local/checkpoints/rollout_000002.ckpt").is_file()

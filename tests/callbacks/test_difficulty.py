@@ -103,4 +103,4 @@ def test_the_picture_has_points_for_many_rollouts(columns):
         rates.add(Measurement(f"p{rollout % 7}", rollout, rollout / 1000, **columns))
     (line,) = pass_rate_figure(rates).axes[0].get_lines()
     x, y = line.get_data()
-    assert len(x) == 40 and x[0] == 12.5 and y[0] == pytest.approx(0.012) and y[-1] == pytest.approx(0.987)
+    assert len(x) == 40 and x[0] == 12 and y[0] == pytest.approx(0.012) and y[-1] == pytest.approx(0.987)
