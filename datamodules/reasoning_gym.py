@@ -91,7 +91,8 @@ class ReasoningGymPrompts(PromptData):
 
     def _draw(self, split: str, count: int) -> list[dict[str, Any]]:
         rows = []
-        kinds = [(name, level) for name in sorted(self.tasks) for level in self.curriculum_levels or [None]]
+        levels: list[int] | list[None] = self.curriculum_levels or [None]
+        kinds = [(name, level) for name in sorted(self.tasks) for level in levels]
         for number, (name, level) in enumerate(kinds):
             share = count // len(kinds) + (number < count % len(kinds))
             if not share:
