@@ -1,8 +1,10 @@
-"""What happens between steps: KL control, tables, checkpoints, exports."""
+"""What happens between steps: KL control, curriculum, tables, checkpoints, exports."""
 
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
+from callbacks.curriculum import Curriculum
+from callbacks.difficulty import DifficultyLedger
 from callbacks.export import ExportPolicy
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.predictions import WritePredictions
@@ -16,6 +18,8 @@ __all__ = [
     "AdaptiveKL",
     "BaselineValidation",
     "CompletionsTable",
+    "Curriculum",
+    "DifficultyLedger",
     "ExportPolicy",
     "FixedKL",
     "Plateau",

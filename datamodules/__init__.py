@@ -1,6 +1,7 @@
 """What is sampled from: the order of the prompts and the position in it are state that a checkpoint carries."""
 
 from datamodules.arithmetic import ArithmeticPrompts
+from datamodules.curriculum import CurriculumSampler
 from datamodules.demonstrations import Demonstrations
 from datamodules.files import FilePrompts
 from datamodules.garak import GarakPrompts
@@ -12,6 +13,7 @@ from datamodules.sampler import PromptLoader, PromptSampler
 
 __all__ = [
     "ArithmeticPrompts",
+    "CurriculumSampler",
     "Demonstrations",
     "FilePrompts",
     "GarakPrompts",

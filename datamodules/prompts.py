@@ -1,10 +1,12 @@
 """The data module that every method's prompts come from."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
 
+from datamodules.curriculum import CurriculumSampler
 from datamodules.preferences import PairSource
 from datamodules.rows import Row, check_rows
 from datamodules.sampler import PromptLoader, PromptSampler
@@ -26,6 +28,8 @@ class PromptData(L.LightningDataModule, ABC):
 
     #: columns that every row must have; what the rewards need beyond them they check themselves
     required: tuple[str, ...] = ("prompt",)
+    #: settings of a `CurriculumSampler`, put there by `callbacks.Curriculum`; None draws every row once an epoch
+    curriculum: dict[str, Any] | None = None
 
     def __init__(self, seed: int | None = None, val_batch: int = 64, preferences: PairSource | None = None) -> None:
         super().__init__()
@@ -73,10 +77,11 @@ class PromptData(L.LightningDataModule, ABC):
             raise ConfigError(
                 f"{type(self.trainer.lightning_module).__name__} has no batch plan; {type(self).__name__} is for on-policy modules."
             )
-        sampler = PromptSampler(
-            len(self.rows("train")), batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size
-        )
-        return PromptLoader(self.rows("train"), sampler)
+        rows = self.rows("train")
+        draw = (batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size)
+        if self.curriculum is None:
+            return PromptLoader(rows, PromptSampler(len(rows), *draw))
+        return PromptLoader(rows, CurriculumSampler([row.get("level") for row in rows], *draw, **self.curriculum))
 
     def _evaluation_loader(self, split: str) -> DataLoader:
         rows = self.rows(split)

@@ -18,6 +18,9 @@ class ReasoningGymPrompts(PromptData):
         train_size, val_size: questions in all; the held-out ones come from other seeds and repeat no training question.
         instruction: added to every question; "" for none.
         seed: of the questions and of their order.
+        curriculum_levels: levels of the tasks' own curricula, e.g. [0, 1, 2], drawn evenly; a level sets its attributes over those in `tasks`. Rows then
+            have `level`, and `task` is <name>-<level>. Each level has only its own range of difficulty (reasoning-gym's "upper bound"): who wants easier
+            questions beside it draws them from the levels below.
     """
 
     def __init__(
@@ -27,13 +30,15 @@ class ReasoningGymPrompts(PromptData):
         val_size: int = 100,
         instruction: str = INSTRUCTION,
         seed: int | None = None,
+        curriculum_levels: list[int] | None = None,
     ) -> None:
         super().__init__(seed=seed)
         if not tasks:
             raise ConfigError("data.tasks is empty; name at least one reasoning-gym task, e.g. {chain_sum: {}}.")
-        self.tasks, self.instruction = tasks, instruction
+        self.tasks, self.instruction, self.curriculum_levels = tasks, instruction, curriculum_levels
         self.train_size, self.val_size = train_size, val_size
         self._check_names()
+        self._check_levels()
 
     def _check_names(self) -> None:
         import difflib
@@ -47,30 +52,65 @@ class ReasoningGymPrompts(PromptData):
                     f"data.tasks names {name!r}, which reasoning-gym does not have. Did you mean {', '.join(near) or 'one of ' + ', '.join(sorted(DATASETS))}?"
                 )
 
-    def _draw(self, split: str, count: int) -> list[dict[str, Any]]:
-        import reasoning_gym
+    def _check_levels(self) -> None:
+        from reasoning_gym.factory import create_curriculum, has_curriculum
 
+        if self.curriculum_levels is None:
+            return
+        if not self.curriculum_levels or min(self.curriculum_levels) < 0 or len(set(self.curriculum_levels)) < len(self.curriculum_levels):
+            raise ConfigError(f"data.curriculum_levels is {self.curriculum_levels}; give different whole numbers from 0 on.")
+        for name in self.tasks:
+            if not has_curriculum(name):
+                raise ConfigError(
+                    f"data.curriculum_levels is set, but reasoning-gym has no curriculum for {name!r}; leave one of them out."
+                )
+            highest = max((len(a.levels) for a in create_curriculum(name).attributes.values()), default=1) - 1
+            if max(self.curriculum_levels) > highest:  # reasoning-gym would repeat the highest under another number
+                raise ConfigError(f"data.curriculum_levels is {self.curriculum_levels}, but the levels of {name!r} end at {highest}.")
+
+    def _questions(self, name: str, level: int | None, size: int, seed: int) -> Any:
+        """A task's questions, at a level of its curriculum if there is one."""
+        import reasoning_gym
+        from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
+        from reasoning_gym.factory import DATASETS, create_curriculum
+
+        settings = self.tasks[name] or {}
+        try:
+            if level is None:
+                return reasoning_gym.create_dataset(name, size=size, seed=seed, **settings)
+            curriculum = create_curriculum(name)
+            curriculum.set_global_level(level)
+            alone = DefaultCurriculumContext(RangeAttributeMode.UPPER_BOUND)
+            config = curriculum.generate_configuration(settings | {"size": size, "seed": seed}, alone)
+            if hasattr(config, "validate"):
+                config.validate()
+            return DATASETS[name][0](config=config)
+        except (TypeError, AssertionError, ValueError) as error:
+            where = "" if level is None else f" at curriculum level {level}"
+            raise ConfigError(f"reasoning-gym refuses the settings {self.tasks[name]} of {name!r}{where}: {error}") from error
+
+    def _draw(self, split: str, count: int) -> list[dict[str, Any]]:
         rows = []
-        names = sorted(self.tasks)
-        for number, name in enumerate(names):
-            share = count // len(names) + (number < count % len(names))
+        levels: list[int] | list[None] = self.curriculum_levels or [None]
+        kinds = [(name, level) for name in sorted(self.tasks) for level in levels]
+        for number, (name, level) in enumerate(kinds):
+            share = count // len(kinds) + (number < count % len(kinds))
             if not share:
                 continue
-            seed = derive_seed("reasoning gym", split, self.seed, name) % 2**31
-            try:
-                questions = reasoning_gym.create_dataset(name, size=share, seed=seed, **(self.tasks[name] or {}))
-            except (TypeError, AssertionError, ValueError) as error:
-                raise ConfigError(f"reasoning-gym refuses the settings {self.tasks[name]} of {name!r}: {error}") from error
-            for i, entry in enumerate(questions):
+            own = {} if level is None else {"level": level}
+            label = name if level is None else f"{name}-{level}"
+            seed = derive_seed("reasoning gym", split, self.seed, label) % 2**31
+            for i, entry in enumerate(self._questions(name, level, share, seed)):
                 prompt = f"{entry['question']}\n\n{self.instruction}".strip()
                 rows.append(
                     {
-                        "id": f"{name}-{split}-{i}",
+                        "id": f"{label}-{split}-{i}",
                         "prompt": prompt,
                         "answer": str(entry["answer"]),
-                        "task": name,
+                        "task": label,
                         "entry": json.dumps(entry, default=str),
                     }
+                    | own
                 )
         return rows
 

@@ -1,6 +1,5 @@
 """Validation and test of an on-policy module: sampled completions, their rewards, pass@k."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,30 +20,34 @@ class Evaluation:
     """How validation and test sample.
 
     Args:
-        samples: completions of every prompt. pass_k: the k of pass@k, at most `samples`.
+        samples: completions of every prompt.
+        pass_k: the k of pass@k, at most `samples`. One number is logged as `pass@k`, a list such as [1, 4, 16] as `pass@1`, `pass@4`, `pass@16`.
         sampling: how they are drawn; the training's sampling if None.
+        val_intervals: log 95 % bootstrap intervals over the problems in validation too; the test stage always has them.
     """
 
     samples: int = 1
-    pass_k: int | None = None
+    pass_k: int | list[int] | None = None
     sampling: SamplingParams | None = None
+    val_intervals: bool = False
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or (self.pass_k is not None and not 1 <= self.pass_k <= self.samples):
+        wanted = list(self.pass_ks.values())
+        if self.samples < 1 or not all(1 <= k <= self.samples for k in wanted) or self.pass_k == []:
             raise ConfigError(
                 f"evaluation.samples is {self.samples} and evaluation.pass_k is {self.pass_k}; needs samples >= 1 and 1 <= pass_k <= samples."
             )
 
+    @property
+    def pass_ks(self) -> dict[str, int]:
+        """The wanted k by the metric's name."""
+        if isinstance(self.pass_k, int):
+            return {"pass@k": self.pass_k}
+        return {f"pass@{k}": k for k in self.pass_k or []}
 
-def pass_at_k(correct: Tensor, k: int) -> Tensor:
-    """1 - C(n - c, k) / C(n, k) for each problem, from n samples of which c are correct (Chen et al., arXiv 2107.03374, eq. 1).
-
-    Args:
-        correct: (problems, samples), bool.
-    """
-    n = correct.shape[1]
-    values = [1.0 - math.comb(n - int(c), k) / math.comb(n, k) for c in correct.sum(1)]
-    return torch.tensor(values, dtype=torch.float32)
+    def with_intervals(self, stage: str) -> bool:
+        """Whether a stage logs intervals."""
+        return stage == "test" or self.val_intervals
 
 
 @torch.no_grad()
@@ -53,12 +56,11 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
     with isolated_rng(stage, run_seed(), module.global_rank, batch_idx):
         batch = module.sample(rows, module.evaluation.samples, module.evaluation.sampling or module.sampling)
         batch.rewards = module.score(batch)
-    prompts = len(rows)
 
     def log(name: str, values: Tensor) -> None:
         values = values[~values.isnan()].float()
         if len(values):
-            module.log(f"{stage}/{name}", values.mean(), batch_size=len(values), on_epoch=True, sync_dist=True, prog_bar=name == "pass@1")
+            module.log(f"{stage}/{name}", values.mean(), batch_size=len(values), on_epoch=True, sync_dist=True)
 
     if module.rewards:
         log("reward", total_reward(module.rewards, batch.rewards))
@@ -70,11 +72,5 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
     if module.thinking_stats is not None:
         module.thinking_stats.add(batch, None if judge is None else batch.rewards[judge] >= 1)
     if judge is not None:
-        correct = (batch.rewards[judge] >= 1).view(prompts, -1)
-        log("pass@1", correct.float().mean(1))
-        if module.evaluation.pass_k is not None:
-            log("pass@k", pass_at_k(correct, module.evaluation.pass_k))
-        tasks = [str(row.get("task", "")) for row in rows]
-        for task in sorted(set(tasks)) if len(set(tasks)) > 1 else []:
-            log(f"pass@1/{task}", correct.float().mean(1)[torch.tensor([t == task for t in tasks])])
+        module.problem_counts.add(rows, (batch.rewards[judge] >= 1).view(len(rows), -1))
     return batch

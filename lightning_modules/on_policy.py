@@ -17,6 +17,7 @@ from lightning_modules.checks import check_data
 from lightning_modules.dynamic_sampling import refilled
 from lightning_modules.evaluation import Evaluation, evaluate
 from lightning_modules.overlap import overlapped_rollout
+from lightning_modules.problem_counts import ProblemCounts
 from lightning_modules.telemetry import log_rollout
 from lightning_modules.terms import KLPenalty, Shaping
 from lightning_modules.thinking_stats import ThinkingStats
@@ -111,6 +112,7 @@ class OnPolicyModule(PosttrainModule):
         self.last_sampled: RolloutBatch | None = None  # with the groups that dynamic sampling left out
         self.last_validation: list[RolloutBatch] = []
         self.thinking_stats: ThinkingStats | None = None
+        self.problem_counts = ProblemCounts()
 
     # ---- the six arrows -----------------------------------------------------------------------------------------------------
 
@@ -399,22 +401,24 @@ class OnPolicyModule(PosttrainModule):
 
     def on_validation_epoch_start(self) -> None:
         self.last_validation = []
-        self.thinking_stats = ThinkingStats.of(self.policy)
+        self.thinking_stats, self.problem_counts = ThinkingStats.of(self.policy), ProblemCounts()
 
     def validation_step(self, rows: Rows, batch_idx: int) -> None:
         self.last_validation.append(evaluate(self, rows, batch_idx, "val"))
 
     def on_validation_epoch_end(self) -> None:
+        self.problem_counts.log(self, "val")
         if self.thinking_stats is not None:
             self.thinking_stats.log(self, "val")
 
     def on_test_epoch_start(self) -> None:
-        self.thinking_stats = ThinkingStats.of(self.policy)
+        self.thinking_stats, self.problem_counts = ThinkingStats.of(self.policy), ProblemCounts()
 
     def test_step(self, rows: Rows, batch_idx: int) -> None:
         evaluate(self, rows, batch_idx, "test")
 
     def on_test_epoch_end(self) -> None:
+        self.problem_counts.log(self, "test")
         if self.thinking_stats is not None:
             self.thinking_stats.log(self, "test")
 

@@ -4,10 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_modules.thinking_stats import gathered
 from rollouts import SamplingParams
 from support.errors import ConfigError
 from support.files import atomic_write_text, cache_folder, fingerprint, weights_fingerprint
+from support.processes import gathered
 from support.seeding import isolated_rng, run_seed
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from policies import Policy
 from rollouts import Mode, RolloutBatch, ThinkingFormat, thinking_format
+from support.processes import gathered
 
 if TYPE_CHECKING:
     from lightning_modules.on_policy import OnPolicyModule
@@ -72,15 +73,6 @@ class ThinkingStats:
         self.means = {name: value / count for name, (value, count) in sorted(totals.items())}
         for name, value in self.means.items():
             module.log(f"{stage}/{name}", value)  # equal on all processes already
-
-
-def gathered(item: Any) -> list[Any]:
-    """The item of every process; of this one alone if there are no others."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [item]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, item)
-    return found
 
 
 def difficulties(rows: list[dict[str, Any]], group_size: int = 1) -> list[str | None]:

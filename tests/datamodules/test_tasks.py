@@ -1,6 +1,7 @@
 import itertools
 import json
 import random
+import re
 
 import pandas
 import pytest
@@ -155,3 +156,26 @@ def test_reasoning_gym_mix_and_wrong_names():
         ReasoningGymPrompts({"chainsum": {}})
     with pytest.raises(ConfigError, match="refuses the settings"):
         ReasoningGymPrompts({"chain_sum": {"min_term": 2}}).rows("val")
+
+
+def test_reasoning_gym_levels():
+    """Each level has its own range: n + 2 terms of n + 1 digits."""
+    data = ReasoningGymPrompts({"chain_sum": {"allow_negation": False}}, train_size=60, val_size=9, seed=1, curriculum_levels=[0, 1, 3])
+    for split in ("train", "val"):
+        rows = data.rows(split)
+        assert {(row["level"], row["task"]) for row in rows} == {(n, f"chain_sum-{n}") for n in (0, 1, 3)}
+        for row in rows:
+            numbers = re.findall(r"\d+", json.loads(row["entry"])["question"])
+            assert len(numbers) == row["level"] + 2 and {len(number) for number in numbers} == {row["level"] + 1}
+        assert len({row["id"] for row in rows}) == len(rows)
+    assert all("level" not in row for row in ReasoningGymPrompts({"chain_sum": {}}, train_size=4, val_size=2).rows("val"))
+    for tasks, levels, message in (
+        ({"chain_sum": {}}, [0, 11], "of 'chain_sum' end at 10"),
+        ({"chain_sum": {}}, [], "different whole numbers"),
+        ({"chain_sum": {}}, [1, 1], "different whole numbers"),
+        ({"gsm_symbolic": {}}, [0, 1], "no curriculum for 'gsm_symbolic'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ReasoningGymPrompts(tasks, curriculum_levels=levels)
+    with pytest.raises(ConfigError, match="of 'caesar_cipher' at curriculum level 2"):
+        ReasoningGymPrompts({"caesar_cipher": {}}, val_size=3, curriculum_levels=[2]).rows("val")

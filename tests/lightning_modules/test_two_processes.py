@@ -1,4 +1,4 @@
-"""Two real processes: whitening over both, the same weights on both, and a stop that both make at the same step."""
+"""Two real processes: whitening over both, the same weights, pass rates and level on both, and a stop that both make at the same step."""
 
 import subprocess
 import sys
@@ -18,3 +18,9 @@ def test_two_processes_whiten_step_and_stop_together(reasoner, tmp_path):
         assert torch.allclose(torch.cat([one["advantages"], other["advantages"]]), expected, atol=1e-5)
         assert not torch.equal(one["rewards"], other["rewards"])
     assert any(rollout["steps"] < 6 for rollout in first), "at least one rollout stopped early"
+    assert first[-1]["ledger"] == second[-1]["ledger"]
+    drawn = [id for rollout in zip(first, second, strict=True) for own in rollout for id in own["ids"]]
+    assert sum(map(len, first[-1]["ledger"]["history"].values())) == len(drawn) == 12
+    assert set(first[-1]["ledger"]["history"]) == set(drawn)
+    assert [rollout["level"] for rollout in first] == [rollout["level"] for rollout in second] == [1, 2, 2]
+    assert [sum(len(id) > len("1+1=?") for id in one["ids"] + other["ids"]) for one, other in zip(first, second, strict=True)] == [0, 3, 3]

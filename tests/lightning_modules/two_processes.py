@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import lightning as L
 import torch
 
+from callbacks import Curriculum, DifficultyLedger
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, KLPenalty, Shaping
 from objectives import GroupNorm, TokenMean
@@ -29,7 +30,18 @@ class Found(L.Callback):
         batch = pl_module.last_rollout
         weights = torch.cat([p.detach().flatten() for p in pl_module.policy.model.parameters()])
         steps = float(trainer.callback_metrics["train/updates"])
-        self.rollouts.append({"rewards": pl_module.returns(batch), "advantages": batch.advantages, "weights": weights, "steps": steps})
+        ids = [row["id"] for row in batch.rows]
+        level = int(trainer.callback_metrics["train/curriculum_level"])
+        self.rollouts.append(
+            {
+                "level": level,
+                "ids": ids,
+                "rewards": pl_module.returns(batch),
+                "advantages": batch.advantages,
+                "weights": weights,
+                "steps": steps,
+            }
+        )
 
 
 def digits(completions):
@@ -50,12 +62,14 @@ def main(model, folder):
         optimizer=lambda p: torch.optim.SGD(p, lr=0.3),
         shaping=Shaping(entropy_bonus=0.01),
     )
-    found = Found()
+    found, ledger = Found(), DifficultyLedger("digits")
+    moving = Curriculum(raise_at=-0.1, lower_at=-0.2, window=1)  # up after the first rollout
     trainer = L.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=1, limit_train_batches=3, limit_val_batches=0,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[found],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[ledger, moving, found],
     )  # fmt: skip
     trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1))
+    found.rollouts[-1]["ledger"] = ledger.rates.state_dict()
     torch.save(found.rollouts, Path(folder) / f"{trainer.global_rank}.pt")
 
 

@@ -1,0 +1,102 @@
+"""What every prompt has shown of its difficulty, as a file, a picture and an object that others read."""
+
+import math
+from collections import defaultdict
+
+import lightning as L
+from matplotlib.figure import Figure
+
+from support.errors import ConfigError
+from support.files import atomic_write_text
+from support.pass_rates import Label, Measurement, PassRates
+from support.processes import gathered
+from support.runs import mlflow_runs, run_folder
+
+#: points of a line in the picture; more rollouts are averaged
+POINTS = 40
+
+
+class DifficultyLedger(L.Callback):
+    """Keeps the pass rate of every prompt group of every rollout, the same on all processes and over a resume.
+
+    At the end the run has pass_rates.jsonl, a line a prompt, and after every validation figures/pass_rates.png.
+
+    Args:
+        reward: name of the reward that says how well a group did, right or graded; the first that judges correctness if None.
+        keep: newest measurements kept of each prompt; None keeps all, about 100 bytes each.
+    """
+
+    def __init__(self, reward: str | None = None, keep: int | None = None) -> None:
+        if keep is not None and keep < 1:
+            raise ConfigError(f"DifficultyLedger: keep is {keep}; it must be 1 or above, or null to keep everything.")
+        self.reward = reward
+        self.rates = PassRates(keep)
+        self.last: list[Measurement] = []  # of the latest rollout, over all processes
+
+    def state_dict(self):
+        return self.rates.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.rates.load_state_dict(state_dict)
+
+    def on_fit_start(self, trainer, pl_module):
+        rewards = getattr(pl_module, "rewards", [])
+        judges = [r.name for r in rewards if (r.is_correctness if self.reward is None else r.name == self.reward)]
+        if not judges:
+            wanted = "a reward that judges correctness" if self.reward is None else f"a reward named {self.reward!r}"
+            raise ConfigError(
+                f"DifficultyLedger needs {wanted}, but model.rewards of {type(pl_module).__name__} has {[r.name for r in rewards]}; "
+                "name one of them as its `reward`."
+            )
+        self.reward = judges[0]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        rollout, number = pl_module.last_sampled, trainer.fit_loop.epoch_loop.total_batch_idx
+        rates = rollout.rewards[self.reward].view(len(rollout.rows), -1).nanmean(1).tolist()
+        own = [
+            Measurement(str(row["id"]), number, rate, row.get("task"), row.get("level"))
+            for row, rate in zip(rollout.rows, rates, strict=True)
+            if not math.isnan(rate)  # no completion of the group that the reward applies to
+        ]
+        self.last = [measurement for part in gathered(own) for measurement in part]
+        for measurement in self.last:
+            self.rates.add(measurement)
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._draw(trainer)
+
+    def on_train_end(self, trainer, pl_module):
+        if not trainer.is_global_zero or not len(self.rates):
+            return
+        path = run_folder(trainer) / "pass_rates.jsonl"
+        atomic_write_text(path, self.rates.jsonl())
+        for client, run in mlflow_runs(trainer):
+            client.log_artifact(run, str(path))
+        self._draw(trainer)
+
+    def _draw(self, trainer: L.Trainer) -> None:
+        for client, run in mlflow_runs(trainer) if len(self.rates) else []:
+            client.log_figure(run, pass_rate_figure(self.rates), "figures/pass_rates.png")
+
+
+def pass_rate_figure(rates: PassRates) -> Figure:
+    """Mean pass rate over rollouts, a line for each task, or for each level where the data have no tasks."""
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    panel = figure.subplots()
+    groups: dict[Label, list[tuple[int, float]]] = rates.by("task") or rates.by("level")
+    if not groups:
+        groups = {"all": sorted(pair for history in rates.history.values() for pair in history)}
+    last = max(rollout for pairs in groups.values() for rollout, _ in pairs)
+    width = max(1, math.ceil((last + 1) / POINTS))
+    for name, pairs in groups.items():
+        bins = defaultdict(list)
+        for rollout, rate in pairs:
+            bins[rollout // width].append(rate)
+        means = [sum(found) / len(found) for found in bins.values()]
+        panel.plot([b * width + (width - 1) / 2 for b in bins], means, marker=".", label=str(name))
+    panel.set_xlabel("rollout")
+    panel.set_ylabel("pass rate of the prompts drawn")
+    if len(groups) <= 12:
+        panel.legend(fontsize=8)
+    return figure

@@ -1,0 +1,106 @@
+"""The pass rate of every prompt: what is kept, what a resumed run knows, what several processes know, what is written."""
+
+import json
+
+import lightning as L
+import mlflow
+import pytest
+import torch
+from lightning.pytorch.loggers import MLFlowLogger
+
+from callbacks import DifficultyLedger, RolloutCheckpoint, difficulty
+from callbacks.difficulty import pass_rate_figure
+from datamodules import ArithmeticPrompts
+from lightning_modules import GRPO
+from policies import PolicyParams
+from rewards import FunctionReward
+from rollouts import BatchPlan, SamplingParams
+from support.errors import ConfigError
+from support.pass_rates import Measurement, PassRates
+
+
+def digits(completions):
+    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+
+
+def fit(reasoner, folder, steps, ckpt_path=None, logger=False, callbacks=(), ledger=None):
+    module = GRPO(
+        PolicyParams(reasoner), [FunctionReward(digits)], BatchPlan(4, 4), SamplingParams(max_new_tokens=8),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+    )  # fmt: skip
+    ledger = ledger or DifficultyLedger("digits")
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=logger, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=[*callbacks, ledger], default_root_dir=folder,
+    )  # fmt: skip
+    data = ArithmeticPrompts(levels=[1, 2], train_size=8, val_size=4, seed=1)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    return ledger, module, trainer
+
+
+def test_a_resumed_ledger_is_the_uninterrupted_one_and_files_tell_it(reasoner, tmp_path):
+    L.seed_everything(3)
+    whole, module, _ = fit(reasoner, tmp_path / "whole", 5)
+    rollout = module.last_rollout
+    for i, row in enumerate(rollout.rows):
+        number, rate = whole.rates.history[row["id"]][-1]
+        assert number == 4 and rate == pytest.approx(sum(digits(rollout.completions[4 * i : 4 * i + 4])) / 4)
+    assert sum(map(len, whole.rates.history.values())) == 20 and len(whole.rates) == 8
+    # the checkpoint is written by a callback that stands before the ledger, and still holds the rollout that it was made after
+    fit(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
+    resumed, _, _ = fit(reasoner, tmp_path / "rest", 5, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
+    assert resumed.rates.state_dict() == whole.rates.state_dict()
+    lines = [json.loads(line) for line in (tmp_path / "rest/local/pass_rates.jsonl").read_text().splitlines()]
+    assert {line["id"]: [tuple(pair) for pair in line["history"]] for line in lines} == whole.rates.history
+    assert {line["task"] for line in lines} == {"addition-1", "addition-2"}
+
+
+def test_mlflow_gets_the_file_and_the_picture(reasoner, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    logger = MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artifacts"))
+    fit(reasoner, tmp_path, 2, logger=logger)
+    client = mlflow.MlflowClient(uri)
+    names = {file.path for folder in ("", "figures") for file in client.list_artifacts(logger.run_id, folder)}
+    assert {"pass_rates.jsonl", "figures/pass_rates.png"} <= names
+
+
+def test_every_process_knows_what_all_measured(reasoner, tmp_path, monkeypatch):
+    other = Measurement("elsewhere", 0, 0.25, "t", 3)
+    monkeypatch.setattr(difficulty, "gathered", lambda own: [[other], own])
+    ledger, _, _ = fit(reasoner, tmp_path, 1)
+    assert ledger.last[0] == other and len(ledger.last) == 5
+    assert ledger.rates.latest("elsewhere") == 0.25
+
+
+def test_a_ledger_without_a_judge_is_refused(reasoner, tmp_path):
+    with pytest.raises(ConfigError, match="judges correctness, but model.rewards of GRPO has .'digits'."):
+        fit(reasoner, tmp_path, 1, ledger=DifficultyLedger())
+    with pytest.raises(ConfigError, match="named 'none'"):
+        fit(reasoner, tmp_path, 1, ledger=DifficultyLedger("none"))
+    with pytest.raises(ConfigError, match="keep is 0"):
+        DifficultyLedger(keep=0)
+
+
+def test_pass_rates():
+    rates = PassRates(keep=2)
+    for rollout, rate in enumerate((0.0, 0.5, 1.0)):
+        rates.add(Measurement("a", rollout, rate, "sum", 1))
+    rates.add(Measurement("b", 1, 0.25, "product", 2))
+    assert rates.history["a"] == [(1, 0.5), (2, 1.0)]
+    assert rates.latest("a") == 1.0 and rates.latest("c") is None
+    assert rates.mean(["a", "b", "c"]) == 0.625 and rates.mean(["c"]) is None
+    assert rates.by("task") == {"product": [(1, 0.25)], "sum": [(1, 0.5), (2, 1.0)]}
+    assert list(rates.by("level")) == [1, 2]
+    again = PassRates(keep=2)
+    again.load_state_dict(rates.state_dict())
+    assert again.jsonl() == rates.jsonl() and again.state_dict() == rates.state_dict()
+
+
+@pytest.mark.parametrize("columns", [{"task": "t"}, {"level": 2}, {}])
+def test_the_picture_has_points_for_many_rollouts(columns):
+    rates = PassRates()
+    for rollout in range(1000):
+        rates.add(Measurement(f"p{rollout % 7}", rollout, rollout / 1000, **columns))
+    (line,) = pass_rate_figure(rates).axes[0].get_lines()
+    x, y = line.get_data()
+    assert len(x) == 40 and x[0] == 12 and y[0] == pytest.approx(0.012) and y[-1] == pytest.approx(0.987)
