@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.experiments import Found, curves, finished  # noqa: E402
-from lightning_modules.evaluation import pass_at_k  # noqa: E402
+from lightning_modules.problem_counts import pass_at_k  # noqa: E402
 from main import main as command_line  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
 from support.seeding import isolated_rng  # noqa: E402

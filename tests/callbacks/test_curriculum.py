@@ -41,6 +41,13 @@ def test_a_draw_is_the_current_level_and_a_share_of_the_easier_ones():
     assert easier == {1, 2, 3}
 
 
+def test_further_prompts_come_from_the_level_first_and_never_from_harder_ones():
+    sampler = CurriculumSampler(LEVELS, 8, seed=1, start=2)
+    rows = list(sampler.spare(4))
+    assert [level_of(row) for row in rows] == [2] * 20 + [1] * 20 and len(set(rows)) == 40
+    assert rows == list(sampler.spare(4)) != list(sampler.spare(5))
+
+
 def test_processes_share_the_single_process_batches_at_every_level():
     alone, *shares = (CurriculumSampler(LEVELS, 8, 1, rank, processes) for rank, processes in ((0, 1), (0, 2), (1, 2)))
     batches = [iter(alone), *map(iter, shares)]

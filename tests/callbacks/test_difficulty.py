@@ -23,9 +23,9 @@ def digits(completions):
     return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
 
 
-def fit(reasoner, folder, steps, ckpt_path=None, logger=False, callbacks=(), ledger=None):
+def fit(reasoner, folder, steps, ckpt_path=None, logger=False, callbacks=(), ledger=None, reward=digits, refill=0.0):
     module = GRPO(
-        PolicyParams(reasoner), [FunctionReward(digits)], BatchPlan(4, 4), SamplingParams(max_new_tokens=8),
+        PolicyParams(reasoner), [FunctionReward(reward)], BatchPlan(4, 4, refill=refill), SamplingParams(max_new_tokens=8),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
     )  # fmt: skip
     ledger = ledger or DifficultyLedger("digits")
@@ -53,6 +53,18 @@ def test_a_resumed_ledger_is_the_uninterrupted_one_and_files_tell_it(reasoner, t
     lines = [json.loads(line) for line in (tmp_path / "rest/local/pass_rates.jsonl").read_text().splitlines()]
     assert {line["id"]: [tuple(pair) for pair in line["history"]] for line in lines} == whole.rates.history
     assert {line["task"] for line in lines} == {"addition-1", "addition-2"}
+
+
+def first_is_a_digit(completions):
+    return [float(text[:1].isdigit()) for text in completions]
+
+
+def test_groups_that_dynamic_sampling_leaves_out_are_measured_too(reasoner, tmp_path):
+    L.seed_everything(3)
+    ledger, module, trainer = fit(reasoner, tmp_path, 1, ledger=DifficultyLedger("first_is_a_digit"), reward=first_is_a_digit, refill=1.0)
+    extra = int(trainer.callback_metrics["train/extra_prompts"])
+    assert extra > 0 and len(ledger.last) == 4 + extra > len(module.last_rollout.rows)
+    assert float(trainer.callback_metrics["train/no_signal"]) == sum(m.rate in (0, 1) for m in ledger.last[:4]) / 4
 
 
 def test_mlflow_gets_the_file_and_the_picture(reasoner, tmp_path):
