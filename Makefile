@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := assets callbacks datamodules lightning_modules objectives policies rewards rollouts support main.py
 
-.PHONY: hc-rlhf grpo ui test lint wheels real-pairs assets clean
+.PHONY: hc-rlhf grpo ui test lint wheels real-pairs assets r1 clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -47,6 +47,21 @@ assets: .venv/ready
 	$(BIN)/python assets/make_demonstrations.py --config configs/assets/families.yaml
 	$(BIN)/python main.py fit --config configs/assets/tiny_generalist.yaml
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
+
+# DeepSeek-R1's pipeline on sums, stage by stage, and the smaller model that learns from it.
+r1: .venv/ready
+	$(BIN)/python assets/make_untrained.py tiny_reasoner runs/r1/base
+	$(BIN)/python main.py fit --config configs/r1/1_cold_start.yaml
+	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/r1/2_reasoning_rl.yaml
+	$(BIN)/python assets/rejection_sample.py --config configs/r1/3_rejection.yaml
+	$(BIN)/python main.py fit --config configs/r1/4_sft.yaml
+	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/r1/5_rl.yaml
+	$(BIN)/python assets/make_untrained.py tiny_reasoner runs/r1/small_base 64 2
+	$(BIN)/python main.py fit --config configs/r1/distill.yaml
+	$(BIN)/python main.py fit --config configs/r1/small_cold_start.yaml
+	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/r1/small_rl.yaml
+	for model in cold_start reasoning_rl sft final distilled small_cold_start small_rl; do echo $$model; \
+	  $(BIN)/python main.py validate --config configs/grpo.yaml --model.policy.model runs/r1/$$model --model.evaluation.samples 4 --trainer.logger false || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

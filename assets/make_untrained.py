@@ -1,6 +1,7 @@
 """Make the untrained embedded models: a tokenizer, a chat template and random weights, in a folder that transformers loads.
 
 python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
+python assets/make_untrained.py tiny_reasoner runs/r1/small_base 64 2      # hidden size and layers
 """
 
 import sys
@@ -46,14 +47,14 @@ def assistant_tokenizer() -> PreTrainedTokenizerFast:
     return _wrap(tokenizer, special, "")
 
 
-def main(name: str, folder: str) -> None:
+def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
     tokenizer = {"tiny_reasoner": reasoner_tokenizer, "tiny_assistant": assistant_tokenizer}[name]()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
+        hidden_size=hidden,
+        intermediate_size=hidden * 43 // 16,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=512,
         tie_word_embeddings=True,
@@ -67,4 +68,4 @@ def main(name: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3], *map(int, sys.argv[3:]))

@@ -2,6 +2,7 @@
 
 from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
+from rewards.language import LanguageConsistency
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
 from rewards.per_task import PerTask
@@ -12,6 +13,7 @@ __all__ = [
     "ExactAnswer",
     "Format",
     "FunctionReward",
+    "LanguageConsistency",
     "LengthPenalty",
     "MathAnswer",
     "ModelScore",

@@ -1,0 +1,58 @@
+"""Whether a model reasons in one language (DeepSeek-R1, arXiv 2501.12948, 2.3.2)."""
+
+import unicodedata
+from functools import lru_cache
+from typing import Literal
+
+from rewards.base import Reward
+
+Script = Literal["LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "HANGUL", "CJK", "HIRAGANA", "KATAKANA", "THAI"]
+#: scripts without spaces between words, where a character counts as one
+UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI"}
+
+
+@lru_cache(maxsize=100_000)
+def script_of(character: str) -> str | None:
+    """The script of a letter, None for anything else."""
+    return unicodedata.name(character, "").split(" ")[0] or None if character.isalpha() else None
+
+
+def words_by_script(text: str) -> dict[str, int]:
+    """How many words of each script a text has: runs of letters, or single characters where a script has no spaces."""
+    counts: dict[str, int] = {}
+    before: str | None = None
+    for character in text:
+        script = script_of(character)
+        if script is not None and (script != before or script in UNSPACED):
+            counts[script] = counts.get(script, 0) + 1
+        # An apostrophe or a combining mark does not end a word.
+        if script is not None or not (character in "'’-" or unicodedata.combining(character)):
+            before = script
+    return counts
+
+
+class LanguageConsistency(Reward):
+    """Words of the target script over all words of the reasoning, between 0 and 1.
+
+    The paper counts words of the target language; a script is what can be told without a model of languages. It counts what stands before
+    </think>, or the whole completion without one.
+
+    Args:
+        script: of the target language.
+        without_words: what a reasoning without any word earns; 0, so that an empty block is not paid for.
+        weight, name: as in every reward.
+    """
+
+    span = (0.0, 1.0, False)
+
+    def __init__(self, script: Script = "LATIN", without_words: float = 0.0, weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__(weight, name)
+        self.script, self.without_words = script, without_words
+
+    def score(self, batch):
+        values = []
+        for text in batch.completions:
+            counts = words_by_script(text.rsplit("</think>", 1)[0])
+            total = sum(counts.values())
+            values.append(counts.get(self.script, 0) / total if total else self.without_words)
+        return values
