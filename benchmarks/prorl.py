@@ -1,4 +1,4 @@
-"""Do resets of the reference keep a long run improving? ProRL with and without them, on five reasoning-gym families at once.
+"""Do resets of the reference keep a long run improving? ProRL with and without them, on sums of five levels.
 
 python benchmarks/prorl.py                       # runs what has no result yet, then prints the tables and draws docs/plots/prorl*.png
 python benchmarks/prorl.py --only '[reset]'      # these arms only
@@ -28,7 +28,7 @@ from support.seeding import isolated_rng  # noqa: E402
 RESULTS = Path("runs/prorl")
 URI = f"sqlite:///{RESULTS}/mlflow.db"
 CHECKPOINT = '{"class_path":"callbacks.RolloutCheckpoint"}'
-RESET = '{"class_path":"callbacks.ReferenceReset","init_args":{"every_n_rollouts":50,"reset_optimizer":%s}}'
+RESET = '{"class_path":"callbacks.ReferenceReset","init_args":{"every_n_rollouts":40,"reset_optimizer":%s}}'
 #: arm -> arguments after configs/prorl.yaml
 ARMS: dict[str, list[str]] = {
     "reset": [],
@@ -44,7 +44,7 @@ KS = (1, 2, 4, 8, 16, 32, 64)
 
 @torch.no_grad()
 def passes(module: Any, data: Any, problems: int = 20) -> dict[str, dict[str, float]]:
-    """pass@k by family, from 64 samples of each of its first held-out problems."""
+    """pass@k by level, from 64 samples of each of its first held-out problems."""
     rows = data.rows("val")
     found = {}
     for task in sorted({row["task"] for row in rows}):
@@ -97,7 +97,7 @@ def table(found: Found) -> str:
 
 
 def pass_table(found: Found) -> str:
-    lines = ["| family | k | " + " | ".join(f"{arm} {seed}" for arm, seed in found) + " |", "|---|---|" + "---|" * len(found)]
+    lines = ["| problems | k | " + " | ".join(f"{arm} {seed}" for arm, seed in found) + " |", "|---|---|" + "---|" * len(found)]
     for task in next(iter(found.values()))["pass@k"]:
         for k in KS:
             cells = " | ".join(f"{result['pass@k'][task][str(k)]:.3f}" for result in found.values())
@@ -125,7 +125,7 @@ def plot(found: Found, arms: list[str], out: str) -> None:
     figure.savefig(out, dpi=100)
 
 
-def main(run: bool = True, only: list[str] | None = None, rollouts: int = 150) -> None:
+def main(run: bool = True, only: list[str] | None = None, rollouts: int = 160) -> None:
     """Run the arms that have no result, then report on all that have.
 
     Args:

@@ -27,7 +27,7 @@ def locate(name: str) -> str:
     if not looks_like_path:
         if name.count("/") != 1 or " " in name:
             raise ConfigError(
-                f"policy.model is {name!r}: neither a folder, nor an embedded model (assets/tiny_reasoner, assets/tiny_assistant), "
+                f"policy.model is {name!r}: neither a folder, nor an embedded model (assets/tiny_reasoner, assets/tiny_switcher, assets/tiny_assistant), "
                 f"nor a wheel's model ({', '.join(WHEELS)}), nor a hub id of the form owner/name."
             )
         return name
