@@ -33,6 +33,8 @@ PRICE = '--model.rewards=[{"class_path":"rewards.ExactAnswer"},{"class_path":"re
 ADAPT, AUTO = ["--config=configs/adapt_think.yaml"], ["--config=configs/auto_think.yaml"]
 #: AutoThink without its balance: the plain table from the first rollout on, as long as stage 1 lasts
 NAIVE = [*AUTO, "--model.stage=2", "--trainer.max_steps=40", '--trainer.callbacks=[{"class_path": "callbacks.RolloutCheckpoint"}]']
+#: mostly easy sums, where answering at once pays so often that the table alone may forget how to think; with and without stage 1's balance
+EASY_MIX = ["--data.levels=[1,1,1,1,2,2,2,2,2,4]", "--trainer.max_steps=40"]
 #: the same start with the ellipsis in its chat template, so that a method without modes sees it
 ELLIPSIS_START = "runs/thinking/ellipsis_start"
 #: where the sweep and the ablation are compared
@@ -44,6 +46,8 @@ ARMS: dict[str, tuple[str, list[str], list[int]]] = {
     "adapt": ("fit", ADAPT, [0, 1, 2]),
     "auto": ("fit", AUTO, [0, 1, 2]),
     "auto_naive": ("fit", NAIVE, [0]),
+    "auto_easy": ("fit", [*AUTO, *EASY_MIX], [0]),
+    "auto_easy_naive": ("fit", [*NAIVE, *EASY_MIX], [0]),
     "grpo": ("fit", GRPO, [0]),
     "grpo_length": ("fit", [*GRPO, PRICE % 0.2], [0]),
     "grpo_length_0.05": ("fit", [*GRPO, PRICE % 0.05], [0]),
