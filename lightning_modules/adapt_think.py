@@ -130,7 +130,7 @@ class AdaptThink(OnPolicyModule):
 
     def rollout(self, rows: Rows) -> RolloutBatch:
         prompts = [self.prompt_tokens(row) for row in rows]
-        first = self.first_tokens(next_token_logprobs(self.policy, prompts, self._temperature))
+        first = self.first_tokens(next_token_logprobs(self.policy, prompts, self.temperature))
         given = (self.batch.group_size, self.sampling, first.tokens, self.batch.rollout_micro_batch)
         return first.mark(self.engine.generate(self.policy, prompts, rows, *given))
 

@@ -17,11 +17,11 @@ from lightning_modules.checks import check_data
 from lightning_modules.dynamic_sampling import refilled
 from lightning_modules.evaluation import Evaluation, evaluate
 from lightning_modules.overlap import overlapped_rollout
+from lightning_modules.policy_update import all_logprobs, policy_update
 from lightning_modules.problem_counts import ProblemCounts
 from lightning_modules.telemetry import log_rollout
 from lightning_modules.terms import KLPenalty, Shaping
 from lightning_modules.thinking_stats import ThinkingStats
-from lightning_modules.updates import micro_batches, update_slices
 from objectives import Advantage, Aggregation, PolicyLoss
 from objectives.global_norm import at_last_token, normalised_sum
 from objectives.kl import kl_estimate
@@ -207,55 +207,7 @@ class OnPolicyModule(PosttrainModule):
 
     def update(self, batch: RolloutBatch) -> dict[str, float]:
         """The optimiser steps of one rollout. Returns means over the tokens of what the loss reports."""
-        assert batch.advantages is not None
-        advantages = batch.advantages if batch.advantages.dim() == 2 else batch.advantages[:, None].expand(batch.completion_ids.shape)
-        reference = self._reference(batch) if self.kl.coefficient else None
-        # With one update the policy is still the one that sampled, and its own log-probs give a ratio of exactly one.
-        behaviour = self.sampled_logprobs(batch) if self.batch.updates > 1 else None
-        correct = self.importance_cap is not None and self._plain_sampling and not self.engine.matches(self.policy)
-        loss_mask = self.loss_mask(batch)
-        sums: dict[str, Tensor] = {}
-        norms: list[float] = []
-        optimizer: Any = self.optimizers()
-        bonus, tokens, parts = self.shaping.entropy_bonus, 0, 0
-        for part in update_slices(batch, self.batch.updates_per_rollout) * self.batch.epochs:
-            weights = self.row_weights(loss_mask[part])
-            drift = torch.zeros((), device=self.device)
-            for micro in micro_batches(batch, part, self.batch.update_token_budget, self.trainer):
-                rows, width = micro.rows, micro.width
-                mask = loss_mask[rows, :width] & micro.counted[:, None]
-                logprobs, entropy = self.policy.logprobs(batch.prompt_groups(rows), self._temperature, entropy_gradient=bonus > 0)
-                old = self.behaviour(batch, rows, logprobs.detach() if behaviour is None else behaviour[rows, :width])
-                given = None if reference is None else reference[rows, :width]
-                loss, found = self.token_loss(logprobs, old, given, advantages[rows, :width], mask)
-                if correct:
-                    importance = (old - batch.behaviour_logprobs[rows, :width]).exp().clamp(max=self.importance_cap)
-                    loss, found["importance"] = loss * torch.where(mask, importance, 0.0), (importance * mask).sum()
-                if bonus:
-                    loss = loss - bonus * entropy
-                found["entropy"] = (entropy.detach() * mask).sum()
-                found["behaviour_gap"] = ((logprobs.detach() - batch.behaviour_logprobs[rows, :width]).abs() * mask).sum()
-                found["loss"] = (torch.where(mask, loss, 0.0) * weights[rows - part.start, None]).sum()
-                if self.batch.kl_stop is not None:
-                    drift += torch.where(mask, kl_estimate(old, logprobs.detach(), "k3"), 0.0).sum()
-                # The ranks' gradients are averaged, the row weights already count all ranks' rows.
-                self.manual_backward(found["loss"] * self.trainer.world_size)
-                for name, value in found.items():
-                    sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-            tokens, parts = tokens + int(loss_mask[part].sum()), parts + 1
-            if self._drifted(drift, loss_mask[part]):
-                optimizer.zero_grad()
-                break
-            if (extra := self.auxiliary_loss()) is not None:
-                self.manual_backward(extra)
-            norms.append(self._step(optimizer))
-        if self.batch.lr_per == "rollout":
-            self._step_scheduler()
-        loss_sum = sums.pop("loss")
-        means = {name: float(value / max(tokens, 1)) for name, value in sums.items()}
-        if self.batch.kl_stop is not None:
-            means["updates"] = float(len(norms))
-        return means | {"loss": float(loss_sum) * self.trainer.world_size / parts, "grad_norm": sum(norms) / max(len(norms), 1)}
+        return policy_update(self, batch)
 
     def auxiliary_loss(self) -> Tensor | None:
         """A loss beside the policy's, added once an optimiser step; none by default."""
@@ -269,7 +221,7 @@ class OnPolicyModule(PosttrainModule):
         return self.trainer.fit_loop.epoch_loop.total_batch_idx
 
     @property
-    def _plain_sampling(self) -> bool:
+    def plain_sampling(self) -> bool:
         """Whether completions are drawn from the distribution whose log-probs the loss is about."""
         return self.sampling.top_p == 1 and self.sampling.top_k == 0 and self.sampling.temperature > 0
 
@@ -279,7 +231,7 @@ class OnPolicyModule(PosttrainModule):
         return max(1, rows // self.batch.group_size)
 
     @property
-    def _temperature(self) -> float:
+    def temperature(self) -> float:
         return self.sampling.temperature or 1.0
 
     def sample(self, rows: Rows, group_size: int, sampling: SamplingParams) -> RolloutBatch:
@@ -318,17 +270,10 @@ class OnPolicyModule(PosttrainModule):
         assert isinstance(total, Tensor)
         return total.to(values.device)
 
-    def _drifted(self, drift: Tensor, mask: Tensor) -> bool:
-        """Whether the policy is further from the one that sampled than allowed, judged over all processes so that all of them stop."""
-        if self.batch.kl_stop is None:
-            return False
-        total = self.summed(torch.stack([drift, mask.sum().float()]))
-        return float(total[0] / total[1].clamp(min=1)) > self.batch.kl_stop
-
     def sampled_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
         """Log-probs under the policy that sampled: the engine's if they are just that, else by a forward pass."""
-        given = self._plain_sampling and self.engine.matches(self.policy)
-        return batch.behaviour_logprobs if given else self._forward_all(batch, reference=False)
+        given = self.plain_sampling and self.engine.matches(self.policy)
+        return batch.behaviour_logprobs if given else all_logprobs(self, batch, reference=False)
 
     def sequence_kl(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The penalty's estimate of KL(policy || reference), summed over each completion's tokens."""
@@ -336,40 +281,13 @@ class OnPolicyModule(PosttrainModule):
 
     def token_kl(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
         """The penalty's estimate at every token, 0 outside the action mask."""
-        return self.kl.estimate(self.sampled_logprobs(batch), self._reference(batch)) * batch.action_mask
+        return self.kl.estimate(self.sampled_logprobs(batch), self.reference_logprobs(batch)) * batch.action_mask
 
-    def _reference(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
+    def reference_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
+        """Log-probs under the reference, computed when first asked for."""
         if batch.reference_logprobs is None:
-            batch.reference_logprobs = self._forward_all(batch, reference=True)
+            batch.reference_logprobs = all_logprobs(self, batch, reference=True)
         return batch.reference_logprobs
-
-    @torch.no_grad()
-    def _forward_all(self, batch: RolloutBatch, reference: bool) -> Float[Tensor, "rows time"]:
-        """Log-probs of every completion token under the policy or the reference; 0 outside the action mask."""
-        values = torch.zeros(batch.completion_ids.shape, device=self.device)
-        for micro in micro_batches(batch, slice(0, len(values)), self.batch.update_token_budget, None):
-            rows, width = micro.rows, micro.width
-            groups, temperature = batch.prompt_groups(rows), self._temperature
-            values[rows, :width] = (
-                self.policy.reference_logprobs(groups, temperature) if reference else self.policy.logprobs(groups, temperature)[0]
-            )
-        return values.masked_fill(~batch.action_mask, 0.0)
-
-    def _step(self, optimizer: Any) -> float:
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) if parameters else 0.0
-        if self.max_grad_norm is not None:
-            self.clip_gradients(optimizer, self.max_grad_norm, "norm")
-        optimizer.step()
-        optimizer.zero_grad()
-        if self.batch.lr_per == "update":
-            self._step_scheduler()
-        return norm
-
-    def _step_scheduler(self) -> None:
-        scheduler = self.lr_schedulers()
-        if scheduler is not None:
-            scheduler.step()  # type: ignore[union-attr,call-arg]
 
     # ---- what is shown ------------------------------------------------------------------------------------------------------
 

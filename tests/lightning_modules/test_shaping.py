@@ -9,6 +9,7 @@ import torch
 
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, KLPenalty, Shaping
+from lightning_modules.policy_update import drifted
 from objectives import ClippedSurrogate, GlobalNorm, GroupNorm, ReinforcePlusPlus, TokenMean
 from objectives.global_norm import normalised_sum
 from objectives.kl import kl_estimate
@@ -168,9 +169,9 @@ def test_whether_to_stop_is_decided_over_all_processes(reasoner):
     module = build(reasoner, batch=BatchPlan(4, 4, epochs=2, kl_stop=0.1))
     mask = torch.ones(2, 5, dtype=torch.bool)
     module.trainer = SimpleNamespace(world_size=1)
-    assert module._drifted(torch.tensor(1.1), mask) and not module._drifted(torch.tensor(0.9), mask)
+    assert drifted(module, torch.tensor(1.1), mask) and not drifted(module, torch.tensor(0.9), mask)
     module.summed = lambda values: values + torch.tensor([2.0, 10.0])  # another process, which went further
-    assert module._drifted(torch.tensor(0.9), mask) and not module._drifted(torch.tensor(-0.1), mask)
+    assert drifted(module, torch.tensor(0.9), mask) and not drifted(module, torch.tensor(-0.1), mask)
 
 
 @pytest.mark.parametrize(("lr_per", "expected"), [("update", [8.0, 4.0, 2.0, 1.0]), ("rollout", [8.0, 8.0, 4.0, 4.0])])

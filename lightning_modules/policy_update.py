@@ -1,0 +1,121 @@
+"""The last arrow, from advantages to weights: passes over the rollout's tokens, and the optimiser steps."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_modules.updates import MicroBatch, micro_batches, update_slices
+from objectives.kl import kl_estimate
+from rollouts import RolloutBatch
+
+if TYPE_CHECKING:
+    from lightning_modules.on_policy import OnPolicyModule
+
+
+def policy_update(module: "OnPolicyModule", batch: RolloutBatch) -> dict[str, float]:
+    """The optimiser steps of one rollout with advantages. Returns means over the tokens of what the loss reports."""
+    passes = _Passes(module, batch)
+    plan, optimizer = module.batch, module.optimizers()
+    norms: list[float] = []
+    tokens = parts = 0
+    for part in update_slices(batch, plan.updates_per_rollout) * plan.epochs:
+        weights = module.row_weights(passes.mask[part])
+        passes.drift.zero_()
+        for micro in micro_batches(batch, part, plan.update_token_budget, module.trainer):
+            # The ranks' gradients are averaged, the row weights already count all ranks' rows.
+            module.manual_backward(passes.loss(micro, weights[micro.rows - part.start]) * module.trainer.world_size)
+        tokens, parts = tokens + int(passes.mask[part].sum()), parts + 1
+        if drifted(module, passes.drift, passes.mask[part]):
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            break
+        if (extra := module.auxiliary_loss()) is not None:
+            module.manual_backward(extra)
+        norms.append(_step(module, optimizer))
+    if plan.lr_per == "rollout":
+        _step_scheduler(module)
+    loss = float(passes.sums.pop("loss"))
+    means = {name: float(value / max(tokens, 1)) for name, value in passes.sums.items()}
+    if plan.kl_stop is not None:
+        means["updates"] = float(len(norms))
+    return means | {"loss": loss * module.trainer.world_size / parts, "grad_norm": sum(norms) / max(len(norms), 1)}
+
+
+class _Passes:
+    """What all passes over one rollout share, and what they add up."""
+
+    def __init__(self, module: "OnPolicyModule", batch: RolloutBatch) -> None:
+        assert batch.advantages is not None
+        self.module, self.batch, self.mask = module, batch, module.loss_mask(batch)
+        self.advantages = batch.advantages if batch.advantages.dim() == 2 else batch.advantages[:, None].expand(batch.completion_ids.shape)
+        self.reference = module.reference_logprobs(batch) if module.kl.coefficient else None
+        # With one update the policy is still the one that sampled, and its own log-probs give a ratio of exactly one.
+        self.behaviour = module.sampled_logprobs(batch) if module.batch.updates > 1 else None
+        self.correct = module.importance_cap is not None and module.plain_sampling and not module.engine.matches(module.policy)
+        self.sums: dict[str, Tensor] = {}  # over the masked tokens
+        self.drift = torch.zeros((), device=module.device)
+
+    def loss(self, micro: MicroBatch, weights: Float[Tensor, "some"]) -> Float[Tensor, ""]:
+        """The weighted loss of one pass, with a gradient."""
+        module, batch, rows, width = self.module, self.batch, micro.rows, micro.width
+        mask = self.mask[rows, :width] & micro.counted[:, None]
+        bonus = module.shaping.entropy_bonus
+        logprobs, entropy = module.policy.logprobs(batch.prompt_groups(rows), module.temperature, entropy_gradient=bonus > 0)
+        old = module.behaviour(batch, rows, logprobs.detach() if self.behaviour is None else self.behaviour[rows, :width])
+        given = None if self.reference is None else self.reference[rows, :width]
+        loss, found = module.token_loss(logprobs, old, given, self.advantages[rows, :width], mask)
+        if self.correct:
+            importance = (old - batch.behaviour_logprobs[rows, :width]).exp().clamp(max=module.importance_cap)
+            loss, found["importance"] = loss * torch.where(mask, importance, 0.0), (importance * mask).sum()
+        if bonus:
+            loss = loss - bonus * entropy
+        found["entropy"] = (entropy.detach() * mask).sum()
+        found["behaviour_gap"] = ((logprobs.detach() - batch.behaviour_logprobs[rows, :width]).abs() * mask).sum()
+        found["loss"] = (torch.where(mask, loss, 0.0) * weights[:, None]).sum()
+        if module.batch.kl_stop is not None:
+            self.drift += torch.where(mask, kl_estimate(old, logprobs.detach(), "k3"), 0.0).sum()
+        for name, value in found.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=module.device)) + value.detach()
+        return found["loss"]
+
+
+def drifted(module: "OnPolicyModule", drift: Tensor, mask: Tensor) -> bool:
+    """Whether the policy is further from the one that sampled than `kl_stop` allows, judged over all processes so that all of them stop."""
+    if module.batch.kl_stop is None:
+        return False
+    total = module.summed(torch.stack([drift, mask.sum().float()]))
+    return float(total[0] / total[1].clamp(min=1)) > module.batch.kl_stop
+
+
+@torch.no_grad()
+def all_logprobs(module: "OnPolicyModule", batch: RolloutBatch, reference: bool) -> Float[Tensor, "rows time"]:
+    """Log-probs of every completion token under the policy or the reference; 0 outside the action mask."""
+    values = torch.zeros(batch.completion_ids.shape, device=module.device)
+    for micro in micro_batches(batch, slice(0, len(values)), module.batch.update_token_budget, None):
+        groups = batch.prompt_groups(micro.rows)
+        values[micro.rows, : micro.width] = (
+            module.policy.reference_logprobs(groups, module.temperature)
+            if reference
+            else module.policy.logprobs(groups, module.temperature)[0]
+        )
+    return values.masked_fill(~batch.action_mask, 0.0)
+
+
+def _step(module: "OnPolicyModule", optimizer: Any) -> float:
+    """One optimiser step. Returns the gradient's norm before it was clipped."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) if parameters else 0.0
+    if module.max_grad_norm is not None:
+        module.clip_gradients(optimizer, module.max_grad_norm, "norm")
+    optimizer.step()
+    optimizer.zero_grad()
+    if module.batch.lr_per == "update":
+        _step_scheduler(module)
+    return norm
+
+
+def _step_scheduler(module: "OnPolicyModule") -> None:
+    scheduler = module.lr_schedulers()
+    if scheduler is not None:
+        scheduler.step()  # type: ignore[union-attr,call-arg]
