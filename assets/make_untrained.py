@@ -68,4 +68,5 @@ def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    name, folder, *sizes = sys.argv[1:]
+    main(name, folder, *map(int, sizes))
