@@ -47,6 +47,7 @@ ARMS: dict[str, tuple[str, list[str], list[int]]] = {
     "auto": ("fit", AUTO, [0, 1, 2]),
     "auto_naive": ("fit", NAIVE, [0]),
     "auto_easy": ("fit", [*AUTO, *EASY_MIX], [0]),
+    "auto_easy_gamma_0.2": ("fit", [*AUTO, *EASY_MIX, "--model.mode_rewards.gamma=0.2"], [0]),
     "auto_easy_naive": ("fit", [*NAIVE, *EASY_MIX], [0]),
     "grpo": ("fit", GRPO, [0]),
     "grpo_length": ("fit", [*GRPO, PRICE % 0.2], [0]),
