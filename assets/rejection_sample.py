@@ -44,6 +44,9 @@ def main(
         prompts: rows that are sampled; all if None. batch: prompts at once.
     """
     torch.set_num_threads(1)
+    for name, value in {"samples": samples, "per_prompt": per_prompt, "batch": batch, "prompts": 1 if prompts is None else prompts}.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1.")
     rows = data.rows("train")[:prompts]
     policy, engine = Policy(PolicyParams(model)), EmbeddedEngine()
     kept, reached = [], 0
@@ -53,7 +56,7 @@ def main(
             found = engine.generate(policy, [policy.encode(row["prompt"]) for row in part], part, samples, sampling)
         total = total_reward(rewards, {reward.name: reward(found) for reward in rewards}).tolist()
         for i, row in enumerate(part):
-            right = {found.completions[j]: None for j in range(i * samples, (i + 1) * samples) if total[j] >= at_least}
+            right = {found.completions[j]: None for j in range(i * samples, (i + 1) * samples) if total[j] >= at_least - 1e-6}
             reached += bool(right)
             kept += [{"prompt": row["prompt"], "response": text, "task": row.get("task")} for text in list(right)[:per_prompt]]
     if not kept:
@@ -66,4 +69,8 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    try:
+        auto_cli(main, as_positional=False)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -51,5 +51,12 @@ class RolloutCheckpoint(Checkpoint):
         if self.every_n_rollouts and done % self.every_n_rollouts == 0:
             self._save(trainer)
 
+    def on_validation_end(self, trainer, pl_module):
+        """What other callbacks learn from the validation that follows a rollout belongs to that rollout's checkpoint: it is written once more."""
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if trainer.state.fn == "fit" and done == self.last_saved:
+            self.last_saved = -1
+            self._save(trainer)
+
     def on_train_end(self, trainer, pl_module):
         self._save(trainer)

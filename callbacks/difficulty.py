@@ -52,7 +52,8 @@ class DifficultyLedger(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         rollout, number = pl_module.last_sampled, trainer.fit_loop.epoch_loop.total_batch_idx
-        rates = rollout.rewards[self.reward].view(len(rollout.rows), -1).nanmean(1).tolist()
+        judge = next(reward for reward in pl_module.rewards if reward.name == self.reward)
+        rates = judge.unscaled(rollout.rewards[self.reward], rollout).view(len(rollout.rows), -1).nanmean(1).tolist()
         own = [
             Measurement(str(row["id"]), number, rate, row.get("task"), row.get("level"))
             for row, rate in zip(rollout.rows, rates, strict=True)

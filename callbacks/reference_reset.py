@@ -31,6 +31,8 @@ class Plateau:
     drop: float | None = None
 
     def __post_init__(self) -> None:
+        if self.patience is None and self.drop is None:
+            raise ConfigError("ReferenceReset: a plateau without patience and drop never resets; set one of them.")
         if (self.patience is not None and self.patience < 1) or self.min_gain < 0 or (self.drop is not None and self.drop <= 0):
             raise ConfigError(
                 f"ReferenceReset: plateau needs patience >= 1, min_gain >= 0 and drop > 0, got {self.patience}, {self.min_gain} and {self.drop}."

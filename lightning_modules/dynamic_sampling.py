@@ -45,7 +45,7 @@ def refilled(
     metrics = {"no_signal": float((~signal).float().mean())}
     missing = torch.nonzero(~signal).flatten().tolist()
     seen = {row.get("id") for row in batch.rows}
-    fresh = (row for row in spare if row.get("id") not in seen)
+    fresh = (row for row in spare if row.get("id") not in seen and not seen.add(row.get("id")))  # type: ignore[func-returns-value]
     places, parts, used, tokens = list(range(len(batch.rows))), [batch], 0, 0
     while missing and used < budget and (rows := list(islice(fresh, min(len(missing), budget - used)))):
         part = sample(rows)

@@ -68,9 +68,13 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
         log(module.metric_name(name), scores)
     log("length", batch.lengths)
     log("truncated", torch.tensor([reason == "length" for reason in batch.finish_reasons]))
-    judge = next((reward.name for reward in module.rewards if reward.is_correctness), None)
+    judge = next((reward for reward in module.rewards if reward.is_correctness), None)
+    right = None if judge is None else judge.unscaled(batch.rewards[judge.name], batch)
     if module.thinking_stats is not None:
-        module.thinking_stats.add(batch, None if judge is None else batch.rewards[judge] >= 1)
-    if judge is not None:
-        module.problem_counts.add(rows, (batch.rewards[judge] >= 1).view(len(rows), -1))
+        module.thinking_stats.add(batch, None if right is None else right >= 1)
+    if right is not None:
+        judged = ~right.isnan().view(len(rows), -1).any(1)
+        module.problem_counts.add(
+            [row for row, known in zip(rows, judged.tolist(), strict=True) if known], (right >= 1).view(len(rows), -1)[judged]
+        )
     return batch

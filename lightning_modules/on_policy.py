@@ -157,7 +157,7 @@ class OnPolicyModule(PosttrainModule):
             part.rewards = self.score(part)
             return part
 
-        budget = int(self.batch.refill * len(batch.rows))
+        budget = self.batch.further_prompts(self.trainer.world_size)
         return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals)
 
     def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:

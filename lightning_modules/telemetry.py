@@ -27,7 +27,7 @@ def log_rollout(
         "train/truncated": batch.finish_reasons.count("length") / len(batch.finish_reasons),
         "train/kl_coefficient": module.kl.coefficient,
         "perf/rollout_tokens_per_s": (tokens + metrics.get("extra_tokens", 0.0)) / rollout_seconds,
-        "perf/update_tokens_per_s": tokens / update_seconds,
+        "perf/update_tokens_per_s": float(module.last_rollout.lengths.sum()) / update_seconds,
     }
     if module.device.type == "cuda":
         values["perf/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9

@@ -62,6 +62,10 @@ class Reward(ABC):
             )
         return values
 
+    def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        """The scores as a judge of correctness or a pass rate sees them; other than the scores only where these are scaled."""
+        return scores
+
     def check_columns(self, row: dict[str, Any]) -> None:
         """Called with one data row before training. Raises ConfigError if a needed column is missing."""
 

@@ -25,8 +25,8 @@ def words_by_script(text: str) -> dict[str, int]:
         script = script_of(character)
         if script is not None and (script != before or script in UNSPACED):
             counts[script] = counts.get(script, 0) + 1
-        # An apostrophe or a combining mark does not end a word.
-        if script is not None or not (character in "'’-" or unicodedata.combining(character)):
+        # An apostrophe or a vowel sign does not end a word.
+        if script is not None or not (character in "'’-" or unicodedata.category(character).startswith("M")):
             before = script
     return counts
 
@@ -52,7 +52,8 @@ class LanguageConsistency(Reward):
     def score(self, batch):
         values = []
         for text in batch.completions:
-            counts = words_by_script(text.rsplit("</think>", 1)[0])
+            reasoning = text.rsplit("</think>", 1)[0].replace("<think>", " ").replace("</think>", " ")
+            counts = words_by_script(unicodedata.normalize("NFKC", reasoning))
             total = sum(counts.values())
             values.append(counts.get(self.script, 0) / total if total else self.without_words)
         return values

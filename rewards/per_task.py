@@ -1,34 +1,50 @@
 """A reward of its own for every task family of a mixture."""
 
+from typing import Any
+
 import torch
 
 from rewards.base import Reward
 from support.errors import ConfigError
 
 
+def family(row: dict[str, Any]) -> str:
+    """A row's `task`, without the level that a curriculum appends to it."""
+    task = str(row.get("task"))
+    return task if row.get("level") is None else task.removesuffix(f"-{row['level']}")
+
+
 class PerTask(Reward):
-    """Each row is scored by the reward that its `task` names, times a scale: families of different difficulty or range share one run.
+    """Each row is scored by the reward that its task names, times a scale: families of different difficulty or range share one run.
+
+    pass@k and pass rates are those of the scores before scaling.
 
     Args:
         rewards: task -> the reward that scores it; "default" for tasks that are not named.
-        scales: task -> factor, 1 where none is given. A scaled score counts as correct only from 1 on, so scale with `weight` inside a family's
-            reward where pass@k should not change.
-        weight, name: as in every reward.
+        scales: task -> factor above 0, 1 where none is given.
+        weight, name: as in every reward; those of the families' rewards are not used.
 
     Raises:
-        ConfigError: for a task without a reward, before anything is sampled.
+        ConfigError: for a task without a reward, before anything is sampled, a scale that is not positive or that no reward serves, or a weight on a
+            family's reward.
     """
-
-    is_correctness = True
 
     def __init__(
         self, rewards: dict[str, Reward], scales: dict[str, float] | None = None, weight: float = 1.0, name: str | None = None
     ) -> None:
         super().__init__(weight, name)
+        self.rewards, self.scales = rewards, scales or {}
         if not rewards:
             raise ConfigError("PerTask has no rewards; name one for each task, or a `default`.")
-        self.rewards, self.scales = rewards, scales or {}
+        if weighted := [task for task, reward in rewards.items() if reward.weight != 1]:
+            raise ConfigError(f"PerTask: the reward of {weighted[0]!r} has a weight, which would not act; scale the family with `scales`.")
+        for task, scale in self.scales.items():
+            if scale <= 0 or not (task in rewards or "default" in rewards):
+                raise ConfigError(
+                    f"PerTask: scales needs a factor above 0 for a task that has a reward, got {task}: {scale}; rewards are for {sorted(rewards)}."
+                )
         self.may_abstain = any(reward.may_abstain for reward in rewards.values())
+        self.is_correctness = all(reward.is_correctness for reward in rewards.values())
 
     def _for(self, task: str) -> Reward:
         found = self.rewards.get(task, self.rewards.get("default"))
@@ -38,14 +54,22 @@ class PerTask(Reward):
             )
         return found
 
+    def _scales(self, batch):
+        return torch.tensor(
+            [self.scales.get(family(batch.rows[i]), 1.0) for i in batch.groups.tolist()], device=batch.completion_ids.device
+        )
+
     def score(self, batch):
-        tasks = [str(row.get("task")) for row in batch.rows]
+        tasks = [family(row) for row in batch.rows]
         values = torch.zeros(batch.completion_ids.shape[0], device=batch.completion_ids.device)
         for task in sorted(set(tasks)):
             prompts = [i for i, found in enumerate(tasks) if found == task]
             rows = torch.tensor([tasks[i] == task for i in batch.groups.tolist()], device=values.device)
-            values[rows] = self.scales.get(task, 1.0) * self._for(task)(batch.take(prompts)).to(values.device)
-        return values
+            values[rows] = self._for(task)(batch.take(prompts)).to(values.device)
+        return values * self._scales(batch)
+
+    def unscaled(self, scores, batch):
+        return scores / self._scales(batch).to(scores.device)
 
     def check_columns(self, row):
-        self._for(str(row.get("task"))).check_columns(row)
+        self._for(family(row)).check_columns(row)

@@ -1,5 +1,6 @@
 """The one page that decides every batch size."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,8 +43,8 @@ class BatchPlan:
             raise ConfigError(
                 f"batch.kl_stop is {self.kl_stop}; it must be above 0, and only acts with several updates (batch.updates_per_rollout, batch.epochs)."
             )
-        if self.refill < 0:
-            raise ConfigError(f"batch.refill is {self.refill}; it must be 0 (keep groups without signal) or above.")
+        if not 0 <= self.refill < math.inf:
+            raise ConfigError(f"batch.refill is {self.refill}; it must be 0 (keep groups without signal) or a number above.")
         if self.prompts_per_rollout % self.updates_per_rollout:
             raise ConfigError(
                 f"batch.updates_per_rollout is {self.updates_per_rollout}, which does not divide batch.prompts_per_rollout "
@@ -63,6 +64,15 @@ class BatchPlan:
                 f"{per_update} prompts an update (batch.prompts_per_rollout / batch.updates_per_rollout) cannot be spread over "
                 f"{processes} processes evenly; change trainer.devices or batch.prompts_per_rollout."
             )
+        if self.refill and not self.further_prompts(processes):
+            raise ConfigError(
+                f"batch.refill is {self.refill}, which is less than one prompt on each of {processes} process(es) with batch.prompts_per_rollout "
+                f"{self.prompts_per_rollout}; raise it, or set 0."
+            )
+
+    def further_prompts(self, processes: int = 1) -> int:
+        """Most prompts that dynamic sampling takes in addition, on each process."""
+        return int(self.refill * self.prompts_per_rollout / processes + 1e-9)
 
     def describe(self, processes: int = 1) -> str:
         """The derived numbers, for people."""
@@ -70,7 +80,7 @@ class BatchPlan:
         rows = self.prompts_per_rollout * self.group_size
         again = f", {self.epochs} times" if self.epochs > 1 else ""
         if self.refill:
-            again += f"; groups without signal are replaced, from at most {int(self.refill * self.prompts_per_rollout)} further prompts"
+            again += f"; groups without signal are replaced, from at most {self.further_prompts(processes)} further prompts on each"
         return (
             f"{self.prompts_per_rollout} prompts x {self.group_size} completions = {rows} rows a rollout, {rows // processes} on each of "
             f"{processes} process(es); {self.updates_per_rollout} update(s) of {rows // self.updates_per_rollout} rows{again}"

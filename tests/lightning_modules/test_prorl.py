@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 
-from callbacks import Plateau, ReferenceReset
+from callbacks import Plateau, ReferenceReset, RolloutCheckpoint
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, KLPenalty, ProRL
 from lightning_modules.dynamic_sampling import has_signal, refilled
@@ -207,6 +207,27 @@ def test_a_resumed_run_resets_when_the_whole_one_does(reasoner, lora, stop, tmp_
     assert again.history == reset.history and again.curves == reset.curves
     assert dict(resumed.state_dict().items()).keys() == whole.state_dict().keys()
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_run_resumed_where_a_validation_was_due_remembers_it(reasoner, tmp_path):
+    def run(steps, folder, ckpt_path=None):
+        reset = ReferenceReset(plateau=Plateau("val/reward", patience=1, min_gain=10.0))
+        module = build(reasoner)
+        saved = RolloutCheckpoint(every_n_rollouts=2, keep=None, folder=str(tmp_path / folder))
+        trainer = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        made = L.Trainer(
+            accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            num_sanity_val_steps=0, callbacks=[saved, reset], **trainer,
+        )  # fmt: skip
+        made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
+        return reset, module
+
+    whole, module = run(7, "whole")
+    assert [event["rollout"] for event in whole.history] == [4]
+    for stop in (2, 4):
+        resumed, again = run(7, f"rest{stop}", tmp_path / f"whole/rollout_{stop:06d}.ckpt")
+        assert resumed.history == whole.history and resumed.curves == whole.curves
+        assert torch.equal(weights(module), weights(again))
 
 
 def test_what_cannot_work_is_refused(reasoner):

@@ -17,6 +17,7 @@ from rollouts import RolloutBatch
         ("所以答案 is 3", {"CJK": 4, "LATIN": 1}),
         ("это two слова", {"CYRILLIC": 2, "LATIN": 1}),
         ("abcд", {"LATIN": 1, "CYRILLIC": 1}),
+        ("किताब मेज", {"DEVANAGARI": 2}),
         ("1+1=2", {}),
         ("", {}),
     ],
@@ -26,7 +27,7 @@ def test_words(text, expected):
 
 
 def test_only_the_reasoning_counts_and_an_empty_one_earns_nothing():
-    texts = ["so it is</think>四", "so 四 is</think>4", "</think>four", "no end 四"]
+    texts = ["so it is</think>四", "<think>so 四 is</think>4", "<think></think>four", "no end 四"]
     ids = torch.arange(4)[:, None]
     ones = torch.ones_like(ids, dtype=torch.bool)
     batch = RolloutBatch(ids, ones, ids, ones, ones, torch.zeros(4, 1), ["eos"] * 4, [{"prompt": "?"}] * 4, decoder=lambda ids, mask: texts)
