@@ -91,7 +91,9 @@ def run_arm(arm: str, seed: int) -> None:
 
 
 def rate(final: dict[str, float], levels: list[str], name: str = "no_thinking_rate") -> float:
-    return sum(final[f"val/{name}/{level}"] for level in levels) / len(levels)
+    """Mean over those of the levels that the arm's problems have; NaN if none."""
+    found = [final[f"val/{name}/{level}"] for level in levels if f"val/{name}/{level}" in final]
+    return sum(found) / len(found) if found else float("nan")
 
 
 def table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
@@ -101,7 +103,8 @@ def table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
     ]
     for (arm, seed), result in found.items():
         final = result["final"]
-        start = found.get(("start", seed), {}).get("final")
+        # The mostly easy problems are others than the start was measured on.
+        start = None if "easy" in arm else found.get(("start", seed), {}).get("final")
         change = f"{100 * (final['val/length'] / start['val/length'] - 1):+.0f} %" if start and arm != "start" else ""
         shares = [rate(final, levels) for levels in (EASY, LEVELS[2:3], HARD)]
         minutes = f"{result['minutes']:.1f}" if "minutes" in result else ""
