@@ -45,6 +45,8 @@ def policy(reasoner):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Nothing a test does may touch the user's cache."""
+def own_cache(tmp_path, tmp_path_factory, monkeypatch):
+    """Nothing a test does may touch the user's cache; and MLflow keeps a connection by its address, so that a relative one would reach the
+    store of an earlier test in another folder."""
     monkeypatch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

@@ -1,6 +1,7 @@
 """main.py from the outside: what a person types, what the run leaves behind, what a mistake says."""
 
 import json
+import os
 from pathlib import Path
 
 import mlflow
@@ -39,8 +40,9 @@ def short(model, *extra):
 
 
 def experiment():
-    client = mlflow.MlflowClient("sqlite:///mlflow.db")
-    mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    store = os.environ["MLFLOW_TRACKING_URI"]
+    client = mlflow.MlflowClient(store)
+    mlflow.set_tracking_uri(store)
     return client, mlflow.search_runs(experiment_names=["lightning-posttrain"])
 
 
