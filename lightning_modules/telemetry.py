@@ -17,7 +17,7 @@ def log_rollout(
     module: "OnPolicyModule", batch: RolloutBatch, metrics: dict[str, float], rollout_seconds: float, update_seconds: float
 ) -> None:
     """Log one rollout and its updates; `metrics` are the update's own."""
-    tokens = float(batch.lengths.sum())
+    tokens, learned = float(batch.lengths.sum()), module.last_rollout or batch
     values = {f"train/{name}": value for name, value in metrics.items()}
     values |= {f"train/{module.metric_name(name)}": float(scores.nanmean()) for name, scores in batch.rewards.items()}
     if module.rewards:
@@ -27,7 +27,7 @@ def log_rollout(
         "train/truncated": batch.finish_reasons.count("length") / len(batch.finish_reasons),
         "train/kl_coefficient": module.kl.coefficient,
         "perf/rollout_tokens_per_s": (tokens + metrics.get("extra_tokens", 0.0)) / rollout_seconds,
-        "perf/update_tokens_per_s": float(module.last_rollout.lengths.sum()) / update_seconds,
+        "perf/update_tokens_per_s": float(learned.lengths.sum()) / update_seconds,
     }
     if module.device.type == "cuda":
         values["perf/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
