@@ -19,11 +19,6 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
 
 
-def prorl_adamw(parameters: Any) -> torch.optim.Optimizer:
-    """AdamW, learning rate 2e-6, no weight decay (ProRL, arXiv 2505.24864)."""
-    return torch.optim.AdamW(parameters, lr=2e-6, weight_decay=0.0)
-
-
 class PosttrainModule(L.LightningModule):
     """Loads `policy` when the trainer asks for it, and stores only trained weights under LoRA.
 

@@ -23,6 +23,14 @@ def has_signal(returns: Tensor, batch: RolloutBatch) -> Bool[Tensor, "prompts"]:
     return group_statistics(returns, batch.groups)[1] > 0
 
 
+def _unseen(rows: Iterator[dict[str, Any]], seen: set[Any]) -> Iterator[dict[str, Any]]:
+    """Those of the rows whose id has not come before."""
+    for row in rows:
+        if row.get("id") not in seen:
+            seen.add(row.get("id"))
+            yield row
+
+
 def refilled(
     batch: RolloutBatch,
     spare: Iterator[dict[str, Any]],
@@ -44,8 +52,7 @@ def refilled(
     signal = has_signal(returns(batch), batch)
     metrics = {"no_signal": float((~signal).float().mean())}
     missing = torch.nonzero(~signal).flatten().tolist()
-    seen = {row.get("id") for row in batch.rows}
-    fresh = (row for row in spare if row.get("id") not in seen and not seen.add(row.get("id")))  # type: ignore[func-returns-value]
+    fresh = _unseen(spare, {row.get("id") for row in batch.rows})
     places, parts, used, tokens = list(range(len(batch.rows))), [batch], 0, 0
     while missing and used < budget and (rows := list(islice(fresh, min(len(missing), budget - used)))):
         part = sample(rows)

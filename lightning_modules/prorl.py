@@ -6,9 +6,11 @@ replaced (dynamic sampling), temperature 1.2; and a reference that the policy re
     python main.py fit --config configs/prorl.yaml
 """
 
+from typing import Any
+
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from lightning_modules.base import prorl_adamw
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.on_policy import OnPolicyModule
 from lightning_modules.terms import KLPenalty, Shaping
@@ -17,6 +19,11 @@ from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, Engine, SamplingParams
 from support.errors import ConfigError
+
+
+def prorl_adamw(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW, learning rate 2e-6, no weight decay (ProRL, arXiv 2505.24864)."""
+    return torch.optim.AdamW(parameters, lr=2e-6, weight_decay=0.0)
 
 
 class ProRL(OnPolicyModule):
