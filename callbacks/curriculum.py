@@ -40,8 +40,11 @@ class Curriculum(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         data = getattr(trainer, "datamodule", None)
-        if stage == "fit" and data is not None and hasattr(data, "curriculum"):
-            data.curriculum = {"rehearsal": self.rehearsal, "start": self.start}
+        if stage == "fit" and data is not None and hasattr(data, "sampler"):
+            data.sampler = self._sampler
+
+    def _sampler(self, rows, *draw):
+        return CurriculumSampler([row.get("level") for row in rows], *draw, rehearsal=self.rehearsal, start=self.start)
 
     def on_fit_start(self, trainer, pl_module):
         before = trainer.callbacks[: trainer.callbacks.index(self)]

@@ -1,12 +1,11 @@
 """The data module that every method's prompts come from."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
 
 import lightning as L
 from torch.utils.data import DataLoader
 
-from datamodules.curriculum import CurriculumSampler
 from datamodules.preferences import PairSource
 from datamodules.rows import Row, check_rows
 from datamodules.sampler import PromptLoader, PromptSampler
@@ -28,8 +27,9 @@ class PromptData(L.LightningDataModule, ABC):
 
     #: columns that every row must have; what the rewards need beyond them they check themselves
     required: tuple[str, ...] = ("prompt",)
-    #: settings of a `CurriculumSampler`, put there by `callbacks.Curriculum`; None draws every row once an epoch
-    curriculum: dict[str, Any] | None = None
+    #: (rows, prompts a rollout, seed, rank, processes) -> the sampler of the training prompts; callbacks that choose prompts set it before training.
+    #: None draws every row once an epoch
+    sampler: Callable[[list[Row], int, int, int, int], PromptSampler] | None = None
 
     def __init__(self, seed: int | None = None, val_batch: int = 64, preferences: PairSource | None = None) -> None:
         super().__init__()
@@ -79,9 +79,7 @@ class PromptData(L.LightningDataModule, ABC):
             )
         rows = self.rows("train")
         draw = (batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size)
-        if self.curriculum is None:
-            return PromptLoader(rows, PromptSampler(len(rows), *draw))
-        return PromptLoader(rows, CurriculumSampler([row.get("level") for row in rows], *draw, **self.curriculum))
+        return PromptLoader(rows, PromptSampler(len(rows), *draw) if self.sampler is None else self.sampler(rows, *draw))
 
     def _evaluation_loader(self, split: str) -> DataLoader:
         rows = self.rows(split)

@@ -128,6 +128,8 @@ class OnPolicyModule(PosttrainModule):
             if self.batch.refill:
                 batch, everything, filling = self.refill(batch)
                 sampled = time.perf_counter()
+            for reward in self.rewards:
+                reward.observe(everything)
             batch.advantages = self.advantages(batch)
             scored = time.perf_counter()
             metrics = self.update(batch)
@@ -306,10 +308,13 @@ class OnPolicyModule(PosttrainModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["advantage"] = self.advantage.state_dict()
+        checkpoint["rewards"] = {reward.name: reward.state_dict() for reward in self.rewards}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.advantage.load_state_dict(checkpoint.get("advantage", {}))
+        for reward in self.rewards:
+            reward.load_state_dict(checkpoint.get("rewards", {}).get(reward.name, {}))
 
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":

@@ -69,6 +69,20 @@ class Reward(ABC):
     def check_columns(self, row: dict[str, Any]) -> None:
         """Called with one data row before training. Raises ConfigError if a needed column is missing."""
 
+    def observe(self, batch: RolloutBatch) -> None:  # noqa: B027
+        """Called on every process after each training rollout was scored, never in validation: for rewards that remember.
+
+        Args:
+            batch: all that this process sampled, with `batch.rewards`; `support.processes.gathered` brings in the other processes' part.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers from rollout to rollout, as plain data for a checkpoint; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from what `state_dict` gave; an empty state starts anew."""
+
 
 def needs(reward: Reward, row: dict[str, Any], *columns: str) -> None:
     """Refuse a data row without the columns that the reward reads."""

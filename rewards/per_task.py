@@ -73,3 +73,15 @@ class PerTask(Reward):
 
     def check_columns(self, row):
         self._for(family(row)).check_columns(row)
+
+    def observe(self, batch):
+        tasks = [family(row) for row in batch.rows]
+        for task in sorted(set(tasks)):
+            self._for(task).observe(batch.take([i for i, found in enumerate(tasks) if found == task]))
+
+    def state_dict(self):
+        return {task: reward.state_dict() for task, reward in self.rewards.items()}
+
+    def load_state_dict(self, state):
+        for task, reward in self.rewards.items():
+            reward.load_state_dict(state.get(task, {}))

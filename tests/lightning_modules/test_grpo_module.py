@@ -12,7 +12,7 @@ from lightning_modules import GRPO, KLPenalty, Shaping
 from lightning_modules.updates import micro_batches, update_slices
 from objectives import ClippedSurrogate, GlobalNorm, ReinforcePlusPlus, RunningMean, SequenceMean, TokenMean
 from policies import LoRA, PolicyParams
-from rewards import FunctionReward
+from rewards import FunctionReward, PerTask
 from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine
 from support.errors import ConfigError
 
@@ -266,6 +266,39 @@ def test_one_completion_a_prompt_and_its_running_mean_survive_a_resume(reasoner,
     forgetful.advantage.load_state_dict = lambda state: None
     fit(forgetful, 2, ckpt_path=tmp_path / "half.ckpt")
     assert not torch.equal(weights(whole), weights(forgetful)), "the state matters"
+
+
+def test_a_reward_with_a_memory_sees_training_rollouts_only_and_survives_a_resume(reasoner, tmp_path):
+    class Counting(FunctionReward):
+        def __init__(self):
+            super().__init__(digit_reward)
+            self.seen: list[str] = []
+
+        def score(self, batch):
+            return [value + 0.1 * len(self.seen) for value in super().score(batch)]
+
+        def observe(self, batch):
+            self.seen += [row["id"] for row in batch.rows]
+
+        def state_dict(self):
+            return {"seen": list(self.seen)}
+
+        def load_state_dict(self, state):
+            self.seen = list(state.get("seen", []))
+
+    def made():
+        # Through a mixture, which must pass the memory on.
+        inner = Counting()
+        return build(reasoner, rewards=[PerTask({"default": inner})], advantage=RunningMean(0.9)), inner
+
+    (whole, all_seen), (first, half_seen), (second, resumed) = made(), made(), made()
+    fit(whole, 4)
+    fit(first, 2).save_checkpoint(tmp_path / "half.ckpt")
+    saved = torch.load(tmp_path / "half.ckpt", weights_only=True)["rewards"]
+    assert saved == {"per_task": {"default": {"seen": half_seen.seen}}} and len(half_seen.seen) == 2 * 4
+    fit(second, 4, ckpt_path=tmp_path / "half.ckpt")
+    assert resumed.seen == all_seen.seen and len(resumed.seen) == 4 * 4
+    assert torch.equal(weights(whole), weights(second))
 
 
 def test_off_policy_updates_clip(reasoner):
