@@ -1,0 +1,193 @@
+"""The effect of every paper of the family beside plain GRPO: same start, prompts and rollouts, and at equal numbers of generated tokens.
+
+python benchmarks/papers.py                        # runs what has no result yet, then writes the table into docs/papers.md and draws docs/plots/papers/*.png
+python benchmarks/papers.py --only laser           # one paper
+python benchmarks/papers.py --run false            # the report only
+
+Every arm goes through main.py; its curves land in runs/papers/<paper>_<arm>_<seed>.json, so that an interrupted benchmark goes on where it stopped.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.experiments import curves  # noqa: E402
+from main import main as command_line  # noqa: E402
+from support.errors import ConfigError  # noqa: E402
+from support.files import atomic_write_text  # noqa: E402
+
+RESULTS = Path("runs/papers")
+URI = f"sqlite:///{RESULTS}/mlflow.db"
+PAGE, BEGIN, END = Path("docs/papers.md"), "<!-- table: begin -->", "<!-- table: end -->"
+SEEDS = (0, 1, 2)
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One row of the family.
+
+    Args:
+        config: the paper's. rollouts: of every arm.
+        arms: arm -> command-line arguments behind the configuration, or all of them if they begin with --config; one arm is "grpo".
+        columns: heading -> metric, shown before the first rollout (val/ only) and at the end.
+        expect: what the specification of its miniature asks for.
+    """
+
+    config: str
+    rollouts: int
+    arms: dict[str, list[str]]
+    columns: dict[str, str]
+    expect: str
+
+
+PAPERS: dict[str, Paper] = {}
+
+
+def run_arm(name: str, paper: Paper, arm: str, seed: int) -> None:
+    started = time.perf_counter()
+    given = paper.arms[arm]
+    own = [] if given and given[0].startswith("--config") else [f"--config={paper.config}"]
+    label = f"{name} {arm} {seed}"
+    settings = [f"--seed_everything={seed}", f"--trainer.max_steps={paper.rollouts}", f"--trainer.default_root_dir={RESULTS}"]
+    logger = ["--trainer.logger.init_args.tracking_uri=" + URI, f"--trainer.logger.init_args.run_name={label}"]
+    cli = command_line(["fit", *own, *given, *settings, *logger])
+    plan = cli.model.batch
+    found = {
+        "minutes": (time.perf_counter() - started) / 60,
+        "rows": plan.prompts_per_rollout * plan.group_size,
+        "curves": curves(URI, label),
+    }
+    atomic_write_text(RESULTS / f"{name}_{arm}_{seed}.json", json.dumps(found))
+
+
+def results(name: str, paper: Paper, arm: str) -> list[dict[str, Any]]:
+    paths = [RESULTS / f"{name}_{arm}_{seed}.json" for seed in SEEDS if arm in paper.arms]
+    return [json.loads(path.read_text()) for path in paths if path.is_file()]
+
+
+# ---- the report ---------------------------------------------------------------------------------------------------------------
+
+
+def tokens(result: dict[str, Any]) -> list[float]:
+    """Generated training tokens up to and including each rollout."""
+    extra = dict(result["curves"].get("train/extra_tokens", []))
+    total, sums = 0.0, []
+    for step, length in result["curves"]["train/length"]:
+        total += length * result["rows"] + extra.get(step, 0.0)
+        sums.append(total)
+    return sums
+
+
+def at(curve: Curve, fraction: float) -> float:
+    """The value at the beginning or the end of a curve: one validation, or the mean of a tenth of the rollouts."""
+    width = max(1, len(curve) // 10) if len(curve) > 20 else 1
+    part = curve[:width] if fraction == 0 else curve[-width:]
+    return mean(value for _, value in part)
+
+
+def until(result: dict[str, Any], budget: float) -> dict[str, Any]:
+    """The result as it stood when so many tokens had been generated."""
+    rollouts = sum(total <= budget for total in tokens(result))
+    cut = {metric: [point for point in curve if point[0] <= rollouts] or curve[:1] for metric, curve in result["curves"].items()}
+    return result | {"curves": cut}
+
+
+def interval(values: list[float]) -> str:
+    """Mean and the half width of Student's 95 % interval over seeds."""
+    found = [value for value in values if not math.isnan(value)]
+    if not found:
+        return ""
+    digits = 3 if max(map(abs, found)) < 10 else 1
+    if len(found) < 2:
+        return f"{found[0]:.{digits}f}"
+    half = float(student.ppf(0.975, len(found) - 1)) * stdev(found) / math.sqrt(len(found))
+    return f"{mean(found):.{digits}f} ± {half:.{digits}f}"
+
+
+def rows_of(name: str, paper: Paper) -> list[str]:
+    shown = {arm: results(name, paper, arm) for arm in paper.arms}
+    method = next(arm for arm in paper.arms if arm != "grpo")
+    if shown.get("grpo") and len(shown[method]) == len(shown["grpo"]):
+        budgets = [tokens(result)[-1] for result in shown[method]]
+        pairs = list(zip(shown["grpo"], budgets, strict=True))
+        if any(tokens(result)[-1] > budget for result, budget in pairs):
+            shown["grpo, equal tokens"] = [until(result, budget) for result, budget in pairs]
+    lines = []
+    for arm, found in shown.items():
+        cells = []
+        for heading, metric in paper.columns.items():
+            have = [result["curves"][metric] for result in found if result["curves"].get(metric)]
+            start = interval([at(curve, 0) for curve in have]) if metric.startswith("val/") else ""
+            cells.append(f"{heading}: {start + ' → ' if start else ''}{interval([at(curve, 1) for curve in have])}" if have else "")
+        spent = f"{mean(tokens(result)[-1] for result in found) / 1000:.0f} k" if found and "equal" not in arm else ""
+        lines.append(f"| {name} | {arm} | {len(found)} | {'; '.join(cell for cell in cells if cell)} | {spent} |")
+    return lines
+
+
+def table() -> str:
+    lines = ["| paper | arm | seeds | start → end, mean ± 95 % interval over seeds | tokens |", "|---|---|---|---|---|"]
+    for name, paper in PAPERS.items():
+        lines += rows_of(name, paper)
+    return "\n".join(lines)
+
+
+def plot(name: str, paper: Paper) -> None:
+    """The columns' metrics against generated tokens, a line a seed."""
+    figure = Figure(figsize=(3.8 * len(paper.columns), 3.0), layout="constrained")
+    panels = figure.subplots(1, len(paper.columns), squeeze=False)[0]
+    for panel, (heading, metric) in zip(panels, paper.columns.items(), strict=True):
+        for color, arm in enumerate(paper.arms):
+            for number, result in enumerate(results(name, paper, arm)):
+                total = [0.0, *tokens(result)]
+                curve = [(total[min(step, len(total) - 1)] / 1000, value) for step, value in result["curves"].get(metric, [])]
+                if curve:
+                    panel.plot(*zip(*curve, strict=True), color=f"C{color}", linewidth=1, label=arm if number == 0 else None)
+        panel.set(xlabel="generated tokens, thousands", ylabel=heading)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=7)
+    out = Path("docs/plots/papers")
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / f"{name}.png", dpi=90)
+
+
+def main(run: bool = True, only: str | None = None, seeds: int = len(SEEDS)) -> None:
+    """Run the arms that have no result, then write the table of all that have.
+
+    Args:
+        run: False reports only. only: one paper's name. seeds: how many of each arm.
+    """
+    if only is not None and only not in PAPERS:
+        raise ConfigError(f"--only names {only!r}; the papers are {', '.join(PAPERS)}.")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for seed in SEEDS[:seeds] if run else []:
+        for name, paper in PAPERS.items():
+            for arm in paper.arms if only in (None, name) else []:
+                if not (RESULTS / f"{name}_{arm}_{seed}.json").is_file():
+                    print(f"=== {name}: {arm}, seed {seed}", flush=True)
+                    run_arm(name, paper, arm, seed)
+    found = table()
+    print(found)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    atomic_write_text(PAGE, f"{before}{BEGIN}\n{found}\n{END}{rest.partition(END)[2]}")
+    for name, paper in PAPERS.items():
+        if all(results(name, paper, arm) for arm in paper.arms):
+            plot(name, paper)
+
+
+if __name__ == "__main__":
+    try:
+        auto_cli(main, as_positional=False)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
