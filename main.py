@@ -1,7 +1,10 @@
 """The only entry point.
 
     python main.py fit --config configs/grpo.yaml [--config configs/models/smollm2.yaml] [--model.batch.group_size 16] [--seed_everything 1]
+    python main.py fit --config configs/grpo.yaml --ckpt_path last      # go on where the method's newest run was killed
     python main.py validate | test | predict --config ... [--ckpt_path ...]
+
+Ends with status 2 after a mistake that the user can mend, and with 143 after SIGTERM, when the state has been saved.
 
 Later --config files override earlier ones key by key, lists are replaced; the command line overrides both.
 """
@@ -9,6 +12,7 @@ Later --config files override earlier ones key by key, lists are replaced; the c
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -30,6 +34,7 @@ import yaml  # noqa: E402
 from jsonargparse import ActionConfigFile, Namespace  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
 from lightning.pytorch.loggers import MLFlowLogger  # noqa: E402
+from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
 
 import callbacks  # noqa: E402
 import datamodules  # noqa: E402, F401  (short class names on the command line)
@@ -37,6 +42,7 @@ import lightning_modules  # noqa: E402, F401
 import rewards  # noqa: E402, F401
 from lightning_modules.base import PosttrainModule  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
+from support.files import damage  # noqa: E402
 from support.runs import mlflow_runs, run_folder  # noqa: E402
 from support.suggestions import explain  # noqa: E402
 
@@ -82,20 +88,24 @@ def imported(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def last_checkpoint(root: Path, method: str) -> Path:
-    """The newest checkpoint of this method's runs. Raises ConfigError if there is none."""
-    found = []
-    for path in root.glob("*/checkpoints/rollout_*.ckpt"):
-        config = path.parents[1] / "config_fit.yaml"
-        if config.is_file() and yaml.safe_load(config.read_text())["model"]["class_path"] == method:
-            found.append(path)
-    if not found:
-        raise ConfigError(
-            f"--ckpt_path last: no run of {method} under {root} has left a checkpoint; leave --ckpt_path out to start afresh."
-        )
-    newest = max(found, key=lambda path: path.stat().st_mtime)
-    print(f"Last checkpoint of {method}: {newest}")
-    return newest
+def last_checkpoint(root: Path, method: str) -> Path | None:
+    """The newest whole checkpoint of this method's newest run; None, with a message, where there is none to go on from."""
+    runs = []
+    for config in root.glob("*/config_fit.yaml"):
+        if yaml.safe_load(config.read_text())["model"]["class_path"] == method:
+            runs.append(config)
+    if not runs:
+        print(f"--ckpt_path last: {method} has no run under {root} yet, so this one starts afresh.")
+        return None
+    newest = max(runs, key=lambda path: path.stat().st_mtime).parent
+    for path in sorted(newest.glob("checkpoints/rollout_*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        wrong = damage(path)
+        if wrong is None:
+            print(f"Last checkpoint of {method}: {path}")
+            return path
+        print(f"--ckpt_path last: {path} is damaged ({wrong}); the one before it is taken.")
+    print(f"--ckpt_path last: the newest run of {method}, {newest}, has left no whole checkpoint, so it starts afresh.")
+    return None
 
 
 def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -137,12 +147,28 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning's would let the checkpoint's hyper-parameters override the configuration and the command line silently."""
 
+    def _find_checkpoint(self, config: Namespace) -> None:
+        """Resolve `last`, and refuse a checkpoint that is not whole before anything is loaded."""
+        if config.get("ckpt_path") == "last":
+            found = last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path)
+            if found is None and self.subcommand != "fit":
+                raise ConfigError(f"--ckpt_path last: there is nothing to {self.subcommand}; train first, or leave --ckpt_path out.")
+            config.ckpt_path = None if found is None else str(found)
+            logger = config.trainer.logger
+            if found is not None and self.subcommand == "fit" and isinstance(logger, Namespace) and "run_id" in logger.init_args:
+                # The same run goes on: one folder, one set of curves. Without a logger the folder is the same anyway.
+                logger.init_args.run_id = found.parents[1].name
+        elif config.get("ckpt_path") and (wrong := damage(Path(config.ckpt_path))) is not None:
+            others = sorted(str(path) for path in Path(config.ckpt_path).parent.glob("*.ckpt") if path != Path(config.ckpt_path))
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint {config.ckpt_path} cannot be used: {wrong}. Beside it are {', '.join(others) or 'no others'}."
+            )
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if config.get("weights_only") is None:
             config.weights_only = True  # a checkpoint is data, from wherever it came
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path))
+        self._find_checkpoint(config)
         on_policy = issubclass(imported(config.model.class_path), lightning_modules.OnPolicyModule)
         if on_policy and config.trainer.gradient_clip_val is not None:
             raise ConfigError(
@@ -222,3 +248,5 @@ if __name__ == "__main__":
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)

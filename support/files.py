@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,28 @@ def atomic_write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, all files of a folder, or a folder's list of names would survive a power failure."""
+    for item in [*path.rglob("*"), path] if path.suffix and path.is_dir() else [path]:
+        handle = os.open(item, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint (one file, or a folder of shards), or None if it is whole."""
+    if path.is_dir():
+        return None if (path / ".metadata").is_file() else "its shards have no index"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+            return None if broken is None else f"its part {broken!r} is not what was written"
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)
 
 
 def fingerprint(items: Iterable[Any]) -> str:
