@@ -191,6 +191,7 @@ class CLI(LightningCLI):
             callbacks.BaselineValidation(),
             callbacks.ThinkingPlot(),
             callbacks.WritePredictions(),
+            callbacks.NonFiniteGradients(),
             callbacks.RolloutCheckpoint(),
         ]
         trainer = self._get(self.config_init, "trainer")

@@ -101,7 +101,10 @@ class RolloutCheckpoint(Checkpoint):
         if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._done(trainer):
             self._save(trainer)
             if trainer.is_global_zero:
-                print(f"SIGTERM: the state after rollout {self._done(trainer)} is in {self._folder(trainer) / self.saved[-1]}; go on with --ckpt_path last.", flush=True)
+                print(
+                    f"SIGTERM: the state after rollout {self._done(trainer)} is in {self._folder(trainer) / self.saved[-1]}; go on with --ckpt_path last.",
+                    flush=True,
+                )
 
     def on_train_end(self, trainer, pl_module):
         self._save(trainer)

@@ -106,6 +106,7 @@ class OnPolicyModule(PosttrainModule):
         if importance_cap is not None and importance_cap < 1:
             raise ConfigError(f"importance_cap is {importance_cap}; it must be 1 or above, or null for none.")
         self.max_grad_norm, self.importance_cap = max_grad_norm, importance_cap
+        self.update_token_budget, self.update_budget_halved = batch.update_token_budget, False  # by a pass that did not fit
         self.with_reference = kl.coefficient > 0
         self.engine = engine or EmbeddedEngine()
         self.last_rollout: RolloutBatch | None = None  # that was learned from

@@ -18,7 +18,11 @@ FORKS.set_forkserver_preload(["tests.resume.preload"])
 
 def _run(arguments: list[str], folder: str) -> None:
     os.chdir(folder)
-    os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "LIGHTNING_POSTTRAIN_CACHE": f"{folder}/cache", "PL_GLOBAL_SEED": "0"}
+    os.environ |= {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "LIGHTNING_POSTTRAIN_CACHE": f"{folder}/cache",
+        "PL_GLOBAL_SEED": "0",
+    }
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
     torch.set_num_threads(1)

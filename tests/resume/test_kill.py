@@ -118,7 +118,9 @@ def test_a_killed_run_ends_as_the_undisturbed_one(method, command, tmp_path):
     while kills < KILLS or not finished:
         folder = tmp_path / f"killed_{finished}"
         again = folder.exists()
-        arguments = ["--config=" + str(ROOT / f"configs/{METHODS[method][0]}.yaml"), "--config=overlay.yaml"] if again else command(method, folder)
+        arguments = (
+            ["--config=" + str(ROOT / f"configs/{METHODS[method][0]}.yaml"), "--config=overlay.yaml"] if again else command(method, folder)
+        )
         process = start([*arguments, "--ckpt_path=last"], folder)
         if kills < KILLS and kill_after(process, rng.uniform(0, length)):
             kills += 1
@@ -162,4 +164,4 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command, tmp_pa
     equal_to(undisturbed, folder)
     newest.write_bytes(newest.read_bytes()[:1000])
     assert finish(start([*arguments, f"--ckpt_path={newest}"], folder)) != 0
-    assert f"cannot be used" in (folder / "log.txt").read_text() and str(older) in (folder / "log.txt").read_text()
+    assert "cannot be used" in (folder / "log.txt").read_text() and str(older) in (folder / "log.txt").read_text()
