@@ -1,7 +1,7 @@
 """The six arrows: prompts -> rollouts -> rewards -> advantages -> loss -> update, each a method to override.
 
 One batch of the trainer is one rollout. Optimisation is manual, so a rollout may serve several optimiser steps; everything random
-in rollout n derives from (seed, rank, n), so a resumed run repeats an uninterrupted one.
+in rollout n derives from (seed, n) and the prompts, so a resumed run repeats an uninterrupted one, and two processes draw what one would.
 """
 
 import time
@@ -119,16 +119,17 @@ class OnPolicyModule(PosttrainModule):
 
     def training_step(self, rows: Rows, batch_idx: int) -> None:
         """One rollout and its updates."""
-        with isolated_rng("rollout", run_seed(), self.global_rank, self.rollouts_done):
+        with isolated_rng("rollout", run_seed(), self.rollouts_done):
             started = time.perf_counter()
-            batch = overlapped_rollout(self.rollout, rows, self.rewards, self._prompts_at_once)
-            sampled = time.perf_counter()
-            batch.rewards = self.score(batch)
-            drawn = everything = batch
-            filling: dict[str, float] = {}
-            if self.batch.refill:
-                batch, everything, filling = self.refill(batch)
+            with self.whole_weights():
+                batch = overlapped_rollout(self.rollout, rows, self.rewards, self._prompts_at_once)
                 sampled = time.perf_counter()
+                batch.rewards = self.score(batch)
+                drawn = everything = batch
+                filling: dict[str, float] = {}
+                if self.batch.refill:
+                    batch, everything, filling = self.refill(batch)
+                    sampled = time.perf_counter()
             for reward in self.rewards:
                 reward.observe(everything)
             batch.advantages = self.advantages(batch)
@@ -161,7 +162,8 @@ class OnPolicyModule(PosttrainModule):
             return part
 
         budget = self.batch.further_prompts(self.trainer.world_size)
-        return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals)
+        with isolated_rng("refill", run_seed(), self.global_rank, self.rollouts_done):
+            return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals)
 
     def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The weighted rewards of every completion, after `shaping`."""
@@ -240,7 +242,8 @@ class OnPolicyModule(PosttrainModule):
     def sample(self, rows: Rows, group_size: int, sampling: SamplingParams) -> RolloutBatch:
         """`group_size` completions for each row's prompt."""
         prompts = [self.prompt_tokens(row) for row in rows]
-        return self.engine.generate(self.policy, prompts, rows, group_size, sampling, rows_at_once=self.batch.rollout_micro_batch)
+        with self.policy.whole():
+            return self.engine.generate(self.policy, prompts, rows, group_size, sampling, rows_at_once=self.batch.rollout_micro_batch)
 
     def prompt_tokens(self, row: dict[str, Any]) -> list[int]:
         """The token ids of a data row's prompt."""
@@ -324,6 +327,7 @@ class OnPolicyModule(PosttrainModule):
             print(f"Batch plan: {self.batch.describe(self.trainer.world_size)}")
 
     def on_validation_epoch_start(self) -> None:
+        self.gather_weights()
         self.last_validation = []
         self.thinking_stats, self.problem_counts = ThinkingStats.of(self.policy), ProblemCounts()
 
@@ -331,24 +335,33 @@ class OnPolicyModule(PosttrainModule):
         self.last_validation.append(evaluate(self, rows, batch_idx, "val"))
 
     def on_validation_epoch_end(self) -> None:
+        self.scatter_weights()
         self.problem_counts.log(self, "val")
         if self.thinking_stats is not None:
             self.thinking_stats.log(self, "val")
 
     def on_test_epoch_start(self) -> None:
+        self.gather_weights()
         self.thinking_stats, self.problem_counts = ThinkingStats.of(self.policy), ProblemCounts()
 
     def test_step(self, rows: Rows, batch_idx: int) -> None:
         evaluate(self, rows, batch_idx, "test")
 
     def on_test_epoch_end(self) -> None:
+        self.scatter_weights()
         self.problem_counts.log(self, "test")
         if self.thinking_stats is not None:
             self.thinking_stats.log(self, "test")
 
+    def on_predict_epoch_start(self) -> None:
+        self.gather_weights()
+
+    def on_predict_epoch_end(self) -> None:
+        self.scatter_weights()
+
     def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
         """Prompts with their sampled completions."""
-        with isolated_rng("predict", run_seed(), self.global_rank, batch_idx):
+        with isolated_rng("predict", run_seed()):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation.sampling or self.sampling)
         return [
             {"id": i, "prompt": prompt, "completion": text}

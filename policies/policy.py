@@ -1,8 +1,8 @@
 """A causal language model with its tokenizer, its LoRA adapter if any, and its reference."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +10,14 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policies.adapters import acting_weights
 from policies.locate import locate
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
+from policies.sharding import whole
 from support.errors import ConfigError
 
 Prompt = str | list[dict[str, str]]
@@ -121,7 +123,7 @@ class Policy(nn.Module):
         self.packed, self._packing_verified = params.packing and can_pack(self.model), False
         if self.packed:
             self.model.set_attn_implementation(SHARED_PREFIX)
-        self.with_reference = with_reference
+        self.with_reference, self.is_whole = with_reference, False
         self.reference: nn.Module | None = None
         if params.lora is not None:
             self.model = with_adapter(self.model, params.lora)
@@ -171,13 +173,21 @@ class Policy(nn.Module):
 
         Values outside the completion mask are arbitrary.
         """
-        return self._logprobs(self.model, groups, temperature, entropy_gradient)
+        return self(self._logprobs, self.model, groups, temperature, entropy_gradient)
+
+    def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        """Compute something with the weights. Everything that has a gradient goes through here, so that weights in shards are gathered for it."""
+        return compute(*arguments)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """All weights in place on every process while it lasts, for code that reads them itself; they are, unless they are in shards."""
+        return whole(self)
 
     @torch.no_grad()
     def reference_logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> Float[Tensor, "rows time"]:
         """The same under the reference."""
         with self._as_reference() as model:
-            return self._logprobs(model, groups, temperature)[0]
+            return self(self._logprobs, model, groups, temperature)[0]
 
     def _logprobs(self, model: nn.Module, groups: PromptGroups, temperature: float, entropy_gradient: bool = False) -> LogprobsAndEntropies:
         if not self.packed:
@@ -251,11 +261,11 @@ class Policy(nn.Module):
                     parameter.requires_grad_(False)
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that transformers loads: full weights (adapters merged) and the tokenizer."""
-        model = self.model
-        if self.params.lora is not None:
-            model = copy.deepcopy(model).merge_and_unload(adapter_names=["default"])
-        model.save_pretrained(folder)
+        """Write a folder that transformers loads: full weights (adapters merged) and the tokenizer. Within `whole` if weights may be in shards."""
+        if self.params.lora is None and not isinstance(self, FSDPModule):
+            self.model.save_pretrained(folder)
+        else:
+            self.bare.save_pretrained(folder, state_dict=dict(self.weights()))
         self.tokenizer.save_pretrained(folder)
 
 
