@@ -306,7 +306,7 @@ def test_off_policy_updates_clip(reasoner):
         reasoner,
         batch=BatchPlan(4, 4, updates_per_rollout=4),
         loss=ClippedSurrogate(0.0, 0.0),
-        optimizer=lambda p: torch.optim.SGD(p, lr=5.0),
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
     )
     fit(module, 4)
     assert float(module.trainer.callback_metrics["train/clip_fraction"]) > 0
