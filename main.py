@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what cannot be sent waits in support/tracking.py, not in the training
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*`skip_none` is deprecated.*")
@@ -128,7 +130,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         logger = {
-            "class_path": "lightning.pytorch.loggers.MLFlowLogger",
+            "class_path": "support.tracking.PatientMLFlowLogger",
             "init_args": {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI), "experiment_name": "lightning-posttrain"},
         }
         # One batch is one rollout, so every rollout is logged; validation counts rollouts over the whole run, not within an epoch.
