@@ -68,12 +68,13 @@ METHODS = {
 
 
 @pytest.fixture
-def command(reasoner, assistant, tmp_path):
+def command(reasoner, assistant, tmp_path, empty_store):
     """(method, folder) -> the command line, after the folder has been made."""
 
     def made(method, folder):
         config, model, changes = METHODS[method]
         folder.mkdir()
+        shutil.copy(empty_store, folder / "mlflow.db")
         pandas.read_parquet(ROOT / "assets/preferences/records.parquet").head(150).to_parquet(folder / "pairs.parquet")
         policy = {"model": {"reasoner": reasoner, "assistant": assistant}[model]}
         overlay = {
