@@ -56,6 +56,7 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
     with isolated_rng(stage, run_seed(), module.global_rank, batch_idx):
         batch = module.sample(rows, module.evaluation.samples, module.evaluation.sampling or module.sampling)
         batch.rewards = module.score(batch)
+    module.failure_counts.add(batch)
 
     def log(name: str, values: Tensor) -> None:
         values = values[~values.isnan()].float()
@@ -63,7 +64,7 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
             module.log(f"{stage}/{name}", values.mean(), batch_size=len(values), on_epoch=True, sync_dist=True)
 
     if module.rewards:
-        log("reward", total_reward(module.rewards, batch.rewards))
+        log("reward", total_reward(module.rewards, batch.rewards, batch.failures))
     for name, scores in batch.rewards.items():
         log(module.metric_name(name), scores)
     log("length", batch.lengths)

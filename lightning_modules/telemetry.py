@@ -21,7 +21,7 @@ def log_rollout(
     values = {f"train/{name}": value for name, value in metrics.items()}
     values |= {f"train/{module.metric_name(name)}": float(scores.nanmean()) for name, scores in batch.rewards.items()}
     if module.rewards:
-        values["train/reward"] = float(total_reward(module.rewards, batch.rewards).nanmean())
+        values["train/reward"] = float(total_reward(module.rewards, batch.rewards, batch.failures).nanmean())
     values |= {
         "train/length": tokens / len(batch.finish_reasons),
         "train/truncated": batch.finish_reasons.count("length") / len(batch.finish_reasons),
