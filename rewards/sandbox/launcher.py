@@ -7,6 +7,7 @@ process inside is process 1 of the namespace: when it goes, the kernel ends ever
 the program's memory never holds the caller's text.
 """
 
+import atexit
 import json
 import os
 import resource
@@ -98,7 +99,7 @@ def stdin_file(text: str) -> int:
     """A file in memory, opened for reading only."""
     made = os.memfd_create("stdin")
     with open(made, "wb", closefd=False) as file:
-        file.write(text.encode(errors="surrogateescape"))
+        file.write(text.encode(errors="replace"))
     opened = os.open(f"/proc/self/fd/{made}", os.O_RDONLY)
     os.close(made)
     return opened
@@ -255,12 +256,11 @@ def program(spec: dict[str, Any], reports: int, requests: int, replies: int) -> 
 def caller(spec: dict[str, Any], reports: int, requests: int, replies: int) -> None:
     source = read_part()
     settle(spec, reports, {requests, replies}, quiet=False, ready=False)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # the change of user may have set it
     finish(source, {"call": guest.call_through(requests, replies), "CallFailed": guest.CallFailed})
 
 
 def finish(source: str, given: dict[str, Any]) -> NoReturn:
-    """Run to the end as the interpreter does: wait for threads, flush, exit code."""
+    """Run to the end as the interpreter does: wait for threads, functions for the exit, flush, exit code."""
     code: Any = 0
     try:
         guest.execute(source, given)
@@ -273,8 +273,10 @@ def finish(source: str, given: dict[str, Any]) -> NoReturn:
         import threading
 
         threading._shutdown()  # type: ignore[attr-defined]
-        sys.stdout.flush()
-        sys.stderr.flush()
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.__stdout__, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
     except BaseException:
         os._exit(1)
     os._exit((code or 0) & 255)
@@ -315,6 +317,9 @@ def settle(spec: dict[str, Any], reports: int, used: set[int], quiet: bool, read
         soft = value if most == resource.RLIM_INFINITY else min(value, most)
         resource.setrlimit(kind, (soft, soft + 1 if name == "CPU" and most == resource.RLIM_INFINITY else soft))
     kernel.drop_privileges()
+    kernel.prctl(
+        kernel.PR_SET_DUMPABLE, 0
+    )  # no attaching and no core, whatever this machine does with cores; the change of user had reset it
     version = 0
     try:
         if "landlock" in without:

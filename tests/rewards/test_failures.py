@@ -14,6 +14,7 @@ import torch
 from test_per_task import batch as mixed
 from test_rewards import batch_of
 
+from callbacks import RolloutCheckpoint
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, HCRLHF
 from lightning_modules.hc_rlhf import Constraint
@@ -336,6 +337,44 @@ def test_a_run_with_too_many_failures_stops_and_says_why(reasoner, tmp_path):
     ):
         trained(reasoner, tmp_path, [judge])
     assert judge.reward.calls == 16  # the second rollout
+
+
+class ByLength(Reward):
+    """A judge that is down from a call on, and otherwise depends on the text alone."""
+
+    def __init__(self, down_from=10**9):
+        super().__init__(name="judge")
+        self.down_from, self.calls = down_from, 0
+
+    def score(self, batch):
+        self.calls += 1
+        if self.calls >= self.down_from:
+            raise ConnectionError("down")
+        return [float(sum(map(ord, text)) % 5) for text in batch.completions]
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint_when_the_judge_is_back(reasoner, tmp_path):
+    def run(judge, folder, steps=4, ckpt_path=None):
+        module = GRPO(
+            PolicyParams(reasoner),
+            [Guarded(judge)],
+            BatchPlan(2, 4),
+            SamplingParams(max_new_tokens=6),
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        )
+        trainer = L.Trainer(
+            max_steps=steps, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+            callbacks=[RolloutCheckpoint(every_n_rollouts=1, folder=str(folder))],
+        )  # fmt: skip
+        L.seed_everything(3)
+        trainer.fit(module, ArithmeticPrompts(levels=[1], train_size=16, val_size=2, seed=0), ckpt_path=ckpt_path)
+        return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+
+    whole = run(ByLength(), tmp_path / "whole")
+    with pytest.raises(ConfigError, match="'judge'.* failed for 88% .* ConnectionError: down"):
+        run(ByLength(down_from=18), tmp_path / "stopped")  # one of the third rollout's eight calls is answered
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["rollout_000001.ckpt", "rollout_000002.ckpt"]
+    assert torch.equal(run(ByLength(), tmp_path / "again", ckpt_path=str(tmp_path / "stopped/rollout_000002.ckpt")), whole)
 
 
 def test_a_judge_that_is_down_is_seen_in_the_validation(reasoner, tmp_path):

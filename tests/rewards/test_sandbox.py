@@ -120,6 +120,16 @@ def test_an_ordinary_program_works():
     assert run("exit(2)", allow_weaker=not full_protection()).status == "error"
 
 
+def test_a_program_ends_as_python_ends():
+    """Threads are waited for, functions for the exit are called, a replaced stdout does not lose the real one's text."""
+    program = "import atexit, io, os, sys, threading, time\nprint('first')\natexit.register(lambda: os.write(1, b'last\\n'))\n"
+    program += "threading.Thread(target=lambda: (time.sleep(0.1), sys.__stdout__.write('thread\\n'))).start()\nsys.stdout = io.StringIO()\nprint('nothing')"
+    done = run(program, allow_weaker=not full_protection())
+    assert (done.status, sorted(done.stdout.split())) == ("ok", ["first", "last", "thread"]), done.stderr
+    assert run("import sys\nsys.stdout.close()", allow_weaker=not full_protection()).status == "ok"
+    assert run("import sys\nsys.exit('sorry')", allow_weaker=not full_protection()).stderr == "sorry\n"
+
+
 def test_an_error_shows_the_programs_own_lines_only():
     done = run("def f():\n    return 1 / 0\nf()", allow_weaker=not full_protection())
     assert done.stderr.splitlines()[1:] == [
