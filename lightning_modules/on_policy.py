@@ -16,6 +16,7 @@ from lightning_modules.base import PosttrainModule, adamw
 from lightning_modules.checks import check_data
 from lightning_modules.dynamic_sampling import refilled
 from lightning_modules.evaluation import Evaluation, evaluate
+from lightning_modules.failure_counts import FailureCounts
 from lightning_modules.overlap import overlapped_rollout
 from lightning_modules.policy_update import all_logprobs, policy_update
 from lightning_modules.problem_counts import ProblemCounts
@@ -27,7 +28,7 @@ from objectives.global_norm import at_last_token, normalised_sum
 from objectives.kl import kl_estimate
 from objectives.policy_losses import log_ratios
 from policies import PolicyParams
-from rewards import Reward, total_reward
+from rewards import Reward, total_reward, without_failed
 from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.memory import keep_freed_memory
@@ -113,7 +114,7 @@ class OnPolicyModule(PosttrainModule):
         self.last_sampled: RolloutBatch | None = None  # with the groups that dynamic sampling left out
         self.last_validation: list[RolloutBatch] = []
         self.thinking_stats: ThinkingStats | None = None
-        self.problem_counts = ProblemCounts()
+        self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
 
     # ---- the six arrows -----------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,7 @@ class OnPolicyModule(PosttrainModule):
                 if self.batch.refill:
                     batch, everything, filling = self.refill(batch)
                     sampled = time.perf_counter()
+            filling |= FailureCounts().add(everything).metrics(self, "this rollout")
             for reward in self.rewards:
                 reward.observe(everything)
             batch.advantages = self.advantages(batch)
@@ -170,8 +172,9 @@ class OnPolicyModule(PosttrainModule):
         if self.shaping.normalise_rewards:
             weights = torch.tensor([reward.weight for reward in self.rewards])
             total = normalised_sum(torch.stack([batch.rewards[reward.name] for reward in self.rewards]), weights, batch.groups)
+            total = without_failed(total, self.rewards, batch.failures)
         else:
-            total = total_reward(self.rewards, batch.rewards)
+            total = total_reward(self.rewards, batch.rewards, batch.failures)
         if self.shaping.truncated_scale < 1:
             total = torch.where(batch.truncated, self.shaping.truncated_scale * total, total)
         return total
@@ -219,6 +222,11 @@ class OnPolicyModule(PosttrainModule):
         return None
 
     # ---- parts of the arrows ------------------------------------------------------------------------------------------------
+
+    @property
+    def all_rewards(self) -> list[Reward]:
+        """All that scores a completion, optimised or not."""
+        return self.rewards
 
     @property
     def rollouts_done(self) -> int:
@@ -329,7 +337,7 @@ class OnPolicyModule(PosttrainModule):
     def on_validation_epoch_start(self) -> None:
         self.gather_weights()
         self.last_validation = []
-        self.thinking_stats, self.problem_counts = ThinkingStats.of(self.policy), ProblemCounts()
+        self.thinking_stats, self.problem_counts, self.failure_counts = ThinkingStats.of(self.policy), ProblemCounts(), FailureCounts()
 
     def validation_step(self, rows: Rows, batch_idx: int) -> None:
         self.last_validation.append(evaluate(self, rows, batch_idx, "val"))
@@ -337,12 +345,13 @@ class OnPolicyModule(PosttrainModule):
     def on_validation_epoch_end(self) -> None:
         self.scatter_weights()
         self.problem_counts.log(self, "val")
+        self.failure_counts.log(self, "val")
         if self.thinking_stats is not None:
             self.thinking_stats.log(self, "val")
 
     def on_test_epoch_start(self) -> None:
         self.gather_weights()
-        self.thinking_stats, self.problem_counts = ThinkingStats.of(self.policy), ProblemCounts()
+        self.thinking_stats, self.problem_counts, self.failure_counts = ThinkingStats.of(self.policy), ProblemCounts(), FailureCounts()
 
     def test_step(self, rows: Rows, batch_idx: int) -> None:
         evaluate(self, rows, batch_idx, "test")
@@ -350,6 +359,7 @@ class OnPolicyModule(PosttrainModule):
     def on_test_epoch_end(self) -> None:
         self.scatter_weights()
         self.problem_counts.log(self, "test")
+        self.failure_counts.log(self, "test")
         if self.thinking_stats is not None:
             self.thinking_stats.log(self, "test")
 

@@ -1,7 +1,12 @@
 """What a completion earns."""
 
 from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
-from rewards.base import FunctionReward, Reward, total_reward
+from rewards.base import Failure, FunctionReward, Reward, total_reward, without_failed
+from rewards.choices import MultipleChoice
+from rewards.code import CodeTests
+from rewards.failures import Guarded
+from rewards.instructions import InstructionFollowing
+from rewards.judge import HTTPJudge
 from rewards.language import LanguageConsistency
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
@@ -10,13 +15,19 @@ from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 
 __all__ = [
+    "CodeTests",
     "ExactAnswer",
+    "Failure",
     "Format",
     "FunctionReward",
+    "Guarded",
+    "HTTPJudge",
+    "InstructionFollowing",
     "LanguageConsistency",
     "LengthPenalty",
     "MathAnswer",
     "ModelScore",
+    "MultipleChoice",
     "NumericAnswer",
     "OnTopic",
     "PerTask",
@@ -27,4 +38,5 @@ __all__ = [
     "SoftOverlong",
     "ToxicityCost",
     "total_reward",
+    "without_failed",
 ]
