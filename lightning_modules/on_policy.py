@@ -5,6 +5,7 @@ in rollout n derives from (seed, rank, n), so a resumed run repeats an uninterru
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lightning_modules.base import PosttrainModule, adamw
 from lightning_modules.checks import check_data
-from lightning_modules.dynamic_sampling import refilled
+from lightning_modules.dynamic_sampling import exactly, refilled
 from lightning_modules.evaluation import Evaluation, evaluate
 from lightning_modules.overlap import overlapped_rollout
 from lightning_modules.policy_update import all_logprobs, policy_update
@@ -114,6 +115,8 @@ class OnPolicyModule(PosttrainModule):
         self.last_validation: list[RolloutBatch] = []
         self.thinking_stats: ThinkingStats | None = None
         self.problem_counts = ProblemCounts()
+        #: how many further prompts dynamic sampling takes at once, see `refilled`; callbacks may set it
+        self.refill_size: Callable[[int, float], int] = exactly
 
     # ---- the six arrows -----------------------------------------------------------------------------------------------------
 
@@ -161,7 +164,7 @@ class OnPolicyModule(PosttrainModule):
             return part
 
         budget = self.batch.further_prompts(self.trainer.world_size)
-        return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals)
+        return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals, self.refill_size)
 
     def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The weighted rewards of every completion, after `shaping`."""
