@@ -51,7 +51,20 @@ class Paper:
     expect: str
 
 
-PAPERS: dict[str, Paper] = {}
+NEVER_SKIPS = '{"class_path":"callbacks.GRESO","init_args":{"p_easy":1.0,"p_hard":1.0,"step":0.0}}'
+PAPERS: dict[str, Paper] = {
+    "greso": Paper(
+        config="configs/greso.yaml",
+        rollouts=60,
+        arms={
+            "greso": [],
+            "dynamic sampling": [f'--trainer.callbacks=[{{"class_path":"callbacks.DifficultyLedger"}},{NEVER_SKIPS}]'],
+            "grpo": ["--model.batch.refill=0", "--trainer.callbacks=[]"],
+        },
+        columns={"val, three digits": "val/pass1/addition-3", "completions": "train/greso_completions", "no signal": "train/no_signal"},
+        expect="Completions a rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the sums that can be learned.",
+    ),
+}
 
 
 def run_arm(name: str, paper: Paper, arm: str, seed: int) -> None:

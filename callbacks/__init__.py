@@ -6,6 +6,7 @@ from callbacks.completions import CompletionsTable
 from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
 from callbacks.export import ExportPolicy
+from callbacks.greso import GRESO, GRESOSampler
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.non_finite import NonFiniteGradients
 from callbacks.predictions import WritePredictions
@@ -24,6 +25,8 @@ __all__ = [
     "ExportPolicy",
     "FixedKL",
     "NonFiniteGradients",
+    "GRESO",
+    "GRESOSampler",
     "Plateau",
     "ReferenceReset",
     "RolloutCheckpoint",
