@@ -140,7 +140,7 @@ class OnPolicyModule(PosttrainModule):
             seconds = (sampled - started, time.perf_counter() - scored)
         self.last_rollout, self.last_sampled = batch, everything
         # Rewards and lengths of the prompts as they were drawn: those that are left after a selection compare with no other run.
-        log_rollout(self, drawn, metrics | filling, *seconds)
+        log_rollout(self, drawn, metrics | filling | self.advantage.metrics, *seconds)
 
     def rollout(self, rows: Rows) -> RolloutBatch:
         """Prompts to completions."""
@@ -323,6 +323,7 @@ class OnPolicyModule(PosttrainModule):
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":
             keep_freed_memory()
+        self.advantage.end_tokens = [*self.policy.eos_token_ids, self.policy.pad_token_id]
         if self.trainer.is_global_zero:
             print(f"Batch plan: {self.batch.describe(self.trainer.world_size)}")
 
