@@ -64,6 +64,13 @@ PAPERS: dict[str, Paper] = {
         columns={"val, three digits": "val/pass1/addition-3", "completions": "train/greso_completions", "no signal": "train/no_signal"},
         expect="Completions a rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the sums that can be learned.",
     ),
+    "ktae": Paper(
+        config="configs/ktae.yaml",
+        rollouts=40,
+        arms={"ktae": [], "ktae, clamped": ["--model.advantage.clamp=1.0"], "grpo": ["--model.advantage=objectives.GroupNorm"]},
+        columns={"val pass@1": "val/pass1", "val length": "val/length", "mean abs. key": "train/key_abs"},
+        expect="A given accuracy is reached in no more rollouts than with GRPO.",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ from objectives.advantages import Advantage, GroupNorm, LeaveOneOut
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
+from objectives.ktae import KTAE
 from objectives.pass_at_k import PassAtK
 from objectives.policy_losses import ClippedSurrogate, PolicyLoss, Reinforce
 from objectives.running_mean import RunningMean
@@ -25,6 +26,7 @@ __all__ = [
     "GlobalNorm",
     "GroupNorm",
     "Hoeffding",
+    "KTAE",
     "LeaveOneOut",
     "PassAtK",
     "PolicyLoss",
