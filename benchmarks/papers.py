@@ -71,6 +71,24 @@ PAPERS: dict[str, Paper] = {
         columns={"val pass@1": "val/pass1", "val length": "val/length", "mean abs. key": "train/key_abs"},
         expect="A given accuracy is reached in no more rollouts than with GRPO.",
     ),
+    "s_grpo": Paper(
+        config="configs/s_grpo.yaml",
+        rollouts=40,
+        arms={"s_grpo": [], "grpo": ["--model.share=1.0"]},
+        columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens"},
+        expect="Better than the start with less than 60 % of the tokens; in the paper full-token GRPO under LoRA does not improve.",
+    ),
+    "t_spmo": Paper(
+        config="configs/t_spmo.yaml",
+        rollouts=40,
+        arms={
+            "t_spmo": [],
+            "t_spmo, no replay": ["--model.replay=false"],
+            "grpo": ["--config=configs/s_grpo.yaml", "--model.share=1.0", "--model.batch.prompts_per_rollout=4", "--model.batch.group_size=16"],
+        },
+        columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens", "edges": "train/edges"},
+        expect="Better than the start with few per cent of the tokens.",
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
 from objectives.pass_at_k import PassAtK
 from objectives.policy_losses import ClippedSurrogate, PolicyLoss, Reinforce
+from objectives.prefix_tree import PrefixTree, Probability
 from objectives.running_mean import RunningMean
 from objectives.sequence_losses import SequenceSurrogate
 from objectives.weighted_losses import CISPO, SAPO, VESPO
@@ -30,6 +31,8 @@ __all__ = [
     "LeaveOneOut",
     "PassAtK",
     "PolicyLoss",
+    "PrefixTree",
+    "Probability",
     "Reinforce",
     "ReinforcePlusPlus",
     "RunningMean",
