@@ -89,6 +89,13 @@ PAPERS: dict[str, Paper] = {
         columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens", "edges": "train/edges"},
         expect="Better than the start with few per cent of the tokens.",
     ),
+    "one_shot": Paper(
+        config="configs/one_shot.yaml",
+        rollouts=60,
+        arms={"one_shot": [], "one_shot, no entropy bonus": ["--model.shaping.entropy_bonus=0"], "grpo": ["--trainer.callbacks=[]"]},
+        columns={"val pass@1": "val/pass1", "train": "train/reward/exact_answer", "entropy": "train/entropy", "live": "train/one_shot_live"},
+        expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always solved; without the bonus by less.",
+    ),
 }
 
 

@@ -9,6 +9,7 @@ from callbacks.export import ExportPolicy
 from callbacks.greso import GRESO, GRESOSampler
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.non_finite import NonFiniteGradients
+from callbacks.one_shot import OneShot, OneShotSampler
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.reference_reset import Plateau, ReferenceReset
@@ -27,6 +28,8 @@ __all__ = [
     "NonFiniteGradients",
     "GRESO",
     "GRESOSampler",
+    "OneShot",
+    "OneShotSampler",
     "Plateau",
     "ReferenceReset",
     "RolloutCheckpoint",
