@@ -84,7 +84,12 @@ PAPERS: dict[str, Paper] = {
         arms={
             "t_spmo": [],
             "t_spmo, no replay": ["--model.replay=false"],
-            "grpo": ["--config=configs/s_grpo.yaml", "--model.share=1.0", "--model.batch.prompts_per_rollout=4", "--model.batch.group_size=16"],
+            "grpo": [
+                "--config=configs/s_grpo.yaml",
+                "--model.share=1.0",
+                "--model.batch.prompts_per_rollout=4",
+                "--model.batch.group_size=16",
+            ],
         },
         columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens", "edges": "train/edges"},
         expect="Better than the start with few per cent of the tokens.",
@@ -93,7 +98,12 @@ PAPERS: dict[str, Paper] = {
         config="configs/one_shot.yaml",
         rollouts=60,
         arms={"one_shot": [], "one_shot, no entropy bonus": ["--model.shaping.entropy_bonus=0"], "grpo": ["--trainer.callbacks=[]"]},
-        columns={"val pass@1": "val/pass1", "train": "train/reward/exact_answer", "entropy": "train/entropy", "live": "train/one_shot_live"},
+        columns={
+            "val pass@1": "val/pass1",
+            "train": "train/reward/exact_answer",
+            "entropy": "train/entropy",
+            "live": "train/one_shot_live",
+        },
         expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always solved; without the bonus by less.",
     ),
 }
