@@ -6,8 +6,10 @@ from callbacks.completions import CompletionsTable
 from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
 from callbacks.export import ExportPolicy
+from callbacks.greso import GRESO, GRESOSampler
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.non_finite import NonFiniteGradients
+from callbacks.one_shot import OneShot, OneShotSampler
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.reference_reset import Plateau, ReferenceReset
@@ -24,6 +26,10 @@ __all__ = [
     "ExportPolicy",
     "FixedKL",
     "NonFiniteGradients",
+    "GRESO",
+    "GRESOSampler",
+    "OneShot",
+    "OneShotSampler",
     "Plateau",
     "ReferenceReset",
     "RolloutCheckpoint",

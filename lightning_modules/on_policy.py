@@ -5,6 +5,7 @@ in rollout n derives from (seed, n) and the prompts, so a resumed run repeats an
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lightning_modules.base import PosttrainModule, adamw
 from lightning_modules.checks import check_data
-from lightning_modules.dynamic_sampling import refilled
+from lightning_modules.dynamic_sampling import exactly, refilled
 from lightning_modules.evaluation import Evaluation, evaluate
 from lightning_modules.failure_counts import FailureCounts
 from lightning_modules.overlap import overlapped_rollout
@@ -115,6 +116,8 @@ class OnPolicyModule(PosttrainModule):
         self.last_validation: list[RolloutBatch] = []
         self.thinking_stats: ThinkingStats | None = None
         self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
+        #: how many further prompts dynamic sampling takes at once, see `refilled`; callbacks may set it
+        self.refill_size: Callable[[int, float], int] = exactly
 
     # ---- the six arrows -----------------------------------------------------------------------------------------------------
 
@@ -140,7 +143,7 @@ class OnPolicyModule(PosttrainModule):
             seconds = (sampled - started, time.perf_counter() - scored)
         self.last_rollout, self.last_sampled = batch, everything
         # Rewards and lengths of the prompts as they were drawn: those that are left after a selection compare with no other run.
-        log_rollout(self, drawn, metrics | filling, *seconds)
+        log_rollout(self, drawn, metrics | filling | self.advantage.metrics, *seconds)
 
     def rollout(self, rows: Rows) -> RolloutBatch:
         """Prompts to completions."""
@@ -165,7 +168,7 @@ class OnPolicyModule(PosttrainModule):
 
         budget = self.batch.further_prompts(self.trainer.world_size)
         with isolated_rng("refill", run_seed(), self.global_rank, self.rollouts_done):
-            return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals)
+            return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals, self.refill_size)
 
     def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The weighted rewards of every completion, after `shaping`."""
@@ -331,6 +334,7 @@ class OnPolicyModule(PosttrainModule):
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":
             keep_freed_memory()
+        self.advantage.end_tokens = [*self.policy.eos_token_ids, self.policy.pad_token_id]
         if self.trainer.is_global_zero:
             print(f"Batch plan: {self.batch.describe(self.trainer.world_size)}")
 
