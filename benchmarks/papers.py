@@ -51,7 +51,21 @@ class Paper:
     expect: str
 
 
-PAPERS: dict[str, Paper] = {}
+PAPERS: dict[str, Paper] = {
+    "saturn": Paper(
+        config="configs/saturn.yaml",
+        rollouts=80,
+        arms={"saturn": [], "grpo": ["--trainer.callbacks=[]"]},
+        columns={
+            "pass@1 (2,3,3)": "val/pass1/sat-2-3-3",
+            "pass@1 (2,3,4)": "val/pass1/sat-2-3-4",
+            "pass@1 (2,3,5)": "val/pass1/sat-2-3-5",
+            "pass@1 (2,3,6)": "val/pass1/sat-2-3-6",
+            "level": "train/curriculum_level",
+        },
+        expect="the level advances at least twice, at a pass@1 of 20 points above a blind guess's",
+    ),
+}
 
 
 def run_arm(name: str, paper: Paper, arm: str, seed: int) -> None:

@@ -11,6 +11,7 @@ from callbacks.non_finite import NonFiniteGradients
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.reference_reset import Plateau, ReferenceReset
+from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
 from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
@@ -28,6 +29,7 @@ __all__ = [
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",
+    "SaturnCurriculum",
     "ScheduledKL",
     "Stage",
     "StageSchedule",

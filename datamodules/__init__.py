@@ -10,6 +10,7 @@ from datamodules.prompts import PromptData
 from datamodules.reasoning_gym import ReasoningGymPrompts
 from datamodules.records import RecordsPrompts
 from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.saturn import SatDemonstrations, SaturnPrompts
 
 __all__ = [
     "ArithmeticPrompts",
@@ -24,4 +25,6 @@ __all__ = [
     "PromptSampler",
     "ReasoningGymPrompts",
     "RecordsPrompts",
+    "SatDemonstrations",
+    "SaturnPrompts",
 ]

@@ -6,6 +6,7 @@ from rewards.language import LanguageConsistency
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
 from rewards.per_task import PerTask
+from rewards.saturn import SatAssignment
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 
@@ -24,6 +25,7 @@ __all__ = [
     "RecordsCost",
     "RecordsReward",
     "Reward",
+    "SatAssignment",
     "SoftOverlong",
     "ToxicityCost",
     "total_reward",
