@@ -65,6 +65,19 @@ PAPERS: dict[str, Paper] = {
         },
         expect="the level advances at least twice, at a pass@1 of 20 points above a blind guess's",
     ),
+    "self_verify": Paper(
+        config="configs/self_verify.yaml",
+        rollouts=40,
+        arms={"self_verify": [], "grpo": ["--model.verification.share=0.0"]},
+        columns={
+            "val pass@1": "val/pass1",
+            "verify balanced accuracy": "val/verify_balanced",
+            "vote": "val/vote",
+            "majority": "val/majority",
+            "yes rate": "val/yes_rate",
+        },
+        expect="balanced accuracy of verdicts above 0.7, pass@1 not below that of solving alone, the weighted vote not below the majority's",
+    ),
 }
 
 

@@ -11,6 +11,7 @@ from datamodules.reasoning_gym import ReasoningGymPrompts
 from datamodules.records import RecordsPrompts
 from datamodules.sampler import PromptLoader, PromptSampler
 from datamodules.saturn import SatDemonstrations, SaturnPrompts
+from datamodules.self_verify import VerifyDemonstrations
 
 __all__ = [
     "ArithmeticPrompts",
@@ -27,4 +28,5 @@ __all__ = [
     "RecordsPrompts",
     "SatDemonstrations",
     "SaturnPrompts",
+    "VerifyDemonstrations",
 ]

@@ -11,6 +11,7 @@ from lightning_modules.prorl import ProRL
 from lightning_modules.reference_rewards import Reference
 from lightning_modules.safety import Constraint, SafetyTest, SupervisedTerm
 from lightning_modules.scorer_training import ScorerTraining
+from lightning_modules.self_verify import SelfVerify, Verification
 from lightning_modules.sft import SFT
 from lightning_modules.terms import KLPenalty, Shaping
 
@@ -32,6 +33,8 @@ __all__ = [
     "RewardModel",
     "SafetyTest",
     "ScorerTraining",
+    "SelfVerify",
     "Shaping",
     "SupervisedTerm",
+    "Verification",
 ]

@@ -7,6 +7,7 @@ from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
 from rewards.per_task import PerTask
 from rewards.saturn import SatAssignment
+from rewards.self_verify import Verdict
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 
@@ -28,5 +29,6 @@ __all__ = [
     "SatAssignment",
     "SoftOverlong",
     "ToxicityCost",
+    "Verdict",
     "total_reward",
 ]
