@@ -78,6 +78,24 @@ PAPERS: dict[str, Paper] = {
         },
         expect="balanced accuracy of verdicts above 0.7, pass@1 not below that of solving alone, the weighted vote not below the majority's",
     ),
+    "still3": Paper(
+        config="configs/still3.yaml",
+        rollouts=60,
+        arms={
+            "still3": [],
+            "still3 + length": [
+                "--model.rewards=[{class_path: rewards.ExactAnswer, init_args: {weight: 2.0}}, {class_path: rewards.LengthBonus, init_args: {scale: 48}}]"
+            ],
+            "grpo": ["--config=configs/grpo.yaml", "--data.levels=[1, 2, 3]", "--data.val_size=120", "--model.sampling.max_new_tokens=48"],
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "val length": "val/length",
+            "val truncated": "val/truncated",
+            "completion ratio": "train/completion_ratio",
+        },
+        expect="with the length reward: longer completions, fewer that end, a lower pass@1 than without it",
+    ),
 }
 
 

@@ -8,14 +8,17 @@ from rewards.models import ModelScore
 from rewards.per_task import PerTask
 from rewards.saturn import SatAssignment
 from rewards.self_verify import Verdict
+from rewards.still3 import ActionBonus, LengthBonus
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 
 __all__ = [
+    "ActionBonus",
     "ExactAnswer",
     "Format",
     "FunctionReward",
     "LanguageConsistency",
+    "LengthBonus",
     "LengthPenalty",
     "MathAnswer",
     "ModelScore",
