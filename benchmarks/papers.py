@@ -96,6 +96,25 @@ PAPERS: dict[str, Paper] = {
         },
         expect="with the length reward: longer completions, fewer that end, a lower pass@1 than without it",
     ),
+    "think_json": Paper(
+        config="configs/think_json.yaml",
+        rollouts=60,
+        arms={
+            "think_json": [],
+            "grpo": [
+                '--model.rewards=[{class_path: rewards.JsonPart, init_args: {part: exact, weight: 1.0}},'
+                "{class_path: rewards.JsonPart, init_args: {part: parsed}},{class_path: rewards.JsonPart, init_args: {part: match}},"
+                "{class_path: rewards.ThinkAnswerFormat, init_args: {weight: 0.0}}]"
+            ],
+        },
+        columns={
+            "parse rate": "val/reward/json_parsed",
+            "M": "val/reward/json_match",
+            "exact": "val/pass1",
+            "format": "val/reward/think_answer_format",
+        },
+        expect="the parse rate rises from below 30 % to above 90 %, and M after it",
+    ),
 }
 
 

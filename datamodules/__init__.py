@@ -12,6 +12,7 @@ from datamodules.records import RecordsPrompts
 from datamodules.sampler import PromptLoader, PromptSampler
 from datamodules.saturn import SatDemonstrations, SaturnPrompts
 from datamodules.self_verify import VerifyDemonstrations
+from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 
 __all__ = [
     "ArithmeticPrompts",
@@ -28,5 +29,7 @@ __all__ = [
     "RecordsPrompts",
     "SatDemonstrations",
     "SaturnPrompts",
+    "SchemaDemonstrations",
+    "SchemaPrompts",
     "VerifyDemonstrations",
 ]

@@ -11,12 +11,15 @@ from rewards.self_verify import Verdict
 from rewards.still3 import ActionBonus, LengthBonus
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
+from rewards.think_json import FilledSchema, JsonPart, ThinkAnswerFormat
 
 __all__ = [
     "ActionBonus",
     "ExactAnswer",
+    "FilledSchema",
     "Format",
     "FunctionReward",
+    "JsonPart",
     "LanguageConsistency",
     "LengthBonus",
     "LengthPenalty",
@@ -31,6 +34,7 @@ __all__ = [
     "Reward",
     "SatAssignment",
     "SoftOverlong",
+    "ThinkAnswerFormat",
     "ToxicityCost",
     "Verdict",
     "total_reward",
