@@ -102,7 +102,7 @@ PAPERS: dict[str, Paper] = {
         arms={
             "think_json": [],
             "grpo": [
-                '--model.rewards=[{class_path: rewards.JsonPart, init_args: {part: exact, weight: 1.0}},'
+                "--model.rewards=[{class_path: rewards.JsonPart, init_args: {part: exact, weight: 1.0}},"
                 "{class_path: rewards.JsonPart, init_args: {part: parsed}},{class_path: rewards.JsonPart, init_args: {part: match}},"
                 "{class_path: rewards.ThinkAnswerFormat, init_args: {weight: 0.0}}]"
             ],

@@ -145,7 +145,7 @@ class SelfVerify(OnPolicyModule):
 
     def questions(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         """Which rows are verdicts."""
-        return torch.tensor([correct is not None for correct in batch.column("correct")], device=batch.completion_ids.device)
+        return torch.tensor([correct is not None for correct in batch.column("solution_correct")], device=batch.completion_ids.device)
 
     def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
         verdicts = self.questions(batch)
@@ -166,10 +166,12 @@ class SelfVerify(OnPolicyModule):
         held = self.buffer.rows
         metrics |= {"buffer": float(len(held))}
         if held:
-            metrics["buffer_correct"] = sum(row["correct"] for row in held) / len(held)
+            metrics["buffer_correct"] = sum(row["solution_correct"] for row in held) / len(held)
             metrics["buffer_age"] = sum(self.rollouts_done - row["rollout"] for row in held) / len(held)
         if (asked := self.questions(batch)).any():
-            verdicts = [(v, c) for v, c in zip(self.verdict.verdicts(batch), batch.column("correct"), strict=True) if c is not None]
+            verdicts = [
+                (v, c) for v, c in zip(self.verdict.verdicts(batch), batch.column("solution_correct"), strict=True) if c is not None
+            ]
             metrics["verify_accuracy"] = sum(v is c for v, c in verdicts) / len(verdicts)
             metrics["yes_rate"] = sum(v is True for v, _ in verdicts) / len(verdicts)
             metrics["questions"] = float(asked.float().mean())
@@ -179,9 +181,9 @@ class SelfVerify(OnPolicyModule):
         """Put the solutions of a rollout, of all processes, into the buffer with the truth about them; those without an answer pose no question."""
         own, scores, size = [], self.judge.unscaled(batch.rewards[self.judge.name], batch), batch.group_size
         for i, (row, solution) in enumerate(zip((row for row in batch.rows for _ in range(size)), answers(batch), strict=True)):
-            if row.get("correct") is None and solution and not scores[i].isnan():
+            if row.get("solution_correct") is None and solution and not scores[i].isnan():
                 group = scores[i - i % size : i - i % size + size]
-                truth = {"correct": bool(scores[i] >= 1), "group_correct": int((group >= 1).sum()), "group_size": size}
+                truth = {"solution_correct": bool(scores[i] >= 1), "group_correct": int((group >= 1).sum()), "group_size": size}
                 own.append(verify_row(row, solution, self.verification.prompt) | truth)
         self.buffer.add([row for part in gathered(own) for row in part], self.rollouts_done)
 

@@ -39,7 +39,7 @@ class Verdict(Reward):
         return [verdict_of(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)]
 
     def _one(self, row, verdict, completion):
-        correct, size = row["correct"], row["group_size"]
+        correct, size = row["solution_correct"], row["group_size"]
         alike = row["group_correct"] if correct else size - row["group_correct"]
         weight = size / (2 * alike) if self.dynamic and alike < size else 1.0
         score = weight * (verdict is correct)
@@ -49,4 +49,4 @@ class Verdict(Reward):
     def score(self, batch):
         rows = [batch.rows[i] for i in batch.groups.tolist()]
         given = zip(rows, self.verdicts(batch), batch.completions, strict=True)
-        return [self._one(row, verdict, text) if "correct" in row else math.nan for row, verdict, text in given]
+        return [self._one(row, verdict, text) if "solution_correct" in row else math.nan for row, verdict, text in given]

@@ -84,7 +84,7 @@ def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them
     for row in module.buffer.rows:
         assert row["task"] == "verify" and "level" not in row
         if row["rollout"] == 0:
-            assert row["correct"] == asked[row["id"]]
+            assert row["solution_correct"] == asked[row["id"]]
             group = first_ids.index(row["id"].split(" ")[1])
             assert row["group_correct"] == sum(text[:1] < "P" for text in first_texts[4 * group : 4 * group + 4]) and row["group_size"] == 4
     assert seen.metrics[2]["train/buffer"] == len(module.buffer.rows) and 0 <= seen.metrics[2]["train/verify_accuracy"] <= 1
@@ -93,7 +93,7 @@ def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them
 def test_each_kind_has_its_own_rewards_and_its_own_baseline(closed):
     module = build(closed)
     module.trainer = SimpleNamespace(world_size=1)
-    rows = [{"id": "a", "prompt": "a"}, {"id": "q", "prompt": "q", "correct": True, "group_correct": 1, "group_size": 4}]
+    rows = [{"id": "a", "prompt": "a"}, {"id": "q", "prompt": "q", "solution_correct": True, "group_correct": 1, "group_size": 4}]
     ids = torch.zeros(8, 1, dtype=torch.long)
     batch = RolloutBatch(
         prompt_ids=ids[:2], prompt_mask=ids[:2] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
@@ -190,7 +190,7 @@ def graded(reward, texts, row):
 def test_the_rare_kind_pays_more_and_a_perfect_verifier_earns_one_on_average():
     earned = []
     for correct, alike in ((True, 2), (False, 6)):
-        row = {"id": "q", "prompt": "q", "correct": correct, "group_correct": 2, "group_size": 8}
+        row = {"id": "q", "prompt": "q", "solution_correct": correct, "group_correct": 2, "group_size": 8}
         true, false = ("Yes", "No") if correct else ("No", "Yes")
         scores = graded(Verdict(), [f"so</think>{true}", f"so</think>{false}", f"so {true}", "so</think>"], row)
         assert scores == [pytest.approx(8 / (2 * alike)), 0, 0, 0]
@@ -198,13 +198,13 @@ def test_the_rare_kind_pays_more_and_a_perfect_verifier_earns_one_on_average():
         assert graded(Verdict(dynamic=False), [f"so</think>{true}"], row) == [1]
     assert sum(earned) / 8 == pytest.approx(1)
     for count, verdict in ((8, "Yes"), (0, "No")):
-        row = {"id": "q", "prompt": "q", "correct": count == 8, "group_correct": count, "group_size": 8}
+        row = {"id": "q", "prompt": "q", "solution_correct": count == 8, "group_correct": count, "group_size": 8}
         assert graded(Verdict(), [f"so</think>{verdict}"], row) == [1]
     assert math.isnan(graded(Verdict(), ["so</think>Yes"], {"id": "1", "prompt": "1+1"})[0])
 
 
 def test_the_penalties_of_the_larger_model():
-    row = {"id": "q", "prompt": "q", "correct": True, "group_correct": 8, "group_size": 8}
+    row = {"id": "q", "prompt": "q", "solution_correct": True, "group_correct": 8, "group_size": 8}
     texts = ["1+1=2</think>Yes", "</think>Yes", "```x```</think>Yes", "</think>", "```</think>No"]
     assert graded(Verdict(code_penalty=0.5, bare_penalty=0.5), texts, row) == [1, 0.5, 0.5, 0, -0.5 - 0.5]
 
