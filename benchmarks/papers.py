@@ -106,6 +106,69 @@ PAPERS: dict[str, Paper] = {
         },
         expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always solved; without the bonus by less.",
     ),
+    "saturn": Paper(
+        config="configs/saturn.yaml",
+        rollouts=80,
+        arms={"saturn": [], "grpo": ["--trainer.callbacks=[]"]},
+        columns={
+            "pass@1 (2,3,3)": "val/pass1/sat-2-3-3",
+            "pass@1 (2,3,4)": "val/pass1/sat-2-3-4",
+            "pass@1 (2,3,5)": "val/pass1/sat-2-3-5",
+            "pass@1 (2,3,6)": "val/pass1/sat-2-3-6",
+            "level": "train/curriculum_level",
+        },
+        expect="the level advances at least twice, at a pass@1 of 20 points above a blind guess's",
+    ),
+    "self_verify": Paper(
+        config="configs/self_verify.yaml",
+        rollouts=40,
+        arms={"self_verify": [], "grpo": ["--model.verification.share=0.0"]},
+        columns={
+            "val pass@1": "val/pass1",
+            "verify balanced accuracy": "val/verify_balanced",
+            "vote": "val/vote",
+            "majority": "val/majority",
+            "yes rate": "val/yes_rate",
+        },
+        expect="balanced accuracy of verdicts above 0.7, pass@1 not below that of solving alone, the weighted vote not below the majority's",
+    ),
+    "still3": Paper(
+        config="configs/still3.yaml",
+        rollouts=60,
+        arms={
+            "still3": [],
+            "still3 + length": [
+                "--model.rewards=[{class_path: rewards.ExactAnswer, init_args: {weight: 2.0}}, {class_path: rewards.LengthBonus, init_args: {scale: 48}}]"
+            ],
+            "grpo": ["--config=configs/grpo.yaml", "--data.levels=[1, 2, 3]", "--data.val_size=120", "--model.sampling.max_new_tokens=48"],
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "val length": "val/length",
+            "val truncated": "val/truncated",
+            "completion ratio": "train/completion_ratio",
+        },
+        expect="with the length reward: longer completions, fewer that end, a lower pass@1 than without it",
+    ),
+    "think_json": Paper(
+        config="configs/think_json.yaml",
+        rollouts=60,
+        arms={
+            "think_json": [],
+            "grpo": [
+                "--model.rewards=[{class_path: rewards.JsonPart, init_args: {part: exact, weight: 1.0}},"
+                "{class_path: rewards.JsonPart, init_args: {part: parsed}},{class_path: rewards.JsonPart, init_args: {part: match}},"
+                "{class_path: rewards.ThinkAnswerFormat, init_args: {weight: 0.0}}]"
+            ],
+        },
+        columns={
+            "parse rate": "val/reward/json_parsed",
+            "M": "val/reward/json_match",
+            "exact": "val/pass1",
+            "format": "val/reward/think_answer_format",
+        },
+        expect="the parse rate rises from below 30 % to above 90 %, and M after it",
+    ),
 }
 
 

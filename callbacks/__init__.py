@@ -13,6 +13,7 @@ from callbacks.one_shot import OneShot, OneShotSampler
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.reference_reset import Plateau, ReferenceReset
+from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
 from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
@@ -34,6 +35,7 @@ __all__ = [
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",
+    "SaturnCurriculum",
     "ScheduledKL",
     "Stage",
     "StageSchedule",

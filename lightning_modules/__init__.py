@@ -12,7 +12,9 @@ from lightning_modules.prorl import ProRL
 from lightning_modules.reference_rewards import Reference
 from lightning_modules.safety import Constraint, SafetyTest, SupervisedTerm
 from lightning_modules.scorer_training import ScorerTraining
+from lightning_modules.self_verify import SelfVerify, Verification
 from lightning_modules.sft import SFT
+from lightning_modules.still3 import Still3
 from lightning_modules.terms import KLPenalty, Shaping
 
 __all__ = [
@@ -35,6 +37,9 @@ __all__ = [
     "RewardModel",
     "SafetyTest",
     "ScorerTraining",
+    "SelfVerify",
     "Shaping",
+    "Still3",
     "SupervisedTerm",
+    "Verification",
 ]

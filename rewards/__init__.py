@@ -11,19 +11,27 @@ from rewards.language import LanguageConsistency
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
 from rewards.per_task import PerTask
+from rewards.saturn import SatAssignment
+from rewards.self_verify import Verdict
+from rewards.still3 import ActionBonus, LengthBonus
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
+from rewards.think_json import FilledSchema, JsonPart, ThinkAnswerFormat
 
 __all__ = [
+    "ActionBonus",
     "CodeTests",
     "ExactAnswer",
     "Failure",
+    "FilledSchema",
     "Format",
     "FunctionReward",
     "Guarded",
     "HTTPJudge",
     "InstructionFollowing",
+    "JsonPart",
     "LanguageConsistency",
+    "LengthBonus",
     "LengthPenalty",
     "MathAnswer",
     "ModelScore",
@@ -35,8 +43,11 @@ __all__ = [
     "RecordsCost",
     "RecordsReward",
     "Reward",
+    "SatAssignment",
     "SoftOverlong",
+    "ThinkAnswerFormat",
     "ToxicityCost",
+    "Verdict",
     "total_reward",
     "without_failed",
 ]
