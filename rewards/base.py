@@ -41,7 +41,7 @@ class Reward(ABC):
 
     @abstractmethod
     def score(self, batch: RolloutBatch) -> Sequence[float] | Float[Tensor, "rows"]:
-        """One number for each completion of the batch."""
+        """One number for each completion of the batch. `batch.rewards` holds those of the rewards listed before this one."""
 
     def __call__(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """Raises ConfigError for a wrong number of rewards, an infinite one, or NaN from a reward that may not abstain."""
@@ -68,6 +68,13 @@ class Reward(ABC):
 
     def check_columns(self, row: dict[str, Any]) -> None:
         """Called with one data row before training. Raises ConfigError if a needed column is missing."""
+
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
+        """What it shows of a training rollout beside its mean, by what follows train/; nothing by default.
+
+        Called on every process, before `observe`. Processes must give the same names, whose values are averaged over them.
+        """
+        return {}
 
     def observe(self, batch: RolloutBatch) -> None:  # noqa: B027
         """Called on every process after each training rollout was scored, never in validation: for rewards that remember.
