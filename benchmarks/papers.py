@@ -51,8 +51,43 @@ class Paper:
     expect: str
 
 
+RIGHT, GRADED = "{class_path: rewards.ExactAnswer}", "{class_path: rewards.GradedAnswer}"
+NO_ALPHA = RIGHT.replace("Answer}", "Answer, init_args: {weight: 0}}, {class_path: rewards.ShorterBetter, init_args: {beta: 0.02}}")
+EVERY = {"val pass@1": "val/pass1", "val length": "val/length"}
 NEVER_SKIPS = '{"class_path":"callbacks.GRESO","init_args":{"p_easy":1.0,"p_hard":1.0,"step":0.0}}'
 PAPERS: dict[str, Paper] = {
+    "shorter_better": Paper(
+        config="configs/shorter_better.yaml",
+        rollouts=40,
+        arms={"shorter_better": [], "alpha 0": [f"--model.rewards=[{NO_ALPHA}]"], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        columns=EVERY | {"optimal length": "train/sol"},
+        expect="Length falls by at least 40 % at GRPO's accuracy; without alpha nothing protects accuracy.",
+    ),
+    "laser": Paper(
+        config="configs/laser.yaml",
+        rollouts=40,
+        arms={
+            "laser": [],
+            "laser_d": ["--config=configs/laser.yaml", "--config=configs/laser_d.yaml"],
+            "grpo": [f"--model.rewards=[{GRADED}]"],
+        },
+        columns=EVERY | {"right length": "train/length/correct", "target": "train/laser_target"},
+        expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 points of GRPO's.",
+    ),
+    "hapo": Paper(
+        config="configs/hapo.yaml",
+        rollouts=40,
+        arms={"hapo": [], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        columns=EVERY | {"length / history": "train/hapo_ratio", "history": "train/hapo_history"},
+        expect="Length falls from the second epoch on (rollout 9), not in the first.",
+    ),
+    "open_rs": Paper(
+        config="configs/open_rs.yaml",
+        rollouts=40,
+        arms={"open_rs": [], "grpo": [f"--model.rewards=[{RIGHT}, {{class_path: rewards.Format}}]"]},
+        columns=EVERY | {"right length": "train/length/correct"},
+        expect="Right completions become shorter than with accuracy and format alone, at similar accuracy.",
+    ),
     "greso": Paper(
         config="configs/greso.yaml",
         rollouts=60,
@@ -199,7 +234,7 @@ def results(name: str, paper: Paper, arm: str) -> list[dict[str, Any]]:
 
 def tokens(result: dict[str, Any]) -> list[float]:
     """Generated training tokens up to and including each rollout."""
-    extra = dict(result["curves"].get("train/extra_tokens", []))
+    extra = dict(result["curves"].get("train/extra_tokens", result["curves"].get("train/laser_monitor_tokens", [])))
     total, sums = 0.0, []
     for step, length in result["curves"]["train/length"]:
         total += length * result["rows"] + extra.get(step, 0.0)

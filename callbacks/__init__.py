@@ -8,6 +8,7 @@ from callbacks.difficulty import DifficultyLedger
 from callbacks.export import ExportPolicy
 from callbacks.greso import GRESO, GRESOSampler
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
+from callbacks.laser_monitor import LaserMonitor
 from callbacks.non_finite import NonFiniteGradients
 from callbacks.one_shot import OneShot, OneShotSampler
 from callbacks.predictions import WritePredictions
@@ -26,6 +27,7 @@ __all__ = [
     "DifficultyLedger",
     "ExportPolicy",
     "FixedKL",
+    "LaserMonitor",
     "NonFiniteGradients",
     "GRESO",
     "GRESOSampler",

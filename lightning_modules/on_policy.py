@@ -136,6 +136,7 @@ class OnPolicyModule(PosttrainModule):
                     sampled = time.perf_counter()
             filling |= FailureCounts().add(everything).metrics(self, "this rollout")
             for reward in self.rewards:
+                filling |= reward.metrics(drawn)
                 reward.observe(everything)
             batch.advantages = self.advantages(batch)
             scored = time.perf_counter()
@@ -150,8 +151,11 @@ class OnPolicyModule(PosttrainModule):
         return self.sample(rows, self.batch.group_size, self.sampling)
 
     def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
-        """Completions to rewards, by name."""
-        return {reward.name: batch.rewards[reward.name] if reward.name in batch.rewards else reward(batch) for reward in self.rewards}
+        """Completions to rewards, by name, in the order of the list: each finds those before it in `batch.rewards`."""
+        for reward in self.rewards:
+            if reward.name not in batch.rewards:
+                batch.rewards[reward.name] = reward(batch)
+        return {reward.name: batch.rewards[reward.name] for reward in self.rewards}
 
     def refill(self, batch: RolloutBatch) -> tuple[RolloutBatch, RolloutBatch, dict[str, float]]:
         """Dynamic sampling: groups without signal are replaced by those of further prompts. Also returns all that was sampled, and metrics."""
