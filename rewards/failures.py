@@ -76,7 +76,7 @@ class Guarded(Reward):
     def _one(self, single) -> float | Failure:
         def scored() -> float:
             (value,) = self.reward.score(single)
-            return float(value)
+            return float(value)  # type: ignore[arg-type]  # a Failure has been refused as an inner reward
 
         try:
             value = scored() if self.timeout_s is None else within(self.timeout_s, scored)
