@@ -138,17 +138,17 @@ def plot(found: Found, arms: list[str], out: str) -> None:
     figure.savefig(out, dpi=100)
 
 
-def main(run: bool = True, only: list[str] | None = None, rollouts: int = 120) -> None:
+def main(run: bool = True, only: list[str] | None = None, rollouts: int = 120, seeds: int = 3) -> None:
     """Run the arms that have no result, then report on all that have.
 
     Args:
-        run: False reports only. only: names of arms. rollouts: of every run; the long version is 600.
+        run: False reports only. only: names of arms. rollouts: of every run; the long version is 600. seeds: how many.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     families = [arm for arm in only or ARMS if not arm.startswith("sums")]
     if run and families and not (RESULTS / "start_0.json").is_file():
         run_start()
-    for seed in range(3) if run else []:
+    for seed in range(seeds) if run else []:
         for arm in ARMS:
             if seed in SEEDS[arm] and (only is None or arm in only) and not (RESULTS / f"{arm}_{seed}.json").is_file():
                 print(f"=== {arm}, seed {seed}", flush=True)
