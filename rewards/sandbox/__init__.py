@@ -110,7 +110,7 @@ def run(
     if told["missing"]:
         _warn_once(told["missing"])
     too_much = len(stdout) + len(stderr) > limits.output_kb << 10
-    status = "output" if too_much else "error" if told["status"] == "stopped" else told["status"]
+    status: Status = "output" if too_much else "error" if told["status"] == "stopped" else told["status"]
     cut = limits.output_kb << 10
     return Result(status, stdout[:cut].decode(errors="replace"), stderr[:cut].decode(errors="replace"), told["seconds"])
 
