@@ -2,15 +2,19 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonargparse import ArgumentParser
 from test_rewards import batch_of
 from test_sandbox import full_protection
 
 import rewards.code
 from datamodules.human_eval import HumanEvalPrompts, human_eval
-from rewards import CodeTests
+from main import main
+from rewards import CodeTests, ExactAnswer, Reward
 from rewards.code import code_of, program_of, same_output
 from rewards.sandbox import Limits, SandboxError
 from support.errors import ConfigError
@@ -174,3 +178,26 @@ def test_the_split_of_human_eval(problems):
     assert data.rows("val")[0]["prompt"].startswith("Complete this Python function.")
     with pytest.raises(ConfigError, match="164 problems"):
         HumanEvalPrompts(val_size=200)
+
+
+def test_the_overlay_and_the_docs_rewards_are_configurations(capsys):
+    root = Path(__file__).resolve().parents[2]
+    given = [f"--config={root}/configs/{name}.yaml" for name in ("grpo", "models/smollm2", "data/human_eval")]
+    with pytest.raises(SystemExit):
+        main(["fit", *given, "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["model"]["init_args"]["rewards"][0]["class_path"] == "rewards.CodeTests"
+    assert found["model"]["init_args"]["policy"]["model"] == "smollm2-135m-instruct"
+    assert found["data"] == {"class_path": "datamodules.HumanEvalPrompts", "init_args": found["data"]["init_args"]}
+    yaml_blocks = re.findall(
+        r"```yaml\n(.*?)```", (root / "docs/sandbox.md").read_text() + (root / "docs/reliability.md").read_text(), re.DOTALL
+    )
+    blocks = [yaml.safe_load(block) for block in yaml_blocks]
+    rewards_given = [r for block in blocks for r in block.get("rewards") or block["model"]["init_args"]["rewards"]]
+    assert [r["class_path"] for r in rewards_given] == ["rewards.CodeTests", "rewards.HTTPJudge", "rewards.Guarded"]
+    rewards_given[2]["init_args"]["reward"]["class_path"] = "rewards.ExactAnswer"
+    rewards_given[1]["init_args"]["token_variable"] = None
+    parser = ArgumentParser()
+    parser.add_argument("--rewards", type=list[Reward])
+    made = parser.instantiate(parser.parse_object({"rewards": rewards_given})).rewards
+    assert made[0].limits == Limits(wall_s=3, memory_mb=256) and made[1].timeout_s == 20 and isinstance(made[2].reward, ExactAnswer)

@@ -1,6 +1,7 @@
 """A hundred hostile programs, as three kinds of user; what the sandbox refuses and says; programs whose functions are called from another process."""
 
 import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -52,7 +53,6 @@ def unprivileged() -> tuple[str, dict]:
     return sys.executable, {}  # root's own interpreter is the only one
 
 
-@cache
 def fight(mode: str, *only: str) -> dict:
     """All programs, or some, in the full sandbox as this user, as one without privileges, or without what a machine may lack."""
     python, user = (sys.executable, {}) if mode == "own user" else unprivileged()
@@ -74,7 +74,10 @@ def fight(mode: str, *only: str) -> dict:
             *only,
             *without,
         ]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120, **user)
+        (folder / "tmp").mkdir()
+        (folder / "tmp").chmod(0o777)
+        own = os.environ | {"TMPDIR": str(folder / "tmp")}  # what another test leaves for a moment is none of its own
+        done = subprocess.run(command, cwd="/", env=own, capture_output=True, text=True, timeout=300, **user)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
     finally:
@@ -86,10 +89,29 @@ if os.geteuid() != 0 and full_protection():
     MODES.remove("without privileges")  # the same
 
 
+@pytest.fixture(scope="session")
+def fights(tmp_path_factory):
+    """The result of each mode's fight: one for all tests, and for all workers if pytest has several."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    @cache
+    def result(mode: str) -> dict:
+        path = folder / f"fight {mode}.json"
+        with open(path, "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if not (text := file.read()):
+                file.write(text := json.dumps(fight(mode)))
+        return json.loads(text)
+
+    return result
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_hostile_program_does_no_harm_and_ends(name, mode):
-    status, stdout, stderr, seconds, _ = fight(mode)["results"][name]
+def test_a_hostile_program_does_no_harm_and_ends(name, mode, fights):
+    status, stdout, stderr, seconds, _ = fights(mode)["results"][name]
     ends = PROGRAMS[name][1] | (
         {"error"} if mode == "no name spaces" else set()
     )  # the user's other processes count against its limit there
@@ -100,8 +122,8 @@ def test_a_hostile_program_does_no_harm_and_ends(name, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_nothing_is_harmed_or_left_behind(mode):
-    found = fight(mode)
+def test_nothing_is_harmed_or_left_behind(mode, fights):
+    found = fights(mode)
     assert len(found["results"]) == len(PROGRAMS) >= 100
     assert found["harm"] == [] and found["left"] == [] and found["files"] == []
 
