@@ -18,9 +18,8 @@ from policies.locate import locate
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.sharding import whole
+from policies.texts import Prompt, encode_prompt
 from support.errors import ConfigError
-
-Prompt = str | list[dict[str, str]]
 
 
 @dataclass
@@ -86,15 +85,6 @@ def load_model(params: PolicyParams) -> Any:
     """The weights, in training mode."""
     model = AutoModelForCausalLM.from_pretrained(locate(params.model), dtype=getattr(torch, params.dtype))
     return model.train()
-
-
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt; a string becomes a user's message when the tokenizer has a chat template."""
-    if isinstance(prompt, str) and not tokenizer.chat_template:
-        return tokenizer(prompt)["input_ids"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 class Policy(nn.Module):

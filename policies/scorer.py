@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from policies.locate import locate
-from policies.policy import PolicyParams, Prompt, encode_prompt, load_tokenizer, with_adapter
+from policies.policy import PolicyParams, load_tokenizer, with_adapter
+from policies.texts import Prompt, encode_content, encode_prompt
 from support.errors import ConfigError
 
 
@@ -51,7 +52,7 @@ class Scorer(nn.Module):
         sequences = []
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             end = [self.tokenizer.eos_token_id] if finished is None or finished[i] else []
-            sequences.append(encode_prompt(self.tokenizer, prompt) + self.tokenizer(response, add_special_tokens=False)["input_ids"] + end)
+            sequences.append(encode_prompt(self.tokenizer, prompt) + encode_content(self.tokenizer, response) + end)
         width = max(map(len, sequences))
         context = getattr(self.backbone.config, "max_position_embeddings", None)
         if context is not None and width > context:
