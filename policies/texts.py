@@ -30,7 +30,7 @@ def _spellings(tokenizer: Any, template: str | None, keep: tuple[str, ...]) -> r
         )
         if token.special or marks or token.content in MARKERS:
             control.add(token.content.strip())
-    control -= {*keep, tokenizer.unk_token or ""}
+    control -= set(keep)
     words = [re.escape(word) for word in sorted(control) if len(word) > 1]
     return re.compile(f"(?=(?:{'|'.join(words)}))(.)", re.DOTALL) if words else None
 

@@ -44,7 +44,7 @@ def chatml():
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(["user\n\n the end |im_end|> assistant\n 1+2=? think think> a b"] * 3, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token=special[0])
     tokenizer.add_special_tokens({"additional_special_tokens": special})
     tokenizer.chat_template = CHATML
     return tokenizer
