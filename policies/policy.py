@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policies.adapters import acting_weights
-from policies.locate import locate
+from policies.locate import load_pretrained, locate
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.sharding import whole
@@ -61,8 +61,12 @@ class PolicyParams:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Tokenizer of a model, with a padding token. Raises ConfigError if it has no end token."""
-    tokenizer = AutoTokenizer.from_pretrained(locate(name))
+    """Tokenizer of a model, with a padding token. Raises ConfigError if it cannot be read or has no end token."""
+    place = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # the libraries below raise many kinds; all of them mean that this tokenizer cannot be read
+        raise ConfigError(f"the tokenizer of {name} cannot be loaded: {type(error).__name__}: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {name} has no end token, so completions could never end; set its eos_token.")
     if tokenizer.pad_token_id is None:
@@ -83,8 +87,7 @@ def open_thinking(tokenizer: Any) -> None:
 
 def load_model(params: PolicyParams) -> Any:
     """The weights, in training mode."""
-    model = AutoModelForCausalLM.from_pretrained(locate(params.model), dtype=getattr(torch, params.dtype))
-    return model.train()
+    return load_pretrained(AutoModelForCausalLM, params.model, dtype=getattr(torch, params.dtype)).train()
 
 
 class Policy(nn.Module):

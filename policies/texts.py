@@ -10,6 +10,8 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
+
 from support.errors import ConfigError
 
 Prompt = str | list[dict[str, str]]
@@ -65,7 +67,7 @@ def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
     """(the chat template's text of a prompt, the mark at which it is to be cut before it is encoded).
 
     Raises:
-        ConfigError: for a prompt that is neither a text nor messages.
+        ConfigError: for a prompt that is neither a text nor messages, or that the template refuses.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     check_prompt(messages)
@@ -74,7 +76,10 @@ def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
     for message in messages:
         keep = MARKERS if message["role"] == "assistant" else ()
         cut.append(_cut(tokenizer, message, keep, mark) | {"role": message["role"]})
-    return tokenizer.apply_chat_template(cut, tokenize=False, add_generation_prompt=True), mark
+    try:
+        return tokenizer.apply_chat_template(cut, tokenize=False, add_generation_prompt=True), mark
+    except TemplateError as error:  # it refuses these messages, or wants more than a template may
+        raise ConfigError(f"the tokenizer's chat template refuses the prompt {str(prompt)[:80]!r}: {error}") from error
 
 
 def check_prompt(prompt: Any) -> None:
