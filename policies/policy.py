@@ -18,7 +18,7 @@ from policies.locate import load_pretrained, locate
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.sharding import whole
-from policies.texts import Prompt, encode_prompt
+from policies.texts import Prompt, encode_prompt, render
 from support.errors import ConfigError
 
 
@@ -80,7 +80,7 @@ def open_thinking(tokenizer: Any) -> None:
         raise ConfigError(
             "policy.open_thinking needs a tokenizer with a chat template; set one with tokenizer.chat_template and save the folder."
         )
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    text = render(tokenizer, "?")[0]
     if not text.rstrip().endswith("<think>"):
         tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
 

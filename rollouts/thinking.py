@@ -115,7 +115,7 @@ def thinking_format(policy: Policy) -> ThinkingFormat | None:
     template = tokenizer.chat_template
     if not template:
         return None
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    text = render(tokenizer, "?")[0]
     opens = ends_open(text)
     if not opens and CLOSING not in template and "enable_thinking" not in template:
         return None
