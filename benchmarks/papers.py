@@ -51,7 +51,160 @@ class Paper:
     expect: str
 
 
-PAPERS: dict[str, Paper] = {}
+RIGHT, GRADED = "{class_path: rewards.ExactAnswer}", "{class_path: rewards.GradedAnswer}"
+NO_ALPHA = RIGHT.replace("Answer}", "Answer, init_args: {weight: 0}}, {class_path: rewards.ShorterBetter, init_args: {beta: 0.02}}")
+EVERY = {"val pass@1": "val/pass1", "val length": "val/length"}
+NEVER_SKIPS = '{"class_path":"callbacks.GRESO","init_args":{"p_easy":1.0,"p_hard":1.0,"step":0.0}}'
+PAPERS: dict[str, Paper] = {
+    "shorter_better": Paper(
+        config="configs/shorter_better.yaml",
+        rollouts=40,
+        arms={"shorter_better": [], "alpha 0": [f"--model.rewards=[{NO_ALPHA}]"], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        columns=EVERY | {"optimal length": "train/sol"},
+        expect="Length falls by at least 40 % at GRPO's accuracy; without alpha nothing protects accuracy.",
+    ),
+    "laser": Paper(
+        config="configs/laser.yaml",
+        rollouts=40,
+        arms={
+            "laser": [],
+            "laser_d": ["--config=configs/laser.yaml", "--config=configs/laser_d.yaml"],
+            "grpo": [f"--model.rewards=[{GRADED}]"],
+        },
+        columns=EVERY | {"right length": "train/length/correct", "target": "train/laser_target"},
+        expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 points of GRPO's.",
+    ),
+    "hapo": Paper(
+        config="configs/hapo.yaml",
+        rollouts=40,
+        arms={"hapo": [], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        columns=EVERY | {"length / history": "train/hapo_ratio", "history": "train/hapo_history"},
+        expect="Length falls from the second epoch on (rollout 9), not in the first.",
+    ),
+    "open_rs": Paper(
+        config="configs/open_rs.yaml",
+        rollouts=40,
+        arms={"open_rs": [], "grpo": [f"--model.rewards=[{RIGHT}, {{class_path: rewards.Format}}]"]},
+        columns=EVERY | {"right length": "train/length/correct"},
+        expect="Right completions become shorter than with accuracy and format alone, at similar accuracy.",
+    ),
+    "greso": Paper(
+        config="configs/greso.yaml",
+        rollouts=60,
+        arms={
+            "greso": [],
+            "dynamic sampling": [f'--trainer.callbacks=[{{"class_path":"callbacks.DifficultyLedger"}},{NEVER_SKIPS}]'],
+            "grpo": ["--model.batch.refill=0", "--trainer.callbacks=[]"],
+        },
+        columns={"val, three digits": "val/pass1/addition-3", "completions": "train/greso_completions", "no signal": "train/no_signal"},
+        expect="Completions a rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the sums that can be learned.",
+    ),
+    "ktae": Paper(
+        config="configs/ktae.yaml",
+        rollouts=40,
+        arms={"ktae": [], "ktae, clamped": ["--model.advantage.clamp=1.0"], "grpo": ["--model.advantage=objectives.GroupNorm"]},
+        columns={"val pass@1": "val/pass1", "val length": "val/length", "mean abs. key": "train/key_abs"},
+        expect="A given accuracy is reached in no more rollouts than with GRPO.",
+    ),
+    "s_grpo": Paper(
+        config="configs/s_grpo.yaml",
+        rollouts=40,
+        arms={"s_grpo": [], "grpo": ["--model.share=1.0"]},
+        columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens"},
+        expect="Better than the start with less than 60 % of the tokens; in the paper full-token GRPO under LoRA does not improve.",
+    ),
+    "t_spmo": Paper(
+        config="configs/t_spmo.yaml",
+        rollouts=40,
+        arms={
+            "t_spmo": [],
+            "t_spmo, no replay": ["--model.replay=false"],
+            "grpo": [
+                "--config=configs/s_grpo.yaml",
+                "--model.share=1.0",
+                "--model.batch.prompts_per_rollout=4",
+                "--model.batch.group_size=16",
+            ],
+        },
+        columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens", "edges": "train/edges"},
+        expect="Better than the start with few per cent of the tokens.",
+    ),
+    "one_shot": Paper(
+        config="configs/one_shot.yaml",
+        rollouts=60,
+        arms={"one_shot": [], "one_shot, no entropy bonus": ["--model.shaping.entropy_bonus=0"], "grpo": ["--trainer.callbacks=[]"]},
+        columns={
+            "val pass@1": "val/pass1",
+            "train": "train/reward/exact_answer",
+            "entropy": "train/entropy",
+            "live": "train/one_shot_live",
+        },
+        expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always solved; without the bonus by less.",
+    ),
+    "saturn": Paper(
+        config="configs/saturn.yaml",
+        rollouts=80,
+        arms={"saturn": [], "grpo": ["--trainer.callbacks=[]"]},
+        columns={
+            "pass@1 (2,3,3)": "val/pass1/sat-2-3-3",
+            "pass@1 (2,3,4)": "val/pass1/sat-2-3-4",
+            "pass@1 (2,3,5)": "val/pass1/sat-2-3-5",
+            "pass@1 (2,3,6)": "val/pass1/sat-2-3-6",
+            "level": "train/curriculum_level",
+        },
+        expect="the level advances at least twice, at a pass@1 of 20 points above a blind guess's",
+    ),
+    "self_verify": Paper(
+        config="configs/self_verify.yaml",
+        rollouts=40,
+        arms={"self_verify": [], "grpo": ["--model.verification.share=0.0"]},
+        columns={
+            "val pass@1": "val/pass1",
+            "verify balanced accuracy": "val/verify_balanced",
+            "vote": "val/vote",
+            "majority": "val/majority",
+            "yes rate": "val/yes_rate",
+        },
+        expect="balanced accuracy of verdicts above 0.7, pass@1 not below that of solving alone, the weighted vote not below the majority's",
+    ),
+    "still3": Paper(
+        config="configs/still3.yaml",
+        rollouts=60,
+        arms={
+            "still3": [],
+            "still3 + length": [
+                "--model.rewards=[{class_path: rewards.ExactAnswer, init_args: {weight: 2.0}}, {class_path: rewards.LengthBonus, init_args: {scale: 48}}]"
+            ],
+            "grpo": ["--config=configs/grpo.yaml", "--data.levels=[1, 2, 3]", "--data.val_size=120", "--model.sampling.max_new_tokens=48"],
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "val length": "val/length",
+            "val truncated": "val/truncated",
+            "completion ratio": "train/completion_ratio",
+        },
+        expect="with the length reward: longer completions, fewer that end, a lower pass@1 than without it",
+    ),
+    "think_json": Paper(
+        config="configs/think_json.yaml",
+        rollouts=60,
+        arms={
+            "think_json": [],
+            "grpo": [
+                "--model.rewards=[{class_path: rewards.JsonPart, init_args: {part: exact, weight: 1.0}},"
+                "{class_path: rewards.JsonPart, init_args: {part: parsed}},{class_path: rewards.JsonPart, init_args: {part: match}},"
+                "{class_path: rewards.ThinkAnswerFormat, init_args: {weight: 0.0}}]"
+            ],
+        },
+        columns={
+            "parse rate": "val/reward/json_parsed",
+            "M": "val/reward/json_match",
+            "exact": "val/pass1",
+            "format": "val/reward/think_answer_format",
+        },
+        expect="the parse rate rises from below 30 % to above 90 %, and M after it",
+    ),
+}
 
 
 def run_arm(name: str, paper: Paper, arm: str, seed: int) -> None:
@@ -81,7 +234,7 @@ def results(name: str, paper: Paper, arm: str) -> list[dict[str, Any]]:
 
 def tokens(result: dict[str, Any]) -> list[float]:
     """Generated training tokens up to and including each rollout."""
-    extra = dict(result["curves"].get("train/extra_tokens", []))
+    extra = dict(result["curves"].get("train/extra_tokens", result["curves"].get("train/laser_monitor_tokens", [])))
     total, sums = 0.0, []
     for step, length in result["curves"]["train/length"]:
         total += length * result["rows"] + extra.get(step, 0.0)

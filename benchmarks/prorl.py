@@ -145,7 +145,8 @@ def main(run: bool = True, only: list[str] | None = None, rollouts: int = 120) -
         run: False reports only. only: names of arms. rollouts: of every run; the long version is 600.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
-    if run and not (RESULTS / "start_0.json").is_file():
+    families = [arm for arm in only or ARMS if not arm.startswith("sums")]
+    if run and families and not (RESULTS / "start_0.json").is_file():
         run_start()
     for seed in range(3) if run else []:
         for arm in ARMS:

@@ -6,11 +6,15 @@ from callbacks.completions import CompletionsTable
 from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
 from callbacks.export import ExportPolicy
+from callbacks.greso import GRESO, GRESOSampler
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
+from callbacks.laser_monitor import LaserMonitor
 from callbacks.non_finite import NonFiniteGradients
+from callbacks.one_shot import OneShot, OneShotSampler
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.reference_reset import Plateau, ReferenceReset
+from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
 from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
@@ -23,11 +27,17 @@ __all__ = [
     "DifficultyLedger",
     "ExportPolicy",
     "FixedKL",
+    "LaserMonitor",
     "NonFiniteGradients",
+    "GRESO",
+    "GRESOSampler",
+    "OneShot",
+    "OneShotSampler",
     "Plateau",
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",
+    "SaturnCurriculum",
     "ScheduledKL",
     "Stage",
     "StageSchedule",

@@ -5,11 +5,15 @@ from datamodules.curriculum import CurriculumSampler
 from datamodules.demonstrations import Demonstrations
 from datamodules.files import FilePrompts
 from datamodules.garak import GarakPrompts
+from datamodules.human_eval import HumanEvalPrompts
 from datamodules.preferences import PairSource, PreferencePairs
 from datamodules.prompts import PromptData
 from datamodules.reasoning_gym import ReasoningGymPrompts
 from datamodules.records import RecordsPrompts
 from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.saturn import SatDemonstrations, SaturnPrompts
+from datamodules.self_verify import VerifyDemonstrations
+from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 
 __all__ = [
     "ArithmeticPrompts",
@@ -17,6 +21,7 @@ __all__ = [
     "Demonstrations",
     "FilePrompts",
     "GarakPrompts",
+    "HumanEvalPrompts",
     "PairSource",
     "PreferencePairs",
     "PromptData",
@@ -24,4 +29,9 @@ __all__ = [
     "PromptSampler",
     "ReasoningGymPrompts",
     "RecordsPrompts",
+    "SatDemonstrations",
+    "SaturnPrompts",
+    "SchemaDemonstrations",
+    "SchemaPrompts",
+    "VerifyDemonstrations",
 ]

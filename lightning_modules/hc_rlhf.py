@@ -101,6 +101,11 @@ class HCRLHF(OnPolicyModule):
         self.constraint, self.bound, self.test_params = constraint or Constraint(), bound or StudentT(), test or SafetyTest()
         self.models = ScoreModels(reward_model, cost_model, rewards or [], cost, scorers or ScorerTraining(), self.constraint.cost_scale)
         self.bound.check(*self.models.cost_range)
+        if cost is not None and cost.max_failure_rate is not None:
+            raise ConfigError(
+                f"model.cost is {type(cost).__name__}, which may fail to score a response; neither the constraint nor the safety test can leave responses out. Give a cost "
+                "that always answers."
+            )
         self.monitors, self.supervised, self.reward_clip = monitors or [], supervised, reward_clip
         self.window = CostWindow(self.constraint.window)
         options = self.constraint
@@ -111,6 +116,10 @@ class HCRLHF(OnPolicyModule):
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.verdict: Verdict | None = None
+
+    @property
+    def all_rewards(self) -> list[Reward]:
+        return [*self.rewards, *self.monitors]
 
     # ---- phases 1 to 3: the models ------------------------------------------------------------------------------------------
 
@@ -150,7 +159,7 @@ class HCRLHF(OnPolicyModule):
     def returns(self, batch: RolloutBatch) -> Tensor:
         """clip(r - beta * KL) - lambda * augmented cost, and one ascent step of lambda."""
         options, costs = self.constraint, batch.rewards["cost"]
-        reward = total_reward(self.rewards, batch.rewards)
+        reward = total_reward(self.rewards, batch.rewards, batch.failures)
         if self.kl.placement == "reward" and self.kl.coefficient:
             reward = reward - self.kl.coefficient * self.sequence_kl(batch)
         reward = reward.clamp(-self.reward_clip, self.reward_clip)

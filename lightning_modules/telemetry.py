@@ -28,7 +28,7 @@ def log_rollout(
     tokens, learned = float(batch.lengths.sum()), module.last_rollout or batch
     rows = {module.metric_name(name): scores for name, scores in batch.rewards.items()}
     if module.rewards:
-        rows["reward"] = total_reward(module.rewards, batch.rewards)
+        rows["reward"] = total_reward(module.rewards, batch.rewards, batch.failures)
     rows |= {"length": batch.lengths, "truncated": batch.truncated}
     values = {f"train/{name}": value for name, value in metrics.items()}
     values |= {f"train/{name}": value for name, value in means(module, rows).items()}

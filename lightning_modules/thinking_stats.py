@@ -41,7 +41,7 @@ class ThinkingStats:
         """Count one evaluated batch.
 
         Args:
-            correct: (rows,), bool; None if no reward says so.
+            correct: (rows,), bool, or 1, 0 and NaN where it is not known; None if no reward says so.
         """
         modes, lengths = self.form.modes(batch), batch.lengths
         modal = {"thinking": modes == Mode.THINKING, "no_thinking": modes == Mode.NO_THINKING}
@@ -60,6 +60,7 @@ class ThinkingStats:
                 self._count(f"pass@1/{name}", correct[chosen])
 
     def _count(self, name: str, values: Tensor) -> None:
+        values = values[~values.isnan()]
         if len(values):
             self.sums[name][0] += float(values.float().sum())
             self.sums[name][1] += len(values)
