@@ -44,7 +44,7 @@ import lightning_modules  # noqa: E402, F401
 import rewards  # noqa: E402, F401
 from lightning_modules.base import PosttrainModule  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
-from support.files import damage  # noqa: E402
+from support.files import damage, unreadable  # noqa: E402
 from support.runs import mlflow_runs, run_folder  # noqa: E402
 from support.suggestions import explain  # noqa: E402
 
@@ -166,11 +166,20 @@ class CLI(LightningCLI):
                 f"--ckpt_path: the checkpoint {config.ckpt_path} cannot be used: {wrong}. Beside it are {', '.join(others) or 'no others'}."
             )
 
+    def _read_checkpoint(self, config: Namespace) -> None:
+        """Refuse a checkpoint that holds more than plain data, unless the command line says weights_only: false."""
+        if config.get("ckpt_path") and config.weights_only and (wrong := unreadable(Path(config.ckpt_path))) is not None:
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint {config.ckpt_path} cannot be read as plain data, and nothing in it was executed: {wrong}. Take one that this "
+                "project wrote; only for a file that you trust, --weights_only false reads it as a program would."
+            )
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if config.get("weights_only") is None:
             config.weights_only = True  # a checkpoint is data, from wherever it came
         self._find_checkpoint(config)
+        self._read_checkpoint(config)
         on_policy = issubclass(imported(config.model.class_path), lightning_modules.OnPolicyModule)
         if on_policy and config.trainer.gradient_clip_val is not None:
             raise ConfigError(

