@@ -194,6 +194,7 @@ class CLI(LightningCLI):
             callbacks.ThinkingPlot(),
             callbacks.WritePredictions(),
             callbacks.NonFiniteGradients(),
+            callbacks.Doctor(),
             callbacks.RolloutCheckpoint(),
         ]
         trainer = self._get(self.config_init, "trainer")

@@ -5,6 +5,7 @@ from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
 from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
+from callbacks.doctor import Doctor
 from callbacks.export import ExportPolicy
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.non_finite import NonFiniteGradients
@@ -21,6 +22,7 @@ __all__ = [
     "CompletionsTable",
     "Curriculum",
     "DifficultyLedger",
+    "Doctor",
     "ExportPolicy",
     "FixedKL",
     "NonFiniteGradients",
