@@ -3,6 +3,7 @@
     python main.py fit --config configs/grpo.yaml [--config configs/models/smollm2.yaml] [--model.batch.group_size 16] [--seed_everything 1]
     python main.py fit --config configs/grpo.yaml --ckpt_path last      # go on where the method's newest run was killed
     python main.py validate | test | predict --config ... [--ckpt_path ...]
+    python main.py plan --config ...                                    # batch arithmetic, memory, settings that do nothing; loads no weights
 
 Ends with status 2 after a mistake that the user can mend, and with 143 after SIGTERM, when the state has been saved.
 
@@ -43,6 +44,7 @@ import datamodules  # noqa: E402, F401  (short class names on the command line)
 import lightning_modules  # noqa: E402, F401
 import rewards  # noqa: E402, F401
 from lightning_modules.base import PosttrainModule  # noqa: E402
+from lightning_modules.plan import describe  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
 from support.files import damage, unreadable  # noqa: E402
 from support.runs import mlflow_runs, run_folder  # noqa: E402
@@ -121,7 +123,29 @@ def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, value in items for name, leaf in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
+class Trainer(L.Trainer):
+    """Lightning's, which can also say what it would do."""
+
+    def plan(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Print what a run would do and need, without loading the model.
+
+        Args:
+            ckpt_path: not read; a run's saved configuration has it. weights_only: the same.
+        """
+        print(describe(self, model, datamodule))
+
+
 class CLI(LightningCLI):
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return LightningCLI.subcommands() | {"plan": {"model", "datamodule"}}
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
         parser.allow_abbrev = False  # --trainer.max_epoch is a mistake, not a short form
@@ -176,6 +200,11 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if self.subcommand == "plan":  # for another machine, perhaps: no accelerator is asked for, and nothing is recorded
+            devices = config.trainer.devices if str(config.trainer.devices).isdecimal() else "auto"
+            config.trainer.update(Namespace(accelerator="cpu", devices=devices, strategy="auto", precision=None, logger=False))
+            config.ckpt_path = None
+            return
         if config.get("weights_only") is None:
             config.weights_only = True  # a checkpoint is data, from wherever it came
         self._find_checkpoint(config)
@@ -203,6 +232,7 @@ class CLI(LightningCLI):
             callbacks.ThinkingPlot(),
             callbacks.WritePredictions(),
             callbacks.NonFiniteGradients(),
+            callbacks.Doctor(),
             callbacks.RolloutCheckpoint(),
         ]
         trainer = self._get(self.config_init, "trainer")
@@ -235,6 +265,7 @@ def main(args: list[str] | None = None) -> CLI:
         return CLI(
             PosttrainModule,
             L.LightningDataModule,
+            trainer_class=Trainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

@@ -5,6 +5,7 @@ from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
 from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
+from callbacks.doctor import Doctor
 from callbacks.export import ExportPolicy
 from callbacks.greso import GRESO, GRESOSampler
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
@@ -25,6 +26,7 @@ __all__ = [
     "CompletionsTable",
     "Curriculum",
     "DifficultyLedger",
+    "Doctor",
     "ExportPolicy",
     "FixedKL",
     "LaserMonitor",

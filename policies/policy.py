@@ -108,8 +108,9 @@ class Policy(nn.Module):
         self.model = load_model(params)
         generation = self.model.generation_config
         own = generation.eos_token_id if generation is not None else None
-        ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-        self.eos_token_ids = sorted(ends)
+        #: the end tokens that the model's own folder names
+        self.model_eos_ids = sorted({*(own if isinstance(own, list) else [own])} - {None})
+        self.eos_token_ids = sorted({self.tokenizer.eos_token_id, *self.model_eos_ids})
         self.pad_token_id = self.tokenizer.pad_token_id
         # The makers' sampling defaults would be written into every exported model's config and warn there.
         self.model.generation_config = GenerationConfig(eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id)
