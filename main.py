@@ -167,6 +167,7 @@ class CLI(LightningCLI):
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
             "enable_checkpointing": True,
+            "use_distributed_sampler": False,  # the data modules share their rows among the processes themselves
         }
         parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
 

@@ -53,7 +53,8 @@ class PosttrainModule(L.LightningModule):
                     raise ConfigError(
                         "trainer.strategy splits matrices over processes; set tensor_parallel_size: 1, which shards whole weights."
                     )
-                shard(self.policy, strategy.device_mesh["data_parallel"])
+                dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+                shard(self.policy, strategy.device_mesh["data_parallel"], dtype)
 
     def configure_optimizers(self):
         trained = [p for p in self.policy.parameters() if p.requires_grad]

@@ -117,7 +117,7 @@ class Policy(nn.Module):
         self.packed, self._packing_verified = params.packing and can_pack(self.model), False
         if self.packed:
             self.model.set_attn_implementation(SHARED_PREFIX)
-        self.with_reference, self.is_whole = with_reference, False
+        self.with_reference, self.is_whole, self.version_in_shards = with_reference, False, 0
         self.reference: nn.Module | None = None
         if params.lora is not None:
             self.model = with_adapter(self.model, params.lora)
@@ -143,6 +143,8 @@ class Policy(nn.Module):
     @property
     def version(self) -> int:
         """Changes whenever a weight does."""
+        if self.is_whole and isinstance(self, FSDPModule):
+            return self.version_in_shards
         return sum(parameter._version for parameter in self.model.parameters())
 
     @property

@@ -46,7 +46,17 @@ def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int
 
 def response_loss(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> Float[Tensor, ""]:
     """-(1 / sum_i |y_i|) * sum_i sum_t log pi(y_{i,t} | x_i, y_{i,<t}) over the response tokens."""
+    total, tokens = summed_response_loss(policy, rows, max_length)
+    return total / tokens
+
+
+def summed_response_loss(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The same without its first factor, and the number of response tokens."""
     ids, mask, loss_mask = encode_responses(policy, rows, max_length)
+    return policy(_summed_loss, policy, ids, mask, loss_mask), loss_mask[:, 1:].sum().float()
+
+
+def _summed_loss(policy: Policy, ids: Tensor, mask: Tensor, loss_mask: Tensor) -> Float[Tensor, ""]:
     logits = policy.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     targets = ids[:, 1:].masked_fill(~loss_mask[:, 1:], -100)
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
