@@ -132,7 +132,9 @@ def test_checkpoints_count_rollouts_and_old_ones_go(reasoner, tmp_path):
 
 def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
     folder = tmp_path / "local/checkpoints"
-    with pytest.raises(ConfigError, match=r"after rollout 2 cannot be written to .*No space left.*last whole one is .*rollout_000001\.ckpt"):
+    with pytest.raises(
+        ConfigError, match=r"after rollout 2 cannot be written to .*No space left.*last whole one is .*rollout_000001\.ckpt"
+    ):
         run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], plugins=[FullDisk()])
     assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
     run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], ckpt_path=folder / "rollout_000001.ckpt")
