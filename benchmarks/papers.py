@@ -252,7 +252,7 @@ def at(curve: Curve, fraction: float) -> float:
 def until(result: dict[str, Any], budget: float) -> dict[str, Any]:
     """The result as it stood when so many tokens had been generated."""
     rollouts = sum(total <= budget for total in tokens(result))
-    cut = {metric: [point for point in curve if point[0] <= rollouts] or curve[:1] for metric, curve in result["curves"].items()}
+    cut = {metric: [point for point in curve if point[0] < rollouts] or curve[:1] for metric, curve in result["curves"].items()}
     return result | {"curves": cut}
 
 
@@ -303,7 +303,9 @@ def plot(name: str, paper: Paper) -> None:
         for color, arm in enumerate(paper.arms):
             for number, result in enumerate(results(name, paper, arm)):
                 total = [0.0, *tokens(result)]
-                curve = [(total[min(step, len(total) - 1)] / 1000, value) for step, value in result["curves"].get(metric, [])]
+                curve = [(total[step + 1] / 1000, value) for step, value in result["curves"].get(metric, [])]
+                if curve and metric.startswith("val/"):  # the first validation comes before the first rollout
+                    curve[0] = (0.0, curve[0][1])
                 if curve:
                     panel.plot(*zip(*curve, strict=True), color=f"C{color}", linewidth=1, label=arm if number == 0 else None)
         panel.set(xlabel="generated tokens, thousands", ylabel=heading)
