@@ -1,7 +1,11 @@
 """The only entry point.
 
     python main.py fit --config configs/grpo.yaml [--config configs/models/smollm2.yaml] [--model.batch.group_size 16] [--seed_everything 1]
+    python main.py fit --config configs/grpo.yaml --ckpt_path last      # go on where the method's newest run was killed
     python main.py validate | test | predict --config ... [--ckpt_path ...]
+    python main.py plan --config ...                                    # batch arithmetic, memory, settings that do nothing; loads no weights
+
+Ends with status 2 after a mistake that the user can mend, and with 143 after SIGTERM, when the state has been saved.
 
 Later --config files override earlier ones key by key, lists are replaced; the command line overrides both.
 """
@@ -9,12 +13,15 @@ Later --config files override earlier ones key by key, lists are replaced; the c
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what cannot be sent waits in support/tracking.py, not in the training
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*`skip_none` is deprecated.*")
@@ -30,13 +37,16 @@ import yaml  # noqa: E402
 from jsonargparse import ActionConfigFile, Namespace  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
 from lightning.pytorch.loggers import MLFlowLogger  # noqa: E402
+from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
 
 import callbacks  # noqa: E402
 import datamodules  # noqa: E402, F401  (short class names on the command line)
 import lightning_modules  # noqa: E402, F401
 import rewards  # noqa: E402, F401
 from lightning_modules.base import PosttrainModule  # noqa: E402
+from lightning_modules.plan import describe  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
+from support.files import damage, unreadable  # noqa: E402
 from support.runs import mlflow_runs, run_folder  # noqa: E402
 from support.suggestions import explain  # noqa: E402
 
@@ -82,20 +92,24 @@ def imported(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def last_checkpoint(root: Path, method: str) -> Path:
-    """The newest checkpoint of this method's runs. Raises ConfigError if there is none."""
-    found = []
-    for path in root.glob("*/checkpoints/rollout_*.ckpt"):
-        config = path.parents[1] / "config_fit.yaml"
-        if config.is_file() and yaml.safe_load(config.read_text())["model"]["class_path"] == method:
-            found.append(path)
-    if not found:
-        raise ConfigError(
-            f"--ckpt_path last: no run of {method} under {root} has left a checkpoint; leave --ckpt_path out to start afresh."
-        )
-    newest = max(found, key=lambda path: path.stat().st_mtime)
-    print(f"Last checkpoint of {method}: {newest}")
-    return newest
+def last_checkpoint(root: Path, method: str) -> Path | None:
+    """The newest whole checkpoint of this method's newest run; None, with a message, where there is none to go on from."""
+    runs = []
+    for config in root.glob("*/config_fit.yaml"):
+        if yaml.safe_load(config.read_text())["model"]["class_path"] == method:
+            runs.append(config)
+    if not runs:
+        print(f"--ckpt_path last: {method} has no run under {root} yet, so this one starts afresh.")
+        return None
+    newest = max(runs, key=lambda path: path.stat().st_mtime).parent
+    for path in sorted(newest.glob("checkpoints/rollout_*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        wrong = damage(path)
+        if wrong is None:
+            print(f"Last checkpoint of {method}: {path}")
+            return path
+        print(f"--ckpt_path last: {path} is damaged ({wrong}); the one before it is taken.")
+    print(f"--ckpt_path last: the newest run of {method}, {newest}, has left no whole checkpoint, so it starts afresh.")
+    return None
 
 
 def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -109,7 +123,29 @@ def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, value in items for name, leaf in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
+class Trainer(L.Trainer):
+    """Lightning's, which can also say what it would do."""
+
+    def plan(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Print what a run would do and need, without loading the model.
+
+        Args:
+            ckpt_path: not read; a run's saved configuration has it. weights_only: the same.
+        """
+        print(describe(self, model, datamodule))
+
+
 class CLI(LightningCLI):
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return LightningCLI.subcommands() | {"plan": {"model", "datamodule"}}
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
         parser.allow_abbrev = False  # --trainer.max_epoch is a mistake, not a short form
@@ -118,7 +154,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         logger = {
-            "class_path": "lightning.pytorch.loggers.MLFlowLogger",
+            "class_path": "support.tracking.PatientMLFlowLogger",
             "init_args": {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI), "experiment_name": "lightning-posttrain"},
         }
         # One batch is one rollout, so every rollout is logged; validation counts rollouts over the whole run, not within an epoch.
@@ -131,18 +167,49 @@ class CLI(LightningCLI):
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
             "enable_checkpointing": True,
+            "use_distributed_sampler": False,  # the data modules share their rows among the processes themselves
         }
         parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's would let the checkpoint's hyper-parameters override the configuration and the command line silently."""
 
+    def _find_checkpoint(self, config: Namespace) -> None:
+        """Resolve `last`, and refuse a checkpoint that is not whole before anything is loaded."""
+        if config.get("ckpt_path") == "last":
+            found = last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path)
+            if found is None and self.subcommand != "fit":
+                raise ConfigError(f"--ckpt_path last: there is nothing to {self.subcommand}; train first, or leave --ckpt_path out.")
+            config.ckpt_path = None if found is None else str(found)
+            logger = config.trainer.logger
+            if found is not None and self.subcommand == "fit" and isinstance(logger, Namespace) and "run_id" in logger.init_args:
+                # The same run goes on: one folder, one set of curves. Without a logger the folder is the same anyway.
+                logger.init_args.run_id = found.parents[1].name
+        elif config.get("ckpt_path") and (wrong := damage(Path(config.ckpt_path))) is not None:
+            others = sorted(str(path) for path in Path(config.ckpt_path).parent.glob("*.ckpt") if path != Path(config.ckpt_path))
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint {config.ckpt_path} cannot be used: {wrong}. Beside it are {', '.join(others) or 'no others'}."
+            )
+
+    def _read_checkpoint(self, config: Namespace) -> None:
+        """Refuse a checkpoint that holds more than plain data, unless the command line says weights_only: false."""
+        if config.get("ckpt_path") and config.weights_only and (wrong := unreadable(Path(config.ckpt_path))) is not None:
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint {config.ckpt_path} cannot be read as plain data, and nothing in it was executed: {wrong}. Take one that this "
+                "project wrote; only for a file that you trust, --weights_only false reads it as a program would."
+            )
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if self.subcommand == "plan":  # for another machine, perhaps: no accelerator is asked for, and nothing is recorded
+            devices = config.trainer.devices if str(config.trainer.devices).isdecimal() else "auto"
+            config.trainer.update(Namespace(accelerator="cpu", devices=devices, strategy="auto", precision=None, logger=False))
+            config.ckpt_path = None
+            return
         if config.get("weights_only") is None:
             config.weights_only = True  # a checkpoint is data, from wherever it came
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path))
+        self._find_checkpoint(config)
+        self._read_checkpoint(config)
         on_policy = issubclass(imported(config.model.class_path), lightning_modules.OnPolicyModule)
         if on_policy and config.trainer.gradient_clip_val is not None:
             raise ConfigError(
@@ -165,6 +232,8 @@ class CLI(LightningCLI):
             callbacks.BaselineValidation(),
             callbacks.ThinkingPlot(),
             callbacks.WritePredictions(),
+            callbacks.NonFiniteGradients(),
+            callbacks.Doctor(),
             callbacks.RolloutCheckpoint(),
         ]
         trainer = self._get(self.config_init, "trainer")
@@ -197,6 +266,7 @@ def main(args: list[str] | None = None) -> CLI:
         return CLI(
             PosttrainModule,
             L.LightningDataModule,
+            trainer_class=Trainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -222,3 +292,5 @@ if __name__ == "__main__":
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)

@@ -48,7 +48,7 @@ def assistant_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
-    tokenizer = {"tiny_reasoner": reasoner_tokenizer, "tiny_assistant": assistant_tokenizer}[name]()
+    tokenizer = {"tiny_reasoner": reasoner_tokenizer, "tiny_generalist": reasoner_tokenizer, "tiny_assistant": assistant_tokenizer}[name]()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

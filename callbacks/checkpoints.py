@@ -5,21 +5,28 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from support.errors import ConfigError
+from support.files import flush_to_disk, remove
 from support.runs import run_folder
 
 
 class RolloutCheckpoint(Checkpoint):
-    """Save the whole training state every n rollouts and at the end.
+    """Save the whole training state every n rollouts, at the end, and when the process is asked to stop (SIGTERM, a cluster's preemption).
 
     Lightning's ModelCheckpoint counts optimiser steps and only looks at a rollout's end, so with several steps a rollout it
-    saves seldom or never.
+    saves seldom or never. A file is written beside its place, flushed to the disk and renamed: whatever happens, what stands there is whole. Where a
+    validation follows a rollout, the state after the validation is saved, so that a resumed run neither skips nor repeats it; for that reason SIGTERM
+    lets a validation end.
 
     Args:
-        every_n_rollouts: 0 saves only at the end.
+        every_n_rollouts: 0 saves only at the end and on SIGTERM.
         keep: newest checkpoints of this run that are kept; None keeps all.
         folder: where to; <run folder>/checkpoints by default.
+
+    Raises:
+        ConfigError: when a checkpoint cannot be written; the older ones stay as they were.
     """
 
     def __init__(self, every_n_rollouts: int = 0, keep: int | None = 2, folder: str | None = None) -> None:
@@ -27,36 +34,81 @@ class RolloutCheckpoint(Checkpoint):
             raise ConfigError(f"RolloutCheckpoint: needs every_n_rollouts >= 0 and keep >= 1, got {every_n_rollouts} and {keep}.")
         self.every_n_rollouts, self.keep, self.folder = every_n_rollouts, keep, folder
         self.last_saved = -1
-        self.saved: list[Path] = []
+        self.saved: list[str] = []  # names in the folder
+        self.terminated = False
+
+    def state_dict(self):
+        return {"saved": self.saved}
+
+    def load_state_dict(self, state_dict):
+        self.saved = list(state_dict["saved"])
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder) if self.folder else run_folder(trainer) / "checkpoints"
 
+    def _done(self, trainer: L.Trainer) -> int:
+        return trainer.fit_loop.epoch_loop.total_batch_idx + 1
+
     def _save(self, trainer: L.Trainer) -> None:
-        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        done = self._done(trainer)
         if trainer.fast_dev_run or done == self.last_saved:  # type: ignore[attr-defined]
             return
-        path = self._folder(trainer) / f"rollout_{done:06d}.ckpt"
+        folder = self._folder(trainer)
+        path = folder / f"rollout_{done:06d}.ckpt"
         temporary = path.with_suffix(".partial")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, path)  # a killed run leaves whole checkpoints only
-            self.saved = [old for old in self.saved if old != path] + [path]
-            while self.keep and len(self.saved) > self.keep:
-                self.saved.pop(0).unlink(missing_ok=True)
+        older = [name for name in self.saved if name != path.name]
+        self.saved = [*older, path.name][-(self.keep or 0) :]
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                flush_to_disk(temporary)
+                if path.is_dir():  # of shards, saved again after a validation; a folder is not replaced by renaming another
+                    os.replace(path, path.with_suffix(".replaced"))
+                os.replace(temporary, path)
+                remove(path.with_suffix(".replaced"))
+                flush_to_disk(folder)
+                for name in older[: len(older) + 1 - len(self.saved)]:
+                    remove(folder / name)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            self.saved = older
+            if trainer.is_global_zero:
+                remove(temporary)
+            whole = f"The last whole one is {folder / older[-1]}" if older else "There is no older one of this run"
+            raise ConfigError(
+                f"the checkpoint after rollout {done} cannot be written to {path}: {error}. {whole}; make room or name another folder "
+                "(RolloutCheckpoint.folder), then go on from it with --ckpt_path."
+            ) from error
         self.last_saved = done
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if self.every_n_rollouts and done % self.every_n_rollouts == 0:
-            self._save(trainer)
+        loop = trainer.fit_loop
+        if self.every_n_rollouts and self._done(trainer) % self.every_n_rollouts == 0:
+            # Lightning's own rule, because a resumed run asks it whether a validation is still to come and then leaves that one out.
+            if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+                self._save(trainer)
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if trainer.state.fn == "fit" and trainer.received_sigterm:
+            self.terminated, trainer._signal_connector.received_sigterm = True, False
 
     def on_validation_end(self, trainer, pl_module):
-        """What other callbacks learn from the validation that follows a rollout belongs to that rollout's checkpoint: it is written once more."""
-        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if trainer.state.fn == "fit" and done == self.last_saved:
-            self.last_saved = -1
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        done = self._done(trainer)
+        if done and ((self.every_n_rollouts and done % self.every_n_rollouts == 0) or done == self.last_saved):
+            self.last_saved = -1  # what the validation has taught other callbacks belongs into it
             self._save(trainer)
+        if self.terminated:
+            trainer._signal_connector.received_sigterm = True
+
+    def on_exception(self, trainer, pl_module, exception):
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._done(trainer):
+            self._save(trainer)
+            if trainer.is_global_zero:
+                print(
+                    f"SIGTERM: the state after rollout {self._done(trainer)} is in {self._folder(trainer) / self.saved[-1]}; go on with --ckpt_path last.",
+                    flush=True,
+                )
 
     def on_train_end(self, trainer, pl_module):
         self._save(trainer)

@@ -4,10 +4,14 @@ import json
 import math
 
 import lightning as L
+import pandas
 
 from rollouts import RolloutBatch
 from support.files import atomic_write_text
 from support.runs import mlflow_runs, run_folder
+
+#: the tag in which MLflow's pages look for tables
+TABLES = "mlflow.loggedArtifacts"
 
 
 def table(batch: RolloutBatch, prompts: int) -> dict[str, list]:
@@ -44,12 +48,14 @@ class CompletionsTable(L.Callback):
         if not trainer.is_global_zero:
             return
         name = f"completions/{kind}_{trainer.fit_loop.epoch_loop.total_batch_idx + 1:06d}.json"
-        columns = table(batch, self.prompts)
-        runs = mlflow_runs(trainer)
-        for client, run in runs:
-            client.log_table(run, columns, name)
-        if not runs:
-            atomic_write_text(run_folder(trainer) / name, json.dumps(columns, indent=1))
+        frame = pandas.DataFrame(table(batch, self.prompts))
+        atomic_write_text(run_folder(trainer) / name, frame.to_json(orient="split", index=False))
+        for client, run in mlflow_runs(trainer):
+            # Not client.log_table, which would add the rows to those that a killed run has written for the same rollout.
+            client.log_artifact(run, str(run_folder(trainer) / name), "completions")
+            tables = json.loads(client.get_run(run).data.tags.get(TABLES, "[]"))
+            if (entry := {"path": name, "type": "table"}) not in tables:
+                client.set_tag(run, TABLES, json.dumps([*tables, entry]))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1

@@ -11,6 +11,9 @@ from datamodules.prompts import PromptData
 from datamodules.reasoning_gym import ReasoningGymPrompts
 from datamodules.records import RecordsPrompts
 from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.saturn import SatDemonstrations, SaturnPrompts
+from datamodules.self_verify import VerifyDemonstrations
+from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 
 __all__ = [
     "ArithmeticPrompts",
@@ -26,4 +29,9 @@ __all__ = [
     "PromptSampler",
     "ReasoningGymPrompts",
     "RecordsPrompts",
+    "SatDemonstrations",
+    "SaturnPrompts",
+    "SchemaDemonstrations",
+    "SchemaPrompts",
+    "VerifyDemonstrations",
 ]

@@ -4,6 +4,8 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from datamodules.arithmetic import arithmetic_demonstrations
+from datamodules.gym_demonstrations import gym_demonstrations
+from datamodules.rambling import rambling_demonstrations
 from datamodules.records import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
 from datamodules.sampler import PromptLoader, PromptSampler
@@ -11,12 +13,20 @@ from datamodules.switching import switching_demonstrations
 from support.errors import ConfigError
 from support.seeding import run_seed
 
+PROCEDURAL = {
+    "arithmetic": arithmetic_demonstrations,
+    "switching": switching_demonstrations,
+    "rambling": rambling_demonstrations,
+    "records": record_demonstrations,
+    "reasoning_gym": gym_demonstrations,
+}
+
 
 class Demonstrations(L.LightningDataModule):
     """Rows with `prompt`, `response` and an optional `prefix` of the response that is given and not learned.
 
     Args:
-        source: arithmetic, switching, records, or a file, folder or hub data set as in `FilePrompts`.
+        source: arithmetic, switching, rambling, records, reasoning_gym, or a file, folder or hub data set as in `FilePrompts`.
         batch_size: rows of a step, over all processes.
         train_size, val_size: rows; of a file, the last `val_size` rows are held out and train_size is ignored.
         columns: this project's column name -> the file's.
@@ -46,12 +56,8 @@ class Demonstrations(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         if self.train_data:
             return
-        if self.source == "arithmetic":
-            rows = arithmetic_demonstrations(self.train_size + self.val_size, self.seed)
-        elif self.source == "switching":
-            rows = switching_demonstrations(self.train_size + self.val_size, self.seed)
-        elif self.source == "records":
-            rows = record_demonstrations(self.train_size + self.val_size, self.seed)
+        if self.source in PROCEDURAL:
+            rows = PROCEDURAL[self.source](self.train_size + self.val_size, self.seed)
         else:
             rows = read_rows(self.source, columns=self.columns)
         check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"))

@@ -1,8 +1,11 @@
 """Prompt groups from reasoning-gym: about a hundred procedural tasks, any one or any mix by name."""
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Literal
 
+from datamodules.arithmetic import is_held_out
 from datamodules.prompts import PromptData
 from support.errors import ConfigError
 from support.seeding import derive_seed
@@ -21,6 +24,8 @@ class ReasoningGymPrompts(PromptData):
         curriculum_levels: levels of the tasks' own curricula, e.g. [0, 1, 2], drawn evenly; a level sets its attributes over those in `tasks`. Rows then
             have `level`, and `task` is <name>-<level>. Each level has only its own range of difficulty (reasoning-gym's "upper bound"): who wants easier
             questions beside it draws them from the levels below.
+        held_out_by: what makes a question a held-out one: another seed (and no training question has its text), or a hash of its text, which separates it
+            from anything made elsewhere too, such as `Demonstrations` of these tasks.
     """
 
     def __init__(
@@ -31,12 +36,13 @@ class ReasoningGymPrompts(PromptData):
         instruction: str = INSTRUCTION,
         seed: int | None = None,
         curriculum_levels: list[int] | None = None,
+        held_out_by: Literal["seed", "hash"] = "seed",
     ) -> None:
         super().__init__(seed=seed)
         if not tasks:
             raise ConfigError("data.tasks is empty; name at least one reasoning-gym task, e.g. {chain_sum: {}}.")
         self.tasks, self.instruction, self.curriculum_levels = tasks, instruction, curriculum_levels
-        self.train_size, self.val_size = train_size, val_size
+        self.train_size, self.val_size, self.held_out_by = train_size, val_size, held_out_by
         self._check_names()
         self._check_levels()
 
@@ -89,6 +95,13 @@ class ReasoningGymPrompts(PromptData):
             where = "" if level is None else f" at curriculum level {level}"
             raise ConfigError(f"reasoning-gym refuses the settings {self.tasks[name]} of {name!r}{where}: {error}") from error
 
+    def _entries(self, name: str, level: int | None, split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
+        """`count` entries of a task, from the split's side if a hash decides."""
+        if self.held_out_by == "seed":
+            return iter(self._questions(name, level, count, seed))
+        drawn = self._questions(name, level, 40 * count + 100, seed)  # made when asked for; one in five is held out
+        return islice((entry for entry in drawn if is_held_out(entry["question"]) == (split == "val")), count)
+
     def _draw(self, split: str, count: int) -> list[dict[str, Any]]:
         rows = []
         levels: list[int] | list[None] = self.curriculum_levels or [None]
@@ -100,7 +113,7 @@ class ReasoningGymPrompts(PromptData):
             own = {} if level is None else {"level": level}
             label = name if level is None else f"{name}-{level}"
             seed = derive_seed("reasoning gym", split, self.seed, label) % 2**31
-            for i, entry in enumerate(self._questions(name, level, share, seed)):
+            for i, entry in enumerate(self._entries(name, level, split, share, seed)):
                 prompt = f"{entry['question']}\n\n{self.instruction}".strip()
                 rows.append(
                     {

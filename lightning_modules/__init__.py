@@ -3,6 +3,7 @@
 from lightning_modules.adapt_think import AdaptThink, Forcing
 from lightning_modules.auto_think import AutoThink, ModeRewards
 from lightning_modules.evaluation import Evaluation
+from lightning_modules.few_tokens import SGRPO, TSPMO
 from lightning_modules.grpo import GRPO
 from lightning_modules.hc_rlhf import HCRLHF
 from lightning_modules.on_policy import OnPolicyModule
@@ -11,7 +12,9 @@ from lightning_modules.prorl import ProRL
 from lightning_modules.reference_rewards import Reference
 from lightning_modules.safety import Constraint, SafetyTest, SupervisedTerm
 from lightning_modules.scorer_training import ScorerTraining
+from lightning_modules.self_verify import SelfVerify, Verification
 from lightning_modules.sft import SFT
+from lightning_modules.still3 import Still3
 from lightning_modules.terms import KLPenalty, Shaping
 
 __all__ = [
@@ -20,6 +23,8 @@ __all__ = [
     "GRPO",
     "HCRLHF",
     "SFT",
+    "SGRPO",
+    "TSPMO",
     "AutoThink",
     "Constraint",
     "CostModel",
@@ -32,6 +37,9 @@ __all__ = [
     "RewardModel",
     "SafetyTest",
     "ScorerTraining",
+    "SelfVerify",
     "Shaping",
+    "Still3",
     "SupervisedTerm",
+    "Verification",
 ]

@@ -52,8 +52,8 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: int, stage: str) -> RolloutBatch:
-    """Sample, score and log one batch of an evaluation; draws depend on (seed, rank, batch) only, so evaluations compare."""
-    with isolated_rng(stage, run_seed(), module.global_rank, batch_idx):
+    """Sample, score and log one batch of an evaluation; draws depend on (seed, prompt) only, so evaluations compare."""
+    with isolated_rng(stage, run_seed()):
         batch = module.sample(rows, module.evaluation.samples, module.evaluation.sampling or module.sampling)
         batch.rewards = module.score(batch)
     module.failure_counts.add(batch)

@@ -42,7 +42,7 @@ class FailureCounts:
 
     def log(self, module: "OnPolicyModule", stage: str) -> None:
         for name, value in self.metrics(module, {"val": "the validation", "test": "the test"}[stage]).items():
-            module.log(f"{stage}/{name}", value)  # equal on all processes already
+            module.log(f"{stage}/{name}", value, sync_dist=True)  # equal on all processes already
 
 
 def _check(reward: Reward, asked: int, errors: int, timeouts: int, where: str) -> None:

@@ -31,7 +31,7 @@ from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.files import fingerprint, weights_fingerprint
 from support.prompts import split_fingerprint
-from support.seeding import isolated_rng, run_seed
+from support.seeding import derive_seed, isolated_rng, run_seed
 
 
 class HCRLHF(OnPolicyModule):
@@ -179,7 +179,8 @@ class HCRLHF(OnPolicyModule):
         if self.supervised is None:
             return None
         rows = self._data().rows("demonstration")
-        drawn = torch.randint(len(rows), (self.supervised.batch_size,)).tolist()
+        own = torch.Generator().manual_seed(derive_seed("supervised", run_seed(), self.global_rank, self.trainer.global_step))
+        drawn = torch.randint(len(rows), (self.supervised.batch_size,), generator=own).tolist()
         loss = response_loss(self.policy, [rows[i] for i in drawn], self.supervised.max_length)
         self.step_metrics["supervised_loss"] = float(loss.detach())
         return self.supervised.coefficient * loss
@@ -240,10 +241,12 @@ class HCRLHF(OnPolicyModule):
 
         Returns None on all processes but the first. Raises ConfigError when this split's allowance is used up.
         """
-        if not self.trainer.is_global_zero:
-            return None
+        with self.whole_weights():
+            return self._safety_test() if self.trainer.is_global_zero else None
+
+    def _safety_test(self) -> Verdict:
         options, models = self.constraint, self.models.facts
-        candidate = weights_fingerprint(self.policy.model.state_dict())
+        candidate = weights_fingerprint(dict(self.policy.model.named_parameters()))
         # All that decides the verdict beside the weights and the prompts: with other settings it is another test.
         limits = [options.threshold, options.delta, options.cost_scale, self.bound.name, self.bound.assumption]
         question = fingerprint([models["cost_model"]["id"], *limits, asdict(self.sampling), run_seed()])

@@ -1,14 +1,18 @@
 """The last arrow, from advantages to weights: passes over the rollout's tokens, and the optimiser steps."""
 
+import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_modules.updates import MicroBatch, micro_batches, update_slices
 from objectives.kl import kl_estimate
 from rollouts import RolloutBatch
+from support.errors import ConfigError
 
 if TYPE_CHECKING:
     from lightning_modules.on_policy import OnPolicyModule
@@ -21,11 +25,7 @@ def policy_update(module: "OnPolicyModule", batch: RolloutBatch) -> dict[str, fl
     norms: list[float] = []
     tokens = parts = 0
     for part in update_slices(batch, plan.updates_per_rollout) * plan.epochs:
-        weights = module.row_weights(passes.mask[part])
-        passes.drift.zero_()
-        for micro in micro_batches(batch, part, plan.update_token_budget, module.trainer):
-            # The ranks' gradients are averaged, the row weights already count all ranks' rows.
-            module.manual_backward(passes.loss(micro, weights[micro.rows - part.start]) * module.trainer.world_size)
+        _accumulate(module, passes, part)
         tokens, parts = tokens + int(passes.mask[part].sum()), parts + 1
         if drifted(module, passes.drift, passes.mask[part]):
             optimizer.zero_grad()  # type: ignore[union-attr]
@@ -33,13 +33,53 @@ def policy_update(module: "OnPolicyModule", batch: RolloutBatch) -> dict[str, fl
         if (extra := module.auxiliary_loss()) is not None:
             module.manual_backward(extra)
         norms.append(_step(module, optimizer))
+    skipped = sum(not math.isfinite(norm) for norm in norms)
+    norms = [norm for norm in norms if math.isfinite(norm)]
     if plan.lr_per == "rollout":
         _step_scheduler(module)
-    loss = float(passes.sums.pop("loss"))
-    means = {name: float(value / max(tokens, 1)) for name, value in passes.sums.items()}
+    loss = passes.sums.pop("loss")
+    totals = module.summed(torch.stack([loss.double(), torch.tensor(float(tokens)).to(loss), *passes.sums.values()]).double())
+    means = {name: float(total / totals[1].clamp(min=1)) for name, total in zip(passes.sums, totals[2:], strict=True)}
     if plan.kl_stop is not None:
         means["updates"] = float(len(norms))
-    return means | {"loss": loss * module.trainer.world_size / parts, "grad_norm": sum(norms) / max(len(norms), 1)}
+    means["skipped_updates"] = float(skipped)
+    return means | {"loss": float(totals[0]) / parts, "grad_norm": sum(norms) / max(len(norms), 1)}
+
+
+def _accumulate(module: "OnPolicyModule", passes: "_Passes", part: slice) -> None:
+    """The gradient of one optimiser step. Passes that do not fit into memory are halved, once a run."""
+    weights, sums = module.row_weights(passes.mask[part]), dict(passes.sums)
+    passes.drift.zero_()
+    micros = micro_batches(passes.batch, part, module.update_token_budget, module.trainer)
+    try:
+        for micro in micros:
+            # The ranks' gradients are averaged, the row weights already count all ranks' rows.
+            module.manual_backward(passes.loss(micro, weights[micro.rows - part.start]) * module.trainer.world_size)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        largest = max(int(passes.batch.lengths[micro.rows].sum()) for micro in micros)
+        if module.update_budget_halved or module.trainer.world_size > 1:
+            raise ConfigError(
+                f"a pass over {largest} completion tokens does not fit into memory ({str(error).splitlines()[0]}); set batch.update_token_budget to "
+                f"{largest // 2} or less, or policy.gradient_checkpointing: true."
+            ) from error
+    # Outside the handler, whose traceback would keep the failed pass in memory; gradients of the part so far are thrown away.
+    module.optimizers().zero_grad()  # type: ignore[union-attr]
+    module.update_token_budget, module.update_budget_halved, passes.sums = largest // 2, True, sums
+    warnings.warn(
+        f"a pass over {largest} completion tokens did not fit into memory; from here on passes have {largest // 2} tokens. Set batch.update_token_budget.",
+        stacklevel=2,
+    )
+    if module.device.type == "cuda":
+        torch.cuda.empty_cache()
+    _accumulate(module, passes, part)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be allocated, on a GPU or a CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 class _Passes:
@@ -92,7 +132,7 @@ def drifted(module: "OnPolicyModule", drift: Tensor, mask: Tensor) -> bool:
 def all_logprobs(module: "OnPolicyModule", batch: RolloutBatch, reference: bool) -> Float[Tensor, "rows time"]:
     """Log-probs of every completion token under the policy or the reference; 0 outside the action mask."""
     values = torch.zeros(batch.completion_ids.shape, device=module.device)
-    for micro in micro_batches(batch, slice(0, len(values)), module.batch.update_token_budget, None):
+    for micro in micro_batches(batch, slice(0, len(values)), module.update_token_budget, None):
         groups = batch.prompt_groups(micro.rows)
         values[micro.rows, : micro.width] = (
             module.policy.reference_logprobs(groups, module.temperature)
@@ -102,13 +142,20 @@ def all_logprobs(module: "OnPolicyModule", batch: RolloutBatch, reference: bool)
     return values.masked_fill(~batch.action_mask, 0.0)
 
 
+def total_norm(gradients: list[Tensor]) -> float:
+    """The norm of all gradients together, of those in shards over all processes."""
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
 def _step(module: "OnPolicyModule", optimizer: Any) -> float:
-    """One optimiser step. Returns the gradient's norm before it was clipped."""
+    """One optimiser step, left out if the gradient is not finite. Returns the gradient's norm before it was clipped."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) if parameters else 0.0
-    if module.max_grad_norm is not None:
-        module.clip_gradients(optimizer, module.max_grad_norm, "norm")
-    optimizer.step()
+    norm = total_norm([p.grad for p in parameters])
+    if math.isfinite(norm):  # the same on all processes, whose gradients have been averaged
+        if module.max_grad_norm is not None:
+            module.clip_gradients(optimizer, module.max_grad_norm, "norm")
+        optimizer.step()
     optimizer.zero_grad()
     if module.batch.lr_per == "update":
         _step_scheduler(module)

@@ -48,7 +48,9 @@ class ProblemCounts:
         """Log pass@1 and every wanted pass@k, in all and by task, and their intervals where they are asked for."""
         everything = [item for part in gathered(self.found) for item in part]
         for name, value in self.metrics(everything, module.evaluation.pass_ks, module.evaluation.with_intervals(stage)).items():
-            module.log(f"{stage}/{name}", value, prog_bar=name == "pass@1")  # equal on all processes already
+            module.log(
+                f"{stage}/{name}", value, prog_bar=name == "pass@1", sync_dist=True
+            )  # equal on all processes already; Lightning warns otherwise
 
     @staticmethod
     def metrics(found: list[tuple[str, int, int]], pass_ks: dict[str, int], intervals: bool) -> dict[str, float]:

@@ -73,7 +73,7 @@ class ThinkingStats:
                 totals[name] = (totals[name][0] + value, totals[name][1] + count)
         self.means = {name: value / count for name, (value, count) in sorted(totals.items())}
         for name, value in self.means.items():
-            module.log(f"{stage}/{name}", value)  # equal on all processes already
+            module.log(f"{stage}/{name}", value, sync_dist=True)  # equal on all processes already; Lightning warns otherwise
 
 
 def difficulties(rows: list[dict[str, Any]], group_size: int = 1) -> list[str | None]:

@@ -58,7 +58,8 @@ class Reward(ABC):
 
     @abstractmethod
     def score(self, batch: RolloutBatch) -> Sequence[float | Failure] | Float[Tensor, "rows"]:
-        """One number for each completion of the batch, or a Failure where `max_failure_rate` is set."""
+        """One number for each completion of the batch, or a Failure where `max_failure_rate` is set. `batch.rewards` holds the scores of the rewards listed
+        before this one."""
 
     def __call__(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """NaN where the reward abstained or failed; the batch's `failures` say which.
@@ -96,6 +97,13 @@ class Reward(ABC):
 
     def check_columns(self, row: dict[str, Any]) -> None:
         """Called with one data row before training. Raises ConfigError if a needed column is missing."""
+
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
+        """What it shows of a training rollout beside its mean, by what follows train/; nothing by default.
+
+        Called on every process, before `observe`. Processes must give the same names, whose values are averaged over them.
+        """
+        return {}
 
     def observe(self, batch: RolloutBatch) -> None:  # noqa: B027
         """Called on every process after each training rollout was scored, never in validation: for rewards that remember.

@@ -74,9 +74,9 @@ class Guarded(Reward):
         return [self._one(batch.single(row)) for row in range(len(batch.finish_reasons))]
 
     def _one(self, single) -> float | Failure:
-        def scored() -> float | Failure:
+        def scored() -> float:
             (value,) = self.reward.score(single)
-            return value if isinstance(value, Failure) else float(value)
+            return float(value)  # type: ignore[arg-type]  # a Failure has been refused as an inner reward
 
         try:
             value = scored() if self.timeout_s is None else within(self.timeout_s, scored)
@@ -84,8 +84,6 @@ class Guarded(Reward):
             return Failure("timeout", str(error))
         except Exception as error:
             return Failure("error", f"{type(error).__name__}: {error}")
-        if isinstance(value, Failure):
-            return value
         if math.isinf(value) or (math.isnan(value) and not self.may_abstain):
             return Failure("error", f"the score is {value}")
         return value

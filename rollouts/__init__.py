@@ -1,6 +1,6 @@
 """From prompts to completions: the batch that everybody passes on, and the engines that generate."""
 
-from rollouts.batch import RolloutBatch
+from rollouts.batch import RolloutBatch, ends_open
 from rollouts.embedded import EmbeddedEngine
 from rollouts.engine import Engine
 from rollouts.plan import BatchPlan
@@ -8,6 +8,7 @@ from rollouts.sampling import SamplingParams
 from rollouts.thinking import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
 from rollouts.vllm import VLLMEngine, VLLMServer
+from rollouts.written import written
 
 __all__ = [
     "BatchPlan",
@@ -20,6 +21,8 @@ __all__ = [
     "TransformersEngine",
     "VLLMEngine",
     "VLLMServer",
+    "ends_open",
     "needs_thinking",
     "thinking_format",
+    "written",
 ]

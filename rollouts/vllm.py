@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from policies import Policy
 from rollouts.batch import FinishReason
-from rollouts.engine import Engine, Prompts, assemble, check_prompts, padded_forced
+from rollouts.engine import Engine, Prompts, assemble, check_prompts, padded_forced, uniforms
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
 
@@ -52,7 +52,7 @@ class _VLLM(Engine):
                 f"{given.shape[1]} forced tokens leave nothing to sample; raise sampling.max_new_tokens ({sampling.max_new_tokens})."
             )
         first = [[token for token in row if token >= 0] for row in given.tolist()]
-        answers = self.answer(policy, self._requests(policy, prompts, first, group_size, sampling))
+        answers = self.answer(policy, self._requests(policy, prompts, rows, first, group_size, sampling))
         count, device = len(answers), policy.device
         tokens = torch.full((count, sampling.max_new_tokens), policy.pad_token_id)
         logprobs = torch.zeros(tokens.shape)
@@ -66,9 +66,15 @@ class _VLLM(Engine):
         return assemble(policy, prompts, rows, tokens.to(device), logprobs.to(device), lengths.to(device), given.to(device), reasons)
 
     def _requests(
-        self, policy: Policy, prompts: Prompts, first: list[list[int]], group_size: int, sampling: SamplingParams
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        rows: list[dict[str, Any]],
+        first: list[list[int]],
+        group_size: int,
+        sampling: SamplingParams,
     ) -> list[Request]:
-        seeds = torch.randint(2**31, (len(first),)).tolist()
+        seeds = (uniforms(rows, group_size, 1, torch.device("cpu"))[:, 0].double() * 2**31).long().tolist()
         return [
             Request(
                 prompts[row // group_size] + start,

@@ -1,0 +1,376 @@
+"""Memory that a GPU needs, by phase, from a model's shape; and which setting of configs/scale fits into 24, 80 and 141 GB.
+
+    python benchmarks/memory_table.py            # the tables of docs/scaling.md
+    python benchmarks/memory_table.py --check_small    # the formulas beside what tensors really hold, on small models on this CPU
+
+Counted are the tensors: not the driver's context, not what an allocator keeps beside them. A tenth of the GPU is therefore left free.
+"""
+
+import math
+import sys
+import tempfile
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from assets.make_untrained import reasoner_tokenizer  # noqa: E402
+from lightning_modules.updates import micro_batches  # noqa: E402
+from policies import LoRA, Policy, PolicyParams  # noqa: E402
+from rollouts import EmbeddedEngine, SamplingParams  # noqa: E402
+
+GB, MB = 1e9, 1e6
+GPUS = (24, 80, 141)
+FREE = 0.1  # of the GPU, for the context and for fragments
+LOGITS, TILE = (
+    2**23,
+    2**22,
+)  # most logits held at once where tokens are drawn (rollouts/embedded.py), and where they are scored (policies/fused.py)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-shaped model.
+
+    Fields:
+        inner: width of the MLP. size: of a head. tied: output layer and embedding are one. bias: on queries, keys and values.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    key_heads: int
+    size: int
+    vocabulary: int
+    tied: bool = True
+    bias: bool = False
+
+    @property
+    def queries(self) -> int:
+        return self.heads * self.size
+
+    @property
+    def keys(self) -> int:
+        return self.key_heads * self.size
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of a layer's matrices."""
+        h, q, k, m = self.hidden, self.queries, self.keys, self.inner
+        return [(h, q), (h, k), (h, k), (q, h), (h, m), (h, m), (m, h)]
+
+    @property
+    def matrices(self) -> int:
+        """Weights in the matrices of all layers."""
+        return self.layers * sum(i * o for i, o in self.linears)
+
+    @property
+    def embedding(self) -> int:
+        return self.vocabulary * self.hidden
+
+    @property
+    def outside(self) -> int:
+        """Weights outside of the layers."""
+        return self.embedding * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def weights(self) -> int:
+        bias = self.queries + 2 * self.keys if self.bias else 0
+        return self.matrices + self.layers * (2 * self.hidden + bias) + self.outside
+
+    def adapters(self, rank: int) -> int:
+        return self.layers * sum(rank * (i + o) for i, o in self.linears)
+
+
+SHAPES = [
+    Shape("SmolLM2-135M", 30, 576, 1536, 9, 3, 64, 49152),
+    Shape("SmolLM2-360M", 32, 960, 2560, 15, 5, 64, 49152),
+    Shape("Qwen2.5-0.5B", 24, 896, 4864, 14, 2, 64, 151936, bias=True),
+    Shape("Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 128, 151936, bias=True),
+    Shape("Qwen2.5-3B", 36, 2048, 11008, 16, 2, 128, 151936, bias=True),
+    Shape("Qwen2.5-7B", 28, 3584, 18944, 28, 4, 128, 152064, tied=False, bias=True),
+    Shape("Qwen2.5-14B", 48, 5120, 13824, 40, 8, 128, 152064, tied=False, bias=True),
+    Shape("Qwen2.5-32B", 64, 5120, 27648, 40, 8, 128, 152064, tied=False, bias=True),
+    Shape("Qwen2.5-72B", 80, 8192, 29568, 64, 8, 128, 152064, tied=False, bias=True),
+]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is trained on each of `gpus` GPUs.
+
+    Fields:
+        rank: of LoRA; None trains all weights. reference: whether a KL penalty needs one.
+        weights: bytes of a weight as it is kept; adapters are kept in 4. compute: bytes of a number in matrix products.
+        moment: bytes of each of Adam's two numbers a weight. fused: whether Adam's step needs no copies.
+        checkpointing: activations of a layer are computed again. tokens: batch.update_token_budget. rows: completions generated at once on a GPU.
+        prompt, completion: tokens. group: completions of a prompt. cpu: the decoder then keeps transposed copies of its matrices.
+    """
+
+    name: str
+    gpus: int = 1
+    rank: int | None = None
+    reference: bool = True
+    weights: int = 4
+    compute: int = 2
+    moment: int = 4
+    fused: bool = True
+    checkpointing: bool = True
+    tokens: int = 16384
+    rows: int = 64
+    prompt: int = 256
+    completion: int = 1024
+    group: int = 8
+    cpu: bool = False
+
+
+SETTINGS = [
+    Setting("one_gpu_lora", rank=32, weights=2),
+    Setting("one_gpu_full"),
+    Setting("eight_gpus_fsdp2, LoRA", gpus=8, rank=32, weights=2),
+    Setting("eight_gpus_fsdp2, full", gpus=8),
+]
+
+
+def phases(shape: Shape, s: Setting) -> dict[str, float]:
+    """Bytes on each GPU: what is always there, what a phase adds, and the peak over the phases."""
+    trained, kept = (shape.weights, 4) if s.rank is None else (shape.adapters(s.rank), 4)
+    base = s.weights * shape.weights + (0 if s.rank is None else kept * trained)
+    copy = s.weights * shape.weights if s.reference and s.rank is None else 0
+    found = {
+        "weights": base / s.gpus,
+        "reference": copy / s.gpus,
+        "optimiser": 2 * s.moment * trained / s.gpus,
+        "gradients": kept * trained / s.gpus,
+        "cache": cache(shape, s),
+        "activations": activations(shape, s),
+    }
+    always = found["weights"] + found["reference"] + found["optimiser"]
+    logits = 3 * 4 * min(LOGITS, s.rows * shape.vocabulary)
+    found["rollout"] = gathered(shape, s, whole=True) + decoder_copies(shape, s) + found["cache"] + logits
+    found["update"] = gathered(shape, s, whole=False) + pass_peak(shape, s, found["gradients"])
+    found["step"] = found["gradients"] + (0 if s.fused else kept * trained / s.gpus)
+    found["peak"] = always + max(found["rollout"], found["update"], found["step"])
+    return found
+
+
+def gathered(shape: Shape, s: Setting, whole: bool) -> float:
+    """FSDP2's copies of weights that belong to other GPUs, in the computing precision: all of the policy in a rollout; in an update what is outside of
+    the layers, of policy and reference, and the layer at work beside the next one."""
+    if s.gpus == 1:
+        return 0
+    layer = (shape.weights - shape.outside) / shape.layers + (0 if s.rank is None else shape.adapters(s.rank) / shape.layers)
+    outside = shape.outside * (2 if s.reference and s.rank is None else 1)
+    return s.compute * (outside + layer * (shape.layers if whole else 2))
+
+
+def decoder_copies(shape: Shape, s: Setting) -> float:
+    """Matrices that the engine cannot share with the module: in another precision, with adapters added, or transposed."""
+    there = s.compute if s.gpus > 1 else s.weights
+    copied = shape.matrices if s.rank is not None or there != s.compute or s.cpu else 0
+    return s.compute * (copied + (shape.embedding if there != s.compute else 0))
+
+
+def cache(shape: Shape, s: Setting) -> float:
+    """Keys and values of the rows that are generated at once; a cache grows by doubling, and while it grows the smaller one is still there."""
+    shared = s.prompt >= 128
+    first = 1 if shared else s.prompt + 1
+    room = first
+    while room < (s.completion if shared else s.prompt + s.completion):
+        room *= 2
+    own = s.rows * min(room, 1.5 * room if room > first else room)
+    growing = s.rows * room / 2 if room > first else 0
+    prompts = math.ceil(s.rows / s.group) * s.prompt
+    return 2 * s.compute * shape.layers * shape.keys * (own + growing + prompts)
+
+
+def activations(shape: Shape, s: Setting) -> float:
+    """What the forward pass of an update keeps for the backward pass, for `tokens` tokens of prompts and completions."""
+    residual = s.weights if s.gpus == 1 else s.compute
+    kept = residual * shape.hidden if s.checkpointing else layer_activations(shape, s)
+    return s.tokens * shape.layers * kept
+
+
+def pass_peak(shape: Shape, s: Setting, gradients: float) -> float:
+    """The largest of four moments of a pass: log-probs are computed; the last layer's backward pass; the first layer's, when almost all gradients are there
+    and no other activations; the embedding's, whose gradient exists twice where the output layer is the same matrix."""
+    kept, one = activations(shape, s), s.tokens * layer_activations(shape, s)
+    states = (
+        4 * 4 * s.tokens * shape.hidden
+    )  # the last norm's input and output, those at completions' tokens, and their gradient, in float32
+    tiles = 3 * 4 * min(TILE, s.tokens * shape.vocabulary)
+    full = s.rank is None
+    head = 4 * shape.embedding if full else 0
+    layer = (shape.weights - shape.outside) / shape.layers
+    unsharded = (s.compute + 4) * layer if full and s.gpus > 1 else 0  # a layer's gradients before each GPU has its part of their sum
+    return max(
+        kept + states / 2 + tiles,
+        kept + (one if s.checkpointing else 0) + states / 2 + head + unsharded,
+        one + gradients + unsharded + (head if s.gpus > 1 else 0),
+        gradients + (head if shape.tied or s.gpus > 1 else 0) + 4 * s.tokens * shape.hidden,
+    )
+
+
+def layer_activations(shape: Shape, s: Setting) -> float:
+    """Bytes a token: norms in float32, inputs of the matrix products, queries, keys and values as attention reads them, its mask as numbers. A completion's row
+    of keys begins with its prompt."""
+    h, q, k, m, c = shape.hidden, shape.queries, shape.keys, shape.inner, s.compute
+    residual = s.weights if s.gpus == 1 else s.compute
+    row = s.prompt + s.completion
+    norms = 2 * (
+        4 * h + 4 * h + (residual * h if residual != 4 else 0)
+    )  # the input in float32, and what is multiplied by the norm's weight
+    # Three matrices read the first norm's output, two the second's: one tensor, or one for each where an adapter or the precision makes a copy.
+    copies = c == 2 and (s.rank is not None or residual != c)
+    inputs = c * ((5 if copies else 2) * h + q + m)
+    attention = c * (2 * q + 2 * k * row / s.completion + shape.heads / shape.key_heads * row)
+    mlp = c * 3 * m
+    adapters = 0 if s.rank is None else c * 7 * s.rank
+    matrices = sum(i * o for i, o in shape.linears) * c / s.tokens if s.rank is None and residual != c else 0  # in the computing precision
+    return norms + inputs + attention + mlp + adapters + matrices
+
+
+def fits(shape: Shape, s: Setting) -> str:
+    peak = phases(shape, s)["peak"] / GB
+    return next((str(size) for size in GPUS if peak <= (1 - FREE) * size), "none")
+
+
+def tables() -> str:
+    """Both tables in markdown."""
+    lines = []
+    for s in SETTINGS:
+        lines += [
+            f"\n{s.name}:\n",
+            "| model | weights | reference | optimiser | + rollout | + update | peak, GB | fits into, GB |",
+            "|---" * 8 + "|",
+        ]
+        for shape in SHAPES:
+            found = phases(shape, s)
+            numbers = [found[name] / GB for name in ("weights", "reference", "optimiser", "rollout", "update", "peak")]
+            lines.append(f"| {shape.name} | " + " | ".join(f"{n:.1f}" for n in numbers) + f" | {fits(shape, s)} |")
+    return "\n".join(lines)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all tensors that exist at a time, from the storages that operations make to their end. CPU only: the backward pass must run in this thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.sizes:
+            self.sizes[key] = size
+            self.now += size
+            weakref.finalize(storage, self._gone, key)
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor)
+        return found
+
+
+def measured(shape: Shape, s: Setting) -> dict[str, float]:
+    """Bytes of a real step on this CPU: what is there before it, and what rollout, update and the optimiser's step add at their peaks."""
+    tokenizer = reasoner_tokenizer()
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads, head_dim=shape.size, max_position_embeddings=4096,
+        tie_word_embeddings=shape.tied, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
+    params = PolicyParams("", "float32" if s.weights == 4 else "bfloat16", None, s.checkpointing)
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        policy = Policy(replace(params, model=folder, lora=LoRA(s.rank) if s.rank else None), with_reference=s.reference)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=s.fused)
+    end, prompts = tokenizer.eos_token_id, [[7 + i * j % 90 for j in range(s.prompt)] for i in range(s.rows // s.group)]
+    forced = [[7 + (i + j) % 90 for j in range(s.completion - 1)] + [end] for i in range(s.rows)]  # every completion its length
+    engine, live = EmbeddedEngine(), Live()
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=s.compute == 2, cache_enabled=False)
+
+    def update(batch: Any) -> None:
+        for micro in micro_batches(batch, slice(0, s.rows), s.tokens, None):
+            logprobs, _ = policy.logprobs(batch.prompt_groups(micro.rows))
+            (logprobs * batch.completion_mask[micro.rows, : micro.width]).sum().backward()
+
+    found = {}
+    with live, autocast:
+        for tensor in policy.state_dict(keep_vars=True).values():
+            live.add(tensor)
+        found["weights + reference"] = float(live.now)
+        for _ in range(2):  # the first makes the optimiser's state, and the comparisons that are made once
+            start = live.peak = live.now
+            batch = engine.generate(
+                policy, prompts, [{"prompt": str(i)} for i in range(len(prompts))], s.group, SamplingParams(s.completion), forced
+            )
+            found["+ rollout"], start, live.peak = float(live.peak - start), live.now, live.now
+            update(batch)
+            found["+ update"], live.peak = float(live.peak - start), live.now
+            optimizer.step()
+            found["+ step"] = float(live.peak - start)
+            optimizer.zero_grad()
+            del batch
+    found["optimiser"] = float(live.now) - found["weights + reference"]
+    return found
+
+
+COMPARED = ["weights + reference", "+ rollout", "+ update", "+ step", "optimiser"]
+SMALL = Shape("4 layers of 256", 4, 256, 704, 4, 2, 64, 8192)
+ON_CPU = Setting("fp32, full", compute=4, checkpointing=False, tokens=1024, rows=16, prompt=64, completion=48, cpu=True)
+CASES = [
+    (SMALL, ON_CPU),
+    (SMALL, replace(ON_CPU, name="fp32, full, checkpointing", checkpointing=True)),
+    (SMALL, replace(ON_CPU, name="fp32, LoRA", rank=16)),
+    (SMALL, replace(ON_CPU, name="bf16 autocast, full", compute=2, fused=False)),
+    (SMALL, replace(ON_CPU, name="bf16 weights, LoRA, checkpointing", compute=2, weights=2, rank=16, checkpointing=True)),
+    (replace(SMALL, name="8 layers of 512", layers=8, hidden=512, inner=1408, heads=8), replace(ON_CPU, prompt=160, rows=8)),
+    (SHAPES[0], replace(ON_CPU, tokens=512, rows=8)),
+    (SHAPES[0], replace(ON_CPU, name="fp32, LoRA, checkpointing", tokens=512, rows=8, rank=16, checkpointing=True)),
+]
+
+
+def check() -> str:
+    """Formula and measurement of every case in MB."""
+    lines = ["| model | setting | " + " | ".join(COMPARED) + " |", "|---" * (2 + len(COMPARED)) + "|"]
+    for shape, s in CASES:
+        s = replace(s, tokens=s.rows // s.group * s.prompt + s.rows * s.completion)
+        expected, real = phases(shape, s), measured(shape, s)
+        wanted = [expected[n] for n in ("rollout", "update", "step", "optimiser")]
+        wanted.insert(0, expected["weights"] + expected["reference"])
+        cells = [f"{w / MB:.1f} / {real[n] / MB:.1f} ({w / real[n] - 1:+.0%})" for w, n in zip(wanted, COMPARED, strict=True)]
+        lines.append(f"| {shape.name} | {s.name} | " + " | ".join(cells) + " |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from jsonargparse import CLI
+
+    def main(check_small: bool = False) -> None:
+        """
+        Args:
+            check_small: measure small models instead.
+        """
+        print(check() if check_small else tables())
+
+    CLI(main)

@@ -1,0 +1,85 @@
+"""SATURN's curriculum (arXiv 2505.16368): the next harder level once the held-out problems of this one are solved often enough."""
+
+from typing import Any
+
+import lightning as L
+
+from datamodules import CurriculumSampler
+from datamodules.saturn import difficulty
+from support.errors import ConfigError
+from support.runs import mlflow_runs
+
+
+class SaturnCurriculum(L.Callback):
+    """Draws training prompts from one level of `SaturnPrompts`, and after every validation moves to the next higher D if pass@1 there exceeds eps.
+
+    The paper validates every 250 training samples: set trainer.val_check_interval to 250 / batch.prompts_per_rollout. The level is the sampler's
+    state, the promotions are this callback's; a checkpoint has both. Logs `train/curriculum_level`, `train/sat_difficulty`, `train/sat_chance` (what blind
+    guesses would earn), `train/format_failures` and `val/format_failures` (no box).
+
+    Args:
+        eps: pass@1 on the level's held-out problems that must be exceeded: 0.5 in the paper for 1.5B, 0.75 for 7B.
+    """
+
+    def __init__(self, eps: float = 0.5) -> None:
+        if not 0 <= eps < 1:
+            raise ConfigError(f"SaturnCurriculum: eps is {eps}; it is a pass@1 in [0, 1), which must be exceeded.")
+        self.eps = eps
+        self.promotions: list[dict[str, Any]] = []  # {"rollout", "level" that was left, "pass@1", "chance"}
+
+    def state_dict(self):
+        return {"promotions": self.promotions}
+
+    def load_state_dict(self, state_dict):
+        self.promotions = state_dict["promotions"]
+
+    def setup(self, trainer, pl_module, stage):
+        data = getattr(trainer, "datamodule", None)
+        if stage == "fit" and hasattr(data, "sampler"):
+            data.sampler = lambda rows, *draw: CurriculumSampler([row.get("level") for row in rows], *draw, rehearsal=0.0)
+
+    def on_train_start(self, trainer, pl_module):
+        data, judges = (
+            getattr(trainer, "datamodule", None),
+            [reward for reward in getattr(pl_module, "rewards", []) if reward.is_correctness],
+        )
+        if not hasattr(data, "difficulties") or not judges:
+            raise ConfigError("SaturnCurriculum needs datamodules.SaturnPrompts as data and rewards.SatAssignment under model.rewards.")
+        self.levels, self.judge = data.levels, judges[0].name
+        self.chances = [
+            sum(row["chance"] for row in data.rows("val") if row["level"] == number) / data.val_size for number in range(len(self.levels))
+        ]
+        self.sampler = trainer.train_dataloader.prompt_sampler
+
+    def _failures(self, rollouts: list[Any]) -> float:
+        scores = [score for rollout in rollouts for score in rollout.rewards[self.judge].tolist()]
+        return sum(score < 0 for score in scores) / len(scores)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        rollout, several = pl_module.last_sampled, trainer.world_size > 1
+        values = {
+            "curriculum_level": float(self.sampler.level),
+            "sat_difficulty": difficulty(*self.levels[self.sampler.level]),
+            "sat_chance": sum(row["chance"] for row in rollout.rows) / len(rollout.rows),
+            "format_failures": self._failures([rollout]),
+        }
+        for name, value in values.items():
+            pl_module.log(f"train/{name}", value, batch_size=len(rollout.rows), sync_dist=several)
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        if pl_module.last_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            pl_module.log("val/format_failures", self._failures(pl_module.last_validation), sync_dist=trainer.world_size > 1)
+
+    def on_validation_end(self, trainer, pl_module):
+        # Before the first rollout nothing has been trained at this level.
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.global_step:
+            return
+        level = self.sampler.level
+        rate = float(trainer.callback_metrics["val/pass@1/sat-{}-{}-{}".format(*self.levels[level])])
+        if rate > self.eps and self.sampler.move(1):
+            done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+            self.promotions.append({"rollout": done, "level": level, "pass@1": rate, "chance": self.chances[level]})
+            if trainer.is_global_zero:
+                print(f"SATURN: {self.levels[level]} -> {self.levels[level + 1]} after rollout {done}, pass@1 {rate:.2f}", flush=True)
+            for client, run in mlflow_runs(trainer):
+                client.set_tag(run, f"saturn.{len(self.promotions)}", str(self.promotions[-1]))

@@ -1,0 +1,177 @@
+"""kill -9 at random moments, the same command with --ckpt_path last, and the result that an undisturbed run has: equal bit for bit.
+
+KILLS=10 for each method unless the environment says otherwise; their number is what makes this test long.
+"""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+import yaml
+
+from rewards import FunctionReward
+from support.files import damage
+from tests.resume.runs import Command, differences, finish, kill_after, metrics, start, state, tables, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("KILLS", "10"))
+ROLLOUTS = 9
+
+
+def length_reward(completions):
+    """Right for about a third of what an untrained model says."""
+    return [float(len(text) % 3 == 0) for text in completions]
+
+
+class Judge(FunctionReward):
+    is_correctness = True
+
+
+def part(name, **arguments):
+    return {"class_path": name, "init_args": arguments}
+
+
+JUDGE = [part("tests.resume.test_kill.Judge", function="tests.resume.test_kill.length_reward")]
+SAMPLING = {"max_new_tokens": 8}
+MODEL = {
+    "batch": {"prompts_per_rollout": 4, "group_size": 4, "updates_per_rollout": 2}, "sampling": SAMPLING, "evaluation": {"samples": 2, "sampling": SAMPLING},
+    "rewards": JUDGE, "optimizer": part("torch.optim.AdamW", lr=0.01),
+    "lr_scheduler": part("torch.optim.lr_scheduler.LinearLR", total_iters=12),
+}  # fmt: skip
+DATA = {"levels": [1, 2, 3], "train_size": 30, "val_size": 6}  # 30: an epoch ends within the run
+TABLES = part("callbacks.CompletionsTable", every_n_rollouts=1)
+CHECKPOINTS = part("callbacks.RolloutCheckpoint", every_n_rollouts=2)
+LEDGER, CURRICULUM = part("callbacks.DifficultyLedger"), part("callbacks.Curriculum", raise_at=0.3, lower_at=0.1, window=1)
+RESET = part("callbacks.ReferenceReset", every_n_rollouts=4, plateau={"metric": "val/reward", "patience": 1})
+STAGES = part("callbacks.StageSchedule", stages=[{"from_rollout": 3 * n, "set": {"stage": n + 1}} for n in range(3)])
+PAIRS = {"source": "pairs.parquet"}
+#: method -> (its configuration, which tiny model, what changes)
+METHODS = {
+    "grpo": ("grpo", "reasoner", {"model": MODEL | {"kl": {"coefficient": 0.1}}, "callbacks": [part("callbacks.AdaptiveKL", target=0.01)]}),
+    "grpo_lora": ("grpo", "reasoner", {"model": MODEL | {"kl": {"coefficient": 0.1}, "policy": {"lora": {"r": 4, "alpha": 8}}}}),
+    "prorl": ("prorl", "reasoner", {"model": MODEL | {"batch": MODEL["batch"] | {"refill": 1.0}, "kl": {"coefficient": 0.1}}, "callbacks": [LEDGER, CURRICULUM, RESET]}),
+    "adapt_think": ("adapt_think", "reasoner", {"model": MODEL | {"reference": {"samples": 2}}}),
+    "auto_think": ("auto_think", "reasoner", {"model": MODEL, "callbacks": [STAGES]}),
+    "hc_rlhf": ("hc_rlhf", "assistant", {
+        "model": {key: MODEL[key] for key in ("batch", "sampling", "evaluation", "optimizer")} | {
+            "constraint": {"threshold": 0.99, "window": 48}, "scorers": {"batch_size": 32, "epochs": 1},
+        },
+        "data": {"train_size": 30, "val_size": 6, "safety_size": 30, "preferences": PAIRS},
+    }),
+    "sft": ("sft", "reasoner", {"model": {"optimizer": MODEL["optimizer"]}, "data": {"train_size": 30, "val_size": 6, "batch_size": 4}}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def command(reasoner, assistant, tmp_path, empty_store):
+    """(method, folder) -> the command line, after the folder has been made."""
+
+    def made(method, folder):
+        config, model, changes = METHODS[method]
+        folder.mkdir()
+        shutil.copy(empty_store, folder / "mlflow.db")
+        pandas.read_parquet(ROOT / "assets/preferences/records.parquet").head(150).to_parquet(folder / "pairs.parquet")
+        policy = {"model": {"reasoner": reasoner, "assistant": assistant}[model]}
+        overlay = {
+            "model": {"init_args": changes["model"] | {"policy": policy | changes["model"].get("policy", {})}},
+            "data": {"init_args": changes.get("data", DATA)},
+            "trainer": {
+                "max_steps": ROLLOUTS * (1 if method == "sft" else 2), "val_check_interval": 3, "accelerator": "cpu", "enable_progress_bar": False,
+                "callbacks": [*changes.get("callbacks", []), TABLES, CHECKPOINTS],
+            },
+        }  # fmt: skip
+        if method == "prorl":
+            overlay["data"]["class_path"] = "datamodules.ArithmeticPrompts"
+        if method == "sft":
+            overlay["trainer"]["limit_val_batches"] = 1
+        (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+        return [f"--config={ROOT}/configs/{config}.yaml", "--config=overlay.yaml"]
+
+    return made
+
+
+def equal_to(undisturbed, folder):
+    assert differences(state(undisturbed), state(folder)) == []
+    logged, expected = metrics(folder), metrics(undisturbed)
+    assert logged.keys() == expected.keys()
+    assert {key: values for key, values in logged.items() if values != expected[key]} == {}
+    assert tables(folder) == tables(undisturbed)
+    for run in (undisturbed, folder):
+        for name in ("pass_rates.jsonl", "policy/model.safetensors"):
+            found = [path.read_bytes() for path in run.glob(f"runs/*/{name}")]
+            assert found == [path.read_bytes() for path in undisturbed.glob(f"runs/*/{name}")]
+
+
+def kill_and_compare(method, command, tmp_path, begin, kills_wanted, more=()):
+    """Kill so many times, going on after each; every run that ends must equal the undisturbed one."""
+    undisturbed = tmp_path / "undisturbed"
+    began = time.monotonic()
+    assert finish(begin([*command(method, undisturbed), *more], undisturbed)) == 0, (undisturbed / "log.txt").read_text()[-3000:]
+    length = time.monotonic() - began
+    assert len(metrics(undisturbed)) > 5 * ROLLOUTS
+    rng = random.Random(method)
+    kills = finished = 0
+    folder, arguments = None, []
+    while kills < kills_wanted or not finished:
+        if folder is None:
+            folder = tmp_path / f"killed_{finished}"
+            arguments = [*command(method, folder), *more, "--ckpt_path=last"]
+        process = begin(arguments, folder)
+        if kills < kills_wanted and kill_after(process, rng.uniform(0, length)):
+            kills += 1
+            assert all(damage(path) is None for path in folder.glob("runs/*/checkpoints/*.ckpt")), "a checkpoint that is not whole"
+            continue
+        assert finish(process) == 0, (folder / "log.txt").read_text()[-3000:]
+        equal_to(undisturbed, folder)
+        folder, finished = None, finished + 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_ends_as_the_undisturbed_one(method, command, tmp_path):
+    kill_and_compare(method, command, tmp_path, start, KILLS)
+
+
+def test_two_processes_that_are_killed_end_as_undisturbed_ones(command, tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.use_distributed_sampler=false"]
+    kill_and_compare("grpo", command, tmp_path, Command, max(1, KILLS // 5), two)
+
+
+def test_sigterm_saves_and_says_so(command, tmp_path):
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "terminated"
+    assert finish(start(command("grpo", undisturbed), undisturbed)) == 0
+    arguments = command("grpo", folder)
+    overlay = folder / "overlay.yaml"
+    overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
+    process = start(arguments, folder)
+    wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process) == 143
+    (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
+    assert damage(saved) is None and f"is in {saved.relative_to(folder)}; go on with --ckpt_path last" in (folder / "log.txt").read_text()
+    assert finish(start([*arguments, "--ckpt_path=last"], folder)) == 0
+    logged, expected = metrics(folder), metrics(undisturbed)
+    assert logged == expected
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command, tmp_path):
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "damaged"
+    arguments = command("grpo", undisturbed)
+    assert finish(start(arguments, undisturbed)) == 0
+    shutil.copytree(undisturbed, folder)
+    older, newest = sorted(folder.glob("runs/*/checkpoints/*.ckpt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 0xFF  # one byte in the middle of the weights
+    newest.write_bytes(content)
+    assert damage(newest) is not None and damage(older) is None
+    assert finish(start([*arguments, "--ckpt_path=last"], folder)) == 0
+    log = (folder / "log.txt").read_text()
+    assert "is damaged" in log and f"Last checkpoint of lightning_modules.GRPO: {older.relative_to(folder)}" in log
+    equal_to(undisturbed, folder)
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert finish(start([*arguments, f"--ckpt_path={newest}"], folder)) != 0
+    assert "cannot be used" in (folder / "log.txt").read_text() and str(older) in (folder / "log.txt").read_text()
