@@ -4,6 +4,7 @@ from rollouts.batch import RolloutBatch, ends_open
 from rollouts.embedded import EmbeddedEngine
 from rollouts.engine import Engine
 from rollouts.plan import BatchPlan
+from rollouts.records import completion_records
 from rollouts.sampling import SamplingParams
 from rollouts.thinking import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
@@ -21,6 +22,7 @@ __all__ = [
     "TransformersEngine",
     "VLLMEngine",
     "VLLMServer",
+    "completion_records",
     "ends_open",
     "needs_thinking",
     "thinking_format",
