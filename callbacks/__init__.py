@@ -11,6 +11,7 @@ from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.non_finite import NonFiniteGradients
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
+from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.stages import Stage, StageSchedule
 from callbacks.system import SystemMetrics
@@ -30,6 +31,7 @@ __all__ = [
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",
+    "RolloutRecorder",
     "ScheduledKL",
     "Stage",
     "StageSchedule",

@@ -6,6 +6,7 @@ from rollouts.engine import Engine
 from rollouts.plan import BatchPlan
 from rollouts.records import completion_records
 from rollouts.sampling import SamplingParams
+from rollouts.storage import read_rollout, write_rollout
 from rollouts.thinking import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
 from rollouts.vllm import VLLMEngine, VLLMServer
@@ -25,6 +26,8 @@ __all__ = [
     "completion_records",
     "ends_open",
     "needs_thinking",
+    "read_rollout",
     "thinking_format",
+    "write_rollout",
     "written",
 ]
