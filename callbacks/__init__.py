@@ -14,6 +14,7 @@ from callbacks.non_finite import NonFiniteGradients
 from callbacks.one_shot import OneShot, OneShotSampler
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
+from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
@@ -40,6 +41,7 @@ __all__ = [
     "RolloutCheckpoint",
     "RolloutProgress",
     "SaturnCurriculum",
+    "RolloutRecorder",
     "ScheduledKL",
     "Stage",
     "StageSchedule",

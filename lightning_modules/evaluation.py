@@ -79,3 +79,16 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
             [row for row, known in zip(rows, judged.tolist(), strict=True) if known], (right >= 1).view(len(rows), -1)[judged]
         )
     return batch
+
+
+def applicable_scores(module: "OnPolicyModule", batch: RolloutBatch) -> dict[str, Tensor]:
+    """The scores of the rewards whose columns all rows have; all of the method's scores if that is every one. Prompts to predict need no answers."""
+    known = []
+    for reward in module.rewards:
+        try:
+            for row in batch.rows:
+                reward.check_columns(row)
+            known.append(reward)
+        except ConfigError:
+            continue
+    return module.score(batch) if len(known) == len(module.rewards) else {reward.name: reward(batch) for reward in known}

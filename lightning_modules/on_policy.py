@@ -18,6 +18,8 @@ from lightning_modules.checks import check_data
 from lightning_modules.dynamic_sampling import exactly, refilled
 from lightning_modules.evaluation import Evaluation, evaluate
 from lightning_modules.failure_counts import FailureCounts
+from lightning_modules.dynamic_sampling import refilled
+from lightning_modules.evaluation import Evaluation, applicable_scores, evaluate
 from lightning_modules.overlap import overlapped_rollout
 from lightning_modules.policy_update import all_logprobs, policy_update
 from lightning_modules.problem_counts import ProblemCounts
@@ -31,6 +33,8 @@ from objectives.policy_losses import log_ratios
 from policies import PolicyParams
 from rewards import Reward, total_reward, without_failed
 from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams
+from rewards import Reward, total_reward
+from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams, completion_records
 from support.errors import ConfigError
 from support.memory import keep_freed_memory
 from support.seeding import isolated_rng, run_seed
@@ -378,10 +382,10 @@ class OnPolicyModule(PosttrainModule):
         self.scatter_weights()
 
     def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
-        """Prompts with their sampled completions."""
+        """A record of every sampled completion (rollouts/records.py), with the rewards whose columns the rows have."""
         with isolated_rng("predict", run_seed()):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation.sampling or self.sampling)
-        return [
-            {"id": i, "prompt": prompt, "completion": text}
-            for i, prompt, text in zip(batch.column("id"), batch.column("prompt"), batch.completions, strict=True)
-        ]
+            batch.rewards = applicable_scores(self, batch)
+            if self.with_reference:
+                self.reference_logprobs(batch)
+        return completion_records(batch)

@@ -4,7 +4,9 @@ from rollouts.batch import RolloutBatch, ends_open
 from rollouts.embedded import EmbeddedEngine
 from rollouts.engine import Engine
 from rollouts.plan import BatchPlan
+from rollouts.records import completion_records
 from rollouts.sampling import SamplingParams
+from rollouts.storage import read_rollout, write_rollout
 from rollouts.thinking import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
 from rollouts.vllm import VLLMEngine, VLLMServer
@@ -21,8 +23,11 @@ __all__ = [
     "TransformersEngine",
     "VLLMEngine",
     "VLLMServer",
+    "completion_records",
     "ends_open",
     "needs_thinking",
+    "read_rollout",
     "thinking_format",
+    "write_rollout",
     "written",
 ]
