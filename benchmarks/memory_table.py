@@ -136,8 +136,9 @@ class Setting:
 SETTINGS = [
     Setting("one_gpu_lora", rank=32, weights=2),
     Setting("one_gpu_full"),
-    Setting("eight_gpus_fsdp2, LoRA", gpus=8, rank=32, weights=2),
-    Setting("eight_gpus_fsdp2, full", gpus=8),
+    Setting("eight_gpus_fsdp2, LoRA", gpus=8, rank=32, weights=2, fused=False),
+    Setting("eight_gpus_fsdp2, full", gpus=8, fused=False),
+    Setting("slurm_fsdp2, full", gpus=16, fused=False),
 ]
 
 
@@ -239,25 +240,73 @@ def layer_activations(shape: Shape, s: Setting) -> float:
     return norms + inputs + attention + mlp + adapters + matrices
 
 
-def fits(shape: Shape, s: Setting) -> str:
-    peak = phases(shape, s)["peak"] / GB
-    return next((str(size) for size in GPUS if peak <= (1 - FREE) * size), "none")
+def fits(shape: Shape, s: Setting, size: int) -> bool:
+    return phases(shape, s)["peak"] <= (1 - FREE) * size * GB
 
 
-def tables() -> str:
-    """Both tables in markdown."""
-    lines = []
-    for s in SETTINGS:
-        lines += [
-            f"\n{s.name}:\n",
-            "| model | weights | reference | optimiser | + rollout | + update | peak, GB | fits into, GB |",
-            "|---" * 8 + "|",
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def parts() -> str:
+    """What there is to divide or to avoid, on one GPU."""
+    head = [
+        "model",
+        "weights, 10^9",
+        "bf16",
+        "fp32",
+        "gradients, full (LoRA)",
+        "Adam fp32",
+        "bf16",
+        "8 bits",
+        "LoRA",
+        "cache",
+        "activations",
+        "recomputed",
+    ]
+    rows = []
+    for shape in SHAPES:
+        full, lora = Setting(""), Setting("", rank=32, weights=2)
+        adam = [phases(shape, replace(full, moment=bytes))["optimiser"] for bytes in (4, 2, 1)]
+        small = phases(shape, lora)
+        kept = [
+            s.tokens * layer_activations(shape, s) * (1 if s.checkpointing else shape.layers)
+            for s in (replace(full, checkpointing=False), full)
         ]
-        for shape in SHAPES:
+        kept[1] += activations(shape, full)
+        numbers = [2 * shape.weights, 4 * shape.weights, 4 * shape.weights, *adam, small["optimiser"], cache(shape, full), *kept]
+        cells = [f"{n / GB:.1f}" for n in numbers]
+        cells[2] += f" ({small['gradients'] / GB:.2f})"
+        rows.append([shape.name, f"{shape.weights / GB:.2f}", *cells])
+    return markdown(head, rows)
+
+
+def peaks() -> str:
+    """The peak on each GPU, and the phase that has it."""
+    rows = []
+    for shape in SHAPES:
+        cells = []
+        for s in SETTINGS:
             found = phases(shape, s)
-            numbers = [found[name] / GB for name in ("weights", "reference", "optimiser", "rollout", "update", "peak")]
-            lines.append(f"| {shape.name} | " + " | ".join(f"{n:.1f}" for n in numbers) + f" | {fits(shape, s)} |")
-    return "\n".join(lines)
+            cells.append(f"{found['peak'] / GB:.0f} ({max(('rollout', 'update', 'step'), key=lambda phase: found[phase])})")
+        rows.append([shape.name, *cells])
+    return markdown(["model", *(s.name for s in SETTINGS)], rows)
+
+
+def choice() -> str:
+    """What fits where: all weights with a reference, all weights without one, adapters."""
+    wanted = {
+        "all weights": Setting(""),
+        "all weights, no KL": Setting("", reference=False),
+        "LoRA": Setting("", rank=32, weights=2),
+        "LoRA, 8 rows": Setting("", rank=32, weights=2, rows=8),
+    }
+    places = [(1, size) for size in GPUS] + [(8, size) for size in GPUS[1:]] + [(16, size) for size in GPUS[1:]]
+    rows = []
+    for shape in SHAPES:
+        options = [[name for name, s in wanted.items() if fits(shape, replace(s, gpus=n, fused=n == 1), size)] for n, size in places]
+        rows.append([shape.name, *((found or ["-"])[0] for found in options)])
+    return markdown(["model", *(f"{n} x {size} GB" for n, size in places)], rows)
 
 
 class Live(TorchDispatchMode):
@@ -351,16 +400,16 @@ CASES = [
 
 def check() -> str:
     """Formula and measurement of every case in MB."""
-    lines = ["| model | setting | " + " | ".join(COMPARED) + " |", "|---" * (2 + len(COMPARED)) + "|"]
+    rows = []
     for shape, s in CASES:
         s = replace(s, tokens=s.rows // s.group * s.prompt + s.rows * s.completion)
         expected, real = phases(shape, s), measured(shape, s)
         wanted = [expected[n] for n in ("rollout", "update", "step", "optimiser")]
         wanted.insert(0, expected["weights"] + expected["reference"])
         cells = [f"{w / MB:.1f} / {real[n] / MB:.1f} ({w / real[n] - 1:+.0%})" for w, n in zip(wanted, COMPARED, strict=True)]
-        lines.append(f"| {shape.name} | {s.name} | " + " | ".join(cells) + " |")
-        print(lines[-1], file=sys.stderr, flush=True)
-    return "\n".join(lines)
+        rows.append([shape.name, s.name, *cells])
+        print(rows[-1], file=sys.stderr, flush=True)
+    return markdown(["model", "setting", *COMPARED], rows)
 
 
 if __name__ == "__main__":
@@ -371,6 +420,6 @@ if __name__ == "__main__":
         Args:
             check_small: measure small models instead.
         """
-        print(check() if check_small else tables())
+        print(check() if check_small else "\n\n".join([parts(), peaks(), choice()]))
 
     CLI(main)
