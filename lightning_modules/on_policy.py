@@ -16,10 +16,8 @@ from torch import Tensor
 from lightning_modules.base import PosttrainModule, adamw
 from lightning_modules.checks import check_data
 from lightning_modules.dynamic_sampling import exactly, refilled
-from lightning_modules.evaluation import Evaluation, evaluate
-from lightning_modules.failure_counts import FailureCounts
-from lightning_modules.dynamic_sampling import refilled
 from lightning_modules.evaluation import Evaluation, applicable_scores, evaluate
+from lightning_modules.failure_counts import FailureCounts
 from lightning_modules.overlap import overlapped_rollout
 from lightning_modules.policy_update import all_logprobs, policy_update
 from lightning_modules.problem_counts import ProblemCounts
@@ -32,8 +30,6 @@ from objectives.kl import kl_estimate
 from objectives.policy_losses import log_ratios
 from policies import PolicyParams
 from rewards import Reward, total_reward, without_failed
-from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams
-from rewards import Reward, total_reward
 from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams, completion_records
 from support.errors import ConfigError
 from support.memory import keep_freed_memory

@@ -31,7 +31,13 @@ def run(launcher, folder, model, *more):
         "trainer.callbacks": '[{"class_path": "callbacks.RolloutCheckpoint", "init_args": {"every_n_rollouts": 1, "keep": null}}]',
         "trainer.default_root_dir": folder,
     }
-    command = [*launcher, str(ROOT / "main.py"), "fit", f"--config={ROOT}/configs/grpo.yaml", f"--config={ROOT}/configs/scale/two_cpus.yaml"]
+    command = [
+        *launcher,
+        str(ROOT / "main.py"),
+        "fit",
+        f"--config={ROOT}/configs/grpo.yaml",
+        f"--config={ROOT}/configs/scale/two_cpus.yaml",
+    ]
     command += [f"--{name}={value}" for name, value in small.items()]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *more], env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
@@ -46,7 +52,8 @@ def test_launchers_agree_and_take_over(reasoner, tmp_path):
     assert sorted(path.name for path in made.iterdir()) == ["rollout_000001.ckpt", "rollout_000002.ckpt"]
     taken_over = run([sys.executable], second, reasoner, f"--ckpt_path={made / 'rollout_000001.ckpt'}")
     start, one, other = (
-        whole(folder / f"rollout_00000{n}.ckpt", tmp_path / f"{i}.pt") for i, (folder, n) in enumerate([(made, 1), (made, 2), (taken_over, 2)])
+        whole(folder / f"rollout_00000{n}.ckpt", tmp_path / f"{i}.pt")
+        for i, (folder, n) in enumerate([(made, 1), (made, 2), (taken_over, 2)])
     )
     assert one["state_dict"].keys() == other["state_dict"].keys()
     assert all(torch.equal(one["state_dict"][name], weight) for name, weight in other["state_dict"].items())
