@@ -38,7 +38,7 @@ real-pairs: wheels
 
 # The embedded models and their preference data, from nothing.
 assets: .venv/ready
-	for model in tiny_reasoner tiny_assistant; do \
+	for model in tiny_reasoner tiny_generalist tiny_assistant; do \
 	  $(BIN)/python assets/make_untrained.py $$model runs/assets/$${model}_untrained && \
 	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
 	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml
