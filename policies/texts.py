@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import TemplateError
 
 from support.errors import ConfigError
+from support.prompts import check_prompt
 
 Prompt = str | list[dict[str, str]]
 #: the reasoner's markers stay tokens in what a model writes (responses of demonstrations, its completions, assistants' turns), never in what a user writes
 MARKERS = ("<think>", "</think>")
-ROLES = ("system", "developer", "user", "assistant", "tool")
 #: a private character of Unicode; it stands where a text is cut, as often in a row as it takes to be in no text
 _CUT = "\ue000"
 
@@ -70,7 +70,7 @@ def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
         ConfigError: for a prompt that is neither a text nor messages, or that the template refuses.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    check_prompt(messages)
+    check_prompt(messages, "a prompt")
     mark = _unused(messages)
     cut = []
     for message in messages:
@@ -80,17 +80,6 @@ def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
         return tokenizer.apply_chat_template(cut, tokenize=False, add_generation_prompt=True), mark
     except TemplateError as error:  # it refuses these messages, or wants more than a template may
         raise ConfigError(f"the tokenizer's chat template refuses the prompt {str(prompt)[:80]!r}: {error}") from error
-
-
-def check_prompt(prompt: Any) -> None:
-    """Refuse what is neither a text nor a list of chat messages. Raises ConfigError."""
-    if isinstance(prompt, str):
-        return
-    for message in prompt if isinstance(prompt, list) and prompt else [prompt]:
-        if not isinstance(message, dict) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise ConfigError(
-                f"a prompt holds {str(message)[:80]!r}; it must be a text, or a list of messages with a `role` ({', '.join(ROLES)}) and a text as `content`."
-            )
 
 
 def _cut(tokenizer: Any, value: Any, keep: tuple[str, ...], mark: str) -> Any:

@@ -150,7 +150,7 @@ def test_an_assistants_turn_keeps_the_reasoners_markers(reasoner):
     "prompt", [5, [], [{"role": "eos", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": 3}], ["x"], {"role": 1}]
 )
 def test_what_is_no_prompt_is_refused(chatml, prompt):
-    with pytest.raises(ConfigError, match="it must be a text, or a list of messages"):
+    with pytest.raises(ConfigError, match="a prompt is a text, or a list of messages"):
         encode_prompt(chatml, prompt)
 
 
