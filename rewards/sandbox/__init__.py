@@ -98,7 +98,9 @@ def run(
     finally:
         if allow_weaker:
             _removed(folder)
-    told = json.loads(report or b'{"status": "broken", "message": "no report"}')
+    if not report:
+        raise SandboxError(f"the sandbox failed without a word: {stderr[-500:].decode(errors='replace') or 'it was killed'}")
+    told = json.loads(report)
     if told["status"] == "refused":
         reasons = "; ".join(f"{name} ({reason})" for name, reason in told["missing"].items())
         raise ConfigError(
@@ -131,8 +133,9 @@ def _launch(spec: dict[str, Any], caller: str | None, limits: Limits) -> tuple[b
             stderr=subprocess.PIPE,
             pass_fds=(writes,),
             cwd="/",
-            # Nothing of this process's environment; equal hashes for equal runs; memory of threads that the limits would count otherwise
-            env={"LANG": "C.UTF-8", "HOME": "/tmp", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"},
+            # Nothing of this process's environment but where an interpreter may need to find its own library; equal hashes for equal runs; memory of threads that the limits would count otherwise
+            env={"LANG": "C.UTF-8", "HOME": "/tmp", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
+            | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
             start_new_session=True,
             bufsize=0,
         )

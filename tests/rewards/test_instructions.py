@@ -1,8 +1,11 @@
 """Hand-made texts for every kind of instruction, and for the letters of multiple-choice answers."""
 
+import json
+
 import pytest
 from test_rewards import batch_of
 
+from datamodules import FilePrompts
 from rewards import InstructionFollowing, MultipleChoice
 from rewards.choices import stated_letter
 from rewards.instructions import KINDS
@@ -126,3 +129,17 @@ def test_multiple_choice_reads_letters_and_numbers():
 def test_an_answer_that_is_no_choice_is_refused(answer):
     with pytest.raises(ConfigError, match="no letter of 4 choices"):
         MultipleChoice().check_columns({"prompt": "p", "answer": answer})
+
+
+def test_rows_of_a_file_with_unequal_instructions(tmp_path):
+    """Tables give every instruction the arguments of all."""
+    rows = [
+        {"prompt": "p", "instructions": [{"kind": "keywords", "words": ["a"]}, {"kind": "no_commas"}]},
+        {"prompt": "q", "instructions": [{"kind": "number_of_words", "at_most": 2}]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = FilePrompts(str(tmp_path / "rows.jsonl"), val_size=1, seed=0)
+    reward, found = InstructionFollowing(), [*read.rows("train"), *read.rows("val")]
+    for row in found:
+        reward.check_columns(row)
+    assert reward(batch_of(["a b c", "a b c"], found)).tolist() == [1, 0]

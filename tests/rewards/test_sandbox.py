@@ -192,6 +192,12 @@ def test_no_process_to_be_had_is_the_sandboxs_failure(monkeypatch):
         run("")
 
 
+def test_an_interpreter_that_does_not_start_is_quoted(monkeypatch):
+    monkeypatch.setattr(sandbox, "START", "raise OSError('no library')")
+    with pytest.raises(sandbox.SandboxError, match="(?s)without a word: .*no library"):
+        run("")
+
+
 def test_nothing_outlives_a_trainer_that_is_killed(tmp_path):
     mark = f"mark-{uuid.uuid4().hex}"
     script = tmp_path / "trainer.py"
