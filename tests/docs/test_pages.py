@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 QUOTE = re.compile(r"^\|[^`]*\| `([\w/]+\.py)` \| `(.+)` \|$", re.MULTILINE)
 
 
