@@ -170,10 +170,9 @@ def cache(shape: Shape, s: Setting) -> float:
     room = first
     while room < (s.completion if shared else s.prompt + s.completion):
         room *= 2
-    own = s.rows * min(room, 1.5 * room if room > first else room)
-    growing = s.rows * room / 2 if room > first else 0
+    growing = room / 2 if room > first else 0
     prompts = math.ceil(s.rows / s.group) * s.prompt
-    return 2 * s.compute * shape.layers * shape.keys * (own + growing + prompts)
+    return 2 * s.compute * shape.layers * shape.keys * (s.rows * (room + growing) + prompts)
 
 
 def activations(shape: Shape, s: Setting) -> float:

@@ -1,5 +1,7 @@
 """KL control and rollout-counting checkpoints, in a real trainer."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -110,3 +112,24 @@ def test_checkpoints_count_rollouts_and_old_ones_go(reasoner, tmp_path):
     run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=2, keep=2)], rollouts=7, updates=2)
     names = sorted(path.name for path in (tmp_path / "local/checkpoints").iterdir())
     assert names == ["rollout_000006.ckpt", "rollout_000007.ckpt"]
+
+
+def test_folders_of_shards_are_replaced_and_deleted_as_files_are(tmp_path):
+    progress = SimpleNamespace(total_batch_idx=0)
+    trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0)
+
+    def save_checkpoint(path):
+        path.mkdir()
+        trainer.written += 1
+        (path / ".metadata").write_text(str(trainer.written))
+
+    trainer.save_checkpoint = save_checkpoint
+    callback = RolloutCheckpoint(keep=1, folder=str(tmp_path))
+    callback.on_train_end(trainer, None)
+    callback.last_saved = -1  # as after a validation
+    callback.on_train_end(trainer, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["rollout_000001.ckpt"]
+    assert (tmp_path / "rollout_000001.ckpt/.metadata").read_text() == "2"
+    progress.total_batch_idx = 1
+    callback.on_train_end(trainer, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["rollout_000002.ckpt"]
