@@ -1,6 +1,7 @@
 """KL control and rollout-counting checkpoints, in a real trainer."""
 
 import errno
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -139,3 +140,22 @@ def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
     run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], ckpt_path=folder / "rollout_000001.ckpt")
     assert [path.name for path in folder.iterdir()] == ["rollout_000004.ckpt"]
+def test_folders_of_shards_are_replaced_and_deleted_as_files_are(tmp_path):
+    progress = SimpleNamespace(total_batch_idx=0)
+    trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0)
+
+    def save_checkpoint(path):
+        path.mkdir()
+        trainer.written += 1
+        (path / ".metadata").write_text(str(trainer.written))
+
+    trainer.save_checkpoint = save_checkpoint
+    callback = RolloutCheckpoint(keep=1, folder=str(tmp_path))
+    callback.on_train_end(trainer, None)
+    callback.last_saved = -1  # as after a validation
+    callback.on_train_end(trainer, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["rollout_000001.ckpt"]
+    assert (tmp_path / "rollout_000001.ckpt/.metadata").read_text() == "2"
+    progress.total_batch_idx = 1
+    callback.on_train_end(trainer, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["rollout_000002.ckpt"]

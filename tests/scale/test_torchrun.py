@@ -24,11 +24,11 @@ def run(launcher, folder, model, *more):
         "model.sampling.max_new_tokens": 8,
         "model.rewards+": '{"class_path": "rewards.FunctionReward", "init_args": {"function": "tests.scale.train.digits"}}',
         "data.train_size": 16,
-        "trainer.max_steps": 2,
+        "trainer.max_steps": 3,
         "trainer.limit_val_batches": 0,
         "trainer.logger": "false",
         "trainer.enable_progress_bar": "false",
-        "trainer.callbacks": '[{"class_path": "callbacks.RolloutCheckpoint", "init_args": {"every_n_rollouts": 1, "keep": null}}]',
+        "trainer.callbacks": '[{"class_path": "callbacks.RolloutCheckpoint", "init_args": {"every_n_rollouts": 1, "keep": 2}}]',
         "trainer.default_root_dir": folder,
     }
     command = [
@@ -40,7 +40,7 @@ def run(launcher, folder, model, *more):
     ]
     command += [f"--{name}={value}" for name, value in small.items()]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *more], env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, *more], env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / "local/checkpoints"
 
@@ -49,11 +49,12 @@ def test_launchers_agree_and_take_over(reasoner, tmp_path):
     first, second = tmp_path / "torchrun", tmp_path / "lightning"
     first.mkdir(), second.mkdir()
     made = run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"], first, reasoner)
-    assert sorted(path.name for path in made.iterdir()) == ["rollout_000001.ckpt", "rollout_000002.ckpt"]
-    taken_over = run([sys.executable], second, reasoner, f"--ckpt_path={made / 'rollout_000001.ckpt'}")
+    assert sorted(path.name for path in made.iterdir()) == ["rollout_000002.ckpt", "rollout_000003.ckpt"]
+    taken_over = run([sys.executable], second, reasoner, f"--ckpt_path={made / 'rollout_000002.ckpt'}")
     start, one, other = (
         whole(folder / f"rollout_00000{n}.ckpt", tmp_path / f"{i}.pt")
         for i, (folder, n) in enumerate([(made, 1), (made, 2), (taken_over, 2)])
+        for i, (folder, n) in enumerate([(made, 2), (made, 3), (taken_over, 3)])
     )
     assert one["state_dict"].keys() == other["state_dict"].keys()
     assert all(torch.equal(one["state_dict"][name], weight) for name, weight in other["state_dict"].items())

@@ -27,10 +27,14 @@ def digits(completions):
 
 class Metrics(L.Callback):
     def __init__(self):
-        self.rows = []
+        self.rows, self.versions = [], []
 
     def _note(self, trainer):
         self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf/")})
+
+    def on_train_batch_start(self, trainer, pl_module, *given):
+        with pl_module.whole_weights():
+            self.versions.append(pl_module.policy.version)
 
     def on_train_batch_end(self, trainer, *given):
         self._note(trainer)
@@ -77,6 +81,7 @@ def main(method, strategy, model, folder, checkpoint=None):
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, callbacks=[*resets, metrics, *saving],
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    assert len(set(metrics.versions)) == len(metrics.versions), "an engine with copies of the weights would not see an update"
     with module.whole_weights():
         # What is whole, and a full model's reference, which stays in shards.
         parts = [p.detach() for p in module.policy.parameters()]
