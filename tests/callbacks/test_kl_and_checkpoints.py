@@ -140,6 +140,8 @@ def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
     run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], ckpt_path=folder / "rollout_000001.ckpt")
     assert [path.name for path in folder.iterdir()] == ["rollout_000004.ckpt"]
+
+
 def test_folders_of_shards_are_replaced_and_deleted_as_files_are(tmp_path):
     progress = SimpleNamespace(total_batch_idx=0)
     trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0)
