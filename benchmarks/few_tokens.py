@@ -82,9 +82,9 @@ def main(
     measure("GRPO, all weights", GRPO(PolicyParams(model), [reward], kl=KLPenalty(), **given), prompts)
     measure("GRPO, LoRA everywhere", GRPO(PolicyParams(model, lora=LoRA(16, 32)), [reward], kl=KLPenalty(), **given), prompts)
     measure("GRPO, LoRA on the last layer", GRPO(PolicyParams(model, lora=lora), [reward], kl=KLPenalty(), **given), prompts)
-    measure("S-GRPO, LoRA", SGRPO(PolicyParams(model, lora=lora), [reward], cutoff=10, share=0.25, **given), prompts)
+    measure("S-GRPO, LoRA on the last layer", SGRPO(PolicyParams(model, lora=lora), [reward], cutoff=10, share=0.25, **given), prompts)
     measure("S-GRPO, the first 10 tokens alone", SGRPO(PolicyParams(model, lora=lora), [reward], cutoff=10, share=0.0, **given), prompts)
-    measure("T-SPMO, LoRA", TSPMO(PolicyParams(model, lora=lora), [reward], replay=False, **given), prompts)
+    measure("T-SPMO, LoRA on the last layer, no replay", TSPMO(PolicyParams(model, lora=lora), [reward], replay=False, **given), prompts)
 
 
 if __name__ == "__main__":
