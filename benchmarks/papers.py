@@ -90,13 +90,13 @@ PAPERS: dict[str, Paper] = {
     ),
     "greso": Paper(
         config="configs/greso.yaml",
-        rollouts=60,
+        rollouts=40,
         arms={
             "greso": [],
             "dynamic sampling": [f'--trainer.callbacks=[{{"class_path":"callbacks.DifficultyLedger"}},{NEVER_SKIPS}]'],
             "grpo": ["--model.batch.refill=0", "--trainer.callbacks=[]"],
         },
-        columns={"val, three digits": "val/pass1/addition-3", "completions": "train/greso_completions", "no signal": "train/no_signal"},
+        columns={"val, four digits": "val/pass1/addition-4", "completions": "train/greso_completions", "no signal": "train/no_signal"},
         expect="Completions a rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the sums that can be learned.",
     ),
     "ktae": Paper(
@@ -131,7 +131,7 @@ PAPERS: dict[str, Paper] = {
     ),
     "one_shot": Paper(
         config="configs/one_shot.yaml",
-        rollouts=60,
+        rollouts=80,
         arms={"one_shot": [], "one_shot, no entropy bonus": ["--model.shaping.entropy_bonus=0"], "grpo": ["--trainer.callbacks=[]"]},
         columns={
             "val pass@1": "val/pass1",

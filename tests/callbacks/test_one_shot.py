@@ -144,4 +144,4 @@ def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
         "trainer.accelerator": "cpu",
     }
     cli = main(["fit", f"--config={ROOT}/configs/one_shot.yaml", *(f"--{name}={value}" for name, value in small.items())])
-    assert len({row["id"] for row in cli.model.last_rollout.rows}) == 1 and len(cli.model.last_rollout.rows) == 16
+    assert len({row["id"] for row in cli.model.last_rollout.rows}) == 1 and len(cli.model.last_rollout.rows) == 8
