@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := assets callbacks datamodules lightning_modules objectives policies rewards rollouts support main.py
 
-.PHONY: hc-rlhf grpo ui test lint wheels real-pairs assets r1 clean
+.PHONY: hc-rlhf grpo ui test fuzz lint wheels real-pairs assets r1 clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ ui: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2
+
+# Other cases at every run; the tests in tests/fuzz make few, and always the same, in the normal suite.
+fuzz: .venv/ready
+	FUZZ=$${FUZZ:-10000} $(BIN)/python -m pytest tests/fuzz --hypothesis-show-statistics
 
 lint: .venv/ready
 	$(BIN)/ruff check .
