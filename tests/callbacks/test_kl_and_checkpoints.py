@@ -147,17 +147,18 @@ def test_folders_of_shards_are_replaced_and_deleted_as_files_are(tmp_path):
     trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0)
 
     def save_checkpoint(path):
-        path.mkdir()
+        path.mkdir(parents=True)
         trainer.written += 1
         (path / ".metadata").write_text(str(trainer.written))
 
     trainer.save_checkpoint = save_checkpoint
-    callback = RolloutCheckpoint(keep=1, folder=str(tmp_path))
+    folder = tmp_path / "checkpoints"
+    callback = RolloutCheckpoint(keep=1, folder=str(folder))
     callback.on_train_end(trainer, None)
     callback.last_saved = -1  # as after a validation
     callback.on_train_end(trainer, None)
-    assert [path.name for path in tmp_path.iterdir()] == ["rollout_000001.ckpt"]
-    assert (tmp_path / "rollout_000001.ckpt/.metadata").read_text() == "2"
+    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"]
+    assert (folder / "rollout_000001.ckpt/.metadata").read_text() == "2"
     progress.total_batch_idx = 1
     callback.on_train_end(trainer, None)
-    assert [path.name for path in tmp_path.iterdir()] == ["rollout_000002.ckpt"]
+    assert [path.name for path in folder.iterdir()] == ["rollout_000002.ckpt"]
