@@ -29,7 +29,16 @@ def test_every_task_whose_scorer_evaluates_answers_is_known():
 def test_an_answer_is_not_executed_and_a_right_one_counts(task, tmp_path):
     entries = [reasoning_gym.create_dataset(task, size=1, seed=seed)[0] for seed in range(2)]
     call = f"__import__('os').mkdir('{tmp_path}/executed')"
-    payloads = [call, f"[{call}]", f"[[{call}]]", f"{call}+5!", f"(lambda: {call})()", f"print.__self__.{call}", f"1 if {call} else 2", f"f'{{{call}}}'"]
+    payloads = [
+        call,
+        f"[{call}]",
+        f"[[{call}]]",
+        f"{call}+5!",
+        f"(lambda: {call})()",
+        f"print.__self__.{call}",
+        f"1 if {call} else 2",
+        f"f'{{{call}}}'",
+    ]
     for entry in entries:
         rows = [{"id": "0", "prompt": "?", "entry": json.dumps(entry, default=str)}]
         assert max(ReasoningGymScore()(batch_of(payloads, rows)).tolist()) <= 0.05
@@ -46,7 +55,19 @@ def test_what_is_a_value():
         assert not is_value(text)
     for text in ("3*(4+5)/2", "x**2/2 + sin(2*x) - C", "-x"):
         assert is_value(text, formula=True)
-    for text in ("5!", "eval(x)", "x.y", "sin(x).func", "'1'", "sin(x, evaluate=1)", "a[0]", "1 if x else 2", "(" * 5000, "9" * 5000, "\x00"):
+    for text in (
+        "5!",
+        "eval(x)",
+        "x.y",
+        "sin(x).func",
+        "'1'",
+        "sin(x, evaluate=1)",
+        "a[0]",
+        "1 if x else 2",
+        "(" * 5000,
+        "9" * 5000,
+        "\x00",
+    ):
         assert not is_value(text, formula=True)
 
 
@@ -84,7 +105,9 @@ def test_an_interrupted_question_is_not_answered_by_the_next(monkeypatch):
     assert process.ask("equal", "$1$", "$1$") in (True, None) and process.ask("equal", "$1$", "$2$") is False
 
 
-@pytest.mark.parametrize("text", ["9" * 5000, "1/" + "0" * 5000, "9" * 5000 + "/" + "9" * 5000, "-" * 5000 + "1", "1," * 5000, "1e99999999", "٣", "²"])
+@pytest.mark.parametrize(
+    "text", ["9" * 5000, "1/" + "0" * 5000, "9" * 5000 + "/" + "9" * 5000, "-" * 5000 + "1", "1," * 5000, "1e99999999", "٣", "²"]
+)
 def test_numbers_of_any_length(text):
     assert NumericAnswer()(batch_of([text], [{"prompt": "?", "answer": "7"}])).tolist() == [0]
 
