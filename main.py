@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ import yaml  # noqa: E402
 from jsonargparse import ActionConfigFile, Namespace  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
 from lightning.pytorch.loggers import MLFlowLogger  # noqa: E402
-from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
 
 import callbacks  # noqa: E402
 import datamodules  # noqa: E402, F401  (short class names on the command line)
@@ -88,8 +89,12 @@ class SaveConfig(SaveConfigCallback):
 
 
 def imported(path: str) -> Any:
+    """What a dotted path names. Raises ConfigError if it leads nowhere."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the class path {path!r} leads nowhere: {error}.") from error
 
 
 def last_checkpoint(root: Path, method: str) -> Path | None:
@@ -220,6 +225,16 @@ class CLI(LightningCLI):
             # MLflow draws its names from the generator that seeding has just fixed: all runs of a seed would share one.
             method = config.model.class_path.rpartition(".")[2]
             logger.init_args.run_name = f"{method} {self.subcommand} seed {config.seed_everything}"
+
+    def instantiate_classes(self) -> None:
+        """A constructor that refuses its arguments is a mistake in the configuration; the place says whose constructor it was."""
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"the configuration cannot be put together: {type(error).__name__}: {error} (raised in {place.filename}, line {place.lineno})."
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The default callbacks, unless the configuration brings its own of the same class."""

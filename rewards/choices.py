@@ -7,12 +7,13 @@ from rewards.base import Reward, needs
 from support.errors import ConfigError
 
 LETTERS = "ABCDEFGHIJ"
-_LETTER = r"[\[(*_$\s\"']*([A-Ja-j])\b(?!['’])"
+# Bounded, because two repetitions that may share white space take quadratic time.
+_LETTER = r"[\[(*_$\s\"']{0,20}([A-Ja-j])\b(?!['’])"
 #: in falling order of how surely a letter is meant as the answer; within each the last one counts
 _STATED = [
     re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathrm|textbf)\s*\{)?\s*\(?([A-Ja-j])\)?\s*\.?\s*\}"),
     re.compile(r"<answer>\s*\(?([A-Ja-j])\b"),
-    re.compile(r"(?i:\banswer|\bchoice|\boption)s?\W*(?i:is|would be|must be|should be|to be)?\W{0,4}?(?i:option|choice)?" + _LETTER),
+    re.compile(r"(?i:\banswer|\bchoice|\boption)s?\W{0,40}(?i:is|would be|must be|should be|to be)?\W{0,4}?(?i:option|choice)?" + _LETTER),
 ]
 _ALONE = re.compile(r"(?<![\w'’])[(\[*]*([A-J])(?:[)\].:*]+|(?=\s*$)|(?![\w'’]))")
 

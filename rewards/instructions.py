@@ -47,7 +47,7 @@ def number_of_paragraphs(text: str, at_least: int | None = None, at_most: int | 
 
 def number_of_bullets(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
     """Lines that begin with -, * or +, and a blank."""
-    return _between(len(re.findall(r"^\s*[-*+] +\S", text, re.MULTILINE)), at_least, at_most)
+    return _between(len(re.findall(r"^[^\S\n]*[-*+] +\S", text, re.MULTILINE)), at_least, at_most)
 
 
 def number_of_placeholders(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
@@ -85,7 +85,7 @@ def title(text: str) -> bool:
 
 def postscript(text: str, marker: str = "P.S.") -> bool:
     """A paragraph at the end that begins with the marker."""
-    return re.search(rf"^\s*{re.escape(marker)}\s*\S", text, re.MULTILINE) is not None
+    return re.search(rf"^[^\S\n]*{re.escape(marker)}\s*\S", text, re.MULTILINE) is not None
 
 
 def is_json(text: str, keys: list[str] | None = None) -> bool:
