@@ -51,7 +51,9 @@ class PreferenceModule(PosttrainModule, ABC):
 
     def configure_model(self) -> None:
         if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
-            raise ConfigError(f"trainer.strategy puts weights in shards, which {type(self).__name__} does not know; set trainer.strategy: ddp.")
+            raise ConfigError(
+                f"trainer.strategy puts weights in shards, which {type(self).__name__} does not know; set trainer.strategy: ddp."
+            )
         if getattr(self, "policy", None) is None:
             self.policy = Scorer(self.policy_params)
 
