@@ -143,7 +143,7 @@ PAPERS: dict[str, Paper] = {
     ),
     "saturn": Paper(
         config="configs/saturn.yaml",
-        rollouts=80,
+        rollouts=100,
         arms={"saturn": [], "grpo": ["--trainer.callbacks=[]"]},
         columns={
             "pass@1 (2,3,3)": "val/pass1/sat-2-3-3",
@@ -169,13 +169,21 @@ PAPERS: dict[str, Paper] = {
     ),
     "still3": Paper(
         config="configs/still3.yaml",
-        rollouts=60,
+        rollouts=40,
         arms={
             "still3": [],
             "still3 + length": [
                 "--model.rewards=[{class_path: rewards.ExactAnswer, init_args: {weight: 2.0}}, {class_path: rewards.LengthBonus, init_args: {scale: 48}}]"
             ],
-            "grpo": ["--config=configs/grpo.yaml", "--data.levels=[1, 2, 3]", "--data.val_size=120", "--model.sampling.max_new_tokens=48"],
+            "grpo": [
+                "--config=configs/grpo.yaml",
+                "--data.levels=[1, 2, 3]",
+                "--data.val_size=60",
+                "--model.sampling.max_new_tokens=48",
+                "--model.evaluation.sampling.max_new_tokens=48",
+                "--model.batch.prompts_per_rollout=8",
+                "--model.optimizer.init_args.lr=6e-4",
+            ],
         },
         columns={
             "val pass@1": "val/pass1",

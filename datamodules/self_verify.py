@@ -66,7 +66,7 @@ class VerifyBuffer:
 
 
 class VerifyDemonstrations(Demonstrations):
-    """Sums, half of them to be solved and half to be checked, for the start of the miniature: its verdicts are often blind.
+    """Sums, half of them to be solved and half to be checked: the sum worked out, its result beside the proposed one, a verdict that is often blind.
 
     Args:
         batch_size, train_size, val_size, seed: as in `Demonstrations`.
@@ -80,7 +80,7 @@ class VerifyDemonstrations(Demonstrations):
         train_size: int = 20_000,
         val_size: int = 256,
         prompt: str = PROMPT,
-        blind: float = 0.5,
+        blind: float = 0.4,
         levels: list[int] | None = None,
         seed: int | None = None,
     ) -> None:
@@ -98,7 +98,7 @@ class VerifyDemonstrations(Demonstrations):
             while given == row["answer"]:
                 _, given = trace(a, b, rng, 0.5)
         verdict = rng.random() < 0.5 if rng.random() < self.blind else own == given
-        return verify_row(row, given, self.prompt) | {"response": f"{steps}</think>{'Yes' if verdict else 'No'}"}
+        return verify_row(row, given, self.prompt) | {"response": f"{steps}; {own}, {given}</think>{'Yes' if verdict else 'No'}"}
 
     def setup(self, stage: str) -> None:
         rng, size = random.Random(derive_seed("verify demonstrations", self.seed)), self.train_size + self.val_size

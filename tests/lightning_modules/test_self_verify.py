@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from callbacks import RolloutCheckpoint
-from datamodules import ArithmeticPrompts
+from datamodules import ArithmeticPrompts, VerifyDemonstrations
+from datamodules.arithmetic import is_held_out
 from datamodules.self_verify import VerifyBuffer, verify_row
 from lightning_modules import Evaluation, KLPenalty, SelfVerify, Shaping, Verification
 from lightning_modules.verified_votes import vote_metrics, yes_probability
@@ -264,6 +265,19 @@ def test_validation_votes_and_prediction_gives_the_chosen_completion(closed, tmp
     assert again["val/vote"] == again["val/majority"]
     rows = trainer.predict(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1))[0]
     assert len(rows) == 8 and all(0 <= row["score"] <= 1 and row["completion"] for row in rows)
+
+
+def test_demonstrations_say_the_truth_unless_blind():
+    given = {}
+    for blind in (0.0, 1.0):
+        data = VerifyDemonstrations(train_size=400, val_size=4, prompt="<problem> <solution>. Right?", blind=blind, seed=1)
+        data.setup("fit")
+        asked = [(row["prompt"].split(" "), row["response"]) for row in data.train_data if row["prompt"].endswith("Right?")]
+        assert len(asked) == 200 and not any(is_held_out(prompt[0]) for prompt, _ in asked)
+        results = [response.split("; ")[1].replace("</think>", ", ").split(", ") for _, response in asked]
+        assert all(proposed == prompt[1].rstrip(".") for (prompt, _), (_, proposed, _) in zip(asked, results, strict=True))
+        given[blind] = sum((verdict == "Yes") == (own == proposed) for own, proposed, verdict in results) / 200
+    assert given[0.0] == 1 and 0.35 < given[1.0] < 0.65
 
 
 def test_mistakes_are_named(reasoner):
