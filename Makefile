@@ -44,6 +44,7 @@ assets: .venv/ready
 	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml
 	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml --model.policy.model assets/tiny_switcher --seed_everything 2 \
 	  --trainer.max_steps 250 --model.lr_scheduler.total_steps 250
+	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 
 # DeepSeek-R1's pipeline on sums, stage by stage, and the smaller model that learns from it.

@@ -27,8 +27,8 @@ def locate(name: str) -> str:
     if not looks_like_path:
         if name.count("/") != 1 or " " in name:
             raise ConfigError(
-                f"policy.model is {name!r}: neither a folder, nor an embedded model (assets/tiny_reasoner, assets/tiny_switcher, assets/tiny_assistant), "
-                f"nor a wheel's model ({', '.join(WHEELS)}), nor a hub id of the form owner/name."
+                f"policy.model is {name!r}: neither a folder, nor an embedded model (assets/tiny_reasoner, assets/tiny_switcher, assets/tiny_rambler, "
+                f"assets/tiny_assistant), nor a wheel's model ({', '.join(WHEELS)}), nor a hub id of the form owner/name."
             )
         return name
     candidates = [Path(name).expanduser(), ROOT / name]
