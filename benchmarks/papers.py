@@ -51,7 +51,18 @@ class Paper:
     expect: str
 
 
-PAPERS: dict[str, Paper] = {}
+RIGHT, GRADED = "{class_path: rewards.ExactAnswer}", "{class_path: rewards.GradedAnswer}"
+NO_ALPHA = RIGHT.replace("Answer}", "Answer, init_args: {weight: 0}}, {class_path: rewards.ShorterBetter, init_args: {beta: 0.02}}")
+EVERY = {"val pass@1": "val/pass1", "val length": "val/length"}
+PAPERS: dict[str, Paper] = {
+    "shorter_better": Paper(
+        config="configs/shorter_better.yaml",
+        rollouts=40,
+        arms={"shorter_better": [], "alpha 0": [f"--model.rewards=[{NO_ALPHA}]"], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        columns=EVERY | {"optimal length": "train/sol"},
+        expect="Length falls by at least 40 % at GRPO's accuracy; without alpha nothing protects accuracy.",
+    ),
+}
 
 
 def run_arm(name: str, paper: Paper, arm: str, seed: int) -> None:

@@ -2,10 +2,12 @@
 
 from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
+from rewards.judged import JudgedReward
 from rewards.language import LanguageConsistency
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
 from rewards.per_task import PerTask
+from rewards.shorter_better import ShorterBetter
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 
@@ -13,6 +15,7 @@ __all__ = [
     "ExactAnswer",
     "Format",
     "FunctionReward",
+    "JudgedReward",
     "LanguageConsistency",
     "LengthPenalty",
     "MathAnswer",
@@ -24,6 +27,7 @@ __all__ = [
     "RecordsCost",
     "RecordsReward",
     "Reward",
+    "ShorterBetter",
     "SoftOverlong",
     "ToxicityCost",
     "total_reward",
