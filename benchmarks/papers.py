@@ -62,6 +62,17 @@ PAPERS: dict[str, Paper] = {
         columns=EVERY | {"optimal length": "train/sol"},
         expect="Length falls by at least 40 % at GRPO's accuracy; without alpha nothing protects accuracy.",
     ),
+    "laser": Paper(
+        config="configs/laser.yaml",
+        rollouts=40,
+        arms={
+            "laser": [],
+            "laser_d": ["--config=configs/laser.yaml", "--config=configs/laser_d.yaml"],
+            "grpo": [f"--model.rewards=[{GRADED}]"],
+        },
+        columns=EVERY | {"right length": "train/length/correct", "target": "train/laser_target"},
+        expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 points of GRPO's.",
+    ),
 }
 
 
@@ -92,7 +103,7 @@ def results(name: str, paper: Paper, arm: str) -> list[dict[str, Any]]:
 
 def tokens(result: dict[str, Any]) -> list[float]:
     """Generated training tokens up to and including each rollout."""
-    extra = dict(result["curves"].get("train/extra_tokens", []))
+    extra = dict(result["curves"].get("train/extra_tokens", result["curves"].get("train/laser_monitor_tokens", [])))
     total, sums = 0.0, []
     for step, length in result["curves"]["train/length"]:
         total += length * result["rows"] + extra.get(step, 0.0)

@@ -7,6 +7,7 @@ from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
 from callbacks.export import ExportPolicy
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
+from callbacks.laser_monitor import LaserMonitor
 from callbacks.non_finite import NonFiniteGradients
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
@@ -23,6 +24,7 @@ __all__ = [
     "DifficultyLedger",
     "ExportPolicy",
     "FixedKL",
+    "LaserMonitor",
     "NonFiniteGradients",
     "Plateau",
     "ReferenceReset",

@@ -4,6 +4,8 @@ from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
 from rewards.judged import JudgedReward
 from rewards.language import LanguageConsistency
+from rewards.laser import GradedAnswer, Laser, LaserD, LaserDE
+from rewards.length_family import KimiLength, L1Exact, L1Max, NormalisedLength, Truncation
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
 from rewards.per_task import PerTask
@@ -15,11 +17,19 @@ __all__ = [
     "ExactAnswer",
     "Format",
     "FunctionReward",
+    "GradedAnswer",
     "JudgedReward",
+    "KimiLength",
+    "L1Exact",
+    "L1Max",
     "LanguageConsistency",
+    "Laser",
+    "LaserD",
+    "LaserDE",
     "LengthPenalty",
     "MathAnswer",
     "ModelScore",
+    "NormalisedLength",
     "NumericAnswer",
     "OnTopic",
     "PerTask",
@@ -30,5 +40,6 @@ __all__ = [
     "ShorterBetter",
     "SoftOverlong",
     "ToxicityCost",
+    "Truncation",
     "total_reward",
 ]
