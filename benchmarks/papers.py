@@ -73,6 +73,13 @@ PAPERS: dict[str, Paper] = {
         columns=EVERY | {"right length": "train/length/correct", "target": "train/laser_target"},
         expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 points of GRPO's.",
     ),
+    "hapo": Paper(
+        config="configs/hapo.yaml",
+        rollouts=40,
+        arms={"hapo": [], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        columns=EVERY | {"length / history": "train/hapo_ratio", "history": "train/hapo_history"},
+        expect="Length falls from the second epoch on (rollout 9), not in the first.",
+    ),
 }
 
 

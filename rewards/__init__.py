@@ -2,6 +2,7 @@
 
 from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import FunctionReward, Reward, total_reward
+from rewards.hapo import HAPO, NgramRepetition
 from rewards.judged import JudgedReward
 from rewards.language import LanguageConsistency
 from rewards.laser import GradedAnswer, Laser, LaserD, LaserDE
@@ -18,6 +19,7 @@ __all__ = [
     "Format",
     "FunctionReward",
     "GradedAnswer",
+    "HAPO",
     "JudgedReward",
     "KimiLength",
     "L1Exact",
@@ -29,6 +31,7 @@ __all__ = [
     "LengthPenalty",
     "MathAnswer",
     "ModelScore",
+    "NgramRepetition",
     "NormalisedLength",
     "NumericAnswer",
     "OnTopic",
