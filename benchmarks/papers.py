@@ -80,6 +80,13 @@ PAPERS: dict[str, Paper] = {
         columns=EVERY | {"length / history": "train/hapo_ratio", "history": "train/hapo_history"},
         expect="Length falls from the second epoch on (rollout 9), not in the first.",
     ),
+    "open_rs": Paper(
+        config="configs/open_rs.yaml",
+        rollouts=40,
+        arms={"open_rs": [], "grpo": [f"--model.rewards=[{RIGHT}, {{class_path: rewards.Format}}]"]},
+        columns=EVERY | {"right length": "train/length/correct"},
+        expect="Right completions become shorter than with accuracy and format alone, at similar accuracy.",
+    ),
 }
 
 

@@ -9,12 +9,14 @@ from rewards.laser import GradedAnswer, Laser, LaserD, LaserDE
 from rewards.length_family import KimiLength, L1Exact, L1Max, NormalisedLength, Truncation
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
+from rewards.open_rs import CosineLength, LineFormat, ParsableMathAnswer, TagCount
 from rewards.per_task import PerTask
 from rewards.shorter_better import ShorterBetter
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 
 __all__ = [
+    "CosineLength",
     "ExactAnswer",
     "Format",
     "FunctionReward",
@@ -29,12 +31,14 @@ __all__ = [
     "LaserD",
     "LaserDE",
     "LengthPenalty",
+    "LineFormat",
     "MathAnswer",
     "ModelScore",
     "NgramRepetition",
     "NormalisedLength",
     "NumericAnswer",
     "OnTopic",
+    "ParsableMathAnswer",
     "PerTask",
     "ReasoningGymScore",
     "RecordsCost",
@@ -42,6 +46,7 @@ __all__ = [
     "Reward",
     "ShorterBetter",
     "SoftOverlong",
+    "TagCount",
     "ToxicityCost",
     "Truncation",
     "total_reward",
