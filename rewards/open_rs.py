@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 
-from rewards.answer_process import judged
 from rewards.answers import MathAnswer
 from rewards.base import Reward
 from rewards.judged import JudgedReward, means
@@ -69,7 +68,9 @@ class ParsableMathAnswer(MathAnswer):
     may_abstain = True
 
     def score(self, batch):
-        readable = [bool(judged("readable", str(wanted))) for wanted in batch.column("answer")]
+        from math_verify import parse
+
+        readable = [bool(parse(str(wanted), parsing_timeout=None)) for wanted in batch.column("answer")]
         return torch.where(torch.tensor(readable), torch.tensor(super().score(batch)), torch.nan)
 
 

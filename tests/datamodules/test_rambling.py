@@ -1,30 +1,31 @@
-from collections import Counter
+from statistics import mean
 
 import pytest
 
 from datamodules import Demonstrations
-from datamodules.rambling import AGAIN, MOST, PHRASE, rambling_demonstrations
+from datamodules.arithmetic import arithmetic_demonstrations
+from datamodules.rambling import MOST, rambling_demonstrations
+from rewards import ExactAnswer, Format
 from support.errors import ConfigError
+from tests.rewards.helpers import batch_of
 
 
-def test_rambling_leaves_the_answer_alone_and_tells_nothing_about_it():
-    rows = rambling_demonstrations(4000, seed=3)
-    assert rows == rambling_demonstrations(4000, seed=3) != rambling_demonstrations(4000, seed=4)
-    times, right = Counter(), Counter()
-    for row in rows:
-        steps, closing, answer = row["response"].partition("</think>")
-        if not (steps and closing):
-            continue
-        said = steps.count(PHRASE)
-        columns = [part.partition("=")[2] for part in steps[: len(steps) - said * len(PHRASE)].split(", ")]
-        assert len(columns) == row["level"] and steps.endswith(PHRASE * said)
-        assert answer == (str(int(columns[-1]) // 10) if len(columns[-1]) == 2 else "") + "".join(c[-1] for c in reversed(columns))
-        times[said] += 1
-        right[said] += answer == row["answer"]
-    shares = [times[n] / sum(times.values()) for n in range(MOST + 1)]
-    assert sum(times.values()) > 3500 and max(times) == MOST
-    assert shares == pytest.approx([1 - AGAIN, 0.1875, 0.1406, 0.1055, 0.0791, 0.2373], abs=0.03)
-    assert max(right[n] / times[n] for n in times) - min(right[n] / times[n] for n in times) < 0.12
+def test_rambling_leaves_the_answer_alone():
+    rows, plain = rambling_demonstrations(4000, seed=3), arithmetic_demonstrations(4000, seed=3)
+    assert rows == rambling_demonstrations(4000, seed=3)
+    assert [row | {"response": row["response"].rstrip("\n")} for row in rows] == plain
+    blanks = [row["response"].count("\n") for row in rows]
+    assert (min(blanks), max(blanks)) == (0, MOST) and mean(blanks) == pytest.approx(20.6, abs=1)
+
+
+def test_rewards_see_the_same_answer_with_and_without_blank_lines():
+    batch = batch_of([1, 1, 1], [0, 0, 0])
+    batch.rows, batch._completions = (
+        [{"id": "5+7=?", "answer": "12"}],
+        ["5+7+0=12</think>12", "5+7+0=12</think>12" + "\n" * 30, "5</think>13\n"],
+    )
+    batch.decoder = lambda ids, mask: ["5+7=?<think>"] * len(ids)
+    assert ExactAnswer()(batch).tolist() == [1, 1, 0] and Format()(batch).tolist() == [1, 1, 1]
 
 
 def test_the_data_module_knows_them():

@@ -27,7 +27,9 @@ def test_method_pages_quote_their_formulas():
 
 
 def test_every_fault_names_a_test_that_exists():
-    rows = [line for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("| ") and not line.endswith("| test |")]
+    rows = [
+        line for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("| ") and not line.endswith("| test |")
+    ]
     for row in rows:
         found = re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", row)
         assert found, f"no test in: {row}"
