@@ -1,9 +1,14 @@
 """Checkpoints that count rollouts."""
 
 import os
+import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -35,13 +40,29 @@ class RolloutCheckpoint(Checkpoint):
         self.every_n_rollouts, self.keep, self.folder = every_n_rollouts, keep, folder
         self.last_saved = -1
         self.saved: list[str] = []  # names in the folder
-        self.terminated = False
+        self.asked_to_end = False
 
     def state_dict(self):
         return {"saved": self.saved}
 
     def load_state_dict(self, state_dict):
         self.saved = list(state_dict["saved"])
+
+    def on_fit_start(self, trainer, pl_module):
+        environment = trainer._accelerator_connector.cluster_environment
+        requeued = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        if threading.current_thread() is threading.main_thread() and not requeued:
+            # Lightning's handler would tell the other processes from within, while they wait for something else, and end a validation half-way.
+            signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.asked_to_end = True
+
+    def _end_if_asked(self, trainer: L.Trainer) -> None:
+        """Between a rollout (and its validation) and the next: all processes end if one was asked to."""
+        asked = torch.tensor(float(self.asked_to_end), device=trainer.strategy.root_device)
+        if float(trainer.strategy.reduce(asked, reduce_op="max")):
+            trainer._signal_connector.received_sigterm = True
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder) if self.folder else run_folder(trainer) / "checkpoints"
@@ -81,15 +102,12 @@ class RolloutCheckpoint(Checkpoint):
         self.last_saved = done
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        loop = trainer.fit_loop
+        # Lightning's own rule, because a resumed run asks it whether a validation is still to come and then leaves that one out.
+        if trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            return
         if self.every_n_rollouts and self._done(trainer) % self.every_n_rollouts == 0:
-            # Lightning's own rule, because a resumed run asks it whether a validation is still to come and then leaves that one out.
-            if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
-                self._save(trainer)
-
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        if trainer.state.fn == "fit" and trainer.received_sigterm:
-            self.terminated, trainer._signal_connector.received_sigterm = True, False
+            self._save(trainer)
+        self._end_if_asked(trainer)
 
     def on_validation_end(self, trainer, pl_module):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -98,8 +116,7 @@ class RolloutCheckpoint(Checkpoint):
         if done and ((self.every_n_rollouts and done % self.every_n_rollouts == 0) or done == self.last_saved):
             self.last_saved = -1  # what the validation has taught other callbacks belongs into it
             self._save(trainer)
-        if self.terminated:
-            trainer._signal_connector.received_sigterm = True
+        self._end_if_asked(trainer)
 
     def on_exception(self, trainer, pl_module, exception):
         if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._done(trainer):

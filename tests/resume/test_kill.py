@@ -137,25 +137,28 @@ def test_a_killed_run_ends_as_the_undisturbed_one(method, command, tmp_path):
 
 
 def test_two_processes_that_are_killed_end_as_undisturbed_ones(command, tmp_path):
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.use_distributed_sampler=false"]
-    kill_and_compare("grpo", command, tmp_path, Command, max(1, KILLS // 5), two)
+    kill_and_compare("grpo", command, tmp_path, Command, max(1, KILLS // 5), TWO)
 
 
-def test_sigterm_saves_and_says_so(command, tmp_path):
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+@pytest.mark.parametrize("begin", [start, Command], ids=["one process", "two processes"])
+def test_sigterm_saves_and_says_so(begin, command, tmp_path):
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "terminated"
-    assert finish(start(command("grpo", undisturbed), undisturbed)) == 0
-    arguments = command("grpo", folder)
+    more = TWO if begin is Command else []
+    assert finish(begin([*command("grpo", undisturbed), *more], undisturbed)) == 0
+    arguments = [*command("grpo", folder), *more]
     overlay = folder / "overlay.yaml"
     overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
-    process = start(arguments, folder)
+    process = begin(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(abs(process.pid), signal.SIGTERM)  # of two processes the first one only
     assert finish(process) == 143
     (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
     assert damage(saved) is None and f"is in {saved.relative_to(folder)}; go on with --ckpt_path last" in (folder / "log.txt").read_text()
-    assert finish(start([*arguments, "--ckpt_path=last"], folder)) == 0
-    logged, expected = metrics(folder), metrics(undisturbed)
-    assert logged == expected
+    assert finish(begin([*arguments, "--ckpt_path=last"], folder)) == 0
+    assert metrics(folder) == metrics(undisturbed)
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command, tmp_path):
