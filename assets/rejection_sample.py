@@ -54,7 +54,7 @@ def main(
         part = rows[start : start + batch]
         with isolated_rng("rejection sampling", seed, start), torch.no_grad():
             found = engine.generate(policy, [policy.encode(row["prompt"]) for row in part], part, samples, sampling)
-        total = total_reward(rewards, {reward.name: reward(found) for reward in rewards}).tolist()
+        total = total_reward(rewards, {reward.name: reward(found) for reward in rewards}, found.failures).tolist()  # NaN is never at_least
         for i, row in enumerate(part):
             right = {found.completions[j]: None for j in range(i * samples, (i + 1) * samples) if total[j] >= at_least - 1e-6}
             reached += bool(right)

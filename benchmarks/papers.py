@@ -51,7 +51,96 @@ class Paper:
     expect: str
 
 
+RIGHT, GRADED = "{class_path: rewards.ExactAnswer}", "{class_path: rewards.GradedAnswer}"
+NO_ALPHA = RIGHT.replace("Answer}", "Answer, init_args: {weight: 0}}, {class_path: rewards.ShorterBetter, init_args: {beta: 0.02}}")
+EVERY = {"val pass@1": "val/pass1", "val length": "val/length"}
+NEVER_SKIPS = '{"class_path":"callbacks.GRESO","init_args":{"p_easy":1.0,"p_hard":1.0,"step":0.0}}'
 PAPERS: dict[str, Paper] = {
+    "shorter_better": Paper(
+        config="configs/shorter_better.yaml",
+        rollouts=40,
+        arms={"shorter_better": [], "alpha 0": [f"--model.rewards=[{NO_ALPHA}]"], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        columns=EVERY | {"optimal length": "train/sol"},
+        expect="Length falls by at least 40 % at GRPO's accuracy; without alpha nothing protects accuracy.",
+    ),
+    "laser": Paper(
+        config="configs/laser.yaml",
+        rollouts=40,
+        arms={
+            "laser": [],
+            "laser_d": ["--config=configs/laser.yaml", "--config=configs/laser_d.yaml"],
+            "grpo": [f"--model.rewards=[{GRADED}]"],
+        },
+        columns=EVERY | {"right length": "train/length/correct", "target": "train/laser_target"},
+        expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 points of GRPO's.",
+    ),
+    "hapo": Paper(
+        config="configs/hapo.yaml",
+        rollouts=40,
+        arms={"hapo": [], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        columns=EVERY | {"length / history": "train/hapo_ratio", "history": "train/hapo_history"},
+        expect="Length falls from the second epoch on (rollout 9), not in the first.",
+    ),
+    "open_rs": Paper(
+        config="configs/open_rs.yaml",
+        rollouts=40,
+        arms={"open_rs": [], "grpo": [f"--model.rewards=[{RIGHT}, {{class_path: rewards.Format}}]"]},
+        columns=EVERY | {"right length": "train/length/correct"},
+        expect="Right completions become shorter than with accuracy and format alone, at similar accuracy.",
+    ),
+    "greso": Paper(
+        config="configs/greso.yaml",
+        rollouts=40,
+        arms={
+            "greso": [],
+            "dynamic sampling": [f'--trainer.callbacks=[{{"class_path":"callbacks.DifficultyLedger"}},{NEVER_SKIPS}]'],
+            "grpo": ["--model.batch.refill=0", "--trainer.callbacks=[]"],
+        },
+        columns={"val, four digits": "val/pass1/addition-4", "completions": "train/greso_completions", "no signal": "train/no_signal"},
+        expect="Completions a rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the sums that can be learned.",
+    ),
+    "ktae": Paper(
+        config="configs/ktae.yaml",
+        rollouts=40,
+        arms={"ktae": [], "ktae, clamped": ["--model.advantage.clamp=1.0"], "grpo": ["--model.advantage=objectives.GroupNorm"]},
+        columns={"val pass@1": "val/pass1", "val length": "val/length", "mean abs. key": "train/key_abs"},
+        expect="A given accuracy is reached in no more rollouts than with GRPO.",
+    ),
+    "s_grpo": Paper(
+        config="configs/s_grpo.yaml",
+        rollouts=40,
+        arms={"s_grpo": [], "grpo": ["--model.share=1.0"]},
+        columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens"},
+        expect="Better than the start with less than 60 % of the tokens; in the paper full-token GRPO under LoRA does not improve.",
+    ),
+    "t_spmo": Paper(
+        config="configs/t_spmo.yaml",
+        rollouts=40,
+        arms={
+            "t_spmo": [],
+            "t_spmo, no replay": ["--model.replay=false"],
+            "grpo": [
+                "--config=configs/s_grpo.yaml",
+                "--model.share=1.0",
+                "--model.batch.prompts_per_rollout=4",
+                "--model.batch.group_size=16",
+            ],
+        },
+        columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens", "edges": "train/edges"},
+        expect="Better than the start with few per cent of the tokens.",
+    ),
+    "one_shot": Paper(
+        config="configs/one_shot.yaml",
+        rollouts=80,
+        arms={"one_shot": [], "one_shot, no entropy bonus": ["--model.shaping.entropy_bonus=0"], "grpo": ["--trainer.callbacks=[]"]},
+        columns={
+            "val pass@1": "val/pass1",
+            "train": "train/reward/exact_answer",
+            "entropy": "train/entropy",
+            "live": "train/one_shot_live",
+        },
+        expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always solved; without the bonus by less.",
+    ),
     "saturn": Paper(
         config="configs/saturn.yaml",
         rollouts=100,
@@ -153,7 +242,7 @@ def results(name: str, paper: Paper, arm: str) -> list[dict[str, Any]]:
 
 def tokens(result: dict[str, Any]) -> list[float]:
     """Generated training tokens up to and including each rollout."""
-    extra = dict(result["curves"].get("train/extra_tokens", []))
+    extra = dict(result["curves"].get("train/extra_tokens", result["curves"].get("train/laser_monitor_tokens", [])))
     total, sums = 0.0, []
     for step, length in result["curves"]["train/length"]:
         total += length * result["rows"] + extra.get(step, 0.0)
@@ -171,7 +260,7 @@ def at(curve: Curve, fraction: float) -> float:
 def until(result: dict[str, Any], budget: float) -> dict[str, Any]:
     """The result as it stood when so many tokens had been generated."""
     rollouts = sum(total <= budget for total in tokens(result))
-    cut = {metric: [point for point in curve if point[0] <= rollouts] or curve[:1] for metric, curve in result["curves"].items()}
+    cut = {metric: [point for point in curve if point[0] < rollouts] or curve[:1] for metric, curve in result["curves"].items()}
     return result | {"curves": cut}
 
 
@@ -222,7 +311,9 @@ def plot(name: str, paper: Paper) -> None:
         for color, arm in enumerate(paper.arms):
             for number, result in enumerate(results(name, paper, arm)):
                 total = [0.0, *tokens(result)]
-                curve = [(total[min(step, len(total) - 1)] / 1000, value) for step, value in result["curves"].get(metric, [])]
+                curve = [(total[step + 1] / 1000, value) for step, value in result["curves"].get(metric, [])]
+                if curve and metric.startswith("val/"):  # the first validation comes before the first rollout
+                    curve[0] = (0.0, curve[0][1])
                 if curve:
                     panel.plot(*zip(*curve, strict=True), color=f"C{color}", linewidth=1, label=arm if number == 0 else None)
         panel.set(xlabel="generated tokens, thousands", ylabel=heading)

@@ -5,11 +5,16 @@ from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
 from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
+from callbacks.doctor import Doctor
 from callbacks.export import ExportPolicy
+from callbacks.greso import GRESO, GRESOSampler
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
+from callbacks.laser_monitor import LaserMonitor
 from callbacks.non_finite import NonFiniteGradients
+from callbacks.one_shot import OneShot, OneShotSampler
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
+from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
@@ -22,14 +27,21 @@ __all__ = [
     "CompletionsTable",
     "Curriculum",
     "DifficultyLedger",
+    "Doctor",
     "ExportPolicy",
     "FixedKL",
+    "LaserMonitor",
     "NonFiniteGradients",
+    "GRESO",
+    "GRESOSampler",
+    "OneShot",
+    "OneShotSampler",
     "Plateau",
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",
     "SaturnCurriculum",
+    "RolloutRecorder",
     "ScheduledKL",
     "Stage",
     "StageSchedule",

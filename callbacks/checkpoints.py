@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from support.errors import ConfigError
-from support.files import flush_to_disk
+from support.files import flush_to_disk, remove
 from support.runs import run_folder
 
 
@@ -62,13 +62,17 @@ class RolloutCheckpoint(Checkpoint):
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
                 flush_to_disk(temporary)
+                if path.is_dir():  # of shards, saved again after a validation; a folder is not replaced by renaming another
+                    os.replace(path, path.with_suffix(".replaced"))
                 os.replace(temporary, path)
+                remove(path.with_suffix(".replaced"))
                 flush_to_disk(folder)
                 for name in older[: len(older) + 1 - len(self.saved)]:
-                    (folder / name).unlink(missing_ok=True)
+                    remove(folder / name)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             self.saved = older
-            temporary.unlink(missing_ok=True)
+            if trainer.is_global_zero:
+                remove(temporary)
             whole = f"The last whole one is {folder / older[-1]}" if older else "There is no older one of this run"
             raise ConfigError(
                 f"the checkpoint after rollout {done} cannot be written to {path}: {error}. {whole}; make room or name another folder "

@@ -16,6 +16,9 @@ class ExportPolicy(L.Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run and not trainer.interrupted:  # type: ignore[attr-defined]
-            pl_module.export(Path(self.folder))  # type: ignore[operator]
-            print(f"What was trained is in {self.folder}")
+        if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
+            return
+        with pl_module.whole_weights():  # type: ignore[operator]
+            if trainer.is_global_zero:
+                pl_module.export(Path(self.folder))  # type: ignore[operator]
+                print(f"What was trained is in {self.folder}")

@@ -5,6 +5,7 @@ from datamodules.curriculum import CurriculumSampler
 from datamodules.demonstrations import Demonstrations
 from datamodules.files import FilePrompts
 from datamodules.garak import GarakPrompts
+from datamodules.human_eval import HumanEvalPrompts
 from datamodules.preferences import PairSource, PreferencePairs
 from datamodules.prompts import PromptData
 from datamodules.reasoning_gym import ReasoningGymPrompts
@@ -20,6 +21,7 @@ __all__ = [
     "Demonstrations",
     "FilePrompts",
     "GarakPrompts",
+    "HumanEvalPrompts",
     "PairSource",
     "PreferencePairs",
     "PromptData",

@@ -5,6 +5,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.arithmetic import arithmetic_demonstrations
 from datamodules.gym_demonstrations import gym_demonstrations
+from datamodules.rambling import rambling_demonstrations
 from datamodules.records import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
 from datamodules.sampler import PromptLoader, PromptSampler
@@ -15,6 +16,7 @@ from support.seeding import run_seed
 PROCEDURAL = {
     "arithmetic": arithmetic_demonstrations,
     "switching": switching_demonstrations,
+    "rambling": rambling_demonstrations,
     "records": record_demonstrations,
     "reasoning_gym": gym_demonstrations,
 }
@@ -24,7 +26,7 @@ class Demonstrations(L.LightningDataModule):
     """Rows with `prompt`, `response` and an optional `prefix` of the response that is given and not learned.
 
     Args:
-        source: arithmetic, switching, records, reasoning_gym, or a file, folder or hub data set as in `FilePrompts`.
+        source: arithmetic, switching, rambling, records, reasoning_gym, or a file, folder or hub data set as in `FilePrompts`.
         batch_size: rows of a step, over all processes.
         train_size, val_size: rows; of a file, the last `val_size` rows are held out and train_size is ignored.
         columns: this project's column name -> the file's.

@@ -105,7 +105,7 @@ def gym_demonstrations(size: int, seed: int) -> list[dict[str, Any]]:
 
     rng = random.Random(derive_seed("gym demonstrations", seed))
     share = math.ceil(size / len(FAMILIES))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, settings in FAMILIES.items():
         questions = reasoning_gym.create_dataset(name, size=3 * share, seed=derive_seed("gym", name, seed) % 2**31, **settings)
         kept = [entry["question"] for entry in questions if not is_held_out(entry["question"])][:share]

@@ -40,6 +40,10 @@ class PairSource:
             check_rows(raw, self.source, ("chosen", "rejected"))
             return [{"id": row["id"], **_from_hh(row)} for row in raw]
         check_rows(raw, self.source, ("prompt", "response_0", "response_1", "better_response_id"))
+        for row in raw:
+            for column in ("better_response_id", "safer_response_id"):
+                if row.get(column) not in (0, 1, None):
+                    raise ConfigError(f"row {row['id']} of {self.source} has {row[column]!r} as its {column}; it must be 0 or 1.")
         return [{"id": row["id"], **_from_pku(row)} for row in raw]
 
 

@@ -1,11 +1,15 @@
 """Data rows: read from JSONL, JSON, parquet or CSV files, a folder of them or the hub, and checked."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from support.errors import ConfigError
+from support.prompts import check_prompt
 
 Row = dict[str, Any]
+#: columns that hold one text
+TEXTS = {"response", "response_0", "response_1", "chosen", "rejected"}
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -19,30 +23,70 @@ def read_rows(source: str, split: str = "train", columns: dict[str, str] | None 
         subset: the hub data set's configuration name.
 
     Raises:
-        ConfigError: for a missing file, an unknown format, an empty data set or a column that is not there.
+        ConfigError: for a missing file, an unknown format, an empty data set, a line that cannot be read or a column that is not there.
     """
+    path = Path(source).expanduser()
+    if path.exists():
+        kind, files = _files(path, split)
+        rows = [row for file in files for row in read_json(file)] if kind == "json" else _table(source, kind, data_files=files)
+    else:
+        if source.startswith((".", "/", "~")) or path.suffix in FORMATS or source.count("/") != 1:
+            raise ConfigError(f"the data file {source!r} does not exist (looked at {path.absolute()}); check data.source.")
+        rows = _table(source, source, name=subset, split=split)
+    found = dict.fromkeys(name for row in rows for name in row)
+    for ours, theirs in (columns or {}).items():
+        if theirs not in found:
+            raise ConfigError(f"data.columns names {theirs!r} for {ours!r}, but {source!r} has the columns {list(found)}.")
+    return [row | {ours: row.get(theirs) for ours, theirs in (columns or {}).items()} for row in rows]
+
+
+def read_json(path: str | Path) -> list[Row]:
+    """The rows of a JSONL file, or of a JSON file that is one list of objects. NaN, as pandas writes what is missing, becomes None.
+
+    Raises:
+        ConfigError: naming the file and the line, for what is no UTF-8, no JSON, no object, or a text that no tokenizer could read.
+    """
+    content = Path(path).read_bytes()
+    if Path(path).suffix == ".json" and content.lstrip()[:1] == b"[":
+        listed = _parsed(content, f"the file {path}")
+        return [_object(item, f"item {number} of the file {path}") for number, item in enumerate(listed, 1)]
+    lines = ((line, f"line {number} of the file {path}") for number, line in enumerate(content.split(b"\n"), 1) if line.strip())
+    return [_object(_parsed(line, where), where) for line, where in lines]
+
+
+def _parsed(content: bytes, where: str) -> Any:
+    try:
+        found = json.loads(content.decode("utf-8-sig"), parse_constant=_constant)
+        if rb"\u" in content:
+            json.dumps(found, ensure_ascii=False).encode()  # half of a pair, "\ud800", is JSON and no text
+        return found
+    except UnicodeError as error:
+        raise ConfigError(f"{where} is no text in UTF-8: {error}; mend or drop it.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is no JSON: {error}; mend or drop it.") from error
+
+
+def _constant(name: str) -> None:
+    if name != "NaN":
+        raise ValueError(f"{name} is no number of JSON")
+
+
+def _object(found: Any, where: str) -> Row:
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where} holds {str(found)[:40]!r}; every row must be an object with named columns.")
+    return found
+
+
+def _table(source: str, kind: str, **settings: Any) -> list[Row]:
+    """Rows as the datasets library reads them."""
     import datasets
 
-    path = Path(source).expanduser()
     try:
-        if path.exists():
-            kind, files = _files(path, split)
-            table = datasets.load_dataset(kind, data_files=files, split="train")
-        elif source.startswith((".", "/", "~")) or path.suffix in FORMATS or source.count("/") != 1:
-            raise ConfigError(f"the data file {source!r} does not exist (looked at {path.absolute()}); check data.source.")
-        else:
-            table = datasets.load_dataset(source, subset, split=split)
-    except ConfigError:
-        raise
+        return [dict(row) for row in datasets.load_dataset(kind, **({"split": "train"} | settings))]
     except Exception as error:  # the hub's library raises many kinds; all of them mean that this source cannot be read
-        raise ConfigError(f"the data source {source!r} (split {split!r}) cannot be read: {type(error).__name__}: {error}") from error
-    for ours, theirs in (columns or {}).items():
-        if theirs not in table.column_names:
-            raise ConfigError(f"data.columns names {theirs!r} for {ours!r}, but {source!r} has the columns {table.column_names}.")
-    rows = [dict(row) for row in table]
-    for row in rows:
-        row.update({ours: row[theirs] for ours, theirs in (columns or {}).items()})
-    return rows
+        raise ConfigError(
+            f"the data source {source!r} (split {settings.get('split')!r}) cannot be read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _files(path: Path, split: str) -> tuple[str, list[str]]:
@@ -74,5 +118,10 @@ def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt
                     f"row {number} of {where} cannot be used: {found}. Name the right column in data.columns, drop the row, or list in data.required only "
                     "what the rewards need."
                 )
+        for column in TEXTS.intersection(required):
+            if not isinstance(row[column], str):
+                raise ConfigError(f"row {number} of {where} has {str(row[column])[:40]!r} as its {column!r}; it must be a text.")
+        if "prompt" in required:
+            check_prompt(row["prompt"], f"row {number} of {where}")
         row.setdefault("id", f"{number}")
     return rows

@@ -3,6 +3,7 @@
 from lightning_modules.adapt_think import AdaptThink, Forcing
 from lightning_modules.auto_think import AutoThink, ModeRewards
 from lightning_modules.evaluation import Evaluation
+from lightning_modules.few_tokens import SGRPO, TSPMO
 from lightning_modules.grpo import GRPO
 from lightning_modules.hc_rlhf import HCRLHF
 from lightning_modules.on_policy import OnPolicyModule
@@ -22,6 +23,8 @@ __all__ = [
     "GRPO",
     "HCRLHF",
     "SFT",
+    "SGRPO",
+    "TSPMO",
     "AutoThink",
     "Constraint",
     "CostModel",

@@ -26,6 +26,7 @@ from objectives.thinking import adapt_think_advantage
 from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, Engine, Mode, RolloutBatch, SamplingParams, needs_thinking
+from rollouts.engine import draw, uniforms
 from rollouts.first_tokens import FirstTokens, next_token_logprobs
 from support.errors import ConfigError
 
@@ -130,12 +131,18 @@ class AdaptThink(OnPolicyModule):
 
     def rollout(self, rows: Rows) -> RolloutBatch:
         prompts = [self.prompt_tokens(row) for row in rows]
-        first = self.first_tokens(next_token_logprobs(self.policy, prompts, self.temperature))
-        given = (self.batch.group_size, self.sampling, first.tokens, self.batch.rollout_micro_batch)
-        return first.mark(self.engine.generate(self.policy, prompts, rows, *given))
+        uniform = uniforms(rows, self.batch.group_size, 1, self.policy.device).view(len(rows), -1)
+        with self.policy.whole():
+            first = self.first_tokens(next_token_logprobs(self.policy, prompts, self.temperature), uniform)
+            given = (self.batch.group_size, self.sampling, first.tokens, self.batch.rollout_micro_batch)
+            return first.mark(self.engine.generate(self.policy, prompts, rows, *given))
 
-    def first_tokens(self, logprobs: Float[Tensor, "prompts vocabulary"]) -> FirstTokens:
-        """What every completion begins with, and the log-probs under pi_IS."""
+    def first_tokens(self, logprobs: Float[Tensor, "prompts vocabulary"], uniform: Float[Tensor, "prompts group"]) -> FirstTokens:
+        """What every completion begins with, and the log-probs under pi_IS.
+
+        Args:
+            uniform: numbers in [0, 1) that decide it.
+        """
         group, forced, closing = self.batch.group_size, self.forced_rows, list(self.form.closing)
         log_close = logprobs[:, closing[0]]
         self.closing.append(log_close.exp())
@@ -146,7 +153,7 @@ class AdaptThink(OnPolicyModule):
         without = logprobs.clone()
         without[:, closing[0]] = -torch.inf
         without = without.log_softmax(1)  # log pi(y_1) - log(1 - pi(</think>))
-        drawn = torch.multinomial(without.exp(), group - forced, replacement=True)
+        drawn = draw(without.repeat_interleave(group - forced, 0), uniform[:, forced:].flatten(), greedy=False)[0].view(len(logprobs), -1)
         word = self.policy.tokenizer(self.forcing.start_word, add_special_tokens=False)["input_ids"]
         found = FirstTokens([], [])
         for prompt in range(len(logprobs)):
@@ -230,7 +237,8 @@ class AdaptThink(OnPolicyModule):
             raise ConfigError(
                 "AdaptThink measures the initial policy on the training rows, so it needs a data module such as datamodules.FilePrompts."
             )
-        self.reference_means = reference_rewards(self, data.rows("train"))
+        with self.whole_weights():
+            self.reference_means = reference_rewards(self, data.rows("train"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -1,5 +1,6 @@
 """What every module shares: its policy's loading, optimiser and checkpoint."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from policies import Policy, PolicyParams
+from policies.sharding import shard
 from support.errors import ConfigError
 from support.seeding import isolated_rng, run_seed
 
@@ -45,6 +48,13 @@ class PosttrainModule(L.LightningModule):
         if getattr(self, "policy", None) is None:
             with isolated_rng("initialisation", run_seed()):  # fresh adapters are the same however much was drawn before
                 self.policy = Policy(self.policy_params, with_reference=self.with_reference)
+            if self._trainer is not None and isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
+                if strategy.device_mesh["tensor_parallel"].size() > 1:
+                    raise ConfigError(
+                        "trainer.strategy splits matrices over processes; set tensor_parallel_size: 1, which shards whole weights."
+                    )
+                dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+                shard(self.policy, strategy.device_mesh["data_parallel"], dtype)
 
     def configure_optimizers(self):
         trained = [p for p in self.policy.parameters() if p.requires_grad]
@@ -62,8 +72,20 @@ class PosttrainModule(L.LightningModule):
             return set()
         return {name for name in self.state_dict() if name.startswith("policy.") and "lora_" not in name}
 
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """All weights in place on every process while it lasts, also where training keeps them in shards; every process must take part."""
+        return self.policy.whole() if isinstance(self.policy, Policy) else nullcontext()
+
+    def gather_weights(self) -> None:
+        """Begin a stage in which processes may do different amounts of work on whole weights; `scatter_weights` ends it."""
+        self._gathered = self.whole_weights()
+        self._gathered.__enter__()
+
+    def scatter_weights(self) -> None:
+        self._gathered.__exit__(None, None, None)
+
     def export(self, folder: str | Path) -> None:
-        """Write what was trained as a folder that can be loaded again."""
+        """Write what was trained as a folder that can be loaded again; within `whole_weights`."""
         self.policy.save(folder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -79,9 +101,17 @@ class PosttrainModule(L.LightningModule):
                 "(callbacks.ExportPolicy) and give the folder as model.policy.model."
             )
         self.configure_model()
+        if "state_dict" not in checkpoint:  # shards, which the strategy loads and checks
+            return
         saved = checkpoint["state_dict"].keys()
         if any(".reference." in name for name in saved) and self.policy_params.lora is not None:
             self.policy.add_reference_adapter()
+        own = self.state_dict()
+        if other := [name for name in own.keys() & saved if own[name].shape != checkpoint["state_dict"][name].shape]:
+            raise ConfigError(
+                f"the checkpoint's {min(other)} has the shape {tuple(checkpoint['state_dict'][min(other)].shape)}, this model's "
+                f"{tuple(own[min(other)].shape)}; it was made with another policy or LoRA setting. Use the configuration that it was trained with."
+            )
         lost = self.state_dict().keys() - saved - self._rebuilt_from_config()
         if lost:
             raise ConfigError(

@@ -52,10 +52,11 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: int, stage: str) -> RolloutBatch:
-    """Sample, score and log one batch of an evaluation; draws depend on (seed, rank, batch) only, so evaluations compare."""
-    with isolated_rng(stage, run_seed(), module.global_rank, batch_idx):
+    """Sample, score and log one batch of an evaluation; draws depend on (seed, prompt) only, so evaluations compare."""
+    with isolated_rng(stage, run_seed()):
         batch = module.sample(rows, module.evaluation.samples, module.evaluation.sampling or module.sampling)
         batch.rewards = module.score(batch)
+    module.failure_counts.add(batch)
 
     def log(name: str, values: Tensor) -> None:
         values = values[~values.isnan()].float()
@@ -63,7 +64,7 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
             module.log(f"{stage}/{name}", values.mean(), batch_size=len(values), on_epoch=True, sync_dist=True)
 
     if module.rewards:
-        log("reward", total_reward(module.rewards, batch.rewards))
+        log("reward", total_reward(module.rewards, batch.rewards, batch.failures))
     for name, scores in batch.rewards.items():
         log(module.metric_name(name), scores)
     log("length", batch.lengths)
@@ -71,10 +72,23 @@ def evaluate(module: "OnPolicyModule", rows: list[dict[str, Any]], batch_idx: in
     judge = next((reward for reward in module.rewards if reward.is_correctness), None)
     right = None if judge is None else judge.unscaled(batch.rewards[judge.name], batch)
     if module.thinking_stats is not None:
-        module.thinking_stats.add(batch, None if right is None else right >= 1)
+        module.thinking_stats.add(batch, None if right is None else torch.where(right.isnan(), torch.nan, (right >= 1).float()))
     if right is not None:
         judged = ~right.isnan().view(len(rows), -1).any(1)
         module.problem_counts.add(
             [row for row, known in zip(rows, judged.tolist(), strict=True) if known], (right >= 1).view(len(rows), -1)[judged]
         )
     return batch
+
+
+def applicable_scores(module: "OnPolicyModule", batch: RolloutBatch) -> dict[str, Tensor]:
+    """The scores of the rewards whose columns all rows have; all of the method's scores if that is every one. Prompts to predict need no answers."""
+    known = []
+    for reward in module.rewards:
+        try:
+            for row in batch.rows:
+                reward.check_columns(row)
+            known.append(reward)
+        except ConfigError:
+            continue
+    return module.score(batch) if len(known) == len(module.rewards) else {reward.name: reward(batch) for reward in known}

@@ -31,7 +31,7 @@ from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.files import fingerprint, weights_fingerprint
 from support.prompts import split_fingerprint
-from support.seeding import isolated_rng, run_seed
+from support.seeding import derive_seed, isolated_rng, run_seed
 
 
 class HCRLHF(OnPolicyModule):
@@ -101,6 +101,11 @@ class HCRLHF(OnPolicyModule):
         self.constraint, self.bound, self.test_params = constraint or Constraint(), bound or StudentT(), test or SafetyTest()
         self.models = ScoreModels(reward_model, cost_model, rewards or [], cost, scorers or ScorerTraining(), self.constraint.cost_scale)
         self.bound.check(*self.models.cost_range)
+        if cost is not None and cost.max_failure_rate is not None:
+            raise ConfigError(
+                f"model.cost is {type(cost).__name__}, which may fail to score a response; neither the constraint nor the safety test can leave responses out. Give a cost "
+                "that always answers."
+            )
         self.monitors, self.supervised, self.reward_clip = monitors or [], supervised, reward_clip
         self.window = CostWindow(self.constraint.window)
         options = self.constraint
@@ -111,6 +116,10 @@ class HCRLHF(OnPolicyModule):
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.verdict: Verdict | None = None
+
+    @property
+    def all_rewards(self) -> list[Reward]:
+        return [*self.rewards, *self.monitors]
 
     # ---- phases 1 to 3: the models ------------------------------------------------------------------------------------------
 
@@ -150,7 +159,7 @@ class HCRLHF(OnPolicyModule):
     def returns(self, batch: RolloutBatch) -> Tensor:
         """clip(r - beta * KL) - lambda * augmented cost, and one ascent step of lambda."""
         options, costs = self.constraint, batch.rewards["cost"]
-        reward = total_reward(self.rewards, batch.rewards)
+        reward = total_reward(self.rewards, batch.rewards, batch.failures)
         if self.kl.placement == "reward" and self.kl.coefficient:
             reward = reward - self.kl.coefficient * self.sequence_kl(batch)
         reward = reward.clamp(-self.reward_clip, self.reward_clip)
@@ -170,7 +179,8 @@ class HCRLHF(OnPolicyModule):
         if self.supervised is None:
             return None
         rows = self._data().rows("demonstration")
-        drawn = torch.randint(len(rows), (self.supervised.batch_size,)).tolist()
+        own = torch.Generator().manual_seed(derive_seed("supervised", run_seed(), self.global_rank, self.trainer.global_step))
+        drawn = torch.randint(len(rows), (self.supervised.batch_size,), generator=own).tolist()
         loss = response_loss(self.policy, [rows[i] for i in drawn], self.supervised.max_length)
         self.step_metrics["supervised_loss"] = float(loss.detach())
         return self.supervised.coefficient * loss
@@ -231,10 +241,12 @@ class HCRLHF(OnPolicyModule):
 
         Returns None on all processes but the first. Raises ConfigError when this split's allowance is used up.
         """
-        if not self.trainer.is_global_zero:
-            return None
+        with self.whole_weights():
+            return self._safety_test() if self.trainer.is_global_zero else None
+
+    def _safety_test(self) -> Verdict:
         options, models = self.constraint, self.models.facts
-        candidate = weights_fingerprint(self.policy.model.state_dict())
+        candidate = weights_fingerprint(dict(self.policy.model.named_parameters()))
         # All that decides the verdict beside the weights and the prompts: with other settings it is another test.
         limits = [options.threshold, options.delta, options.cost_scale, self.bound.name, self.bound.assumption]
         question = fingerprint([models["cost_model"]["id"], *limits, asdict(self.sampling), run_seed()])

@@ -1,10 +1,11 @@
 """The six arrows: prompts -> rollouts -> rewards -> advantages -> loss -> update, each a method to override.
 
 One batch of the trainer is one rollout. Optimisation is manual, so a rollout may serve several optimiser steps; everything random
-in rollout n derives from (seed, rank, n), so a resumed run repeats an uninterrupted one.
+in rollout n derives from (seed, n) and the prompts, so a resumed run repeats an uninterrupted one, and two processes draw what one would.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from lightning_modules.base import PosttrainModule, adamw
 from lightning_modules.checks import check_data
-from lightning_modules.dynamic_sampling import refilled
-from lightning_modules.evaluation import Evaluation, evaluate
+from lightning_modules.dynamic_sampling import exactly, refilled
+from lightning_modules.evaluation import Evaluation, applicable_scores, evaluate
+from lightning_modules.failure_counts import FailureCounts
 from lightning_modules.overlap import overlapped_rollout
 from lightning_modules.policy_update import all_logprobs, policy_update
 from lightning_modules.problem_counts import ProblemCounts
@@ -27,8 +29,8 @@ from objectives.global_norm import at_last_token, normalised_sum
 from objectives.kl import kl_estimate
 from objectives.policy_losses import log_ratios
 from policies import PolicyParams
-from rewards import Reward, total_reward
-from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams
+from rewards import Reward, total_reward, without_failed
+from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams, completion_records
 from support.errors import ConfigError
 from support.memory import keep_freed_memory
 from support.seeding import isolated_rng, run_seed
@@ -113,23 +115,28 @@ class OnPolicyModule(PosttrainModule):
         self.last_sampled: RolloutBatch | None = None  # with the groups that dynamic sampling left out
         self.last_validation: list[RolloutBatch] = []
         self.thinking_stats: ThinkingStats | None = None
-        self.problem_counts = ProblemCounts()
+        self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
+        #: how many further prompts dynamic sampling takes at once, see `refilled`; callbacks may set it
+        self.refill_size: Callable[[int, float], int] = exactly
 
     # ---- the six arrows -----------------------------------------------------------------------------------------------------
 
     def training_step(self, rows: Rows, batch_idx: int) -> None:
         """One rollout and its updates."""
-        with isolated_rng("rollout", run_seed(), self.global_rank, self.rollouts_done):
+        with isolated_rng("rollout", run_seed(), self.rollouts_done):
             started = time.perf_counter()
-            batch = overlapped_rollout(self.rollout, rows, self.rewards, self._prompts_at_once)
-            sampled = time.perf_counter()
-            batch.rewards = self.score(batch)
-            drawn = everything = batch
-            filling: dict[str, float] = {}
-            if self.batch.refill:
-                batch, everything, filling = self.refill(batch)
+            with self.whole_weights():
+                batch = overlapped_rollout(self.rollout, rows, self.rewards, self._prompts_at_once)
                 sampled = time.perf_counter()
+                batch.rewards = self.score(batch)
+                drawn = everything = batch
+                filling: dict[str, float] = {}
+                if self.batch.refill:
+                    batch, everything, filling = self.refill(batch)
+                    sampled = time.perf_counter()
+            filling |= FailureCounts().add(everything).metrics(self, "this rollout")
             for reward in self.rewards:
+                filling |= reward.metrics(drawn)
                 reward.observe(everything)
             batch.advantages = self.advantages(batch)
             scored = time.perf_counter()
@@ -137,15 +144,18 @@ class OnPolicyModule(PosttrainModule):
             seconds = (sampled - started, time.perf_counter() - scored)
         self.last_rollout, self.last_sampled = batch, everything
         # Rewards and lengths of the prompts as they were drawn: those that are left after a selection compare with no other run.
-        log_rollout(self, drawn, metrics | filling, *seconds)
+        log_rollout(self, drawn, metrics | filling | self.advantage.metrics, *seconds)
 
     def rollout(self, rows: Rows) -> RolloutBatch:
         """Prompts to completions."""
         return self.sample(rows, self.batch.group_size, self.sampling)
 
     def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
-        """Completions to rewards, by name."""
-        return {reward.name: batch.rewards[reward.name] if reward.name in batch.rewards else reward(batch) for reward in self.rewards}
+        """Completions to rewards, by name, in the order of the list: each finds those before it in `batch.rewards`."""
+        for reward in self.rewards:
+            if reward.name not in batch.rewards:
+                batch.rewards[reward.name] = reward(batch)
+        return {reward.name: batch.rewards[reward.name] for reward in self.rewards}
 
     def refill(self, batch: RolloutBatch) -> tuple[RolloutBatch, RolloutBatch, dict[str, float]]:
         """Dynamic sampling: groups without signal are replaced by those of further prompts. Also returns all that was sampled, and metrics."""
@@ -161,15 +171,17 @@ class OnPolicyModule(PosttrainModule):
             return part
 
         budget = self.batch.further_prompts(self.trainer.world_size)
-        return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals)
+        with isolated_rng("refill", run_seed(), self.global_rank, self.rollouts_done):
+            return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals, self.refill_size)
 
     def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The weighted rewards of every completion, after `shaping`."""
         if self.shaping.normalise_rewards:
             weights = torch.tensor([reward.weight for reward in self.rewards])
             total = normalised_sum(torch.stack([batch.rewards[reward.name] for reward in self.rewards]), weights, batch.groups)
+            total = without_failed(total, self.rewards, batch.failures)
         else:
-            total = total_reward(self.rewards, batch.rewards)
+            total = total_reward(self.rewards, batch.rewards, batch.failures)
         if self.shaping.truncated_scale < 1:
             total = torch.where(batch.truncated, self.shaping.truncated_scale * total, total)
         return total
@@ -219,6 +231,11 @@ class OnPolicyModule(PosttrainModule):
     # ---- parts of the arrows ------------------------------------------------------------------------------------------------
 
     @property
+    def all_rewards(self) -> list[Reward]:
+        """All that scores a completion, optimised or not."""
+        return self.rewards
+
+    @property
     def rollouts_done(self) -> int:
         """Rollouts before this one, over the whole training, resumed parts included."""
         return self.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -240,7 +257,8 @@ class OnPolicyModule(PosttrainModule):
     def sample(self, rows: Rows, group_size: int, sampling: SamplingParams) -> RolloutBatch:
         """`group_size` completions for each row's prompt."""
         prompts = [self.prompt_tokens(row) for row in rows]
-        return self.engine.generate(self.policy, prompts, rows, group_size, sampling, rows_at_once=self.batch.rollout_micro_batch)
+        with self.policy.whole():
+            return self.engine.generate(self.policy, prompts, rows, group_size, sampling, rows_at_once=self.batch.rollout_micro_batch)
 
     def prompt_tokens(self, row: dict[str, Any]) -> list[int]:
         """The token ids of a data row's prompt."""
@@ -320,37 +338,50 @@ class OnPolicyModule(PosttrainModule):
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":
             keep_freed_memory()
+        self.advantage.end_tokens = [*self.policy.eos_token_ids, self.policy.pad_token_id]
         if self.trainer.is_global_zero:
             print(f"Batch plan: {self.batch.describe(self.trainer.world_size)}")
 
     def on_validation_epoch_start(self) -> None:
+        self.gather_weights()
         self.last_validation = []
-        self.thinking_stats, self.problem_counts = ThinkingStats.of(self.policy), ProblemCounts()
+        self.thinking_stats, self.problem_counts, self.failure_counts = ThinkingStats.of(self.policy), ProblemCounts(), FailureCounts()
 
     def validation_step(self, rows: Rows, batch_idx: int) -> None:
         self.last_validation.append(evaluate(self, rows, batch_idx, "val"))
 
     def on_validation_epoch_end(self) -> None:
+        self.scatter_weights()
         self.problem_counts.log(self, "val")
+        self.failure_counts.log(self, "val")
         if self.thinking_stats is not None:
             self.thinking_stats.log(self, "val")
 
     def on_test_epoch_start(self) -> None:
-        self.thinking_stats, self.problem_counts = ThinkingStats.of(self.policy), ProblemCounts()
+        self.gather_weights()
+        self.thinking_stats, self.problem_counts, self.failure_counts = ThinkingStats.of(self.policy), ProblemCounts(), FailureCounts()
 
     def test_step(self, rows: Rows, batch_idx: int) -> None:
         evaluate(self, rows, batch_idx, "test")
 
     def on_test_epoch_end(self) -> None:
+        self.scatter_weights()
         self.problem_counts.log(self, "test")
+        self.failure_counts.log(self, "test")
         if self.thinking_stats is not None:
             self.thinking_stats.log(self, "test")
 
+    def on_predict_epoch_start(self) -> None:
+        self.gather_weights()
+
+    def on_predict_epoch_end(self) -> None:
+        self.scatter_weights()
+
     def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
-        """Prompts with their sampled completions."""
-        with isolated_rng("predict", run_seed(), self.global_rank, batch_idx):
+        """A record of every sampled completion (rollouts/records.py), with the rewards whose columns the rows have."""
+        with isolated_rng("predict", run_seed()):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation.sampling or self.sampling)
-        return [
-            {"id": i, "prompt": prompt, "completion": text}
-            for i, prompt, text in zip(batch.column("id"), batch.column("prompt"), batch.completions, strict=True)
-        ]
+            batch.rewards = applicable_scores(self, batch)
+            if self.with_reference:
+                self.reference_logprobs(batch)
+        return completion_records(batch)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_modules.updates import MicroBatch, micro_batches, update_slices
 from objectives.kl import kl_estimate
@@ -36,12 +37,13 @@ def policy_update(module: "OnPolicyModule", batch: RolloutBatch) -> dict[str, fl
     norms = [norm for norm in norms if math.isfinite(norm)]
     if plan.lr_per == "rollout":
         _step_scheduler(module)
-    loss = float(passes.sums.pop("loss"))
-    means = {name: float(value / max(tokens, 1)) for name, value in passes.sums.items()}
+    loss = passes.sums.pop("loss")
+    totals = module.summed(torch.stack([loss.double(), torch.tensor(float(tokens)).to(loss), *passes.sums.values()]).double())
+    means = {name: float(total / totals[1].clamp(min=1)) for name, total in zip(passes.sums, totals[2:], strict=True)}
     if plan.kl_stop is not None:
         means["updates"] = float(len(norms))
     means["skipped_updates"] = float(skipped)
-    return means | {"loss": loss * module.trainer.world_size / parts, "grad_norm": sum(norms) / max(len(norms), 1)}
+    return means | {"loss": float(totals[0]) / parts, "grad_norm": sum(norms) / max(len(norms), 1)}
 
 
 def _accumulate(module: "OnPolicyModule", passes: "_Passes", part: slice) -> None:
@@ -140,10 +142,16 @@ def all_logprobs(module: "OnPolicyModule", batch: RolloutBatch, reference: bool)
     return values.masked_fill(~batch.action_mask, 0.0)
 
 
+def total_norm(gradients: list[Tensor]) -> float:
+    """The norm of all gradients together, of those in shards over all processes."""
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
 def _step(module: "OnPolicyModule", optimizer: Any) -> float:
     """One optimiser step, left out if the gradient is not finite. Returns the gradient's norm before it was clipped."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) if parameters else 0.0
+    norm = total_norm([p.grad for p in parameters])
     if math.isfinite(norm):  # the same on all processes, whose gradients have been averaged
         if module.max_grad_norm is not None:
             module.clip_gradients(optimizer, module.max_grad_norm, "norm")

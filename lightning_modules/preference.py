@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torchmetrics.classification import BinaryCalibrationError
 
@@ -49,6 +50,10 @@ class PreferenceModule(PosttrainModule, ABC):
         self.regularisation = regularisation
 
     def configure_model(self) -> None:
+        if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise ConfigError(
+                f"trainer.strategy puts weights in shards, which {type(self).__name__} does not know; set trainer.strategy: ddp."
+            )
         if getattr(self, "policy", None) is None:
             self.policy = Scorer(self.policy_params)
 

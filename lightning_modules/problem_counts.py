@@ -48,7 +48,9 @@ class ProblemCounts:
         """Log pass@1 and every wanted pass@k, in all and by task, and their intervals where they are asked for."""
         everything = [item for part in gathered(self.found) for item in part]
         for name, value in self.metrics(everything, module.evaluation.pass_ks, module.evaluation.with_intervals(stage)).items():
-            module.log(f"{stage}/{name}", value, prog_bar=name == "pass@1")  # equal on all processes already
+            module.log(
+                f"{stage}/{name}", value, prog_bar=name == "pass@1", sync_dist=True
+            )  # equal on all processes already; Lightning warns otherwise
 
     @staticmethod
     def metrics(found: list[tuple[str, int, int]], pass_ks: dict[str, int], intervals: bool) -> dict[str, float]:
@@ -57,19 +59,20 @@ class ProblemCounts:
         Args:
             found: (task, samples, of which correct) of each problem.
             pass_ks: k by the metric's name; pass@1 is always there.
-            intervals: add `<name>/low` and `<name>/high`, 95 % bootstrap intervals over the problems.
+            intervals: add `<name>/low` and `<name>/high`, 95 % bootstrap intervals over the problems, in all and by task.
         """
         if not found:
             return {}
         tasks = np.array([task for task, _, _ in found])
         samples = torch.tensor([n for _, n, _ in found], dtype=torch.float64)
         right = torch.tensor([c for _, _, c in found], dtype=torch.float64)
+        names = np.unique(tasks).tolist()
+        parts = {"": np.ones(len(tasks), dtype=bool)} | {f"/{task}": tasks == task for task in names if len(names) > 1}
         metrics = {}
         for name, k in ({"pass@1": 1} | pass_ks).items():
             values = pass_rate(samples, right, k).numpy()
-            metrics[name] = float(values.mean())
-            if intervals:
-                metrics[f"{name}/low"], metrics[f"{name}/high"] = bootstrap_interval(values, seed=run_seed())
-            names = np.unique(tasks).tolist()
-            metrics |= {f"{name}/{task}": float(values[tasks == task].mean()) for task in names if len(names) > 1}
+            for end, chosen in parts.items():
+                metrics[f"{name}{end}"] = float(values[chosen].mean())
+                if intervals:
+                    metrics[f"{name}{end}/low"], metrics[f"{name}{end}/high"] = bootstrap_interval(values[chosen], seed=run_seed())
         return metrics

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning_modules.failure_counts import FailureCounts
 from rollouts import SamplingParams
 from support.errors import ConfigError
 from support.files import atomic_write_text, cache_folder, fingerprint, weights_fingerprint
@@ -63,13 +64,16 @@ def reference_rewards(module: "AdaptThink", rows: list[dict[str, Any]]) -> dict[
         print(f"Measuring the initial policy: {module.reference.samples} completions for each of {len(distinct)} prompts", flush=True)
     keys = list(distinct)
     found: dict[str, float] = {}
+    failures = FailureCounts()
     blocks = [keys[start : start + PROMPTS_AT_ONCE] for start in range(0, len(keys), PROMPTS_AT_ONCE)]
     for number in range(module.global_rank, len(blocks), module.trainer.world_size):
         with isolated_rng("reference rewards", run_seed(), number):
             batch = module.sample([distinct[key] for key in blocks[number]], module.reference.samples, sampling)
             batch.rewards = module.score(batch)
-        means = module.returns(batch).view(len(blocks[number]), -1).mean(1)
+        failures.add(batch)
+        means = module.returns(batch).view(len(blocks[number]), -1).nanmean(1)  # over those that could be scored
         found |= dict(zip(blocks[number], means.tolist(), strict=True))
+    failures.metrics(module, "the measurement of the initial policy")
     found = {key: value for part in gathered(found) for key, value in part.items()}
     if module.reference.cache and module.trainer.is_global_zero:
         atomic_write_text(path, json.dumps(found))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_modules.base import PosttrainModule, adamw
 from policies import PolicyParams
-from policies.supervised import response_loss
+from policies.supervised import response_loss, summed_response_loss
 
 
 class SFT(PosttrainModule):
@@ -40,12 +40,24 @@ class SFT(PosttrainModule):
         return response_loss(self.policy, rows, self.max_length)
 
     def training_step(self, rows: list[dict[str, Any]], batch_idx: int) -> Tensor:
-        loss = self.loss(rows)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(rows))
+        total, tokens = summed_response_loss(self.policy, rows, self.max_length)
+        if self.trainer.world_size > 1:  # gradients are averaged over the processes, whose rows differ in length
+            tokens = self.trainer.strategy.reduce(tokens, reduce_op="mean")
+        loss = total / tokens
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(rows), sync_dist=True)
         return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.gather_weights()
+
+    def on_validation_epoch_end(self) -> None:
+        self.scatter_weights()
 
     def validation_step(self, rows: list[dict[str, Any]], batch_idx: int) -> None:
         self.log("val/loss", self.loss(rows), prog_bar=True, batch_size=len(rows), sync_dist=True)
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def test_step(self, rows: list[dict[str, Any]], batch_idx: int) -> None:
         self.log("test/loss", self.loss(rows), batch_size=len(rows), sync_dist=True)

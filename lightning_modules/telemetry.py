@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from rewards import total_reward
 from rollouts import RolloutBatch
@@ -13,18 +14,25 @@ if TYPE_CHECKING:
 SHOWN = {"train/reward", "train/length", "train/kl", "perf/rollout_tokens_per_s"}
 
 
+def means(module: "OnPolicyModule", rows: dict[str, Tensor]) -> dict[str, float]:
+    """Mean of every quantity over the rows of all processes that have it (are not NaN)."""
+    found = torch.stack([value.double() for value in rows.values()])
+    totals = module.summed(torch.stack([found.nan_to_num(0.0).sum(1), (~found.isnan()).sum(1).double()]))
+    return dict(zip(rows, (totals[0] / totals[1]).tolist(), strict=True))
+
+
 def log_rollout(
     module: "OnPolicyModule", batch: RolloutBatch, metrics: dict[str, float], rollout_seconds: float, update_seconds: float
 ) -> None:
-    """Log one rollout and its updates; `metrics` are the update's own."""
+    """Log one rollout and its updates: means over the rows of all processes; `metrics` are the update's own."""
     tokens, learned = float(batch.lengths.sum()), module.last_rollout or batch
-    values = {f"train/{name}": value for name, value in metrics.items()}
-    values |= {f"train/{module.metric_name(name)}": float(scores.nanmean()) for name, scores in batch.rewards.items()}
+    rows = {module.metric_name(name): scores for name, scores in batch.rewards.items()}
     if module.rewards:
-        values["train/reward"] = float(total_reward(module.rewards, batch.rewards).nanmean())
+        rows["reward"] = total_reward(module.rewards, batch.rewards, batch.failures)
+    rows |= {"length": batch.lengths, "truncated": batch.truncated}
+    values = {f"train/{name}": value for name, value in metrics.items()}
+    values |= {f"train/{name}": value for name, value in means(module, rows).items()}
     values |= {
-        "train/length": tokens / len(batch.finish_reasons),
-        "train/truncated": batch.finish_reasons.count("length") / len(batch.finish_reasons),
         "train/kl_coefficient": module.kl.coefficient,
         "perf/rollout_tokens_per_s": (tokens + metrics.get("extra_tokens", 0.0)) / rollout_seconds,
         "perf/update_tokens_per_s": float(learned.lengths.sum()) / update_seconds,

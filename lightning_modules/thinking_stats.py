@@ -1,4 +1,4 @@
-"""How often a model thinks, on what, how long and with what success: measured in every method's validation whose model can think."""
+"""How often a model thinks, on what, how long and with what success: measured in every method's validation; of a model that cannot think, the lengths."""
 
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -23,36 +23,36 @@ class ThinkingStats:
     otherwise leave the others waiting for it.
 
     Args:
-        form: of the policy's think block.
+        form: of the policy's think block; None if its chat template knows none, and then there are lengths by difficulty alone.
     """
 
-    def __init__(self, form: ThinkingFormat) -> None:
+    def __init__(self, form: ThinkingFormat | None) -> None:
         self.form = form
         self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self.means: dict[str, float] = {}
 
     @classmethod
-    def of(cls, policy: Policy) -> "ThinkingStats | None":
-        """For a policy; None if its chat template knows no think block."""
-        form = thinking_format(policy)
-        return None if form is None else cls(form)
+    def of(cls, policy: Policy) -> "ThinkingStats":
+        """For a policy."""
+        return cls(thinking_format(policy))
 
     def add(self, batch: RolloutBatch, correct: Tensor | None = None) -> None:
         """Count one evaluated batch.
 
         Args:
-            correct: (rows,), bool; None if no reward says so.
+            correct: (rows,), bool, or 1, 0 and NaN where it is not known; None if no reward says so.
         """
-        modes, lengths = self.form.modes(batch), batch.lengths
-        modal = {"thinking": modes == Mode.THINKING, "no_thinking": modes == Mode.NO_THINKING}
-        levels = difficulties(batch.rows, batch.group_size)
-        groups = {"": torch.ones_like(modes, dtype=torch.bool)}
-        groups |= {f"/{level}": torch.tensor([own == level for own in levels], device=modes.device) for level in set(levels) - {None}}
+        lengths, levels = batch.lengths, difficulties(batch.rows, batch.group_size)
+        groups = {f"/{level}": torch.tensor([own == level for own in levels], device=lengths.device) for level in set(levels) - {None}}
         for end, rows in groups.items():
+            self._count(f"length{end}", lengths[rows])
+        if self.form is None:
+            return
+        modes = self.form.modes(batch)
+        modal = {"thinking": modes == Mode.THINKING, "no_thinking": modes == Mode.NO_THINKING}
+        for end, rows in ({"": torch.ones_like(modes, dtype=torch.bool)} | groups).items():
             self._count(f"thinking_rate{end}", modal["thinking"][rows])
             self._count(f"no_thinking_rate{end}", modal["no_thinking"][rows])
-            if end:
-                self._count(f"length{end}", lengths[rows])
         self._count("unclosed_rate", modes == Mode.UNCLOSED)
         for name, chosen in modal.items():
             self._count(f"length/{name}", lengths[chosen])
@@ -60,6 +60,7 @@ class ThinkingStats:
                 self._count(f"pass@1/{name}", correct[chosen])
 
     def _count(self, name: str, values: Tensor) -> None:
+        values = values[~values.isnan()]
         if len(values):
             self.sums[name][0] += float(values.float().sum())
             self.sums[name][1] += len(values)
@@ -72,7 +73,7 @@ class ThinkingStats:
                 totals[name] = (totals[name][0] + value, totals[name][1] + count)
         self.means = {name: value / count for name, (value, count) in sorted(totals.items())}
         for name, value in self.means.items():
-            module.log(f"{stage}/{name}", value)  # equal on all processes already
+            module.log(f"{stage}/{name}", value, sync_dist=True)  # equal on all processes already; Lightning warns otherwise
 
 
 def difficulties(rows: list[dict[str, Any]], group_size: int = 1) -> list[str | None]:

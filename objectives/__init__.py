@@ -7,8 +7,10 @@ from objectives.advantages import Advantage, GroupNorm, LeaveOneOut
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
+from objectives.ktae import KTAE
 from objectives.pass_at_k import PassAtK
 from objectives.policy_losses import ClippedSurrogate, PolicyLoss, Reinforce
+from objectives.prefix_tree import PrefixTree, Probability
 from objectives.running_mean import RunningMean
 from objectives.sequence_losses import SequenceSurrogate
 from objectives.weighted_losses import CISPO, SAPO, VESPO
@@ -25,9 +27,12 @@ __all__ = [
     "GlobalNorm",
     "GroupNorm",
     "Hoeffding",
+    "KTAE",
     "LeaveOneOut",
     "PassAtK",
     "PolicyLoss",
+    "PrefixTree",
+    "Probability",
     "Reinforce",
     "ReinforcePlusPlus",
     "RunningMean",

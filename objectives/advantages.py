@@ -18,6 +18,10 @@ class Advantage(ABC):
     token_rewards = False
     #: whether a completion is judged against others of its prompt, so that one completion a prompt teaches nothing
     needs_group = True
+    #: ids of the tokens that end or pad a completion; the on-policy module sets them
+    end_tokens: list[int] = []
+    #: what the latest call has to report, by name; the on-policy module logs it under train/
+    metrics: dict[str, float] = {}
 
     @abstractmethod
     def __call__(

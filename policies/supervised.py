@@ -7,11 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies.policy import Policy
+from policies.texts import encode_content
 from support.errors import ConfigError
 
 
 def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> tuple[Tensor, Tensor, Tensor]:
     """(ids, attention mask, loss mask), each (rows, time), padded on the right; the loss mask covers responses and their end token.
+
+    Of the control tokens that a response or prefix spells, <think> and </think> are encoded as tokens, because demonstrations teach when to close
+    the reasoning; all others stay text, so that data cannot end a turn or open another one.
 
     Args:
         rows: with `prompt`, `response` and an optional `prefix` of the response that is given and not learned.
@@ -21,8 +25,8 @@ def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int
     for row in rows:
         given = policy.encode(row["prompt"])
         if row.get("prefix"):
-            given = given + tokenizer(row["prefix"], add_special_tokens=False)["input_ids"]
-        learned = tokenizer(row["response"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            given = given + encode_content(tokenizer, row["prefix"])
+        learned = encode_content(tokenizer, row["response"]) + [tokenizer.eos_token_id]
         if len(given) + len(learned) > max_length:
             raise ConfigError(
                 f"row {row.get('id')!r} has {len(given) + len(learned)} tokens, more than max_length={max_length}; "
@@ -42,7 +46,17 @@ def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int
 
 def response_loss(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> Float[Tensor, ""]:
     """-(1 / sum_i |y_i|) * sum_i sum_t log pi(y_{i,t} | x_i, y_{i,<t}) over the response tokens."""
+    total, tokens = summed_response_loss(policy, rows, max_length)
+    return total / tokens
+
+
+def summed_response_loss(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The same without its first factor, and the number of response tokens."""
     ids, mask, loss_mask = encode_responses(policy, rows, max_length)
+    return policy(_summed_loss, policy, ids, mask, loss_mask), loss_mask[:, 1:].sum().float()
+
+
+def _summed_loss(policy: Policy, ids: Tensor, mask: Tensor, loss_mask: Tensor) -> Float[Tensor, ""]:
     logits = policy.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     targets = ids[:, 1:].masked_fill(~loss_mask[:, 1:], -100)
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")

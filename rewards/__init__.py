@@ -1,13 +1,24 @@
 """What a completion earns."""
 
 from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
-from rewards.base import FunctionReward, Reward, total_reward
+from rewards.base import Failure, FunctionReward, Reward, total_reward, without_failed
+from rewards.choices import MultipleChoice
+from rewards.code import CodeTests
+from rewards.failures import Guarded
+from rewards.hapo import HAPO, NgramRepetition
+from rewards.instructions import InstructionFollowing
+from rewards.judge import HTTPJudge
+from rewards.judged import JudgedReward
 from rewards.language import LanguageConsistency
+from rewards.laser import GradedAnswer, Laser, LaserD, LaserDE
+from rewards.length_family import KimiLength, L1Exact, L1Max, NormalisedLength, Truncation
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
+from rewards.open_rs import CosineLength, LineFormat, ParsableMathAnswer, TagCount
 from rewards.per_task import PerTask
 from rewards.saturn import SatAssignment
 from rewards.self_verify import Verdict
+from rewards.shorter_better import ShorterBetter
 from rewards.still3 import ActionBonus, LengthBonus
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
@@ -15,27 +26,51 @@ from rewards.think_json import FilledSchema, JsonPart, ThinkAnswerFormat
 
 __all__ = [
     "ActionBonus",
+    "CodeTests",
+    "CosineLength",
     "ExactAnswer",
+    "Failure",
     "FilledSchema",
     "Format",
     "FunctionReward",
+    "GradedAnswer",
+    "Guarded",
+    "HAPO",
+    "HTTPJudge",
+    "InstructionFollowing",
     "JsonPart",
+    "JudgedReward",
+    "KimiLength",
+    "L1Exact",
+    "L1Max",
     "LanguageConsistency",
+    "Laser",
+    "LaserD",
+    "LaserDE",
     "LengthBonus",
     "LengthPenalty",
+    "LineFormat",
     "MathAnswer",
     "ModelScore",
+    "MultipleChoice",
+    "NgramRepetition",
+    "NormalisedLength",
     "NumericAnswer",
     "OnTopic",
+    "ParsableMathAnswer",
     "PerTask",
     "ReasoningGymScore",
     "RecordsCost",
     "RecordsReward",
     "Reward",
     "SatAssignment",
+    "ShorterBetter",
     "SoftOverlong",
+    "TagCount",
     "ThinkAnswerFormat",
     "ToxicityCost",
+    "Truncation",
     "Verdict",
     "total_reward",
+    "without_failed",
 ]

@@ -5,14 +5,27 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Stands in place of a score for a completion that could not be scored."""
+
+    kind: Literal["error", "timeout"]
+    message: str
+
+
+#: their numbers in `RolloutBatch.failures`
+FAILURES = {"error": 1, "timeout": 2}
 
 
 class Reward(ABC):
@@ -32,6 +45,10 @@ class Reward(ABC):
     #: most of its time is spent waiting for others (a judge, a sandbox), so it scores on a thread while more prompts are generated; needs
     #: batch.rollout_micro_batch, and must not draw random numbers
     waits = False
+    #: of a rollout, before the run stops, for rewards that give a Failure where they cannot score; None: it always can, and an exception is a fault
+    max_failure_rate: float | None = None
+    #: what the last failure said
+    last_failure = ""
 
     def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
         if not math.isfinite(weight):
@@ -40,19 +57,31 @@ class Reward(ABC):
         self.name = name or "".join("_" + c.lower() if c.isupper() else c for c in type(self).__name__).lstrip("_")
 
     @abstractmethod
-    def score(self, batch: RolloutBatch) -> Sequence[float] | Float[Tensor, "rows"]:
-        """One number for each completion of the batch."""
+    def score(self, batch: RolloutBatch) -> Sequence[float | Failure] | Float[Tensor, "rows"]:
+        """One number for each completion of the batch, or a Failure where `max_failure_rate` is set. `batch.rewards` holds the scores of the rewards listed
+        before this one."""
 
     def __call__(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """Raises ConfigError for a wrong number of rewards, an infinite one, or NaN from a reward that may not abstain."""
-        values = torch.as_tensor(self.score(batch), dtype=torch.float32, device=batch.completion_ids.device)
+        """NaN where the reward abstained or failed; the batch's `failures` say which.
+
+        Raises ConfigError for a wrong number of rewards, an infinite one, or NaN from a reward that may not abstain.
+        """
+        scores = self.score(batch)
+        failed = torch.zeros(len(scores), dtype=torch.int8, device=batch.completion_ids.device)
+        if self.max_failure_rate is not None:
+            for row, score in enumerate(scores):
+                if isinstance(score, Failure):
+                    failed[row], self.last_failure = FAILURES[score.kind], score.message
+            scores = [math.nan if isinstance(score, Failure) else score for score in scores]
+            batch.failures[self.name] = failed
+        values = torch.as_tensor(scores, dtype=torch.float32, device=batch.completion_ids.device)
         rows = batch.completion_ids.shape[0]
         if values.shape != (rows,):
             raise ConfigError(
                 f"the reward {self.name!r} ({type(self).__name__}) returned {tuple(values.shape)} numbers for {rows} completions; it must "
                 "return one for each, in their order."
             )
-        bad = values.isinf() if self.may_abstain else ~values.isfinite()
+        bad = (values.isinf() if self.may_abstain else ~values.isfinite()) & (failed == 0)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             mend = "return a finite number" + ("" if self.may_abstain else ", or None from a plain function where it does not apply")
@@ -68,6 +97,13 @@ class Reward(ABC):
 
     def check_columns(self, row: dict[str, Any]) -> None:
         """Called with one data row before training. Raises ConfigError if a needed column is missing."""
+
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
+        """What it shows of a training rollout beside its mean, by what follows train/; nothing by default.
+
+        Called on every process, before `observe`. Processes must give the same names, whose values are averaged over them.
+        """
+        return {}
 
     def observe(self, batch: RolloutBatch) -> None:  # noqa: B027
         """Called on every process after each training rollout was scored, never in validation: for rewards that remember.
@@ -154,7 +190,18 @@ def _imported(path: str) -> Callable:
     return function
 
 
-def total_reward(rewards: list[Reward], scores: dict[str, Float[Tensor, "rows"]]) -> Float[Tensor, "rows"]:
-    """Weighted sum over the rewards that apply to each row; NaN where none does."""
+def total_reward(
+    rewards: list[Reward], scores: dict[str, Float[Tensor, "rows"]], failures: dict[str, Int[Tensor, "rows"]] | None = None
+) -> Float[Tensor, "rows"]:
+    """Weighted sum over the rewards that apply to each row; NaN where none does, or where one failed."""
     stacked = torch.stack([reward.weight * scores[reward.name] for reward in rewards])
-    return torch.where(stacked.isnan().all(0), torch.nan, stacked.nan_to_num(0.0).sum(0))
+    total = torch.where(stacked.isnan().all(0), torch.nan, stacked.nan_to_num(0.0).sum(0))
+    return without_failed(total, rewards, failures or {})
+
+
+def without_failed(total: Float[Tensor, "rows"], rewards: list[Reward], failures: dict[str, Int[Tensor, "rows"]]) -> Float[Tensor, "rows"]:
+    """NaN where a reward failed: without it the sum of the others is another reward, in which the failed one counts as zero."""
+    for reward in rewards:
+        if reward.name in failures:
+            total = torch.where(failures[reward.name].to(total.device) > 0, torch.nan, total)
+    return total

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from rewards.base import Reward
+from rewards.base import FAILURES, Failure, Reward
 from support.errors import ConfigError
 
 
@@ -45,6 +45,9 @@ class PerTask(Reward):
                 )
         self.may_abstain = any(reward.may_abstain for reward in rewards.values())
         self.is_correctness = all(reward.is_correctness for reward in rewards.values())
+        self.waits = any(reward.waits for reward in rewards.values())
+        rates = [reward.max_failure_rate for reward in rewards.values() if reward.max_failure_rate is not None]
+        self.max_failure_rate = min(rates, default=None)
 
     def _for(self, task: str) -> Reward:
         found = self.rewards.get(task, self.rewards.get("default"))
@@ -62,11 +65,19 @@ class PerTask(Reward):
     def score(self, batch):
         tasks = [family(row) for row in batch.rows]
         values = torch.zeros(batch.completion_ids.shape[0], device=batch.completion_ids.device)
+        failed: dict[int, Failure] = {}
         for task in sorted(set(tasks)):
-            prompts = [i for i, found in enumerate(tasks) if found == task]
+            part = batch.take([i for i, found in enumerate(tasks) if found == task])
             rows = torch.tensor([tasks[i] == task for i in batch.groups.tolist()], device=values.device)
-            values[rows] = self._for(task)(batch.take(prompts)).to(values.device)
-        return values * self._scales(batch)
+            reward = self._for(task)
+            values[rows] = reward(part).to(values.device)
+            if reward.name in part.failures:
+                kinds = dict(zip(rows.nonzero().flatten().tolist(), part.failures[reward.name].tolist(), strict=True))
+                failed |= {
+                    row: Failure(name, reward.last_failure) for row, kind in kinds.items() for name, n in FAILURES.items() if n == kind
+                }
+        values = values * self._scales(batch)
+        return [failed.get(row, value) for row, value in enumerate(values.tolist())] if failed else values
 
     def unscaled(self, scores, batch):
         return scores / self._scales(batch).to(scores.device)

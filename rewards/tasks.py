@@ -1,12 +1,45 @@
 """Rewards that belong to a task: reasoning-gym's scorers and the rule of the records help desk."""
 
+import ast
 import json
+import math
 from functools import cache
 from typing import Any, Literal
 
 from datamodules.records import true_cost, true_reward
+from rewards.answer_process import judged
 from rewards.answers import answers, last_number
 from rewards.base import Reward, needs
+from support.errors import ConfigError
+
+#: tasks whose scorers hand an answer to Python's eval, and to sympy, which does the same with it
+EVALUATED = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}
+COMPUTED = {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
+_VALUES = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.UnaryOp, ast.USub, ast.UAdd)
+_SUMS = (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
+_FUNCTIONS = set("sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log ln sqrt Abs".split())
+
+
+def is_value(answer: str, formula: bool = False) -> bool:
+    """Whether nothing but a value can come of evaluating an answer: no calls, attributes or operators, or for a formula those of arithmetic and calculus.
+
+    What is no Python stays what it is where Python's own eval would refuse it; sympy reads more than Python does, so a formula must be Python.
+    """
+    try:
+        tree = ast.parse(answer.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return not formula
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id.startswith("_"):
+            return False
+        if formula and isinstance(node, ast.Call):
+            if not (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS) or node.keywords:
+                return False
+        elif not isinstance(node, _VALUES + (_SUMS if formula else ())) or (
+            formula and isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ):
+            return False
+    return True
 
 
 @cache
@@ -40,10 +73,24 @@ class ReasoningGymScore(Reward):
             answer = answer.rsplit("<answer>", 1)[1].split("</answer>", 1)[0].strip()
         elif self.extract == "number":
             answer = "" if (number := last_number(answer)) is None else str(number)
-        return float(_scorer(data["metadata"]["source_dataset"])(answer=answer, entry=data))
+        task = data["metadata"]["source_dataset"]
+        if task in EVALUATED or task in COMPUTED:
+            score = judged("gym", answer, entry) if is_value(answer, task in COMPUTED) else 0.0
+            return score if score is not None and math.isfinite(score) else 0.0
+        try:
+            score = float(_scorer(task)(answer=answer, entry=data))
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            return 0.0  # several scorers stumble over what they do not expect: such an answer is wrong
+        return score if math.isfinite(score) else 0.0
 
     def check_columns(self, row):
         needs(self, row, "entry")
+        try:
+            _scorer(json.loads(row["entry"])["metadata"]["source_dataset"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the reward {self.name!r} (ReasoningGymScore) cannot read the `entry` of row {row.get('id')!r} as an entry of a task of reasoning-gym: {error!r}."
+            ) from error
 
 
 class RecordsReward(Reward):

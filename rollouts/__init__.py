@@ -1,13 +1,16 @@
 """From prompts to completions: the batch that everybody passes on, and the engines that generate."""
 
-from rollouts.batch import RolloutBatch
+from rollouts.batch import RolloutBatch, ends_open
 from rollouts.embedded import EmbeddedEngine
 from rollouts.engine import Engine
 from rollouts.plan import BatchPlan
+from rollouts.records import completion_records
 from rollouts.sampling import SamplingParams
+from rollouts.storage import read_rollout, write_rollout
 from rollouts.thinking import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
 from rollouts.vllm import VLLMEngine, VLLMServer
+from rollouts.written import written
 
 __all__ = [
     "BatchPlan",
@@ -20,6 +23,11 @@ __all__ = [
     "TransformersEngine",
     "VLLMEngine",
     "VLLMServer",
+    "completion_records",
+    "ends_open",
     "needs_thinking",
+    "read_rollout",
     "thinking_format",
+    "write_rollout",
+    "written",
 ]

@@ -32,6 +32,7 @@ class RolloutBatch:
         finish_reasons: why each completion ended.
         rows: the data row of each prompt (answer, task, id).
         rewards: by name, one a completion; NaN where one does not apply.
+        failures: of the rewards that may fail, by name: 0 for a completion that was scored, 1 for an error, 2 for a time-out.
         reference_logprobs: under the reference, once computed; 0 outside action_mask.
         own_first: first tokens of each completion that the method drew itself, see rollouts/first_tokens.py; None for none.
         decoder: (ids, mask) -> texts, used when a text is first asked for.
@@ -46,6 +47,7 @@ class RolloutBatch:
     finish_reasons: list[FinishReason]
     rows: list[dict[str, Any]]
     rewards: dict[str, Float[Tensor, "rows"]] = field(default_factory=dict)
+    failures: dict[str, Int[Tensor, "rows"]] = field(default_factory=dict)
     advantages: Float[Tensor, "rows"] | Float[Tensor, "rows time"] | None = None
     reference_logprobs: Float[Tensor, "rows time"] | None = None
     own_first: Int[Tensor, "rows"] | None = None
@@ -84,6 +86,7 @@ class RolloutBatch:
             finish_reasons=[reason for part in parts for reason in part.finish_reasons],
             rows=[row for part in parts for row in part.rows],
             rewards={name: torch.cat([part.rewards[name] for part in parts]) for name in parts[0].rewards},
+            failures={name: torch.cat([part.failures[name] for part in parts]) for name in parts[0].failures},
             own_first=None if parts[0].own_first is None else torch.cat([part.own_first for part in parts if part.own_first is not None]),
             decoder=parts[0].decoder,
         )
@@ -102,8 +105,26 @@ class RolloutBatch:
             finish_reasons=[self.finish_reasons[row] for row in rows.tolist()],
             rows=[self.rows[prompt] for prompt in prompts],
             rewards={name: values[rows.to(values.device)] for name, values in self.rewards.items()},
+            failures={name: values[rows.to(values.device)] for name, values in self.failures.items()},
             own_first=None if self.own_first is None else self.own_first[rows],
             decoder=self.decoder,
+        )
+
+    def single(self, row: int) -> "RolloutBatch":
+        """One completion with its prompt, as a reward needs it; without its text being decoded again."""
+        prompt, here = row // self.group_size, slice(row, row + 1)
+        return RolloutBatch(
+            prompt_ids=self.prompt_ids[prompt : prompt + 1],
+            prompt_mask=self.prompt_mask[prompt : prompt + 1],
+            completion_ids=self.completion_ids[here],
+            completion_mask=self.completion_mask[here],
+            action_mask=self.action_mask[here],
+            behaviour_logprobs=self.behaviour_logprobs[here],
+            finish_reasons=self.finish_reasons[here],
+            rows=[self.rows[prompt]],
+            own_first=None if self.own_first is None else self.own_first[here],
+            decoder=self.decoder,
+            _completions=self.completions[here],
         )
 
     @property

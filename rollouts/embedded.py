@@ -13,7 +13,7 @@ from torch import Tensor
 
 from policies import Policy
 from rollouts.decoder import Cache, Decoder, PromptCache, SharedPrompts
-from rollouts.engine import Engine, Prompts, StopStrings, assemble, check_prompts, draw, full_precision, padded_forced, warpers
+from rollouts.engine import Engine, Prompts, StopStrings, assemble, check_prompts, draw, full_precision, padded_forced, uniforms, warpers
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
 
@@ -49,7 +49,9 @@ class EmbeddedEngine(Engine):
         if decoder is None:
             return TransformersEngine().generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
         with torch.autocast(kind, enabled=False):
-            run = _Run(policy, decoder, prompts, group_size, sampling, padded_forced(forced, len(prompts) * group_size, policy.device))
+            uniform = uniforms(rows, group_size, sampling.max_new_tokens, policy.device)
+            given = padded_forced(forced, len(uniform), policy.device)
+            run = _Run(policy, decoder, prompts, group_size, sampling, given, uniform)
             run.go(rows_at_once or len(prompts) * group_size)
         reasons = [("length", "eos", "stop")[i] for i in run.reasons.tolist()]
         return assemble(policy, prompts, rows, run.tokens, run.logprobs, run.lengths, run.forced, reasons)
@@ -111,12 +113,13 @@ class _Run:
         group_size: int,
         sampling: SamplingParams,
         forced: Int[Tensor, "rows some"],
+        uniform: Float[Tensor, "rows time"],
     ) -> None:
         device, rows = policy.device, len(prompts) * group_size
         self.decoder, self.texts, self.group_size, self.sampling = decoder, prompts, group_size, sampling
         self.forced, self.warpers, self.stop = forced, warpers(sampling), StopStrings(policy, sampling.stop)
         self.ends = torch.tensor(policy.eos_token_ids, device=device)
-        self.uniform = torch.rand(rows, sampling.max_new_tokens, device=device)  # drawn at once: independent of batching
+        self.uniform = uniform
         self.tokens = torch.full(self.uniform.shape, policy.pad_token_id, device=device)
         self.logprobs = torch.zeros_like(self.uniform)
         self.lengths, self.reasons = (torch.zeros(rows, dtype=torch.long, device=device) for _ in range(2))

@@ -1,6 +1,7 @@
 """Engines generate completions and record the log-probs of the distribution that they sampled from."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from policies import Policy
 from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
+from support.seeding import derive_seed
 
 Prompts = list[list[int]]
 DRAWN = 2**20  # most logits that tokens are drawn from at once
@@ -63,6 +65,22 @@ def check_prompts(policy: Policy, prompts: Prompts, sampling: SamplingParams) ->
             f"a prompt of {longest} tokens plus sampling.max_new_tokens={sampling.max_new_tokens} exceeds the model's "
             f"context of {policy.context} tokens; drop or shorten long prompts, or lower sampling.max_new_tokens."
         )
+
+
+def uniforms(rows: list[dict[str, Any]], group_size: int, time: int, device: torch.device) -> Float[Tensor, "rows time"]:
+    """Numbers in [0, 1) that decide every token. They belong to (the generator's state at the call, the prompt's `id`, the completion, the step), so
+    that a completion depends neither on the prompts beside it nor on the process that draws it.
+
+    Args:
+        rows: the data rows; of equal ids each gets numbers of its own.
+    """
+    call, seen, found = int(torch.randint(2**62, ())), Counter[str](), []
+    for row in rows:
+        key = str(row.get("id"))
+        generator = torch.Generator().manual_seed(derive_seed(call, key, seen[key]))
+        seen[key] += 1
+        found.append(torch.rand(group_size, time, generator=generator))
+    return torch.cat(found).to(device)
 
 
 def padded_left(prompts: Prompts, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from policies import Policy
-from policies.policy import Prompt
+from policies.texts import Prompt, encode_cut, render
 from rollouts.batch import RolloutBatch, ends_open
 from support.errors import ConfigError
 
@@ -51,13 +51,12 @@ class ThinkingFormat:
         Args:
             after: what stands behind <think>, white space included, e.g. AutoThink's ellipsis; the template's own if empty.
         """
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text, mark = render(self.tokenizer, prompt)
         if not ends_open(text):
             text += OPENING + "\n"
         if after:
             text = text.rstrip() + after
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return encode_cut(self.tokenizer, text, mark)
 
     def modes(self, batch: RolloutBatch) -> Int[Tensor, "rows"]:
         """The Mode of every completion.
@@ -116,7 +115,7 @@ def thinking_format(policy: Policy) -> ThinkingFormat | None:
     template = tokenizer.chat_template
     if not template:
         return None
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    text = render(tokenizer, "?")[0]
     opens = ends_open(text)
     if not opens and CLOSING not in template and "enable_thinking" not in template:
         return None

@@ -7,7 +7,18 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from policies import Policy
-from rollouts.engine import Engine, StopStrings, assemble, check_prompts, draw, full_precision, padded_forced, padded_left, warpers
+from rollouts.engine import (
+    Engine,
+    StopStrings,
+    assemble,
+    check_prompts,
+    draw,
+    full_precision,
+    padded_forced,
+    padded_left,
+    uniforms,
+    warpers,
+)
 from rollouts.sampling import SamplingParams
 
 
@@ -65,7 +76,7 @@ class TransformersEngine(Engine):
         ids, mask = padded_left(prompts, policy.pad_token_id, device)
         ids, mask = ids.repeat_interleave(group_size, 0), mask.repeat_interleave(group_size, 0)
         given = padded_forced(forced, len(ids), device)
-        uniform = torch.rand(len(ids), sampling.max_new_tokens, device=device)
+        uniform = uniforms(rows, group_size, sampling.max_new_tokens, device)
         completions = ids.new_full((len(ids), sampling.max_new_tokens), policy.pad_token_id)
         logprobs = torch.zeros(completions.shape, device=device)
         lengths, reasons = torch.zeros(len(ids), dtype=torch.long, device=device), []

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from policies import Policy
 from rollouts.batch import FinishReason
-from rollouts.engine import Engine, Prompts, assemble, check_prompts, padded_forced
+from rollouts.engine import Engine, Prompts, assemble, check_prompts, padded_forced, uniforms
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
 
@@ -52,7 +52,7 @@ class _VLLM(Engine):
                 f"{given.shape[1]} forced tokens leave nothing to sample; raise sampling.max_new_tokens ({sampling.max_new_tokens})."
             )
         first = [[token for token in row if token >= 0] for row in given.tolist()]
-        answers = self.answer(policy, self._requests(policy, prompts, first, group_size, sampling))
+        answers = self.answer(policy, self._requests(policy, prompts, rows, first, group_size, sampling))
         count, device = len(answers), policy.device
         tokens = torch.full((count, sampling.max_new_tokens), policy.pad_token_id)
         logprobs = torch.zeros(tokens.shape)
@@ -66,9 +66,15 @@ class _VLLM(Engine):
         return assemble(policy, prompts, rows, tokens.to(device), logprobs.to(device), lengths.to(device), given.to(device), reasons)
 
     def _requests(
-        self, policy: Policy, prompts: Prompts, first: list[list[int]], group_size: int, sampling: SamplingParams
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        rows: list[dict[str, Any]],
+        first: list[list[int]],
+        group_size: int,
+        sampling: SamplingParams,
     ) -> list[Request]:
-        seeds = torch.randint(2**31, (len(first),)).tolist()
+        seeds = (uniforms(rows, group_size, 1, torch.device("cpu"))[:, 0].double() * 2**31).long().tolist()
         return [
             Request(
                 prompts[row // group_size] + start,
@@ -169,7 +175,8 @@ class VLLMServer(_VLLM):
 
     Args:
         url: of the server.
-        folder: where weights are handed over; both sides must see it under this path. A temporary folder if None.
+        folder: where weights are handed over; both sides must see it under this path. A temporary folder if None. Of several processes each has a
+            folder of its own in it.
         sync: hand over all weights (adapters merged), or the LoRA adapter alone.
         timeout: seconds to wait for one answer. concurrent: most requests in flight.
     """
@@ -199,16 +206,19 @@ class VLLMServer(_VLLM):
             return list(pool.map(self._complete, requests))
 
     def _hand_over(self, policy: Policy) -> None:
+        folder = self.folder
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            folder = folder / f"process_{torch.distributed.get_rank()}"
         if self.sync == "adapter":
-            policy.model.save_pretrained(self.folder, selected_adapters=["default"])  # type: ignore[operator]
-            self._call("POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(self.folder), "load_inplace": True})
+            policy.model.save_pretrained(folder, selected_adapters=["default"])  # type: ignore[operator]
+            self._call("POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(folder), "load_inplace": True})
             self.model = "policy"
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            policy.bare.config.save_pretrained(self.folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            policy.bare.config.save_pretrained(folder)
             # Copies, because a tied output layer must be written too: vLLM's reload leaves it as it was otherwise.
-            save_file({name: weight.clone().contiguous() for name, weight in policy.weights()}, self.folder / "model.safetensors")
-            self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}})
+            save_file({name: weight.clone().contiguous() for name, weight in policy.weights()}, folder / "model.safetensors")
+            self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         self._call("POST", "/reset_prefix_cache")
 
     def _complete(self, request: Request) -> Answer:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import pickle
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -10,6 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+_INDEX_CLASSES = "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties TensorStorageMetadata _MEM_FORMAT_ENCODING"
+#: all that the index of a folder of shards may be made of, beside dtypes
+_INDEX_NAMES = {
+    *(("torch.distributed.checkpoint.metadata", name) for name in _INDEX_CLASSES.split()),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+    ("collections", "OrderedDict"),
+}
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -37,6 +50,14 @@ def flush_to_disk(path: Path) -> None:
             os.close(handle)
 
 
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint (one file, or a folder of shards), or None if it is whole."""
     if path.is_dir():
@@ -47,6 +68,29 @@ def damage(path: Path) -> str | None:
             return None if broken is None else f"its part {broken!r} is not what was written"
     except (OSError, zipfile.BadZipFile) as error:
         return str(error)
+
+
+class _IndexReader(pickle.Unpickler):
+    """Reads the index of a folder of shards, which PyTorch would unpickle without restriction."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _INDEX_NAMES or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"its index asks for {module}.{name}")
+
+
+def unreadable(path: Path) -> str | None:
+    """Why a whole checkpoint cannot be read as plain data of a run, or None. Nothing that it holds is executed."""
+    try:
+        if path.is_dir():
+            with open(path / ".metadata", "rb") as file:
+                _IndexReader(file).load()
+            path = path / "meta.pt"  # Lightning's name for what is not in shards
+        saved = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+    whole = isinstance(saved, dict) and "pytorch-lightning_version" in saved
+    return None if whole else "it is no checkpoint of a run of these methods"
 
 
 def fingerprint(items: Iterable[Any]) -> str:
@@ -62,7 +106,7 @@ def weights_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a state dict, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name].detach().cpu().clone()  # a numpy view would pin the storage of weights that were gathered for this
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

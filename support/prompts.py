@@ -3,8 +3,20 @@
 from collections.abc import Iterable
 from typing import Any
 
+from support.errors import ConfigError
 from support.files import fingerprint
 from support.seeding import derive_seed
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def check_prompt(prompt: Any, where: str) -> None:
+    """Refuse what is neither a text nor a list of chat messages. Raises ConfigError, naming where it came from."""
+    for message in prompt if isinstance(prompt, list) and prompt else [] if isinstance(prompt, str) else [prompt]:
+        if not isinstance(message, dict) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise ConfigError(
+                f"{where} holds {str(message)[:80]!r}; a prompt is a text, or a list of messages with a `role` ({', '.join(ROLES)}) and a text as `content`."
+            )
 
 
 def normalised(prompt: Any) -> str:

@@ -1,4 +1,4 @@
-"""Randomness by derivation: what rollout n draws depends on (seed, rank, n, purpose) and on nothing that ran before.
+"""Randomness by derivation: what rollout n draws depends on (seed, n, purpose, prompt) and on nothing that ran before.
 
 A resumed run therefore repeats the uninterrupted one without any saved generator state, and a validation in between
 does not disturb training.

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,9 +46,20 @@ def policy(reasoner):
     return Policy(PolicyParams(reasoner), with_reference=True)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """An MLflow database as it is made at first use, which takes seconds; tests begin with a copy."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = tmp_path_factory.mktemp("store")
+    SqlAlchemyStore(f"sqlite:///{folder}/mlflow.db", str(folder / "mlruns"))
+    return folder / "mlflow.db"
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, tmp_path_factory, monkeypatch):
+def own_cache(tmp_path, tmp_path_factory, monkeypatch, empty_store):
     """Nothing a test does may touch the user's cache; and MLflow keeps a connection by its address, so that a relative one would reach the
     store of an earlier test in another folder."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

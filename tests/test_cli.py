@@ -241,7 +241,7 @@ def test_mistakes_are_explained_first(here, reasoner, capsys, argument, first):
         main(["fit", *short(reasoner), argument])
     message = capsys.readouterr().err
     assert message.startswith("error: ") and first in message.split("\n\n")[0], message[:600]
-    assert not (here / "mlflow.db").exists(), "nothing was started"
+    assert not (here / "runs").exists(), "nothing was started"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_mistakes_are_explained_first(here, reasoner, capsys, argument, first):
         (["--trainer.gradient_clip_val=1.0"], "set model.max_grad_norm"),
         (["--model.loss=objectives.ClippedSurrogate", "--model.loss.clip_low=-1"], "needs 0 <= clip_low"),
         (["--model.sampling.max_new_tokens=254"], "exceeds the model's context of 256"),
-        (["--ckpt_path=last"], "has left a checkpoint"),
+        (["--ckpt_path=runs/none.ckpt"], "runs/none.ckpt cannot be used"),
         (
             ['--model.rewards=[{"class_path": "rewards.FunctionReward", "init_args": {"function": "tests.test_cli.needs_colour"}}]'],
             "needs the data column 'colour'",
@@ -301,9 +301,11 @@ def test_another_question_is_another_test(here, assistant):
 
 
 def test_the_last_run_goes_on(here, reasoner, assistant):
-    main(["fit", *short(reasoner)])
+    with pytest.raises(ConfigError, match="there is nothing to validate"):
+        main(["validate", *short(reasoner), "--ckpt_path=last"])
+    first = main(["fit", *short(reasoner), "--ckpt_path=last"])  # nothing to go on from yet: it starts
     cli = main(["fit", *short(reasoner), "--ckpt_path=last", "--trainer.max_steps=4"])
-    assert cli.trainer.global_step == 4
+    assert cli.trainer.global_step == 4 and cli.trainer.logger.version == first.trainer.logger.version, "the same run goes on"
     checkpoint = next((here / "runs").glob("*/checkpoints/rollout_000002.ckpt"))
     with pytest.raises(ConfigError, match="was made by GRPO, not by SFT"):
         main(["fit", f"--config={ROOT}/configs/sft.yaml", f"--model.policy.model={reasoner}", f"--ckpt_path={checkpoint}"])

@@ -1,8 +1,12 @@
 """KL control and rollout-counting checkpoints, in a real trainer."""
 
+import errno
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
 from callbacks import AdaptiveKL, FixedKL, RolloutCheckpoint, ScheduledKL
 from datamodules import ArithmeticPrompts
@@ -12,6 +16,7 @@ from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
+from support.files import damage
 
 
 def brevity(completions, **columns):
@@ -29,7 +34,21 @@ class Watch(L.Callback):
         self.kls.append(float(trainer.callback_metrics["train/kl"]))
 
 
-def run(model, folder, callbacks, rollouts=4, updates=1, kl=0.04, **fit):
+class FullDisk(TorchCheckpointIO):
+    """Room for one checkpoint and half of another."""
+
+    def __init__(self):
+        self.written = 0
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        super().save_checkpoint(checkpoint, path, storage_options)
+        self.written += 1
+        if self.written == 2:
+            path.write_bytes(path.read_bytes()[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def run(model, folder, callbacks, rollouts=4, updates=1, kl=0.04, plugins=None, **fit):
     L.seed_everything(0)
     short = SamplingParams(max_new_tokens=6)
     module = GRPO(
@@ -43,7 +62,7 @@ def run(model, folder, callbacks, rollouts=4, updates=1, kl=0.04, **fit):
     )
     trainer = L.Trainer(
         max_steps=rollouts * updates, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, limit_val_batches=0,
-        callbacks=callbacks, default_root_dir=folder, enable_checkpointing=True,
+        callbacks=callbacks, default_root_dir=folder, enable_checkpointing=True, plugins=plugins,
     )  # fmt: skip
     trainer.fit(module, datamodule=ArithmeticPrompts(train_size=64, val_size=8), **fit)
     return module
@@ -110,3 +129,36 @@ def test_checkpoints_count_rollouts_and_old_ones_go(reasoner, tmp_path):
     run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=2, keep=2)], rollouts=7, updates=2)
     names = sorted(path.name for path in (tmp_path / "local/checkpoints").iterdir())
     assert names == ["rollout_000006.ckpt", "rollout_000007.ckpt"]
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
+    folder = tmp_path / "local/checkpoints"
+    with pytest.raises(
+        ConfigError, match=r"after rollout 2 cannot be written to .*No space left.*last whole one is .*rollout_000001\.ckpt"
+    ):
+        run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], plugins=[FullDisk()])
+    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
+    run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], ckpt_path=folder / "rollout_000001.ckpt")
+    assert [path.name for path in folder.iterdir()] == ["rollout_000004.ckpt"]
+
+
+def test_folders_of_shards_are_replaced_and_deleted_as_files_are(tmp_path):
+    progress = SimpleNamespace(total_batch_idx=0)
+    trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0)
+
+    def save_checkpoint(path):
+        path.mkdir(parents=True)
+        trainer.written += 1
+        (path / ".metadata").write_text(str(trainer.written))
+
+    trainer.save_checkpoint = save_checkpoint
+    folder = tmp_path / "checkpoints"
+    callback = RolloutCheckpoint(keep=1, folder=str(folder))
+    callback.on_train_end(trainer, None)
+    callback.last_saved = -1  # as after a validation
+    callback.on_train_end(trainer, None)
+    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"]
+    assert (folder / "rollout_000001.ckpt/.metadata").read_text() == "2"
+    progress.total_batch_idx = 1
+    callback.on_train_end(trainer, None)
+    assert [path.name for path in folder.iterdir()] == ["rollout_000002.ckpt"]

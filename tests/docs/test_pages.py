@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 QUOTE = re.compile(r"^\|[^`]*\| `([\w/]+\.py)` \| `(.+)` \|$", re.MULTILINE)
 
 
@@ -24,3 +24,15 @@ def test_quotes_links_and_configurations_exist(page):
 def test_method_pages_quote_their_formulas():
     for name in ("grpo", "hc_rlhf", "objectives", "adapt_think", "auto_think", "prorl"):
         assert len(QUOTE.findall((ROOT / f"docs/{name}.md").read_text())) >= 6
+
+
+def test_every_fault_names_a_test_that_exists():
+    rows = [
+        line for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("| ") and not line.endswith("| test |")
+    ]
+    for row in rows:
+        found = re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", row)
+        assert found, f"no test in: {row}"
+        for named, test in found:
+            file = named or "tests/rewards/test_failures.py"
+            assert f"def {test}(" in (ROOT / file).read_text(), f"docs/reliability.md names {file}::{test}"

@@ -301,12 +301,35 @@ def test_a_reward_with_a_memory_sees_training_rollouts_only_and_survives_a_resum
     assert torch.equal(weights(whole), weights(second))
 
 
+def test_a_reward_sees_those_before_it_and_shows_metrics_before_it_learns(reasoner):
+    class Doubled(FunctionReward):
+        def __init__(self):
+            super().__init__(digit_reward, name="doubled")
+            self.seen = 0
+
+        def score(self, batch):
+            return 2 * batch.rewards["digit_reward"]
+
+        def metrics(self, batch):
+            return {"doubled_rows": float(len(batch.rewards["doubled"])), "doubled_seen": float(self.seen)}
+
+        def observe(self, batch):
+            self.seen += 1
+
+    module = build(reasoner, rewards=[FunctionReward(digit_reward), Doubled()])
+    trainer = fit(module, 2)
+    rollout = module.last_rollout
+    assert torch.equal(rollout.rewards["doubled"], 2 * rollout.rewards["digit_reward"]) and bool(rollout.rewards["doubled"].any())
+    assert float(trainer.callback_metrics["train/doubled_rows"]) == len(rollout.finish_reasons)
+    assert float(trainer.callback_metrics["train/doubled_seen"]) == 1
+
+
 def test_off_policy_updates_clip(reasoner):
     module = build(
         reasoner,
         batch=BatchPlan(4, 4, updates_per_rollout=4),
         loss=ClippedSurrogate(0.0, 0.0),
-        optimizer=lambda p: torch.optim.SGD(p, lr=5.0),
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
     )
     fit(module, 4)
     assert float(module.trainer.callback_metrics["train/clip_fraction"]) > 0

@@ -77,7 +77,7 @@ def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them
     fit(module, 3, [seen])
     assert [sum(i.startswith("verify") for i in ids) for ids, _ in seen.found] == [0, 2, 2]
     first_ids, first_texts = seen.found[0]
-    asked = {f"verify {first_ids[i // 4]} {text.strip()}": text[:1] < "P" for i, text in enumerate(first_texts)}
+    asked = {f"verify {first_ids[i // 4]} {text.rsplit('</think>', 1)[-1].strip()}": text[:1] < "P" for i, text in enumerate(first_texts)}
     second = [i for i in seen.found[1][0] if i.startswith("verify")]
     assert set(second) <= set(asked)
     # 16 solutions of the first rollout and 8 of each other one; verdicts are not asked about themselves.

@@ -119,7 +119,7 @@ def test_adapt_think(folder, ratio, start):
     batch.advantages = module.advantages(batch)
 
     # the module's own first tokens give the behaviour log-probs of those it draws; the enumeration needs them for all
-    drawn = module.first_tokens(next_token_logprobs(module.policy, [prompt] * 200))
+    drawn = module.first_tokens(next_token_logprobs(module.policy, [prompt] * 200), torch.rand(200, module.batch.group_size))
     known = {tuple(t): lp for t, lp in zip(drawn.tokens, drawn.logprobs, strict=True)}
     assert {row[0] for row in completions} == {t[0] for t in known}, "everything was drawn at least once"
     FirstTokens([[row[0]] for row in completions], [known[(row[0],)] for row in completions]).mark(batch)

@@ -207,7 +207,7 @@ def test_statistics_of_processes_are_weighted_by_their_counts(reasoner, monkeypa
     parts.append({})
     monkeypatch.setattr(thinking_stats, "gathered", lambda item: parts)
     logged = {}
-    monkeypatch.setattr(module, "log", lambda name, value: logged.update({name: value}))
+    monkeypatch.setattr(module, "log", lambda name, value, **options: logged.update({name: value}))
     stats.log(module, "val")
     assert logged == {"val/length/thinking": pytest.approx(3.5)}
 

@@ -76,3 +76,15 @@ def test_a_frozen_matrix_gets_no_gradient():
     hidden = torch.randn(2, 4, requires_grad=True)
     fused_logprobs(hidden, torch.randn(9, 4), torch.tensor([1, 2]))[0].sum().backward()
     assert hidden.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("tile", [2**22, 64 * 7])
+def test_under_autocast_only_the_matrix_product_is_rounded(monkeypatch, tile):
+    monkeypatch.setattr(fused, "TILE", tile)
+    torch.manual_seed(2)
+    hidden, weight, targets = torch.randn(7, 12), torch.randn(500, 12), torch.randint(500, (7,))
+    log = (hidden.bfloat16() @ weight.bfloat16().T).double().log_softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs, entropies = fused_logprobs(hidden, weight, targets)
+    assert torch.allclose(logprobs.double(), log.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=2e-5)
+    assert torch.allclose(entropies.double(), -(log.exp() * log).sum(1), rtol=1e-5, atol=2e-5)

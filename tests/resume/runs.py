@@ -1,9 +1,12 @@
 """Real processes that run main.py's command lines, forked from one that has imported everything."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import mlflow
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.resume.preload"])
 
@@ -43,6 +47,27 @@ def start(arguments: list[str], folder: Path) -> Any:
     return process
 
 
+class Command:
+    """The same with main.py's own process, which starts others for --trainer.devices 2; they live and die together."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "LIGHTNING_POSTTRAIN_CACHE": f"{folder}/cache"}
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment.pop("PL_GLOBAL_SEED", None)
+        with (folder / "log.txt").open("a") as log:
+            command = [sys.executable, str(ROOT / "main.py"), "fit", *arguments]
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.pid = -self.process.pid  # of the group
+
+    def join(self, seconds: float | None = None) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
+    @property
+    def exitcode(self) -> int | None:
+        return self.process.poll()
+
+
 def finish(process: Any, seconds: float = 300) -> int:
     """Wait for its end. Returns the exit status."""
     process.join(seconds)
@@ -55,7 +80,7 @@ def kill_after(process: Any, seconds: float, how: int = signal.SIGKILL) -> bool:
     process.join(seconds)
     if process.exitcode is not None:
         return False
-    os.kill(process.pid, how)
+    os.kill(process.pid, how)  # a negative number is a group
     process.join()
     return True
 

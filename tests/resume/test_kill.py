@@ -16,7 +16,7 @@ import yaml
 
 from rewards import FunctionReward
 from support.files import damage
-from tests.resume.runs import differences, finish, kill_after, metrics, start, state, tables, wait_for
+from tests.resume.runs import Command, differences, finish, kill_after, metrics, start, state, tables, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("KILLS", "10"))
@@ -68,12 +68,13 @@ METHODS = {
 
 
 @pytest.fixture
-def command(reasoner, assistant, tmp_path):
+def command(reasoner, assistant, tmp_path, empty_store):
     """(method, folder) -> the command line, after the folder has been made."""
 
     def made(method, folder):
         config, model, changes = METHODS[method]
         folder.mkdir()
+        shutil.copy(empty_store, folder / "mlflow.db")
         pandas.read_parquet(ROOT / "assets/preferences/records.parquet").head(150).to_parquet(folder / "pairs.parquet")
         policy = {"model": {"reasoner": reasoner, "assistant": assistant}[model]}
         overlay = {
@@ -106,29 +107,38 @@ def equal_to(undisturbed, folder):
             assert found == [path.read_bytes() for path in undisturbed.glob(f"runs/*/{name}")]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_killed_run_ends_as_the_undisturbed_one(method, command, tmp_path):
+def kill_and_compare(method, command, tmp_path, begin, kills_wanted, more=()):
+    """Kill so many times, going on after each; every run that ends must equal the undisturbed one."""
     undisturbed = tmp_path / "undisturbed"
     began = time.monotonic()
-    assert finish(start(command(method, undisturbed), undisturbed)) == 0, (undisturbed / "log.txt").read_text()[-3000:]
+    assert finish(begin([*command(method, undisturbed), *more], undisturbed)) == 0, (undisturbed / "log.txt").read_text()[-3000:]
     length = time.monotonic() - began
     assert len(metrics(undisturbed)) > 5 * ROLLOUTS
     rng = random.Random(method)
     kills = finished = 0
-    while kills < KILLS or not finished:
-        folder = tmp_path / f"killed_{finished}"
-        again = folder.exists()
-        arguments = (
-            ["--config=" + str(ROOT / f"configs/{METHODS[method][0]}.yaml"), "--config=overlay.yaml"] if again else command(method, folder)
-        )
-        process = start([*arguments, "--ckpt_path=last"], folder)
-        if kills < KILLS and kill_after(process, rng.uniform(0, length)):
+    folder, arguments = None, []
+    while kills < kills_wanted or not finished:
+        if folder is None:
+            folder = tmp_path / f"killed_{finished}"
+            arguments = [*command(method, folder), *more, "--ckpt_path=last"]
+        process = begin(arguments, folder)
+        if kills < kills_wanted and kill_after(process, rng.uniform(0, length)):
             kills += 1
             assert all(damage(path) is None for path in folder.glob("runs/*/checkpoints/*.ckpt")), "a checkpoint that is not whole"
             continue
         assert finish(process) == 0, (folder / "log.txt").read_text()[-3000:]
         equal_to(undisturbed, folder)
-        finished += 1
+        folder, finished = None, finished + 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_ends_as_the_undisturbed_one(method, command, tmp_path):
+    kill_and_compare(method, command, tmp_path, start, KILLS)
+
+
+def test_two_processes_that_are_killed_end_as_undisturbed_ones(command, tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.use_distributed_sampler=false"]
+    kill_and_compare("grpo", command, tmp_path, Command, max(1, KILLS // 5), two)
 
 
 def test_sigterm_saves_and_says_so(command, tmp_path):

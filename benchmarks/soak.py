@@ -1,0 +1,192 @@
+"""Long training with everything going wrong: kills, SIGTERM, an MLflow server that comes and goes, a reward that fails on some completions.
+
+python benchmarks/soak.py --rollouts 1000        # about an hour
+
+The same run is made twice, undisturbed and disturbed; both must end with the same weights and metrics. Resident memory and open files of the
+undisturbed run are sampled every second, and their slopes printed with 95 % intervals.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from scipy.stats import linregress
+
+ROOT = Path(__file__).resolve().parent.parent
+EVENTS = ("kill", "kill", "terminate", "server", "server")
+
+
+def digits(completions: list[str]) -> list[float | None]:
+    """A reward that is now and then slow, and has no answer for one text in about twenty; the same texts in every run."""
+    if any(hash_of(text) % 200 == 0 for text in completions):
+        time.sleep(0.2)
+    return [None if hash_of(text) % 20 == 0 else sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+
+
+def hash_of(text: str) -> int:
+    return int.from_bytes(text.encode()[-8:], "big") * 2654435761 % 2**32
+
+
+class Server:
+    """An MLflow server that can be killed and started again."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port, self.process = folder, port, None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    def start(self) -> None:
+        store = [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", f"--artifacts-destination={self.folder}/artifacts"]
+        command = [sys.executable, "-m", "mlflow", "server", *store, f"--port={self.port}", "--workers=1"]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        log = (self.folder / "server.log").open("a")
+        self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        for _ in range(240):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1)
+                return
+            time.sleep(0.5)
+        raise SystemExit("the MLflow server does not start; see " + str(self.folder / "server.log"))
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def begin(folder: Path, uri: str, rollouts: int) -> subprocess.Popen:
+    reward = '[{"class_path":"rewards.FunctionReward","init_args":{"function":"benchmarks.soak.digits"}}]'
+    arguments = [
+        f"--config={ROOT}/configs/grpo.yaml", f"--model.policy.model={ROOT}/assets/tiny_reasoner", "--model.batch.prompts_per_rollout=4",
+        "--model.batch.group_size=4", "--model.sampling.max_new_tokens=24", "--model.evaluation.sampling.max_new_tokens=24", f"--model.rewards={reward}",
+        "--data.train_size=512", "--data.val_size=16", f"--trainer.max_steps={rollouts}", "--trainer.val_check_interval=25",
+        '--trainer.callbacks=[{"class_path":"callbacks.RolloutCheckpoint","init_args":{"every_n_rollouts":10}}]', "--trainer.enable_progress_bar=false",
+        "--ckpt_path=last",
+    ]  # fmt: skip
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    log = (folder / "log.txt").open("a")
+    return subprocess.Popen([sys.executable, str(ROOT / "main.py"), "fit", *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+def sample(pid: int) -> tuple[float, float, float]:
+    """(time, resident MB, open files) of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return time.monotonic(), pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def undisturbed(folder: Path, rollouts: int) -> list[tuple[float, float, float]]:
+    process, samples = begin(folder, f"sqlite:///{folder}/mlflow.db", rollouts), []
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            samples.append(sample(process.pid))
+        time.sleep(1)
+    assert process.returncode == 0, (folder / "log.txt").read_text()[-2000:]
+    return samples
+
+
+def disturbed(folder: Path, rollouts: int, rng: random.Random, every: float) -> dict[str, int]:
+    """Run to the end through one event about every so many seconds. Returns how many of each kind."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server, counts = Server(folder / "server", port), dict.fromkeys(EVENTS, 0)
+    try:
+        process, next_event, back_at = (
+            begin(folder, f"http://127.0.0.1:{port}", rollouts),
+            time.monotonic() + rng.expovariate(1 / every),
+            None,
+        )
+        while True:
+            time.sleep(0.2)
+            if back_at is not None and time.monotonic() > back_at:
+                server.start()
+                back_at = None
+            if process.poll() is not None:
+                if process.returncode == 0:
+                    break
+                assert process.returncode in (143, -signal.SIGKILL), (folder / "log.txt").read_text()[-2000:]
+                process = begin(folder, f"http://127.0.0.1:{port}", rollouts)
+            if time.monotonic() > next_event:
+                next_event = time.monotonic() + rng.expovariate(1 / every)
+                event = rng.choice(EVENTS)
+                if event == "server" and back_at is None:
+                    server.stop()
+                    back_at = time.monotonic() + rng.uniform(5, 60)
+                elif event != "server":
+                    process.send_signal(signal.SIGKILL if event == "kill" else signal.SIGTERM)
+                else:
+                    continue
+                counts[event] += 1
+        if back_at is not None:
+            server.start()
+        for waiting in folder.glob("runs/pending/*.jsonl"):
+            subprocess.run(
+                [sys.executable, "-m", "support.tracking", str(waiting)], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True
+            )
+    finally:
+        server.stop()
+    return counts
+
+
+def final_weights(folder: Path) -> dict[str, Any]:
+    newest = max(folder.glob("runs/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return torch.load(newest, weights_only=True)["state_dict"]
+
+
+def metrics(uri: str) -> dict[tuple[str, int], set[float]]:
+    """(metric, rollout) -> values; speeds and the machine's load are left out."""
+    client, found = mlflow.MlflowClient(uri), {}
+    for run in client.search_runs([client.get_experiment_by_name("lightning-posttrain").experiment_id]):
+        for name in run.data.metrics:
+            if not name.startswith(("perf/", "system/")):
+                for point in client.get_metric_history(run.info.run_id, name):
+                    found.setdefault((name, point.step), set()).add(point.value)
+    return found
+
+
+def main(rollouts: int = 1000, seed: int = 0, every: float = 60.0, out: str = "runs/soak") -> None:
+    """Make both runs, compare them, print the table.
+
+    Args:
+        rollouts: of each run. seed: of the events. every: mean seconds between two events. out: a folder, which must be new.
+    """
+    folder = Path(out).absolute()
+    calm, rough = folder / "undisturbed", folder / "disturbed"
+    calm.mkdir(parents=True), rough.mkdir()
+    started = time.monotonic()
+    samples = np.array(undisturbed(calm, rollouts))
+    half = time.monotonic()
+    counts = disturbed(rough, rollouts, random.Random(seed), every)
+    minutes = [(half - started) / 60, (time.monotonic() - half) / 60]
+    first, second = final_weights(calm), final_weights(rough)
+    same_weights = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    expected, found = metrics(f"sqlite:///{calm}/mlflow.db"), metrics(f"sqlite:///{rough}/server/mlflow.db")
+    wrong = [key for key in {*expected, *found} if found.get(key) != expected.get(key)]
+    later = samples[len(samples) // 3 :]  # after warming up
+    print(f"| {rollouts} rollouts | undisturbed | disturbed |\n|---|---|---|")
+    print(f"| minutes | {minutes[0]:.1f} | {minutes[1]:.1f} |")
+    print(f"| events | none | {', '.join(f'{kind}: {count}' for kind, count in counts.items())} |")
+    print(f"| final weights | | {'equal bit for bit' if same_weights else 'DIFFERENT'} |")
+    print(f"| metrics, {len(expected)} points | | {'equal' if not wrong else f'{len(wrong)} differ, e.g. {wrong[:3]}'} |")
+    for name, column, unit in (("resident memory", 1, "MB"), ("open files", 2, "files")):
+        line = linregress(later[:, 0] / 3600, later[:, column])
+        print(f"| {name} | {later[:, column].mean():.0f} {unit}, slope {line.slope:+.1f} ± {1.96 * line.stderr:.1f} {unit} an hour | |")
+    (folder / "samples.json").write_text(json.dumps(samples.tolist()))
+    if wrong or not same_weights:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

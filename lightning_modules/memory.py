@@ -1,0 +1,94 @@
+"""What a model needs in memory, by phase, from its config.json alone: no weights are loaded.
+
+Parameters are counted on the model as transformers builds it, without storage, so the counts are exact, adapters included; so are the sizes of caches.
+What an update keeps for its backward pass is an estimate for Llama-shaped layers.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from policies import PolicyParams
+from policies.fused import TILE
+from policies.locate import locate
+from policies.policy import with_adapter
+from support.errors import ConfigError
+
+
+@dataclass
+class ModelSize:
+    """Counts of a model's numbers.
+
+    Fields:
+        config: of transformers. parameters: all, each once where they are tied. trained: of them, adapters alone under LoRA.
+        width: bytes of one number.
+    """
+
+    config: Any
+    parameters: int
+    trained: int
+    width: int
+
+    @classmethod
+    def of(cls, params: PolicyParams) -> "ModelSize":
+        """Raises ConfigError for a model whose config cannot be read."""
+        try:
+            config = AutoConfig.from_pretrained(locate(params.model))
+        except OSError as error:
+            raise ConfigError(f"the config of {params.model} cannot be read: {str(error).splitlines()[0]}") from error
+        dtype = getattr(torch, params.dtype)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            if params.lora is not None:
+                model = with_adapter(model, params.lora)
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        return cls(config, sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), dtype.itemsize)
+
+    @property
+    def head_size(self) -> int:
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def key_heads(self) -> int:
+        return getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Keys and values of this many tokens in all layers."""
+        return 2 * self.config.num_hidden_layers * self.key_heads * self.head_size * tokens * self.width
+
+    def activation_bytes(self, prompts: int, prompt: int, rows: int, time: int, checkpointing: bool = False) -> int:
+        """What the packed forward pass of an update keeps for its backward pass.
+
+        A layer keeps its input, its normalised input before and after the scale, the same three before the MLP, queries, the attended values twice, keys and
+        values, four inner states of the gated MLP, the prompt's keys and values once more for every completion, and a mask; with checkpointing its input alone,
+        and everything of one layer at a time. One tile of probabilities over the vocabulary stays too, if it is the only one.
+
+        Args:
+            prompts: of the pass, each of `prompt` tokens. rows: completions of the pass, each of `time` tokens.
+        """
+        config, tokens = self.config, prompts * prompt + rows * time
+        hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        queries, keys = config.num_attention_heads * self.head_size, self.key_heads * self.head_size
+        layer = tokens * (6 * hidden + 3 * queries + 2 * keys + 4 * inner) + 2 * rows * prompt * keys
+        layer += rows * time * (prompt + time) * (config.num_attention_heads // self.key_heads)
+        layers = config.num_hidden_layers
+        tile = 4 * min(tokens * config.vocab_size, TILE)
+        return self.width * (layers * tokens * hidden + layer if checkpointing else layers * layer) + tile
+
+
+def states_of(optimizer: Callable[[Any], torch.optim.Optimizer]) -> int:
+    """Numbers that an optimiser keeps for every trained weight, found by one step on a small tensor."""
+    weight = torch.nn.Parameter(torch.ones(64))
+    made = optimizer([weight])
+    weight.grad = torch.ones(64)
+    made.step()
+    return sum(value.numel() == 64 for value in made.state[weight].values() if isinstance(value, torch.Tensor))
+
+
+def machine_memory() -> int | None:
+    """Bytes of this machine's memory; None where it cannot be known."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None

@@ -1,0 +1,146 @@
+"""KTAE: a token's own part of the advantage, from how its presence goes with being right (arXiv 2505.16826).
+
+Over the completions of one prompt, every token has a 2 x 2 table: right or wrong completions, with or without it. Fisher's exact test and the
+information gain say how strongly it is associated, the difference of shares and of frequencies in which direction:
+
+    A_it = A_i + key(o_it),   key = top * (2 sigmoid(s) - 1),   s = (w_F F + w_IG IG) x / (w_F + w_IG)
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from objectives.advantages import Advantage, GroupNorm
+from support.errors import ConfigError
+
+Counts = Float[Tensor, "tokens"]
+
+
+def _log_choose(n: Tensor, k: Tensor) -> Tensor:
+    """log C(n, k), minus infinity where there is no such choice."""
+    possible = (k >= 0) & (k <= n)
+    k = torch.where(possible, k, 0.0)
+    return torch.where(possible, torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1), -torch.inf)
+
+
+def fisher_p(a: Counts, b: Counts, right: int, wrong: int) -> Counts:
+    """Two-sided p-values of Fisher's exact test: the probabilities of all tables with these margins that are no likelier than the one seen.
+
+    Args:
+        a, b: how many of the right and of the wrong completions hold each token. right, wrong: how many there are.
+    """
+    x = torch.arange(right + 1, dtype=a.dtype, device=a.device)
+    holding, size = (a + b)[:, None], torch.full_like(a, right + wrong)[:, None]
+    chances = (
+        _log_choose(torch.full_like(x, right), x)
+        + _log_choose(torch.full_like(size, wrong), holding - x)
+        - _log_choose(size, holding)
+    ).exp()  # fmt: skip
+    seen = chances.gather(1, a.long()[:, None])
+    return (chances * (chances <= seen * (1 + 1e-7))).sum(1).clamp(max=1.0)  # equal chances differ by rounding
+
+
+def _entropy(share: Tensor) -> Tensor:
+    """In bits, of a coin."""
+    return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / torch.log(torch.tensor(2.0, dtype=share.dtype))
+
+
+def information_gain(a: Counts, b: Counts, right: int, wrong: int) -> Counts:
+    """H(right or wrong) - H(right or wrong | with or without the token), in bits; arguments as in `fisher_p`."""
+    total, holding = right + wrong, a + b
+    lacking = total - holding
+    conditional = holding / total * _entropy(a / holding.clamp(min=1)) + lacking / total * _entropy((right - a) / lacking.clamp(min=1))
+    return _entropy(torch.full_like(a, right / total)) - conditional
+
+
+class KTAE(Advantage):
+    """Key-token advantages on top of those of whole completions; groups that are all right or all wrong get the latter alone.
+
+    A token that only right, or only wrong, completions hold gets a key near 1 or -1 on any evidence, since the quotient of frequencies is then huge;
+    `clamp` bounds it. The keys of a group need not add up to zero. Metrics: `train/key` (mean), `key_abs`, `key_saturated` (share of tokens beyond
+    0.99 top) and `key_share`, of the mean absolute advantage.
+
+    Args:
+        base: the advantage of whole completions; GRPO's if None.
+        fisher, gain: weights w_F and w_IG. The official scripts ask for a gain of 2, which its estimator does not read.
+        top: largest key. k1, b: of the frequencies, as in BM25. clamp: bound on the absolute direction x; None leaves it.
+        correct_above: a completion is right if its reward is above this.
+    """
+
+    def __init__(
+        self,
+        base: Advantage | None = None,
+        fisher: float = 1.0,
+        gain: float = 1.0,
+        top: float = 1.0,
+        k1: float = 2.0,
+        b: float = 0.5,
+        clamp: float | None = None,
+        correct_above: float = 0.0,
+    ) -> None:
+        if fisher < 0 or gain < 0 or fisher + gain == 0 or top <= 0 or k1 <= 0 or not 0 <= b <= 1 or (clamp is not None and clamp <= 0):
+            raise ConfigError(
+                f"KTAE: needs fisher, gain >= 0 and not both 0, top, k1, clamp > 0 and 0 <= b <= 1; got {fisher}, {gain}, {top}, {k1}, {clamp}, {b}."
+            )
+        self.base = base or GroupNorm(eps=1e-6)
+        self.fisher, self.gain, self.top, self.k1, self.b, self.clamp = fisher, gain, top, k1, b, clamp
+        self.correct_above = correct_above
+        self.needs_group = self.base.needs_group
+
+    def __call__(self, rewards, groups, tokens, mask):
+        self.base.reduce = self.reduce
+        base = self.base(rewards, groups, tokens, mask)
+        base = (base if base.dim() == 2 else base[:, None]) * mask
+        keys = torch.zeros_like(base)
+        for group in range(int(groups.max()) + 1):
+            rows = groups == group
+            keys[rows] = self.keys(rewards[rows], tokens[rows], mask[rows]).to(keys.dtype)
+        count, own, other = int(mask.sum()), keys.abs().sum(), base.abs().sum()
+        self.metrics = {
+            "key": float(keys.sum() / max(count, 1)),
+            "key_abs": float(own / max(count, 1)),
+            "key_saturated": float((keys.abs() > 0.99 * self.top).sum() / max(count, 1)),
+            "key_share": float(own / (own + other)) if own + other > 0 else 0.0,
+        }
+        return base + keys
+
+    def keys(
+        self, rewards: Float[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+    ) -> Float[Tensor, "rows time"]:
+        """The keys of one group's tokens; 0 outside the mask and on tokens that end or pad."""
+        judged = ~rewards.isnan() & mask.any(1)
+        is_right = judged & (rewards > self.correct_above)
+        right, wrong = int(is_right.sum()), int((judged & ~is_right).sum())
+        if not right or not wrong:
+            return torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+        ids, place = torch.unique(tokens, return_inverse=True)
+        counts = torch.zeros(len(tokens), len(ids), dtype=torch.float64, device=tokens.device).scatter_add_(1, place, mask.double())
+        holds = (counts > 0).double()
+        a, b = holds[is_right].sum(0), holds[judged & ~is_right].sum(0)
+        p = fisher_p(a, b, right, wrong)
+        strength = self.fisher * torch.where(p < 1 - 1e-9, torch.exp(-2 * p), 0.0) + self.gain * information_gain(a, b, right, wrong)
+        x = torch.asin((a / right).sqrt()) - torch.asin((b / wrong).sqrt())
+        x = x + self._frequencies(counts[is_right].sum(0), counts[judged & ~is_right].sum(0))
+        if self.clamp is not None:
+            x = x.clamp(-self.clamp, self.clamp)
+        found = self.top * (2 * torch.sigmoid(strength * x / (self.fisher + self.gain)) - 1)
+        ends = torch.tensor(self.end_tokens, dtype=ids.dtype, device=ids.device)
+        found = torch.where(torch.isin(ids, ends), 0.0, found)
+        return found[place] * mask
+
+    def _frequencies(self, in_right: Counts, in_wrong: Counts) -> Counts:
+        """How much more frequent each token is among the tokens of right completions, as quotients of BM25's frequencies."""
+        totals = in_right.sum(), in_wrong.sum()
+
+        def saturated(count: Counts, total: Tensor) -> Counts:
+            f = count / total
+            return f * (self.k1 + 1) / (f + self.k1 * (1 - self.b + self.b * total / (sum(totals) / 2)))
+
+        tf_right, tf_wrong = saturated(in_right, totals[0]), saturated(in_wrong, totals[1])
+        return tf_right / (tf_wrong + 1e-5) - tf_wrong / (tf_right + 1e-5)
+
+    def state_dict(self):
+        return self.base.state_dict()
+
+    def load_state_dict(self, state):
+        self.base.load_state_dict(state)

@@ -1,0 +1,53 @@
+"""T-SPMO's advantages: what one token at one place is worth, from the tree of a prompt's completions (arXiv 2504.20834).
+
+Completions that begin alike share a path. For the edge from prefix p to token v: A(v | p) = mean reward of the completions that begin with p and v,
+minus that of those that begin with p. The objective is the mean over edges with A other than zero of pi(v | p) A(v | p).
+"""
+
+import torch
+from torch import Tensor
+
+from objectives.advantages import Advantage
+from objectives.policy_losses import PolicyLoss
+
+
+class PrefixTree(Advantage):
+    """A(v | p) at the edge's place in one of the completions that share it, so that each edge counts once; 0 everywhere else.
+
+    Tokens that the policy did not choose belong to prefixes and are no edges. Completions with NaN take no part. Metrics: `train/edges` with an advantage
+    other than zero, and `train/edge_depth`, their mean distance from the first token, in tokens.
+    """
+
+    def __call__(self, rewards, groups, tokens, mask):
+        found = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
+        steps = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, steps, -1).amax(1).masked_fill(rewards.isnan(), -1)  # place of each row's last chosen token
+        nodes, vocabulary = groups, int(tokens.max()) + 1
+        for depth in range(int(last.max()) + 1):
+            rows = torch.nonzero(last >= depth).flatten()
+            parents, values = nodes[rows], rewards[rows].double()
+            edges, children = torch.unique(parents * vocabulary + tokens[rows, depth], return_inverse=True)
+            order = torch.arange(len(rows), device=rows.device)
+            first = torch.full_like(edges, len(rows)).scatter_reduce(0, children, order, "amin")
+            gain = (_means(values, children)[children] - _means(values, parents)[parents])[first]
+            gain = torch.where((gain.abs() < 1e-9) | ~mask[rows[first], depth], 0.0, gain)  # equal means differ by rounding
+            found[rows[first], depth] = gain.to(found.dtype)
+            nodes = nodes.index_put((rows,), children)
+            if len(edges) == len(rows):
+                break  # every completion is alone on its path, where there is nothing to compare
+        depths = torch.nonzero(found)[:, 1]
+        self.metrics = {"edges": float(len(depths)), "edge_depth": float(depths.double().mean()) if len(depths) else 0.0}
+        return found
+
+
+def _means(values: Tensor, index: Tensor) -> Tensor:
+    size = int(index.max()) + 1
+    sums = torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, index, values)
+    return sums / torch.bincount(index, minlength=size).clamp(min=1)
+
+
+class Probability(PolicyLoss):
+    """-A pi: the plain probability of the token, not its logarithm, so that unlikely tokens move little (T-SPMO)."""
+
+    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+        return -advantages * torch.where(mask, logprobs, 0.0).exp(), {}

@@ -1,0 +1,111 @@
+"""Rewards that can fail: a judge that is down, a scorer that hangs. A completion that could not be scored is left out, and never earns a zero."""
+
+import ctypes
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.base import Failure, Reward
+from support.errors import ConfigError
+
+
+class _TooLate(BaseException):
+    """Raised in a thread whose time is over."""
+
+
+@dataclass
+class _Outcome:
+    value: Any = None
+    error: BaseException | None = None
+
+
+def within(seconds: float, function: Callable[[], Any]) -> Any:
+    """function(), or TimeoutError after so many seconds.
+
+    It runs on a thread of its own. When its time is over, an exception ends whatever Python it executes; what waits inside C code (a socket, a sleep) is
+    abandoned and keeps its thread until it returns by itself.
+    """
+    outcome = _Outcome()
+
+    def run() -> None:
+        try:
+            outcome.value = function()
+        except BaseException as error:
+            outcome.error = error
+
+    thread = threading.Thread(target=run, daemon=True, name="guarded reward")
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TooLate))
+        raise TimeoutError(f"no score within {seconds:g} s")
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.value
+
+
+class Guarded(Reward):
+    """A reward whose failures for single completions do not end the run: an exception, no answer in time, a number that is not finite.
+
+    Failed completions get NaN and carry no advantage, whatever their other rewards say. `train/reward/error_rate` and `train/reward/timeout_rate` count them, and
+    the run stops where more than `max_failure_rate` of a rollout or of a validation failed.
+
+    Args:
+        reward: asked for one completion at a time, so it must not compare those of a group. Its name and weight stay.
+        timeout_s: for each completion; None waits for ever. Each hang costs this long.
+        max_failure_rate: of the completions of one rollout.
+    """
+
+    def __init__(self, reward: Reward, timeout_s: float | None = 10.0, max_failure_rate: float = 0.05) -> None:
+        super().__init__(reward.weight, reward.name)
+        if timeout_s is not None and timeout_s <= 0:
+            raise ConfigError(f"Guarded: timeout_s is {timeout_s}; it is a time above 0, or null to wait for ever.")
+        if reward.max_failure_rate is not None:
+            raise ConfigError(
+                f"Guarded: {type(reward).__name__} counts its failures itself; use it without Guarded and set its max_failure_rate."
+            )
+        self.reward, self.timeout_s = reward, timeout_s
+        self.max_failure_rate = failure_rate(max_failure_rate, "Guarded")
+        self.is_correctness, self.may_abstain, self.span, self.waits = reward.is_correctness, reward.may_abstain, reward.span, reward.waits
+
+    def score(self, batch):
+        return [self._one(batch.single(row)) for row in range(len(batch.finish_reasons))]
+
+    def _one(self, single) -> float | Failure:
+        def scored() -> float:
+            (value,) = self.reward.score(single)
+            return float(value)  # type: ignore[arg-type]  # a Failure has been refused as an inner reward
+
+        try:
+            value = scored() if self.timeout_s is None else within(self.timeout_s, scored)
+        except TimeoutError as error:
+            return Failure("timeout", str(error))
+        except Exception as error:
+            return Failure("error", f"{type(error).__name__}: {error}")
+        if math.isinf(value) or (math.isnan(value) and not self.may_abstain):
+            return Failure("error", f"the score is {value}")
+        return value
+
+    def unscaled(self, scores, batch):
+        return self.reward.unscaled(scores, batch)
+
+    def check_columns(self, row):
+        self.reward.check_columns(row)
+
+    def observe(self, batch):
+        self.reward.observe(batch)
+
+    def state_dict(self):
+        return self.reward.state_dict()
+
+    def load_state_dict(self, state):
+        self.reward.load_state_dict(state)
+
+
+def failure_rate(rate: float, who: str) -> float:
+    """A share of completions. Raises ConfigError for anything else."""
+    if not 0 <= rate <= 1:
+        raise ConfigError(f"{who}: max_failure_rate is {rate}; it is a share of the completions of a rollout, between 0 and 1.")
+    return rate

@@ -1,0 +1,138 @@
+"""HAPO (Huang, Zhang and Cardie, arXiv 2505.11225): every problem remembers its shortest right solution, and the next ones are to beat it.
+
+With h the history of the problem and L the length, u = cos(pi/2 L/h) for L < 2h, else -1:
+r = c + w r_len,  r_len = max(-0.7, u) if right, min(0, u) if wrong, 0 on the first visit. h is updated after the rewards of a rollout.
+
+    python main.py fit --config configs/hapo.yaml
+"""
+
+from collections import defaultdict
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rewards.base import Reward
+from rewards.judged import JudgedReward, means
+from rewards.repetition import places
+from rollouts import RolloutBatch
+from support.errors import ConfigError
+from support.processes import gathered
+
+Lengths = Float[Tensor, "rows"]
+
+#: least that a right completion can get, so that with w = 1 it stays above a wrong one
+FLOOR = -0.7
+#: tokens above the history that cost nothing in the linear form, as a share of it
+SLACK = 0.1
+
+
+def cosine(lengths: Lengths, history: Lengths, correct: Bool[Tensor, "rows"]) -> Lengths:
+    """r_len of the paper: falls from 1 over 0 at the history to -1 at twice the history."""
+    u = torch.where(lengths < 2 * history, torch.cos(torch.pi / 2 * lengths / history), -1.0)
+    return torch.where(correct, u.clamp(min=FLOOR), u.clamp(max=0.0))
+
+
+def linear(lengths: Lengths, history: Lengths, correct: Bool[Tensor, "rows"]) -> Lengths:
+    """The code's other form: 1 - L/h below the history, 0 up to a tenth above it, then falling by the same slope."""
+    above = ((1 + SLACK) * history - lengths).clamp(max=0.0) / history
+    below = (1 - lengths / history).clamp(min=0.0)
+    return torch.where(correct, below + above.clamp(min=FLOOR), above.clamp(min=-1.0))
+
+
+class HAPO(JudgedReward):
+    """r_len, from a memory of every training problem, by the data row's `id`. It is part of every checkpoint; validation reads it and never writes.
+
+    Processes tell each other what they found, so under several of them it stands in `model.rewards` itself, not inside a PerTask.
+
+    Args:
+        shape: of r_len. history: the shortest right length of all visits, or the mean over all right ones.
+        weight: w, 1 in the paper; between 0 and 1 a right completion stays above a wrong one.
+        correctness, name: as in every JudgedReward.
+    """
+
+    def __init__(
+        self,
+        shape: Literal["cosine", "linear"] = "cosine",
+        history: Literal["min", "mean"] = "min",
+        correctness: str = "exact_answer",
+        weight: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(correctness, weight, name or "hapo")
+        if not 0 <= weight <= 1:
+            raise ConfigError(
+                f"HAPO: weight is {weight}; it must lie between 0 and 1, else a wrong completion may earn more than a right one."
+            )
+        self.shape, self.kind = {"cosine": cosine, "linear": linear}[shape], history
+        self.history: dict[str, tuple[float, int]] = {}  # id -> (tokens, right completions that it is made of)
+
+    def known(self, batch: RolloutBatch) -> Float[Tensor, "prompts"]:
+        """The history of every prompt in tokens, NaN where there is none."""
+        found = [self.history.get(str(row.get("id")), (torch.nan, 0))[0] for row in batch.rows]
+        return torch.tensor(found, device=batch.lengths.device)
+
+    def score(self, batch):
+        history = self.known(batch)[batch.groups]
+        return self.shape(batch.lengths.float(), history, self.correct(batch)).masked_fill(history.isnan(), 0.0)
+
+    def observe(self, batch):
+        lengths, right = batch.lengths.tolist(), self.correct(batch).tolist()
+        own: dict[str, list[int]] = defaultdict(list)
+        for prompt, length, counts in zip(batch.groups.tolist(), lengths, right, strict=True):
+            if counts:
+                own[str(batch.rows[prompt]["id"])].append(length)
+        for part in gathered(dict(own)):
+            for id, found in part.items():
+                self._add(id, found)
+
+    def _add(self, id: str, found: list[int]) -> None:
+        before, count = self.history.get(id, (0.0, 0))
+        total = count + len(found)
+        if self.kind == "mean":
+            self.history[id] = ((before * count + sum(found)) / total, total)
+        else:
+            self.history[id] = (float(min([before, *found] if count else found)), total)
+
+    def metrics(self, batch):
+        known, correct = self.known(batch), self.correct(batch)
+        ratio, scores = batch.lengths / known[batch.groups], batch.rewards[self.name]
+        visited = ~ratio.isnan()
+        values = {
+            "hapo_known": ~known.isnan(),
+            "hapo_history": known[~known.isnan()],
+            "hapo_ratio": ratio[visited],
+            "hapo_reward/correct": scores[visited & correct],
+            "hapo_reward/wrong": scores[visited & ~correct],
+        }
+        return super().metrics(batch) | means(values)
+
+    def state_dict(self):
+        return {"history": {id: list(pair) for id, pair in self.history.items()}}
+
+    def load_state_dict(self, state):
+        self.history = {id: (float(tokens), int(count)) for id, (tokens, count) in state.get("history", {}).items()}
+
+
+class NgramRepetition(Reward):
+    """Minus the share of a completion's tokens that lie in an n-gram which occurs more than once; HAPO's optional repetition term, with weight > 0.
+
+    Args:
+        n: tokens of an n-gram, 3 there.
+        weight, name: as in every reward.
+    """
+
+    def __init__(self, n: int = 3, weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__(weight, name)
+        if n < 1:
+            raise ConfigError(f"NgramRepetition: n is {n}; it is a number of tokens, 1 or above.")
+        self.n = n
+
+    def score(self, batch):
+        return [-self.share(ids[mask].tolist()) for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+
+    def share(self, tokens: list[int]) -> float:
+        """Of one completion."""
+        inside = {place + i for starts in places(tokens, self.n).values() if len(starts) > 1 for place in starts for i in range(self.n)}
+        return len(inside) / max(1, len(tokens))

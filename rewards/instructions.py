@@ -1,0 +1,181 @@
+"""Instructions whose observance a program can check, in the manner of IFEval (Zhou et al., arXiv 2311.07911)."""
+
+import inspect
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+from rewards.answers import answers
+from rewards.base import Reward, needs
+from rewards.language import words_by_script
+from support.errors import ConfigError
+
+
+def _between(count: int, at_least: int | None, at_most: int | None) -> bool:
+    return (at_least is None or count >= at_least) and (at_most is None or count <= at_most)
+
+
+def _times(word: str, text: str) -> int:
+    """How often a word or phrase stands in a text, as a whole and whatever its case."""
+    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
+
+
+def keywords(text: str, words: list[str], at_least: int = 1) -> bool:
+    """Each of the words, so many times."""
+    return all(_times(word, text) >= at_least for word in words)
+
+
+def forbidden_words(text: str, words: list[str]) -> bool:
+    return not any(_times(word, text) for word in words)
+
+
+def number_of_words(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
+    """Runs of letters, digits, apostrophes and hyphens."""
+    return _between(len(re.findall(r"\w[\w'’-]*", text)), at_least, at_most)
+
+
+def number_of_sentences(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
+    """Ends with . ! ? or the end of a text; a full stop inside a number ends none."""
+    return _between(len([part for part in re.split(r"[.!?…]+(?=\s|[\"'”’)]|$)", text) if re.search(r"\w", part)]), at_least, at_most)
+
+
+def number_of_paragraphs(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
+    """Separated by blank lines."""
+    return _between(len([part for part in re.split(r"\n\s*\n", text) if part.strip()]), at_least, at_most)
+
+
+def number_of_bullets(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
+    """Lines that begin with -, * or +, and a blank."""
+    return _between(len(re.findall(r"^[^\S\n]*[-*+] +\S", text, re.MULTILINE)), at_least, at_most)
+
+
+def number_of_placeholders(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
+    """[like this]"""
+    return _between(len(re.findall(r"\[[^\[\]\n]+\]", text)), at_least, at_most)
+
+
+def number_of_highlights(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
+    """*like this* or **like this**"""
+    return _between(len(re.findall(r"(\*{1,2})(?=[^\s*])([^*\n]*[^\s*])\1", text)), at_least, at_most)
+
+
+def letter(text: str, character: str, at_least: int | None = None, at_most: int | None = None) -> bool:
+    """How often a letter stands there, in either case."""
+    return _between(text.lower().count(character.lower()), at_least, at_most)
+
+
+def starts_with(text: str, phrase: str) -> bool:
+    return text.startswith(phrase)
+
+
+def ends_with(text: str, phrase: str) -> bool:
+    return text.endswith(phrase)
+
+
+def quoted(text: str) -> bool:
+    """In double quotation marks, all of it."""
+    return len(text) > 1 and text[0] == text[-1] == '"'
+
+
+def title(text: str) -> bool:
+    """<<like this>> somewhere."""
+    return re.search(r"<<[^<>\n]*\w[^<>\n]*>>", text) is not None
+
+
+def postscript(text: str, marker: str = "P.S.") -> bool:
+    """A paragraph at the end that begins with the marker."""
+    return re.search(rf"^[^\S\n]*{re.escape(marker)}\s*\S", text, re.MULTILINE) is not None
+
+
+def is_json(text: str, keys: list[str] | None = None) -> bool:
+    """JSON and nothing else, in a fence or not; an object with these keys if they are named."""
+    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n```", text, re.DOTALL)
+    try:
+        found = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):
+        return False
+    return keys is None or (isinstance(found, dict) and set(keys) <= set(found))
+
+
+def case(text: str, which: Literal["lower", "upper"]) -> bool:
+    return text == (text.lower() if which == "lower" else text.upper()) and any(c.isalpha() for c in text)
+
+
+def capital_words(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
+    """Words of capitals only, of two letters or more."""
+    words = re.findall(r"[^\W\d_]{2,}", text)
+    return _between(sum(word.isupper() for word in words), at_least, at_most)
+
+
+def language(text: str, script: str) -> bool:
+    """All words in one script, e.g. LATIN or CYRILLIC: what can be told of a language without a model of languages."""
+    found = words_by_script(text)
+    return set(found) == {script}
+
+
+def no_commas(text: str) -> bool:
+    return "," not in text
+
+
+def one_of(text: str, options: list[str]) -> bool:
+    """One of the options, word for word."""
+    return text in options
+
+
+KINDS: dict[str, Callable[..., bool]] = {
+    "json": is_json,
+    **{
+        kind.__name__: kind
+        for kind in (
+            keywords, forbidden_words, number_of_words, number_of_sentences, number_of_paragraphs, number_of_bullets, number_of_placeholders,
+            number_of_highlights, letter, starts_with, ends_with, quoted, title, postscript, case, capital_words, language, no_commas, one_of,
+        )
+    },
+}  # fmt: skip
+
+
+def _arguments(instruction: dict[str, Any]) -> dict[str, Any]:
+    """Without the kind, and without what a table of unequal rows fills with None."""
+    return {name: value for name, value in instruction.items() if name != "kind" and value is not None}
+
+
+class InstructionFollowing(Reward):
+    """The share of a row's `instructions` that the text after the reasoning follows: a list of {kind, ...}, see KINDS. An empty text follows none.
+
+    Args:
+        graded: the share; otherwise 1 for all of them and 0 else (IFEval's prompt-level strict accuracy).
+        weight, name: as in every reward.
+    """
+
+    is_correctness, span = True, (0.0, 1.0, False)
+
+    def __init__(self, graded: bool = True, weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__(weight, name)
+        self.graded = graded
+
+    def score(self, batch):
+        return [self._one(text, wanted) for text, wanted in zip(answers(batch), batch.column("instructions"), strict=True)]
+
+    def _one(self, text: str, wanted: list[dict[str, Any]]) -> float:
+        followed = [bool(text) and KINDS[instruction["kind"]](text, **_arguments(instruction)) for instruction in wanted]
+        return sum(followed) / len(followed) if self.graded else float(all(followed))
+
+    def check_columns(self, row):
+        needs(self, row, "instructions")
+        where = f"the reward {self.name!r} (InstructionFollowing), row {row.get('id')!r}"
+        if not isinstance(row["instructions"], list) or not row["instructions"]:
+            raise ConfigError(f"{where}: `instructions` must be a list of {{kind, ...}} with at least one.")
+        for instruction in row["instructions"]:
+            kind = instruction.get("kind") if isinstance(instruction, dict) else instruction
+            if kind not in KINDS:
+                raise ConfigError(f"{where}: there is no instruction of the kind {kind!r}; there are {', '.join(sorted(KINDS))}.")
+            signature, given = inspect.signature(KINDS[kind]), _arguments(instruction)
+            try:
+                signature.bind("", **given)
+            except TypeError as error:
+                raise ConfigError(f"{where}: the instruction {kind!r} cannot take {given}: {error}.") from error
+            if {"at_least", "at_most"} <= set(signature.parameters) and not {"at_least", "at_most"} & set(given):
+                raise ConfigError(f"{where}: the instruction {kind!r} needs at_least, at_most or both.")
+            if kind == "case" and given["which"] not in ("lower", "upper"):
+                raise ConfigError(f"{where}: the instruction 'case' knows which: lower and upper, got {given['which']!r}.")

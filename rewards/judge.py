@@ -1,0 +1,143 @@
+"""A judge that is asked over HTTP: a served reward model, a grader, another team's scorer."""
+
+import http.client
+import json
+import math
+import os
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+from rewards.base import Failure, Reward
+from rewards.failures import failure_rate
+from support.errors import ConfigError
+
+LONGEST = 1 << 20  # bytes of an answer
+
+
+class _Failed(Exception):
+    """(kind, message, whether another try could help)"""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would lose its body, and carry the token to another host."""
+
+    def redirect_request(self, *arguments):
+        return None
+
+
+class HTTPJudge(Reward):
+    """Scores of an endpoint: POST {"prompts": [...], "completions": [...], <column>: [...]} is answered by {"scores": [...]} or the list itself.
+
+    An answer that does not come in time, is no such list, or holds something else than a finite number for a completion is a failure of those completions. Time-outs,
+    broken connections, rubbish and the statuses 429 and 5xx are tried again, other statuses are not.
+
+    Args:
+        url: http:// or https://.
+        timeout_s: for one whole answer. retries: further tries, after `backoff_s`, twice that, and so on.
+        max_failure_rate: of the completions of one rollout; more end the run.
+        columns: data columns to send along.
+        per_request: completions of one request. workers: requests at once.
+        token_variable: environment variable with a bearer token, which so stands in no configuration.
+        weight, name: as in every reward.
+    """
+
+    waits = True
+
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = 30.0,
+        retries: int = 2,
+        backoff_s: float = 1.0,
+        max_failure_rate: float = 0.05,
+        columns: list[str] | None = None,
+        per_request: int = 8,
+        workers: int = 4,
+        token_variable: str | None = None,
+        weight: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(weight, name or "http_judge")
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"HTTPJudge: url is {url!r}; it must begin with http:// or https://.")
+        if timeout_s <= 0 or retries < 0 or backoff_s < 0 or per_request < 1 or workers < 1:
+            raise ConfigError(
+                f"HTTPJudge: needs timeout_s > 0, retries >= 0, backoff_s >= 0, per_request >= 1 and workers >= 1, got {timeout_s}, {retries}, {backoff_s}, "
+                f"{per_request} and {workers}."
+            )
+        if token_variable and not os.environ.get(token_variable):
+            raise ConfigError(f"HTTPJudge: the environment variable {token_variable!r} of token_variable is not set.")
+        self.url, self.timeout_s, self.retries, self.backoff_s = url, timeout_s, retries, backoff_s
+        self.columns, self.per_request, self.workers, self.token_variable = columns or [], per_request, workers, token_variable
+        self.max_failure_rate = failure_rate(max_failure_rate, "HTTPJudge")
+        self.opener = urllib.request.build_opener(_NoRedirect)
+
+    def check_columns(self, row):
+        for column in self.columns:
+            if column not in row:
+                raise ConfigError(
+                    f"the reward {self.name!r} (HTTPJudge) sends the data column {column!r}, which row {row.get('id')!r} lacks."
+                )
+
+    def score(self, batch):
+        given = {"prompts": batch.column("prompt"), "completions": batch.completions} | {c: batch.column(c) for c in self.columns}
+        starts = range(0, len(batch.completions), self.per_request)
+        parts = [{name: values[start : start + self.per_request] for name, values in given.items()} for start in starts]
+        with ThreadPoolExecutor(self.workers) as pool:
+            return [score for scores in pool.map(self._asked, parts) for score in scores]
+
+    def _asked(self, part: dict) -> list[float | Failure]:
+        count = len(part["completions"])
+        for attempt in range(self.retries + 1):
+            try:
+                return [_number(score) for score in self._answer(json.dumps(part).encode(), count)]
+            except _Failed as error:
+                kind, message, again = error.args
+                failure = Failure(kind, f"{self.url}: {message}")
+            if not again:
+                break
+            if attempt < self.retries:
+                time.sleep(self.backoff_s * 2**attempt)
+        return [failure] * count
+
+    def _answer(self, body: bytes, count: int) -> list:
+        headers = {"Content-Type": "application/json"}
+        if self.token_variable:
+            headers["Authorization"] = f"Bearer {os.environ[self.token_variable]}"
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            with self.opener.open(urllib.request.Request(self.url, body, headers), timeout=self.timeout_s) as response:
+                text = b""
+                # The library's time-out is for each read: an answer that drips would never be late.
+                while more := response.read1(65536):
+                    text += more
+                    if len(text) > LONGEST:
+                        raise _Failed("error", f"the answer is longer than {LONGEST} bytes", False)
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+            answer = json.loads(text)
+        except urllib.error.HTTPError as error:
+            detail = error.read(200).decode(errors="replace")
+            raise _Failed("error", f"status {error.code}: {detail}", error.code == 429 or error.code >= 500) from error
+        except TimeoutError as error:
+            raise _Failed("timeout", f"no answer within {self.timeout_s:g} s", True) from error
+        except urllib.error.URLError as error:
+            kind = "timeout" if isinstance(error.reason, TimeoutError) else "error"
+            raise _Failed(kind, f"no connection: {error.reason}", True) from error
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            raise _Failed("error", f"{type(error).__name__}: {error}", True) from error
+        scores = answer.get("scores") if isinstance(answer, dict) else answer
+        if not isinstance(scores, list) or len(scores) != count:
+            raise _Failed("error", f"expected a list of {count} scores, got {str(answer)[:100]!r}", True)
+        return scores
+
+
+def _number(score: object) -> float | Failure:
+    if isinstance(score, bool) or not isinstance(score, (int, float)):
+        return Failure("error", f"the score {str(score)[:50]!r} is no number")
+    try:
+        return float(score) if math.isfinite(score) else Failure("error", f"the score is {score}")
+    except OverflowError:
+        return Failure("error", "the score is too large a number")

@@ -1,0 +1,48 @@
+"""What rewards about length share: which completions are right, as another reward says, and means over all processes."""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from rewards.base import Reward
+from rollouts import RolloutBatch
+from support.errors import ConfigError
+from support.processes import gathered
+
+
+class JudgedReward(Reward):
+    """A reward that depends on which completions are right.
+
+    Args:
+        correctness: name of the reward that says so, listed before this one in `model.rewards`; a score of 1 or more is right.
+        weight, name: as in every reward.
+    """
+
+    def __init__(self, correctness: str = "exact_answer", weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__(weight, name)
+        self.correctness = correctness
+
+    def judged(self, batch: RolloutBatch) -> Tensor:
+        """The scores (rows,) of the correctness reward. Raises ConfigError if it is not listed before this one."""
+        if self.correctness not in batch.rewards:
+            raise ConfigError(
+                f"the reward {self.name!r} ({type(self).__name__}) reads which completions are right from a reward named {self.correctness!r}, but those before it "
+                f"in model.rewards are {list(batch.rewards)}; list that reward before it, or set its `correctness` to one of these names."
+            )
+        return batch.rewards[self.correctness]
+
+    def correct(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+        """Which completions are right; those that the correctness reward does not apply to are not."""
+        return self.judged(batch) >= 1
+
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
+        """Mean tokens of the right and of the wrong completions."""
+        correct, lengths = self.correct(batch), batch.lengths.float()
+        return means({"length/correct": lengths[correct], "length/wrong": lengths[~correct]})
+
+
+def means(values: dict[str, Tensor]) -> dict[str, float]:
+    """The mean of each tensor's entries over all processes; a name that has none anywhere is left out."""
+    parts = gathered({name: (float(entries.double().sum()), entries.numel()) for name, entries in values.items()})
+    sums = {name: torch.tensor([part[name] for part in parts], dtype=torch.float64).sum(0).tolist() for name in values}
+    return {name: total / count for name, (total, count) in sums.items() if count}

@@ -1,0 +1,179 @@
+"""LASER, LASER-D and LASER-DE (Liu et al., arXiv 2505.15612): a right answer that fits a target length earns a bonus.
+
+R(y) = C(y) + lambda(y) alpha 1[L <= L_T]; `GradedAnswer` is C, `Laser` the bonus. LASER-D has a target for easy, medium and hard prompts,
+which `callbacks.LaserMonitor` measures again and again; LASER-DE lets a wrong answer explore beyond it.
+
+    python main.py fit --config configs/laser.yaml
+    python main.py fit --config configs/laser.yaml --config configs/laser_d.yaml
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rewards.answers import ExactAnswer, Format
+from rewards.base import Reward
+from rewards.judged import JudgedReward, means
+from rewards.repetition import loops
+from rollouts import RolloutBatch
+from support.errors import ConfigError
+
+BUCKETS = ("easy", "medium", "hard")
+
+
+class GradedAnswer(Reward):
+    """1 for a right answer in form, `wrong` for a wrong one in form, `malformed` for anything else (LASER's C). pass@1 counts the first only.
+
+    Args:
+        answer: says what is right, ExactAnswer if None. form: says what is in form, Format if None. A score of 1 or more is a yes.
+        wrong, malformed: -0.5 and -1 in the paper.
+        weight, name: as in every reward.
+    """
+
+    is_correctness = True
+
+    def __init__(
+        self,
+        answer: Reward | None = None,
+        form: Reward | None = None,
+        wrong: float = -0.5,
+        malformed: float = -1.0,
+        weight: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(weight, name)
+        if not malformed <= wrong < 1:
+            raise ConfigError(f"GradedAnswer: needs malformed <= wrong < 1, got malformed={malformed} and wrong={wrong}.")
+        self.answer, self.form = answer or ExactAnswer(), form or Format()
+        self.wrong, self.malformed = wrong, malformed
+
+    def score(self, batch):
+        right, formed = self.answer(batch) >= 1, self.form(batch) >= 1
+        return torch.where(formed, torch.where(right, 1.0, self.wrong), self.malformed)
+
+    def unscaled(self, scores, batch):
+        return (scores >= 1).float()
+
+    def check_columns(self, row):
+        self.answer.check_columns(row)
+        self.form.check_columns(row)
+
+
+class StepBonus(JudgedReward):
+    """alpha for right completions of at most their target length; subclasses say which that is."""
+
+    def __init__(self, alpha: float, correctness: str, weight: float, name: str | None) -> None:
+        super().__init__(correctness, weight, name)
+        if alpha < 0:
+            raise ConfigError(f"{type(self).__name__}: alpha is {alpha}; it is a bonus, 0 or above.")
+        self.alpha = alpha
+
+    def targets_of(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        """The target length of every completion, in tokens."""
+        raise NotImplementedError
+
+    def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+        """Which completions get the bonus."""
+        return self.correct(batch) & (batch.lengths <= self.targets_of(batch))
+
+    def score(self, batch):
+        return self.alpha * self.earns(batch)
+
+    def metrics(self, batch):
+        return super().metrics(batch) | means({"laser_target": self.targets_of(batch), "laser_bonus": self.earns(batch)})
+
+
+class Laser(StepBonus):
+    """LASER: one target for all prompts.
+
+    Args:
+        target: L_T, in tokens (2048, 4096 or 8192 in the paper).
+        alpha: the bonus, 0.5 in the paper.
+        correctness, weight, name: as in every JudgedReward; correctness is usually a GradedAnswer.
+    """
+
+    def __init__(
+        self, target: int, alpha: float = 0.5, correctness: str = "graded_answer", weight: float = 1.0, name: str | None = None
+    ) -> None:
+        super().__init__(alpha, correctness, weight, name)
+        if target < 1:
+            raise ConfigError(f"Laser: target is {target}; it is a number of tokens, 1 or above.")
+        self.target = target
+
+    def targets_of(self, batch):
+        return torch.full_like(batch.lengths, self.target, dtype=torch.float32)
+
+
+class LaserD(StepBonus):
+    """LASER-D: a target for each difficulty, which is the share of right completions in the prompt's group.
+
+    `targets` holds the newest of `callbacks.LaserMonitor`. A difficulty without one has the longest completion of the batch as its target, so
+    every right completion earns the bonus.
+
+    Args:
+        alpha, correctness, weight, name: as in Laser.
+    """
+
+    def __init__(self, alpha: float = 0.5, correctness: str = "graded_answer", weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__(alpha, correctness, weight, name)
+        self.targets: dict[str, int | None] = dict.fromkeys(BUCKETS)
+
+    def buckets(self, batch: RolloutBatch) -> list[str]:
+        """The difficulty of every prompt: easy from two thirds right, medium from one third, else hard."""
+        size = batch.group_size
+        right = self.correct(batch).view(-1, size).sum(1).tolist()
+        return ["easy" if 3 * count >= 2 * size else "medium" if 3 * count >= size else "hard" for count in right]
+
+    def targets_of(self, batch):
+        longest = int(batch.lengths.max())
+        found = [self.targets[bucket] or longest for bucket in self.buckets(batch)]
+        return torch.tensor(found, dtype=torch.float32, device=batch.lengths.device)[batch.groups]
+
+    def metrics(self, batch):
+        found = self.buckets(batch)
+        shares = means({f"laser_share/{bucket}": torch.tensor([own == bucket for own in found]) for bucket in BUCKETS})
+        targets = {f"laser_target/{bucket}": float(target) for bucket, target in self.targets.items() if target}
+        return super().metrics(batch) | shares | targets
+
+    def state_dict(self):
+        return {"targets": dict(self.targets)}
+
+    def load_state_dict(self, state):
+        self.targets = dict(state.get("targets") or dict.fromkeys(BUCKETS))
+
+
+class LaserDE(LaserD):
+    """LASER-DE: as LASER-D, and a wrong completion in form that is longer than its target earns the bonus too, unless it repeats itself.
+
+    Args:
+        wrong: the correctness reward's score of a wrong completion in form.
+        ngram, times: what is a repetition (`rewards.repetition.loops`); ngram None gives the bonus to repetitions too, as the paper's formula does.
+        alpha, correctness, weight, name: as in Laser.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        wrong: float = -0.5,
+        ngram: int | None = 4,
+        times: int = 3,
+        correctness: str = "graded_answer",
+        weight: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(alpha, correctness, weight, name)
+        self.wrong, self.ngram, self.times = wrong, ngram, times
+
+    def repeats(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+        """Which completions repeat themselves."""
+        if self.ngram is None:
+            return torch.zeros_like(batch.lengths, dtype=torch.bool)
+        texts = (ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True))
+        return torch.tensor([loops(tokens, self.ngram, self.times) for tokens in texts], device=batch.lengths.device)
+
+    def earns(self, batch):
+        explores = (self.judged(batch) == self.wrong) & (batch.lengths > self.targets_of(batch))
+        return super().earns(batch) | (explores & ~self.repeats(batch))
+
+    def metrics(self, batch):
+        return super().metrics(batch) | means({"laser_repeats": self.repeats(batch)})

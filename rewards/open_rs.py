@@ -1,0 +1,88 @@
+"""The rewards of open-rs (Dang and Ngo, arXiv 2503.16219): cheap GRPO of a 1.5B model, where a cosine of the length says how much a right answer is worth.
+
+Experiment 1 and 2: accuracy + format; experiment 3: format + 2 x cosine, which holds the accuracy in it.
+
+    python main.py fit --config configs/open_rs.yaml
+"""
+
+import math
+from typing import Literal
+
+import torch
+
+from rewards.answers import MathAnswer
+from rewards.base import Reward
+from rewards.judged import JudgedReward, means
+from support.errors import ConfigError
+
+
+class CosineLength(JudgedReward):
+    """far + (near - far) (1 + cos(pi q)) / 2 with q = length / max_length: `near` for the shortest completion, `far` for the longest, for right and wrong ones apart.
+
+    Where the correctness reward does not apply, every completion earns 1, so that the group teaches nothing.
+
+    Args:
+        max_length: 3584 in experiment 3, usually `max_new_tokens`.
+        correct: (shortest, longest) of right completions. wrong: of wrong ones; these are what the authors' script does, see docs/open_rs.md.
+        count: what a length is; their code counts characters.
+        clamp: keep q at most 1. Their code does not, so that the cosine rises again beyond max_length.
+        correctness, weight, name: as in every JudgedReward.
+    """
+
+    def __init__(
+        self,
+        max_length: int = 3584,
+        correct: tuple[float, float] = (1.0, 0.5),
+        wrong: tuple[float, float] = (0.0, -0.5),
+        count: Literal["tokens", "characters"] = "tokens",
+        clamp: bool = True,
+        correctness: str = "exact_answer",
+        weight: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(correctness, weight, name)
+        if max_length < 1:
+            raise ConfigError(f"CosineLength: max_length is {max_length}; it must be 1 or above, usually sampling.max_new_tokens.")
+        self.max_length, self.ends = max_length, {True: correct, False: wrong}
+        self.characters, self.clamp = count == "characters", clamp
+
+    def score(self, batch):
+        lengths = [len(text) for text in batch.completions] if self.characters else batch.lengths.tolist()
+        rows = zip(lengths, self.judged(batch).tolist(), strict=True)
+        return [1.0 if math.isnan(right) else self.worth(length, right >= 1) for length, right in rows]
+
+    def worth(self, length: float, right: bool) -> float:
+        """Of a completion of this length."""
+        q = length / self.max_length
+        near, far = self.ends[right]
+        return far + 0.5 * (near - far) * (1 + math.cos(math.pi * (min(1.0, q) if self.clamp else q)))
+
+    def metrics(self, batch):
+        right, scores = self.correct(batch), batch.rewards[self.name]
+        return super().metrics(batch) | means({"cosine/correct": scores[right], "cosine/wrong": scores[~right]})
+
+
+class ParsableMathAnswer(MathAnswer):
+    """As MathAnswer; does not apply to rows whose own answer math-verify cannot read. Alone, the code gives such rows 1, which teaches as little."""
+
+    may_abstain = True
+
+    def score(self, batch):
+        from math_verify import parse
+
+        readable = [bool(parse(str(wanted), parsing_timeout=None)) for wanted in batch.column("answer")]
+        return torch.where(torch.tensor(readable), torch.tensor(super().score(batch)), torch.nan)
+
+
+class LineFormat(Reward):
+    """1 if the completion has </think> on a line of its own exactly once, else 0; where the prompt opens the block this is the whole format."""
+
+    def score(self, batch):
+        return [float(text.count("\n</think>\n") == 1) for text in batch.completions]
+
+
+class TagCount(Reward):
+    """Half a point for <think> at the end of exactly one line, half for exactly one </think> on a line of its own."""
+
+    def score(self, batch):
+        return [0.5 * (text.count("<think>\n") == 1) + 0.5 * (text.count("\n</think>\n") == 1) for text in batch.completions]

@@ -1,0 +1,49 @@
+"""ShorterBetter (Yi, Wang and Li, arXiv 2504.21370): every completion of a group is pulled towards the length of the shortest right one.
+
+r_i = alpha c_i - beta |L_i - SOL|, SOL = min of L_j over the right completions of the group, the mean of all L_j where none is right.
+
+    python main.py fit --config configs/shorter_better.yaml
+
+alpha is the weight of the correctness reward, the rest is here.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rewards.judged import JudgedReward, means
+from rollouts import RolloutBatch
+from support.errors import ConfigError
+
+
+class ShorterBetter(JudgedReward):
+    """-beta |L - SOL|, for right and wrong completions alike, without a bound below.
+
+    Args:
+        beta: price of a token of distance from the group's optimal length (0.001 in the authors' code, with completions of up to 6000 tokens). For other
+            lengths choose it so that beta times the longest completion is about the correctness reward's weight.
+        correctness, weight, name: as in every JudgedReward; the authors' alpha is the correctness reward's weight, 2.
+    """
+
+    def __init__(self, beta: float = 0.001, correctness: str = "exact_answer", weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__(correctness, weight, name)
+        if beta < 0:
+            raise ConfigError(f"ShorterBetter: beta is {beta}; it is a price on tokens, 0 or above.")
+        self.beta = beta
+
+    def optimal_lengths(self, batch: RolloutBatch) -> Float[Tensor, "prompts"]:
+        """The sample optimal length (SOL) of every group, in tokens."""
+        lengths = batch.lengths.float().view(-1, batch.group_size)
+        correct = self.correct(batch).to(lengths.device).view_as(lengths)
+        shortest = lengths.masked_fill(~correct, math.inf).amin(1)
+        return torch.where(correct.any(1), shortest, lengths.mean(1))
+
+    def score(self, batch):
+        return -self.beta * (batch.lengths - self.optimal_lengths(batch)[batch.groups]).abs()
+
+    def metrics(self, batch):
+        optimal, none_right = self.optimal_lengths(batch), ~self.correct(batch).view(-1, batch.group_size).any(1)
+        distance = (batch.lengths - optimal[batch.groups]).abs()
+        return super().metrics(batch) | means({"sol": optimal, "sol_distance": distance, "sol_none_right": none_right})

@@ -1,0 +1,109 @@
+"""Rollouts as Parquet files, and back.
+
+A row a completion: the keys of rollouts/records.py for people, and what makes the batch again: prompt_ids, completion_ids, actions (False where a token was not the
+policy's choice), the data row as JSON. The order is the batch's, so a prompt's completions follow one another. Numbers are float32, as they were in training.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from rollouts.batch import RolloutBatch
+from rollouts.records import completion_records
+from support.errors import ConfigError
+
+#: key of what the file says of itself
+ABOUT = b"rollout"
+FLOATS = pyarrow.list_(pyarrow.float32())
+
+
+def write_rollout(batch: RolloutBatch, path: Path, about: dict[str, Any] | None = None) -> None:
+    """Write a batch; the file is whole or absent.
+
+    Args:
+        about: plain facts kept in the file, e.g. the rollout's number.
+    """
+    rows, columns = completion_records(batch), {}
+    masks = batch.completion_mask
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        kind = (
+            FLOATS
+            if isinstance(values[0], list) and name != "tokens"
+            else pyarrow.float32()
+            if name.startswith(("reward/", "advantage"))
+            else None
+        )
+        columns[name] = pyarrow.array([str(value) for value in values] if name == "id" else values, kind)
+    columns |= {
+        "row": [json.dumps(row, ensure_ascii=False, default=str) for row in batch.rows for _ in range(batch.group_size)],
+        "prompt_ids": [ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True) for _ in range(batch.group_size)],
+        "completion_ids": [ids[mask].tolist() for ids, mask in zip(batch.completion_ids, masks, strict=True)],
+        "actions": [actions[mask].tolist() for actions, mask in zip(batch.action_mask, masks, strict=True)],
+    }  # fmt: skip
+    if batch.own_first is not None:
+        columns["own_first"] = batch.own_first.tolist()
+    facts = {"group_size": batch.group_size, **(about or {})}
+    table = pyarrow.table(columns).replace_schema_metadata({ABOUT: json.dumps(facts).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    pyarrow.parquet.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def read_rollout(path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tensor], list[str]] | None = None) -> RolloutBatch:
+    """The batch that a file was written from, on the CPU: rewards, advantages and reference log-probs as they were.
+
+    A module's `advantages(batch)`, or any advantage of objectives/, can be computed from it anew; no weights are needed for that unless a KL penalty stands in the
+    reward whose log-probs were not recorded.
+
+    Args:
+        pad: id that fills the padding. decoder: (ids, mask) -> texts, such as `policy.decode`; without one the recorded texts are taken.
+
+    Raises:
+        ConfigError: for a file that is not a recorded rollout.
+    """
+    try:
+        table = pyarrow.parquet.read_table(path)
+        facts = json.loads((table.schema.metadata or {})[ABOUT])
+    except (OSError, KeyError, pyarrow.ArrowInvalid) as error:
+        raise ConfigError(f"{path} is not a rollout that callbacks.RolloutRecorder wrote ({type(error).__name__}: {error}).") from error
+    columns = table.to_pydict()
+    size, completions = facts["group_size"], columns["completion_ids"]
+    lengths = torch.tensor([len(ids) for ids in completions])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def by_token(name: str, kind: torch.dtype, fill: Any = 0) -> Tensor:
+        flat = torch.tensor([value for values in columns[name] for value in values], dtype=kind)
+        return torch.full(mask.shape, fill, dtype=kind).masked_scatter(mask, flat)
+
+    prompts = columns["prompt_ids"][::size]
+    longest = max(map(len, prompts))
+    advantages = columns.get("advantage")
+    if advantages is not None:
+        advantages = by_token("advantage", torch.float32) if isinstance(advantages[0], list) else torch.tensor(advantages)
+    rewards = {name.removeprefix("reward/"): values for name, values in columns.items() if name.startswith("reward/")}
+    return RolloutBatch(
+        prompt_ids=torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts]),
+        prompt_mask=torch.arange(longest) >= longest - torch.tensor([len(ids) for ids in prompts])[:, None],
+        completion_ids=by_token("completion_ids", torch.long, pad),
+        completion_mask=mask,
+        action_mask=by_token("actions", torch.bool, False),
+        behaviour_logprobs=by_token("logprobs", torch.float32),
+        finish_reasons=columns["finish"],
+        rows=[json.loads(row) for row in columns["row"][::size]],
+        rewards={name: torch.tensor([math.nan if value is None else value for value in values]) for name, values in rewards.items()},
+        advantages=advantages,
+        reference_logprobs=by_token("reference_logprobs", torch.float32) if "reference_logprobs" in columns else None,
+        own_first=torch.tensor(columns["own_first"]) if "own_first" in columns else None,
+        decoder=decoder,
+        _completions=None if decoder is not None else columns["completion"],
+    )

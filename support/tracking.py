@@ -1,0 +1,224 @@
+"""MLflow that may go away: what cannot be sent is kept, in order, and sent when the server is back.
+
+python -m support.tracking runs/pending/RUN.jsonl      # send what was left when the training ended
+"""
+
+import json
+import sys
+import time
+import uuid
+from collections import deque
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import requests
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
+
+from support.files import atomic_write_text
+
+#: what training writes; everything else goes to the server directly
+WRITES = ("log_batch", "log_metric", "log_param", "set_tag", "log_artifact", "log_figure", "set_terminated")
+#: error codes of a server that is not there or not able now; other codes are mistakes and are raised
+AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "ENDPOINT_NOT_FOUND"}
+ENTITIES = {"Metric": Metric, "Param": Param, "RunTag": RunTag}
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether an error says that the store cannot be reached now."""
+    if isinstance(error, MlflowException):
+        return error.error_code in AWAY
+    return isinstance(error, (requests.RequestException, OperationalError, ConnectionError, TimeoutError))
+
+
+def plain(value: Any) -> Any:
+    """Arguments as JSON can hold them."""
+    if type(value).__name__ in ENTITIES:
+        return {"entity": type(value).__name__, "fields": dict(value)}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def entity(value: Any) -> Any:
+    """What `plain` was given."""
+    if isinstance(value, dict) and "entity" in value:
+        kind = ENTITIES[value["entity"]]
+        names = {"Metric": ("key", "value", "timestamp", "step")}.get(value["entity"], ("key", "value"))
+        return kind(*(value["fields"][name] for name in names))
+    return [entity(item) for item in value] if isinstance(value, list) else value
+
+
+class Outbox:
+    """An MlflowClient whose writes wait in a line while the store cannot be reached.
+
+    Args:
+        client: the real one. folder: for pictures that wait. retry: seconds between attempts to reach the store again.
+    """
+
+    def __init__(self, client: Any, folder: Path, retry: float = 30.0) -> None:
+        self.client, self.folder, self.retry = client, folder, retry
+        self.line: deque[tuple[str, list[Any], dict[str, Any]]] = deque()
+        self.known: dict[str, SimpleNamespace] = {}  # tags and parameters by run, for reading while the store is away
+        self.real: dict[str, str] = {}  # ids of runs that were begun without the store
+        self.tried = -float("inf")
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._write, name) if name in WRITES else getattr(self.client, name)
+
+    def get_run(self, run: str) -> Any:
+        """The run, or what is known of it."""
+        known = self.known.setdefault(run, SimpleNamespace(tags={}, params={}))
+        if not self.line:
+            try:
+                found = self.client.get_run(self.real.get(run, run))
+                known.tags, known.params = dict(found.data.tags), dict(found.data.params)
+                return found
+            except Exception as error:
+                if not unreachable(error):
+                    raise
+        return SimpleNamespace(data=known, info=SimpleNamespace(run_id=run))
+
+    def _write(self, method: str, run: str = "", *given: Any, run_id: str = "", **named: Any) -> None:
+        run = run or run_id
+        if method == "set_tag":
+            self.known.setdefault(run, SimpleNamespace(tags={}, params={})).tags[given[0]] = given[1]
+        if method == "log_figure":
+            method, given = "log_artifact", self._saved(run, *given)
+        if method == "log_artifact":
+            given = (str(Path(given[0]).absolute()), *given[1:])
+        self.line.append((method, [run, *given], named))
+        if len(self.line) == 1 or time.monotonic() - self.tried > self.retry:
+            self.send()
+
+    def _saved(self, run: str, figure: Any, name: str) -> tuple[str, str]:
+        """A picture as a file, and the artifact folder that it belongs into."""
+        path = self.folder / run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        return str(path), str(Path(name).parent)
+
+    def send(self) -> bool:
+        """Send what waits, oldest first, until the store cannot be reached. Whether nothing waits any more."""
+        self.tried, waited = time.monotonic(), len(self.line) > 1
+        while self.line:
+            method, given, named = self.line[0]
+            try:
+                self._begin(given[0])
+                getattr(self.client, method)(self.real.get(given[0], given[0]), *given[1:], **named)
+            except Exception as error:
+                if not unreachable(error):
+                    self.line.popleft()
+                    raise
+                if len(self.line) == 1:
+                    print(
+                        f"MLflow cannot be reached ({type(error).__name__}); training goes on, metrics are kept and sent later.",
+                        file=sys.stderr,
+                    )
+                return False
+            self.line.popleft()
+        if waited:
+            print("MLflow is back; everything that waited has been sent.", file=sys.stderr)
+        return True
+
+    def begin(self, run: str, experiment: str, tags: dict[str, str]) -> None:
+        """Remember how to begin a run that the store does not know yet."""
+        self.known[run] = SimpleNamespace(tags={"experiment": experiment, **tags}, params={})
+
+    def _begin(self, run: str) -> None:
+        if run.startswith("offline-") and run not in self.real:
+            tags = dict(self.known[run].tags)
+            name = tags.pop("experiment")
+            found = self.client.get_experiment_by_name(name)
+            experiment = found.experiment_id if found is not None else self.client.create_experiment(name)
+            self.real[run] = self.client.create_run(experiment, tags=tags).info.run_id
+
+    def save(self, path: Path, uri: str) -> None:
+        """Write what waits, so that `python -m support.tracking` can send it."""
+        begun = {run: known.tags for run, known in self.known.items() if run.startswith("offline-") and run not in self.real}
+        head = {"tracking_uri": uri, "runs": begun, "real": self.real}
+        lines = [
+            head,
+            *([method, plain(given), {name: plain(value) for name, value in named.items()}] for method, given, named in self.line),
+        ]
+        atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    @classmethod
+    def load(cls, path: Path) -> "Outbox":
+        """What `save` wrote."""
+        head, *lines = (json.loads(line) for line in path.read_text().splitlines())
+        mlflow.set_tracking_uri(head["tracking_uri"])
+        outbox = cls(mlflow.MlflowClient(head["tracking_uri"]), path.parent)
+        outbox.known = {run: SimpleNamespace(tags=tags, params={}) for run, tags in head["runs"].items()}
+        outbox.real = head["real"]
+        outbox.line.extend(
+            (method, entity(given), {name: entity(value) for name, value in named.items()}) for method, given, named in lines
+        )
+        return outbox
+
+
+class PatientMLFlowLogger(MLFlowLogger):
+    """Lightning's MLFlowLogger, which neither stops nor loses anything when the store cannot be reached: at the start, in between or at the end.
+
+    Args:
+        pending: folder for what could not be sent by the end.
+        arguments: as Lightning's.
+    """
+
+    def __init__(
+        self,
+        experiment_name: str = "lightning-posttrain",
+        tracking_uri: str | None = None,
+        run_name: str | None = None,
+        run_id: str | None = None,
+        tags: dict[str, Any] | None = None,
+        artifact_location: str | None = None,
+        pending: str = "runs/pending",
+    ) -> None:
+        super().__init__(
+            experiment_name, run_name=run_name, tracking_uri=tracking_uri, tags=tags, artifact_location=artifact_location, run_id=run_id
+        )
+        self.pending = Path(pending)
+        self.outbox = Outbox(self._mlflow_client, self.pending)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The client, by way of the outbox."""
+        if not self._initialized:
+            try:
+                MLFlowLogger.experiment.fget(self)  # type: ignore[attr-defined]
+            except Exception as error:
+                if not unreachable(error):
+                    raise
+                print(
+                    f"MLflow at {self._tracking_uri} cannot be reached ({error}); training goes on, metrics are kept and sent later.",
+                    file=sys.stderr,
+                )
+                if self._run_id is None:
+                    self._run_id = f"offline-{uuid.uuid4().hex[:12]}"
+                    name = {} if self._run_name is None else {"mlflow.runName": self._run_name}
+                    self.outbox.begin(self._run_id, self._experiment_name, (self.tags or {}) | name)
+                self._initialized = True
+        return self.outbox
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        super().finalize(status)
+        if self._initialized and not self.outbox.send():
+            path = self.pending / f"{self._run_id}.jsonl"
+            self.outbox.save(path, str(self._tracking_uri))
+            print(f"MLflow is still away; what waits is in {path}. Send it later: python -m support.tracking {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        if not Outbox.load(Path(name)).send():
+            sys.exit(f"error: MLflow still cannot be reached; {name} stays as it is.")
+        Path(name).unlink()
+        print(f"{name} has been sent.")

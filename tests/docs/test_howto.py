@@ -1,0 +1,83 @@
+"""Every page of docs/howto/ is followed to the letter, but for sizes: its files are written, its commands are run."""
+
+import importlib
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from main import main
+from support import inspect
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "docs/howto").glob("*.md"))
+FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^    python (.+)$", re.MULTILINE)
+
+
+def small(command, number, model):
+    """What makes a command short: it overrides sizes, and the model where the page does not name one."""
+    changes = {
+        "model.batch.prompts_per_rollout": 2,
+        "model.batch.group_size": 2,
+        "model.sampling.max_new_tokens": 6,
+        "model.evaluation.sampling.max_new_tokens": 6,
+        "trainer.max_steps": number + 1,
+        "trainer.val_check_interval": 50,
+        "trainer.limit_val_batches": 1,
+        "trainer.limit_predict_batches": 1,
+        "trainer.enable_progress_bar": "false",
+        "trainer.accelerator": "cpu",
+        "trainer.logger": "false",
+    }
+    if "model.policy.model" not in command:
+        changes["model.policy.model"] = model
+    return [f"--{name}={value}" for name, value in changes.items()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = page.read_text()
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    if page.stem == "own_model":
+        shutil.copytree(reasoner, "my_model")
+    files, commands = dict(FILE.findall(text)), COMMAND.findall(text)
+    for name, content in files.items():
+        Path(name).write_text(content)
+    assert len(commands) == text.count("    python ") >= 2
+    try:
+        for number, command in enumerate(commands):
+            command = command.replace("runs/RUN/", "runs/local/")
+            head, *given = shlex.split(command)
+            if head == "main.py":
+                assert all(Path(path).is_file() for path in re.findall(r"--config (\S+)", command))
+                main([*given, *small(command, number, reasoner)])
+            elif given[0] == "support.inspect":
+                assert inspect.main(given[1:]).is_file()
+            elif given[0] == "pytest":
+                module = importlib.import_module(Path(given[1]).stem)
+                [getattr(module, name)() for name in dir(module) if name.startswith("test_")]
+            else:
+                monkeypatch.setattr(sys, "argv", [head, *given])
+                runpy.run_path(head, run_name="__main__")
+    finally:
+        for name in files:
+            sys.modules.pop(Path(name).stem, None)
+    out = capsys.readouterr().out
+    checks = {
+        "own_data": lambda: "2 prompts x 2 completions" in out and "drawn from 4" in out,
+        "own_reward": lambda: "reward/close" in Path("runs/local/predictions.jsonl").read_text(),
+        "own_model": lambda: "Settings that do nothing" in out,
+        "lora": lambda: "lora" not in " ".join(os.listdir("my_policy")) and "of them trained" in out,
+        "resume": lambda: "Last checkpoint of lightning_modules.GRPO: runs/local/checkpoints/rollout_000001.ckpt" in out,
+        "own_paper": lambda: len([line for line in out.splitlines() if re.fullmatch(r"\s*-?\d\.\d{3}\s+-?\d\.\d{3}", line)]) == 4,
+    }
+    assert checks[page.stem](), out

@@ -1,0 +1,21 @@
+"""How many cases each fuzz test makes: its share of FUZZ, 300 by default in the normal suite; `make fuzz` asks for more, and other ones each time."""
+
+import math
+import os
+
+from hypothesis import HealthCheck, settings
+
+TOTAL = int(os.environ.get("FUZZ", "300"))
+SHARES = {"completions": 0.42, "rows": 0.3, "checkpoints": 0.14, "texts": 0.12, "configurations": 0.02}
+
+
+def cases(part: str, of: int = 1) -> settings:
+    """Settings of one of `of` tests that divide a part's share."""
+    return settings(
+        max_examples=max(2, math.ceil(TOTAL * SHARES[part] / of)),
+        deadline=None,
+        database=None,
+        derandomize="FUZZ" not in os.environ,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )

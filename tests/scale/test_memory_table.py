@@ -1,0 +1,27 @@
+"""The memory table counts the weights that transformers and peft would make."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.memory_table import SHAPES
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[5]], ids=lambda shape: shape.name)
+def test_weights_and_adapters_are_counted(shape):
+    kind, config = (Qwen2ForCausalLM, Qwen2Config) if shape.bias else (LlamaForCausalLM, LlamaConfig)
+    given = config(
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads, head_dim=shape.size, tie_word_embeddings=shape.tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = kind(given)
+        assert sum(p.numel() for p in model.parameters()) == shape.weights
+        adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == shape.adapters(8)
+
+
+def test_the_shapes_are_those_of_the_published_models():
+    published = {"SmolLM2-135M": 134_515_008, "Qwen2.5-0.5B": 494_032_768, "Qwen2.5-1.5B": 1_543_714_304, "Qwen2.5-7B": 7_615_616_512}
+    assert {shape.name: shape.weights for shape in SHAPES if shape.name in published} == published
