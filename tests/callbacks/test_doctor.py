@@ -189,6 +189,8 @@ def test_what_was_said_is_not_said_again_after_a_resume(reasoner, tmp_path, caps
     given["fit"] = {"ckpt_path": tmp_path / f"local/checkpoints/rollout_{IN_A_ROW + 1:06d}.ckpt"}
     again = fit(tmp_path, reasoner, rollouts=9, **given)
     assert again.said == first.said and len(again.seen) == 9 and "doctor" not in capsys.readouterr().out
+    straight = fit(tmp_path, reasoner, rollouts=9, rewards=given["rewards"])
+    assert repr(again.seen) == repr(straight.seen), "what was measured is what an uninterrupted run measures"
     assert fit(tmp_path, reasoner, doctor=Doctor(ignore=["constant_reward"]), rewards=given["rewards"]).said == {}
 
 
