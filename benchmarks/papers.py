@@ -131,7 +131,7 @@ PAPERS: dict[str, Paper] = {
     ),
     "one_shot": Paper(
         config="configs/one_shot.yaml",
-        rollouts=80,
+        rollouts=60,
         arms={"one_shot": [], "one_shot, no entropy bonus": ["--model.shaping.entropy_bonus=0"], "grpo": ["--trainer.callbacks=[]"]},
         columns={
             "val pass@1": "val/pass1",
