@@ -51,7 +51,9 @@ class Doctor(L.Callback):
         if getattr(pl_module, "last_rollout", None) is None:
             return
         one = Seen.together(gathered(Seen.of(pl_module)))
-        one.moved, one.changed, self.watched = *change(self.watched, now := watched(pl_module)), now
+        now = watched(pl_module)
+        one.moved, one.changed = change(self.watched, now)
+        self.watched = now
         one.learning_rate = max(group["lr"] for group in pl_module.optimizers().param_groups)
         one.entropy, one.kl, one.grad_norm = (
             float(trainer.callback_metrics.get(f"train/{name}", math.nan)) for name in ("entropy", "kl", "grad_norm")
@@ -75,7 +77,7 @@ def watched(module: Any) -> list[Tensor]:
     """Copies of the first weights of some trained tensors, those of this process where weights are in shards."""
     trained = [p for p in module.policy.model.parameters() if p.requires_grad]
     some = trained[:: len(trained) // TENSORS | 1]  # an odd stride, to meet both halves of adapters
-    own = [p.detach().to_local() if isinstance(p, DTensor) else p.detach() for p in some]
+    own = [p.to_local().detach() if isinstance(p, DTensor) else p.detach() for p in some]
     return [p.flatten()[:WEIGHTS].clone() for p in own]
 
 

@@ -52,7 +52,7 @@ class RunPlan:
         limits += [trainer.max_epochs * epoch] if (trainer.max_epochs or -1) > 0 else []  # type: ignore[operator]
         rollouts = min(limits, default=None)
         every = trainer.val_check_interval or 1.0
-        interval = every if isinstance(every, int) else max(1, int(every * epoch))
+        interval: int | None = every if isinstance(every, int) else max(1, int(every * epoch))
         if not trainer.limit_val_batches:
             interval = None
         validations = 0 if interval is None or rollouts is None else 1 + rollouts // interval
@@ -237,7 +237,7 @@ def intervals(plan: RunPlan, module: OnPolicyModule, trainer: L.Trainer) -> str 
         return None
     late = [
         f"{type(c).__name__}.every_n_rollouts {n}"
-        for c in trainer.callbacks
+        for c in getattr(trainer, "callbacks", [])
         if (n := getattr(c, "every_n_rollouts", 0) or 0) > plan.rollouts
     ]  # type: ignore[attr-defined]
     late += [f"trainer.val_check_interval {plan.interval}"] if plan.interval is not None and plan.interval > plan.rollouts else []
