@@ -38,6 +38,8 @@ SUMS = [
     f"--trainer.callbacks=[{CHECKPOINT}]",
     "--model.kl.coefficient=0.0",
 ]
+#: many steps on each rollout, so that ratios leave the clip's range
+OFF_POLICY = ["--model.batch.updates_per_rollout=4", "--model.batch.epochs=4", "--model.batch.refill=0", "--model.optimizer.init_args.lr=1.0e-4"]
 #: arm -> arguments after configs/prorl.yaml
 ARMS: dict[str, list[str]] = {
     "reset": [],
@@ -45,9 +47,11 @@ ARMS: dict[str, list[str]] = {
     "reset_keep_moments": [f"--trainer.callbacks=[{CHECKPOINT},{RESET % 'false'}]"],
     "sums": SUMS,
     "sums_no_refill": [*SUMS, "--model.batch.refill=0"],
-    "sums_clip_higher": [*SUMS, "--model.batch.epochs=4"],
-    "sums_symmetric_clip": [*SUMS, "--model.batch.epochs=4", "--model.loss=objectives.ClippedSurrogate", "--model.loss.clip_high=0.2"],
+    "sums_clip_higher": [*SUMS, *OFF_POLICY],
+    "sums_symmetric_clip": [*SUMS, *OFF_POLICY, "--model.loss=objectives.ClippedSurrogate", "--model.loss.clip_high=0.2"],
 }
+#: optimiser steps of a rollout, where it is not one
+UPDATES = {"sums_clip_higher": 16, "sums_symmetric_clip": 16}
 SEEDS = {arm: [0] if arm == "reset_keep_moments" else [0, 1, 2] for arm in ARMS}
 KS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -68,7 +72,7 @@ def passes(module: Any, data: Any, problems: int = 20) -> dict[str, dict[str, fl
 
 def run_arm(arm: str, seed: int, rollouts: int) -> None:
     started = time.perf_counter()
-    given = ["--config=configs/prorl.yaml", *ARMS[arm], f"--seed_everything={seed}", f"--trainer.max_steps={rollouts}"]
+    given = ["--config=configs/prorl.yaml", *ARMS[arm], f"--seed_everything={seed}", f"--trainer.max_steps={rollouts * UPDATES.get(arm, 1)}"]
     logger = ["--trainer.logger.init_args.tracking_uri=" + URI, f"--trainer.logger.init_args.run_name={arm} {seed}"]
     cli = command_line(["fit", *given, *logger, f"--trainer.default_root_dir={RESULTS}"])
     minutes = (time.perf_counter() - started) / 60
