@@ -39,7 +39,13 @@ SUMS = [
     "--model.kl.coefficient=0.0",
 ]
 #: many steps on each rollout, so that ratios leave the clip's range
-OFF_POLICY = ["--model.batch.updates_per_rollout=4", "--model.batch.epochs=4", "--model.batch.refill=0", "--model.optimizer.init_args.lr=1.0e-4"]
+OFF_POLICY = [
+    "--model.batch.prompts_per_rollout=16",
+    "--model.batch.updates_per_rollout=4",
+    "--model.batch.epochs=4",
+    "--model.batch.refill=0",
+    "--model.optimizer.init_args.lr=1.0e-4",
+]
 #: arm -> arguments after configs/prorl.yaml
 ARMS: dict[str, list[str]] = {
     "reset": [],
@@ -72,7 +78,12 @@ def passes(module: Any, data: Any, problems: int = 20) -> dict[str, dict[str, fl
 
 def run_arm(arm: str, seed: int, rollouts: int) -> None:
     started = time.perf_counter()
-    given = ["--config=configs/prorl.yaml", *ARMS[arm], f"--seed_everything={seed}", f"--trainer.max_steps={rollouts * UPDATES.get(arm, 1)}"]
+    given = [
+        "--config=configs/prorl.yaml",
+        *ARMS[arm],
+        f"--seed_everything={seed}",
+        f"--trainer.max_steps={rollouts * UPDATES.get(arm, 1)}",
+    ]
     logger = ["--trainer.logger.init_args.tracking_uri=" + URI, f"--trainer.logger.init_args.run_name={arm} {seed}"]
     cli = command_line(["fit", *given, *logger, f"--trainer.default_root_dir={RESULTS}"])
     minutes = (time.perf_counter() - started) / 60
