@@ -41,7 +41,8 @@ SUMS = [
 #: many steps on each rollout, so that ratios leave the clip's range; no KL, which would hold the entropy too
 OFF_POLICY = [
     "--model.batch.updates_per_rollout=5",
-    "--model.batch.epochs=4",
+    "--model.batch.epochs=2",
+    "--model.optimizer.init_args.lr=1.0e-4",
     "--model.batch.refill=0",
     "--model.kl.coefficient=0.0",
     f"--trainer.callbacks=[{CHECKPOINT}]",
@@ -57,7 +58,7 @@ ARMS: dict[str, list[str]] = {
     "symmetric_clip": [*OFF_POLICY, "--model.loss=objectives.ClippedSurrogate", "--model.loss.clip_high=0.2"],
 }
 #: optimiser steps of a rollout, where it is not one
-UPDATES = {"clip_higher": 20, "symmetric_clip": 20}
+UPDATES = {"clip_higher": 10, "symmetric_clip": 10}
 SEEDS = {arm: [0] if arm == "reset_keep_moments" else [0, 1, 2] for arm in ARMS}
 KS = (1, 2, 4, 8, 16, 32, 64)
 
