@@ -52,7 +52,7 @@ ARMS: dict[str, list[str]] = {
     "reset": [],
     "no_reset": [f"--trainer.callbacks=[{CHECKPOINT}]"],
     "reset_keep_moments": [f"--trainer.callbacks=[{CHECKPOINT},{RESET % 'false'}]"],
-    "sums": SUMS,
+    "sums": [*SUMS, "--model.batch.refill=3.0"],
     "sums_no_refill": [*SUMS, "--model.batch.refill=0"],
     "clip_higher": OFF_POLICY,
     "symmetric_clip": [*OFF_POLICY, "--model.loss=objectives.ClippedSurrogate", "--model.loss.clip_high=0.2"],
