@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := assets callbacks datamodules lightning_modules objectives policies rewards rollouts support main.py
 
-.PHONY: hc-rlhf grpo ui test fuzz lint wheels real-pairs assets r1 clean
+.PHONY: hc-rlhf grpo ui test test-long fuzz lint wheels real-pairs assets r1 clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,8 +19,12 @@ grpo: .venv/ready
 ui: .venv/ready
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
 
+# One kill a method; make test-long kills ten times, in every method and with two processes.
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2
+	KILLS=1 $(BIN)/python -m pytest -n 2 -m "not long"
+
+test-long: .venv/ready
+	$(BIN)/python -m pytest -n 2 tests/resume tests/scale
 
 # Other cases at every run; the tests in tests/fuzz make few, and always the same, in the normal suite.
 fuzz: .venv/ready

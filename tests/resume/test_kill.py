@@ -131,11 +131,16 @@ def kill_and_compare(method, command, tmp_path, begin, kills_wanted, more=()):
         folder, finished = None, finished + 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+#: those whose state is of kinds that no other has stay in the normal suite
+SHORT = ("grpo", "prorl", "hc_rlhf")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in SHORT else pytest.mark.long) for m in METHODS])
 def test_a_killed_run_ends_as_the_undisturbed_one(method, command, tmp_path):
     kill_and_compare(method, command, tmp_path, start, KILLS)
 
 
+@pytest.mark.long
 def test_two_processes_that_are_killed_end_as_undisturbed_ones(command, tmp_path):
     kill_and_compare("grpo", command, tmp_path, Command, max(1, KILLS // 5), TWO)
 
@@ -143,7 +148,7 @@ def test_two_processes_that_are_killed_end_as_undisturbed_ones(command, tmp_path
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
-@pytest.mark.parametrize("begin", [start, Command], ids=["one process", "two processes"])
+@pytest.mark.parametrize("begin", [start, pytest.param(Command, marks=pytest.mark.long)], ids=["one process", "two processes"])
 def test_sigterm_saves_and_says_so(begin, command, tmp_path):
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "terminated"
     more = TWO if begin is Command else []

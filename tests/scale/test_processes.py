@@ -11,7 +11,10 @@ import torch
 from tests.scale import train
 
 SCRIPT = Path(train.__file__)
-CASES = [("grpo", "ddp"), ("grpo", "fsdp2"), ("grpo_lora", "fsdp2"), ("hc_rlhf", "ddp"), ("hc_rlhf", "fsdp2"), ("sft", "fsdp2")]
+CASES = [
+    ("grpo", "ddp"), ("grpo", "fsdp2"), ("hc_rlhf", "ddp"), ("hc_rlhf", "fsdp2"),
+    pytest.param("grpo_lora", "fsdp2", marks=pytest.mark.long), pytest.param("sft", "fsdp2", marks=pytest.mark.long),
+]  # fmt: skip
 
 
 def run(method, strategy, model, folder, *more):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -45,6 +46,7 @@ def run(launcher, folder, model, *more):
     return folder / "local/checkpoints"
 
 
+@pytest.mark.long
 def test_launchers_agree_and_take_over(reasoner, tmp_path):
     first, second = tmp_path / "torchrun", tmp_path / "lightning"
     first.mkdir(), second.mkdir()
