@@ -21,10 +21,10 @@ ui: .venv/ready
 
 # One kill a method; make test-long kills ten times, in every method and with two processes.
 test: .venv/ready
-	KILLS=1 $(BIN)/python -m pytest -n 2 -m "not long"
+	KILLS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-long: .venv/ready
-	$(BIN)/python -m pytest -n 2 tests/resume tests/scale
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale
 
 # Other cases at every run; the tests in tests/fuzz make few, and always the same, in the normal suite.
 fuzz: .venv/ready
