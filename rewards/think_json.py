@@ -106,10 +106,10 @@ class _OnObjects(Reward):
 
     def check_columns(self, row):
         needs(self, row, "answer", *(["schema"] if self.validates else []))
-        if strict_object(row["answer"]) is None:
+        if not isinstance(row["answer"], str) or strict_object(row["answer"]) is None:
             raise ConfigError(f"the reward {self.name!r} needs JSON objects, but the answer of row {row.get('id')!r} is {row['answer']!r}.")
         if self.validates:
-            _validator(row["schema"])
+            _validator(str(row["schema"]))
 
 
 class FilledSchema(_OnObjects):
