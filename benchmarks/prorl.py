@@ -134,21 +134,25 @@ def pass_table(found: Found) -> str:
     return "\n".join(lines)
 
 
-def plot(found: Found, arms: list[str], out: str) -> None:
-    """Held-out accuracy, KL, entropy and updates' groups without signal against rollouts."""
-    figure = Figure(figsize=(15, 3.2), layout="constrained")
-    names = {
-        "val/pass1": "val/pass@1",
-        "train/reward": "train/reward",
-        "train/kl": "train/kl, nats a token",
-        "train/entropy": "train/entropy",
-    }
-    for panel, (metric, label) in zip(figure.subplots(1, len(names)), names.items(), strict=True):
+LABELS = {
+    "val/pass1": "val/pass@1",
+    "train/reward": "train/reward",
+    "train/kl": "train/kl, nats a token",
+    "train/entropy": "train/entropy",
+    "train/no_signal_left": "groups without signal, of those learned from",
+    "train/clip_fraction": "share of tokens clipped",
+}
+
+
+def plot(found: Found, arms: list[str], metrics: list[str], out: str) -> None:
+    """Metrics against rollouts, a line a seed."""
+    figure = Figure(figsize=(3.8 * len(metrics), 3.2), layout="constrained")
+    for panel, metric in zip(figure.subplots(1, len(metrics)), metrics, strict=True):
         for (arm, seed), result in found.items():
             if arm in arms and metric in result.get("curves", {}):
                 style = {"color": f"C{arms.index(arm)}", "linewidth": 1, "label": arm if seed == 0 else None}
                 panel.plot(*zip(*((step + 1, value) for step, value in result["curves"][metric]), strict=True), **style)
-        panel.set(xlabel="rollouts", ylabel=label)
+        panel.set(xlabel="rollouts", ylabel=LABELS[metric])
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
     figure.savefig(out, dpi=100)
@@ -172,9 +176,10 @@ def main(run: bool = True, only: list[str] | None = None, rollouts: int = 120, s
     found = finished(RESULTS, {"start": [0]} | SEEDS)
     print(table(found))
     print(f"\n{pass_table(found)}")
-    plot(found, ["reset", "no_reset", "reset_keep_moments"], "docs/plots/prorl.png")
-    plot(found, ["clip_higher", "symmetric_clip"], "docs/plots/clip_higher.png")
-    plot(found, ["sums", "sums_no_refill"], "docs/plots/dynamic_sampling.png")
+    both = ["val/pass1", "train/reward"]
+    plot(found, ["reset", "no_reset", "reset_keep_moments"], [*both, "train/kl", "train/entropy"], "docs/plots/prorl.png")
+    plot(found, ["clip_higher", "symmetric_clip"], [*both, "train/entropy", "train/clip_fraction"], "docs/plots/clip_higher.png")
+    plot(found, ["sums", "sums_no_refill"], [*both, "train/no_signal_left"], "docs/plots/dynamic_sampling.png")
 
 
 if __name__ == "__main__":
