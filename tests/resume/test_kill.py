@@ -148,21 +148,19 @@ def test_two_processes_that_are_killed_end_as_undisturbed_ones(command, tmp_path
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
-@pytest.mark.parametrize("begin", [start, pytest.param(Command, marks=pytest.mark.long)], ids=["one process", "two processes"])
-def test_sigterm_saves_and_says_so(begin, command, tmp_path):
+def test_sigterm_saves_and_says_so(command, tmp_path):
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "terminated"
-    more = TWO if begin is Command else []
-    assert finish(begin([*command("grpo", undisturbed), *more], undisturbed)) == 0
-    arguments = [*command("grpo", folder), *more]
+    assert finish(start(command("grpo", undisturbed), undisturbed)) == 0
+    arguments = command("grpo", folder)
     overlay = folder / "overlay.yaml"
     overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
-    process = begin(arguments, folder)
+    process = start(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
-    os.kill(abs(process.pid), signal.SIGTERM)  # of two processes the first one only
+    os.kill(process.pid, signal.SIGTERM)
     assert finish(process) == 143
     (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
     assert damage(saved) is None and f"is in {saved.relative_to(folder)}; go on with --ckpt_path last" in (folder / "log.txt").read_text()
-    assert finish(begin([*arguments, "--ckpt_path=last"], folder)) == 0
+    assert finish(start([*arguments, "--ckpt_path=last"], folder)) == 0
     assert metrics(folder) == metrics(undisturbed)
 
 
