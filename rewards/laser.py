@@ -7,6 +7,8 @@ which `callbacks.LaserMonitor` measures again and again; LASER-DE lets a wrong a
     python main.py fit --config configs/laser.yaml --config configs/laser_d.yaml
 """
 
+from abc import abstractmethod
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -68,9 +70,9 @@ class StepBonus(JudgedReward):
             raise ConfigError(f"{type(self).__name__}: alpha is {alpha}; it is a bonus, 0 or above.")
         self.alpha = alpha
 
+    @abstractmethod
     def targets_of(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The target length of every completion, in tokens."""
-        raise NotImplementedError
 
     def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         """Which completions get the bonus."""

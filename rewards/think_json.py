@@ -6,6 +6,7 @@ JSON reward 0.5 M + 0.5 S: M = equal (path, value) pairs / paths of either objec
 import json
 import math
 import re
+from abc import abstractmethod
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -92,8 +93,9 @@ class _OnObjects(Reward):
         super().__init__(weight, name)
         self.validates = validates
 
+    @abstractmethod
     def one(self, given: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
-        raise NotImplementedError
+        """The score of an object, None where the answer is none."""
 
     def score(self, batch):
         texts = [object_text(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)]
