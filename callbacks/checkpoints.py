@@ -1,14 +1,11 @@
 """Checkpoints that count rollouts."""
 
 import os
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -49,11 +46,9 @@ class RolloutCheckpoint(Checkpoint):
         self.saved = list(state_dict["saved"])
 
     def on_fit_start(self, trainer, pl_module):
-        environment = trainer._accelerator_connector.cluster_environment
-        requeued = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        if threading.current_thread() is threading.main_thread() and not requeued:
-            # Lightning's handler would tell the other processes from within, while they wait for something else, and end a validation half-way.
-            signal.signal(signal.SIGTERM, self._note)
+        # Lightning's handler, installed after this hook, would tell the other processes from within, while they wait for something else,
+        # and end a validation half-way.
+        trainer._signal_connector._sigterm_notifier_fn = self._note
 
     def _note(self, *_: Any) -> None:
         self.asked_to_end = True

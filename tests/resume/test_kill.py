@@ -164,6 +164,18 @@ def test_sigterm_saves_and_says_so(command, tmp_path):
     assert metrics(folder) == metrics(undisturbed)
 
 
+@pytest.mark.parametrize("told", ["one", "all"])
+def test_sigterm_ends_two_processes(told, command, tmp_path):
+    """A cluster tells all processes; a person with `kill` tells the first, whatever the others are waiting for at that moment."""
+    folder = tmp_path / "terminated"
+    process = Command([*command("grpo", folder), *TWO], folder)
+    wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
+    os.kill(process.pid if told == "all" else -process.pid, signal.SIGTERM)
+    assert finish(process, 60) == 143
+    newest = max(folder.glob("runs/*/checkpoints/*.ckpt"))
+    assert damage(newest) is None and f"is in {newest.relative_to(folder)}; go on with --ckpt_path last" in (folder / "log.txt").read_text()
+
+
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command, tmp_path):
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "damaged"
     arguments = command("grpo", undisturbed)
