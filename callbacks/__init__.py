@@ -20,6 +20,7 @@ from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
 from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
+from callbacks.token_budget import TokenBudget
 
 __all__ = [
     "AdaptiveKL",
@@ -47,5 +48,6 @@ __all__ = [
     "StageSchedule",
     "SystemMetrics",
     "ThinkingPlot",
+    "TokenBudget",
     "WritePredictions",
 ]

@@ -91,6 +91,7 @@ class LaserMonitor(L.Callback):
             return
         self.groups = [group for part in gathered(self._measure(trainer, pl_module)) for group in part]
         self.tokens = sum(sum(lengths) for _, lengths in self.groups)
+        pl_module.generated_tokens += self.tokens
         for bucket, expected in self.expected.items():
             self.reward.targets[bucket] = target_length(self._lengths(bucket), expected, self.candidates)
         if trainer.is_global_zero:

@@ -114,6 +114,7 @@ class OnPolicyModule(PosttrainModule):
         self.last_rollout: RolloutBatch | None = None  # that was learned from
         self.last_sampled: RolloutBatch | None = None  # with the groups that dynamic sampling left out
         self.last_validation: list[RolloutBatch] = []
+        self.generated_tokens = 0  # by the training so far, over all processes and resumed parts
         self.thinking_stats: ThinkingStats | None = None
         self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
         #: how many further prompts dynamic sampling takes at once, see `refilled`; callbacks may set it
@@ -143,6 +144,7 @@ class OnPolicyModule(PosttrainModule):
             metrics = self.update(batch)
             seconds = (sampled - started, time.perf_counter() - scored)
         self.last_rollout, self.last_sampled = batch, everything
+        self.generated_tokens += int(self.summed(everything.lengths.sum()))
         # Rewards and lengths of the prompts as they were drawn: those that are left after a selection compare with no other run.
         log_rollout(self, drawn, metrics | filling | self.advantage.metrics, *seconds)
 
@@ -326,11 +328,13 @@ class OnPolicyModule(PosttrainModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        checkpoint["generated_tokens"] = self.generated_tokens
         checkpoint["advantage"] = self.advantage.state_dict()
         checkpoint["rewards"] = {reward.name: reward.state_dict() for reward in self.rewards}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        self.generated_tokens = checkpoint.get("generated_tokens", 0)
         self.advantage.load_state_dict(checkpoint.get("advantage", {}))
         for reward in self.rewards:
             reward.load_state_dict(checkpoint.get("rewards", {}).get(reward.name, {}))

@@ -34,6 +34,7 @@ def log_rollout(
     values |= {f"train/{name}": value for name, value in means(module, rows).items()}
     values |= {
         "train/kl_coefficient": module.kl.coefficient,
+        "train/tokens": float(module.generated_tokens),
         "perf/rollout_tokens_per_s": (tokens + metrics.get("extra_tokens", 0.0)) / rollout_seconds,
         "perf/update_tokens_per_s": float(learned.lengths.sum()) / update_seconds,
     }
