@@ -1,0 +1,123 @@
+"""The site: README.md as its front page, the pages of docs/, and a reference from the docstrings.
+
+    make docs                  # build/docs/index.html; a link, an anchor, a picture or a name that leads nowhere is an error
+
+Everything is on the built pages: formulas become MathML, which browsers draw by themselves, so that no script is fetched from anywhere.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("lightning_modules", "datamodules", "rewards", "callbacks", "objectives", "policies", "rollouts", "support")
+sys.path.insert(0, str(ROOT))
+
+project = "Lightning Posttrain"
+author = "its contributors"
+root_doc = "README"
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**"]
+exclude_patterns = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "docs"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+myst_dmath_double_inline = True
+
+autodoc_inherit_docstrings = False  # Lightning's own hooks are described by Lightning
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+add_module_names = False
+maximum_signature_line_length = 100
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", rf"(?!({'|'.join(PACKAGES)})\.).*")]  # names of other projects lead nowhere offline
+
+html_theme = "furo"
+html_title = project
+html_copy_source = False
+html_static_path = ["site/static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+templates_path = ["site"]
+html_additional_pages = {"index": "front.html"}
+
+CONTENTS = {
+    "How to": ["docs/howto/*", "docs/scaling", "docs/sandbox", "docs/reliability"],
+    "Methods": ["docs/grpo", "docs/objectives", "docs/hc_rlhf", "docs/prorl", "docs/r1", "docs/*"],
+    "Reference": ["docs/reference/*"],
+    "Project": ["docs/decisions", "docs/papers", "docs/speed", "CONTRIBUTING", "CHANGELOG"],
+}
+TEXT = re.compile(r"(\\text\w*\{)([^}]*)(\})")
+LESS = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"
+
+
+def with_contents(app: Sphinx, docname: str, source: list[str]) -> None:
+    """The front page is README.md with the contents of the site, which would be noise where README.md is read alone."""
+    if docname != root_doc:
+        return
+    named = {page for pages in CONTENTS.values() for page in pages}
+    for title, pages in CONTENTS.items():
+        listed = "\n".join(page for page in pages if page != "docs/*")
+        if "docs/*" in pages:
+            rest = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+            listed += "\n" + "\n".join(f"docs/{name}" for name in rest if f"docs/{name}" not in named)
+        source[0] += f"\n\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {title}\n\n{listed}\n```\n"
+
+
+def mathml(self: Any, node: nodes.Element, display: str) -> None:
+    """One formula. What the converter does not know it would print as it stands, so that is a warning."""
+    latex = TEXT.sub(lambda found: found[1] + found[2].replace("<", LESS) + found[3], node.astext())
+    html = convert(latex.strip(), display=display)
+    if "\\" in html:
+        logging.getLogger(__name__).warning("a formula that cannot be drawn: %s", node.astext(), location=node)
+    self.body.append(html.replace(LESS, "&lt;"))
+    raise nodes.SkipNode
+
+
+def inline_math(self: Any, node: nodes.Element) -> None:
+    mathml(self, node, "inline")
+
+
+def block_math(self: Any, node: nodes.Element) -> None:
+    mathml(self, node, "block")
+
+
+def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with `code` and indented examples; the parser would take their stars, bars and underscores for markup."""
+    written: list[str] = []
+    example = section = False
+    for number, line in enumerate(lines):
+        section = not line[:1].strip() and section if line.strip() else section
+        if re.fullmatch(r"(Args|Raises|Returns|Yields|Attributes):", line):
+            section = True
+        if not section and line.startswith("    ") and not lines[number - 1].strip() and not example:
+            written += ["::", ""]
+            example = True
+        example = example and (line.startswith("    ") or not line.strip())
+        if example:
+            written.append(line)
+            continue
+        parts = re.split(r"(`[^`]+`)", line)
+        written.append("".join(f"`{part}`" if i % 2 else re.sub(r"([*_|\\])", r"\\\1", part) for i, part in enumerate(parts)))
+    lines[:] = written
+
+
+def without_private_bases(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
+    """Only what a reader can look up."""
+    bases[:] = [base for base in bases if not getattr(base, "__name__", "").startswith("_")] or [object]
+
+
+def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    app.connect("source-read", with_contents)
+    app.connect("autodoc-process-bases", without_private_bases)
+    app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon, which reads the sections
