@@ -3,6 +3,7 @@
     python main.py fit --config configs/grpo.yaml [--config configs/models/smollm2.yaml] [--model.batch.group_size 16] [--seed_everything 1]
     python main.py fit --config configs/grpo.yaml --ckpt_path last      # go on where the method's newest run was killed
     python main.py validate | test | predict --config ... [--ckpt_path ...]
+    python main.py predict --ckpt_path runs/RUN/checkpoints/FILE.ckpt   # without --config: with that of the checkpoint's run
     python main.py plan --config ...                                    # batch arithmetic, memory, settings that do nothing; loads no weights
 
 Ends with status 2 after a mistake that the user can mend, and with 143 after SIGTERM, when the state has been saved.
@@ -46,6 +47,7 @@ import lightning_modules  # noqa: E402, F401
 import rewards  # noqa: E402, F401
 from lightning_modules.base import PosttrainModule  # noqa: E402
 from lightning_modules.plan import describe  # noqa: E402
+from support.command_line import completed  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
 from support.files import damage, unreadable  # noqa: E402
 from support.runs import mlflow_runs, run_folder  # noqa: E402
@@ -278,6 +280,7 @@ def main(args: list[str] | None = None) -> CLI:
         ConfigError: for a mistake that the user can mend, wherever it was found.
     """
     try:
+        args = completed(sys.argv[1:] if args is None else args)
         return CLI(
             PosttrainModule,
             L.LightningDataModule,
@@ -300,7 +303,8 @@ def main(args: list[str] | None = None) -> CLI:
         raise cause from None
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """`python main.py`, and `lightning-posttrain` where the distribution is installed."""
     sys.path.insert(0, str(Path.cwd()))  # class paths of the user's own files
     try:
         main()
@@ -309,3 +313,7 @@ if __name__ == "__main__":
         sys.exit(2)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    run()

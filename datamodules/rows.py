@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from support.errors import ConfigError
+from support.files import shipped
 from support.prompts import check_prompt
 
 Row = dict[str, Any]
@@ -17,7 +18,7 @@ def read_rows(source: str, split: str = "train", columns: dict[str, str] | None 
     """All rows as dicts, with the wanted columns renamed.
 
     Args:
-        source: a file, a folder of files of one format, or owner/name on the hub.
+        source: a file, a folder of files of one format, or owner/name on the hub; assets/... is also found beside the installed packages.
         split: the hub data set's split; of a folder, the files whose name contains it (all files if none does).
         columns: this project's name -> the data's name, e.g. {"prompt": "question"}.
         subset: the hub data set's configuration name.
@@ -25,7 +26,7 @@ def read_rows(source: str, split: str = "train", columns: dict[str, str] | None 
     Raises:
         ConfigError: for a missing file, an unknown format, an empty data set, a line that cannot be read or a column that is not there.
     """
-    path = Path(source).expanduser()
+    path = shipped(source)
     if path.exists():
         kind, files = _files(path, split)
         rows = [row for file in files for row in read_json(file)] if kind == "json" else _table(source, kind, data_files=files)

@@ -25,6 +25,18 @@ _INDEX_NAMES = {
 }
 
 
+#: beside the installed packages, or the project's folder
+INSTALLED = Path(__file__).resolve().parent.parent
+
+
+def shipped(name: str) -> Path:
+    """A path as it is; configs/... and assets/... that are not in the working directory, where the installed distribution has them."""
+    path = Path(name).expanduser()
+    if not path.exists() and path.parts[:1] in (("configs",), ("assets",)) and (INSTALLED / path).exists():
+        return INSTALLED / path
+    return path
+
+
 def atomic_write_text(path: Path, text: str) -> None:
     """Write `text` so that a reader (or a crash) sees the old file or the new one, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
