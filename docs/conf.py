@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 project = "Lightning Posttrain"
 author = "its contributors"
 root_doc = "README"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**"]
-exclude_patterns = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "docs"]
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**", "examples/home/README.md"]
+exclude_patterns = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("docs", "examples")]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 
 myst_enable_extensions = ["dollarmath"]
@@ -51,7 +51,7 @@ templates_path = ["site"]
 html_additional_pages = {"index": "front.html"}
 
 CONTENTS = {
-    "How to": ["docs/howto/*", "docs/scaling", "docs/sandbox", "docs/reliability"],
+    "How to": ["docs/howto/*", "examples/home/README", "docs/scaling", "docs/sandbox", "docs/reliability"],
     "Methods": ["docs/grpo", "docs/objectives", "docs/hc_rlhf", "docs/prorl", "docs/r1", "docs/*"],
     "Reference": ["docs/reference/*"],
     "Project": ["docs/decisions", "docs/papers", "docs/speed", "CONTRIBUTING", "CHANGELOG"],
