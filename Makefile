@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := assets callbacks datamodules lightning_modules objectives policies rewards rollouts support main.py
 
-.PHONY: hc-rlhf grpo ui test test-long fuzz lint docs wheels real-pairs assets r1 clean
+.PHONY: hc-rlhf grpo compare ui test test-long fuzz lint docs wheels real-pairs assets r1 clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,6 +15,10 @@ hc-rlhf: .venv/ready
 
 grpo: .venv/ready
 	$(BIN)/python main.py fit --config configs/grpo.yaml
+
+# All methods on one task, three seeds: half an hour to an hour on one slow core; what is done is not repeated. ARGS="--seeds 1 --methods '[grpo, laser]'" for less.
+compare: .venv/ready
+	$(BIN)/python -m support.compare $(ARGS)
 
 ui: .venv/ready
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
