@@ -39,13 +39,13 @@ class RolloutCheckpoint(Checkpoint):
         self.saved: list[str] = []  # names in the folder
         self.asked_to_end = False
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"saved": self.saved}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.saved = list(state_dict["saved"])
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Lightning's handler, installed after this hook, would tell the other processes from within, while they wait for something else,
         # and end a validation half-way.
         trainer._signal_connector._sigterm_notifier_fn = self._note
@@ -96,7 +96,7 @@ class RolloutCheckpoint(Checkpoint):
             ) from error
         self.last_saved = done
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Lightning's own rule, because a resumed run asks it whether a validation is still to come and then leaves that one out.
         if trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return
@@ -104,7 +104,7 @@ class RolloutCheckpoint(Checkpoint):
             self._save(trainer)
         self._end_if_asked(trainer)
 
-    def on_validation_end(self, trainer, pl_module):
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         done = self._done(trainer)
@@ -113,7 +113,7 @@ class RolloutCheckpoint(Checkpoint):
             self._save(trainer)
         self._end_if_asked(trainer)
 
-    def on_exception(self, trainer, pl_module, exception):
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._done(trainer):
             self._save(trainer)
             if trainer.is_global_zero:
@@ -122,5 +122,5 @@ class RolloutCheckpoint(Checkpoint):
                     flush=True,
                 )
 
-    def on_train_end(self, trainer, pl_module):
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._save(trainer)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import lightning as L
 import pandas
@@ -14,10 +15,10 @@ from support.runs import mlflow_runs, run_folder
 TABLES = "mlflow.loggedArtifacts"
 
 
-def table(batch: RolloutBatch, prompts: int) -> dict[str, list]:
+def table(batch: RolloutBatch, prompts: int) -> dict[str, list[Any]]:
     """Columns of the first `prompts` groups: prompt, completion, length, finish, each reward, the answer and the advantage if known."""
     rows = slice(0, prompts * batch.group_size)
-    columns: dict[str, list] = {
+    columns: dict[str, list[Any]] = {
         "prompt": [p if isinstance(p, str) else json.dumps(p) for p in batch.column("prompt")[rows]],
         "completion": batch.completions[rows],
         "answer": [None if a is None else str(a) for a in batch.column("answer")[rows]],
@@ -57,12 +58,12 @@ class CompletionsTable(L.Callback):
             if (entry := {"path": name, "type": "table"}) not in tables:
                 client.set_tag(run, TABLES, json.dumps([*tables, entry]))
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         rollout = getattr(pl_module, "last_rollout", None)
         if rollout is not None and self.every_n_rollouts and done % self.every_n_rollouts == 0:
             self._log(trainer, rollout, "train")
 
-    def on_validation_end(self, trainer, pl_module):
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if getattr(pl_module, "last_validation", None) and not trainer.sanity_checking:
             self._log(trainer, pl_module.last_validation[0], "val")

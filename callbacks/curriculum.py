@@ -1,6 +1,7 @@
 """Difficulty follows the measured pass rate, up and down."""
 
 from collections import deque
+from typing import Any
 
 import lightning as L
 
@@ -31,29 +32,30 @@ class Curriculum(L.Callback):
         self.raise_at, self.lower_at, self.rehearsal, self.start = raise_at, lower_at, rehearsal, start
         self.recent: deque[tuple[float, int]] = deque(maxlen=window)  # (sum of rates, groups) of the newest rollouts at this level
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"recent": list(self.recent)}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.recent.clear()
         self.recent.extend(state_dict["recent"])
 
-    def setup(self, trainer, pl_module, stage):
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and data is not None and hasattr(data, "sampler"):
             data.sampler = self._sampler
 
-    def _sampler(self, rows, *draw):
-        return CurriculumSampler([row.get("level") for row in rows], *draw, rehearsal=self.rehearsal, start=self.start)
+    def _sampler(self, rows: list[dict[str, Any]], batch_size: int, seed: int, rank: int, processes: int) -> CurriculumSampler:
+        levels = [row.get("level") for row in rows]
+        return CurriculumSampler(levels, batch_size, seed, rank, processes, rehearsal=self.rehearsal, start=self.start)
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         before = trainer.callbacks[: trainer.callbacks.index(self)]
         ledgers = [callback for callback in before if isinstance(callback, DifficultyLedger)]
         if not ledgers:
             raise ConfigError("Curriculum reads measured pass rates; put callbacks.DifficultyLedger before it in trainer.callbacks.")
         self.ledger = ledgers[0]
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         sampler = getattr(trainer.train_dataloader, "prompt_sampler", None)
         if not isinstance(sampler, CurriculumSampler):
             raise ConfigError(
@@ -62,7 +64,7 @@ class Curriculum(L.Callback):
             )
         self.sampler = sampler
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         level = self.sampler.level
         pl_module.log("train/curriculum_level", float(level), batch_size=1)  # equal on all processes already
         rates = [measurement.rate for measurement in self.ledger.last if measurement.level == level]

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from typing import Any
 
 import lightning as L
 from matplotlib.figure import Figure
@@ -33,13 +34,13 @@ class DifficultyLedger(L.Callback):
         self.rates = PassRates(keep)
         self.last: list[Measurement] = []  # of the latest rollout, over all processes
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return self.rates.state_dict()
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rates.load_state_dict(state_dict)
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         rewards = getattr(pl_module, "rewards", [])
         judges = [r.name for r in rewards if (r.is_correctness if self.reward is None else r.name == self.reward)]
         if not judges:
@@ -50,7 +51,7 @@ class DifficultyLedger(L.Callback):
             )
         self.reward = judges[0]
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         rollout, number = pl_module.last_sampled, trainer.fit_loop.epoch_loop.total_batch_idx
         judge = next(reward for reward in pl_module.rewards if reward.name == self.reward)
         rates = judge.unscaled(rollout.rewards[self.reward], rollout).view(len(rollout.rows), -1).nanmean(1).tolist()
@@ -63,11 +64,11 @@ class DifficultyLedger(L.Callback):
         for measurement in self.last:
             self.rates.add(measurement)
 
-    def on_validation_end(self, trainer, pl_module):
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self._draw(trainer)
 
-    def on_train_end(self, trainer, pl_module):
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero or not len(self.rates):
             return
         path = run_folder(trainer) / "pass_rates.jsonl"

@@ -33,13 +33,13 @@ class Doctor(L.Callback):
         self.seen: list[Seen] = []
         self.watched: list[Tensor] = []
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"said": self.said, "seen": [asdict(one) for one in self.seen]}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.said, self.seen = dict(state_dict["said"]), [Seen(**one) for one in state_dict["seen"]]
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not hasattr(pl_module, "last_rollout"):
             return
         self.watched = watched(pl_module)
@@ -47,7 +47,7 @@ class Doctor(L.Callback):
         for check in AT_START if hasattr(data, "rows") and not trainer.fast_dev_run else ():
             self._say(trainer, check.__name__, check(pl_module, data))
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if getattr(pl_module, "last_rollout", None) is None:
             return
         one = Seen.together(gathered(Seen.of(pl_module)))

@@ -9,6 +9,7 @@ A prompt whose completions were all right, or all wrong, in its last z visits is
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
+from typing import Any
 
 import lightning as L
 import torch
@@ -137,10 +138,10 @@ class GRESO(L.Callback):
         self.headroom, self.smallest, self.largest = headroom, smallest, largest
         self.completions = 0  # sampled so far, over all processes
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"p_easy": self.p_easy, "p_hard": self.p_hard, "completions": self.completions}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.p_easy, self.p_hard, self.completions = state_dict["p_easy"], state_dict["p_hard"], state_dict["completions"]
 
     def skip(self, id: str) -> float:
@@ -157,12 +158,12 @@ class GRESO(L.Callback):
         wanted = int(self.headroom * missing / (1 - min(without_signal, 0.99)))
         return max(self.smallest, min(wanted, self.most))
 
-    def setup(self, trainer, pl_module, stage):
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and data is not None and hasattr(data, "sampler"):
             data.sampler = lambda rows, *draw: GRESOSampler([str(row["id"]) for row in rows], *draw, skip=self.skip)
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         before = trainer.callbacks[: trainer.callbacks.index(self)]
         ledgers = [callback for callback in before if isinstance(callback, DifficultyLedger)]
         if not ledgers:
@@ -171,7 +172,7 @@ class GRESO(L.Callback):
         self.most = self.largest or max(1, pl_module.batch.prompts_per_rollout // trainer.world_size)
         pl_module.refill_size = self.further
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         sampler = getattr(trainer.train_dataloader, "prompt_sampler", None)
         if not isinstance(sampler, GRESOSampler):
             raise ConfigError(
@@ -180,7 +181,7 @@ class GRESO(L.Callback):
             )
         self.sampler = sampler
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         rates = [measurement.rate for measurement in self.ledger.last]
         easy = sum(rate >= self.easy_at for rate in rates) / max(len(rates), 1)
         hard = sum(rate <= self.hard_at for rate in rates) / max(len(rates), 1)

@@ -1,7 +1,7 @@
 """Who decides the KL coefficient."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 
@@ -21,7 +21,7 @@ class FixedKL(L.Callback):
             raise ConfigError(f"FixedKL: coefficient is {coefficient}; it must be 0 or above.")
         self.coefficient = coefficient
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         check_reference(pl_module, self)
         pl_module.kl.coefficient = self.coefficient
 
@@ -40,10 +40,10 @@ class ScheduledKL(L.Callback):
             raise ConfigError(f"ScheduledKL: needs start >= 0, end >= 0 and rollouts >= 1, got {start}, {end}, {rollouts}.")
         self.start, self.end, self.rollouts, self.shape = start, end, rollouts, shape
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         check_reference(pl_module, self)
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         progress = pl_module.rollouts_done / self.rollouts
         pl_module.kl.coefficient = scheduled_coefficient(self.start, self.end, progress, self.shape)
 
@@ -63,18 +63,18 @@ class AdaptiveKL(L.Callback):
         self.target, self.horizon, self.limit = target, horizon, limit
         self.coefficient: float | None = None
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"coefficient": self.coefficient}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.coefficient = state_dict["coefficient"]
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         check_reference(pl_module, self)
         if self.coefficient is not None:  # of a resumed run
             pl_module.kl.coefficient = self.coefficient
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # logged with sync_dist, so every process sees and computes the same number
         observed = float(trainer.callback_metrics.get("train/kl", math.nan))
         if math.isfinite(observed):

@@ -70,7 +70,7 @@ class LaserMonitor(L.Callback):
         self.groups: list[Group] = []  # of the newest measurement, over all processes
         self.tokens = 0
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         found = [reward for reward in pl_module.rewards if hasattr(reward, "targets")]
         if not found:
             raise ConfigError(
@@ -85,7 +85,7 @@ class LaserMonitor(L.Callback):
         if len(self.rows) < trainer.world_size:
             raise ConfigError(f"LaserMonitor: size is {len(self.rows)} prompts, which {trainer.world_size} processes cannot share.")
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.tokens = 0
         if pl_module.rollouts_done % self.every_n_rollouts:
             return
@@ -109,7 +109,7 @@ class LaserMonitor(L.Callback):
     def _lengths(self, bucket: str) -> list[int]:
         return [length for right, lengths in self.groups if difficulty(right, self.samples) == bucket for length in lengths]
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         values = {"laser_monitor_tokens": float(self.tokens)}
         if self.tokens:
             found = [difficulty(right, self.samples) for right, _ in self.groups]
@@ -117,7 +117,7 @@ class LaserMonitor(L.Callback):
         for name, value in values.items():
             pl_module.log(f"train/{name}", value, batch_size=1)  # equal on all processes already
 
-    def on_train_end(self, trainer, pl_module):
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         for client, run in mlflow_runs(trainer) if self.groups else []:
             client.log_figure(run, self.figure(), "figures/laser_coverage.png")
 

@@ -1,5 +1,7 @@
 """A gradient that is not a number: the update has been left out; here it is counted, kept for inspection, and ended when it goes on."""
 
+from typing import Any
+
 import lightning as L
 import torch
 
@@ -24,13 +26,13 @@ class NonFiniteGradients(L.Callback):
             raise ConfigError(f"NonFiniteGradients: patience is {patience}; it must be at least 1.")
         self.patience, self.in_a_row = patience, 0
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"in_a_row": self.in_a_row}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.in_a_row = state_dict["in_a_row"]
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not trainer.callback_metrics.get("train/skipped_updates"):
             self.in_a_row = 0
             return

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 
@@ -115,12 +115,12 @@ class OneShot(L.Callback):
         self.history, self.ids, self.examples, self.score, self.least_visits = history, ids, examples, score, least_visits
         self.chosen: list[str] = []
 
-    def setup(self, trainer, pl_module, stage):
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and data is not None and hasattr(data, "sampler"):
             data.sampler = self._sampler
 
-    def _sampler(self, rows, *draw):
+    def _sampler(self, rows: list[dict[str, Any]], *draw: int) -> OneShotSampler:
         places = {str(row["id"]): index for index, row in reversed(list(enumerate(rows)))}
         if self.history is None:
             self.chosen = [str(id) for id in self.ids or []]
@@ -132,7 +132,7 @@ class OneShot(L.Callback):
             )
         return OneShotSampler([places[id] for id in self.chosen], len(rows), *draw)
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         sampler = getattr(trainer.train_dataloader, "prompt_sampler", None)
         if not isinstance(sampler, OneShotSampler):
             raise ConfigError(
@@ -144,7 +144,7 @@ class OneShot(L.Callback):
         for client, run in mlflow_runs(trainer):
             client.set_tag(run, "one_shot", ", ".join(self.chosen)[:4000])
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         rollout = pl_module.last_rollout
         live = (group_statistics(pl_module.totals(rollout), rollout.groups)[1] > 0).float().mean()
         pl_module.log("train/one_shot_live", live, batch_size=1, sync_dist=trainer.world_size > 1)

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from support.runs import run_folder
@@ -19,7 +21,7 @@ class WritePredictions(BasePredictionWriter):
         super().__init__("epoch")
         self.path = path
 
-    def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+    def write_on_epoch_end(self, trainer: L.Trainer, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
         path = Path(self.path) if self.path else run_folder(trainer) / "predictions.jsonl"
         if trainer.world_size > 1:
             path = path.with_stem(f"{path.stem}_rank{trainer.global_rank}")

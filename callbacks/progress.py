@@ -1,6 +1,7 @@
 """One line that says how training goes: reward, length, KL, tokens a second."""
 
 import sys
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -30,11 +31,11 @@ class RolloutProgress(TQDMProgressBar):
         self.every_n_rollouts = every_n_rollouts
         self.plain = not sys.stderr.isatty()
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         found = trainer.progress_bar_metrics
         return {short: f"{float(found[name]):.3g}" for name, short in SHORT.items() if name in found}
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if self.plain and trainer.is_global_zero and (done % self.every_n_rollouts == 0 or done == 1):

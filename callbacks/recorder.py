@@ -1,5 +1,7 @@
 """Rollouts kept for later."""
 
+from typing import Any
+
 import lightning as L
 
 from rollouts import write_rollout
@@ -22,13 +24,13 @@ class RolloutRecorder(L.Callback):
             raise ConfigError(f"RolloutRecorder: every_n_rollouts is {every_n_rollouts}; it must be at least 1.")
         self.every_n_rollouts = every_n_rollouts
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not hasattr(pl_module, "last_rollout"):
             raise ConfigError(
                 f"RolloutRecorder records rollouts, and {type(pl_module).__name__} has none; take it out of trainer.callbacks."
             )
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if done % self.every_n_rollouts:
             return

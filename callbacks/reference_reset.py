@@ -80,7 +80,7 @@ class ReferenceReset(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         check_reference(pl_module, self)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         # Logged with sync_dist, so every process sees and decides the same.
         kl = float(trainer.callback_metrics.get("train/kl", math.nan))
@@ -92,7 +92,7 @@ class ReferenceReset(L.Callback):
             self.pending = f"{since} rollouts"
         pl_module.log("train/reference_resets", float(len(self.history)), batch_size=1)
 
-    def on_validation_end(self, trainer, pl_module):
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.plateau is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         if self.plateau.metric not in trainer.callback_metrics:
@@ -113,7 +113,7 @@ class ReferenceReset(L.Callback):
                 self.pending = f"no gain of {self.plateau.metric} in {self.waited} validations"
         self.best = max(self.best, value)
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.pending is None:
             return
         pl_module.policy.reset_reference()
@@ -128,7 +128,7 @@ class ReferenceReset(L.Callback):
         for client, run in mlflow_runs(trainer):
             client.set_tag(run, f"reference_reset.{len(self.history)}", f"rollout {rollout}: {self.history[-1]['reason']}")
 
-    def on_train_end(self, trainer, pl_module):
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         for client, run in mlflow_runs(trainer):
             client.log_figure(run, self.figure(), "figures/reference_resets.png")
 

@@ -27,22 +27,23 @@ class SaturnCurriculum(L.Callback):
         self.eps = eps
         self.promotions: list[dict[str, Any]] = []  # {"rollout", "level" that was left, "pass@1", "chance"}
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"promotions": self.promotions}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.promotions = state_dict["promotions"]
 
-    def setup(self, trainer, pl_module, stage):
-        data = getattr(trainer, "datamodule", None)
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
         if stage == "fit" and hasattr(data, "sampler"):
-            data.sampler = lambda rows, *draw: CurriculumSampler([row.get("level") for row in rows], *draw, rehearsal=0.0)
+            data.sampler = self._sampler
 
-    def on_train_start(self, trainer, pl_module):
-        data, judges = (
-            getattr(trainer, "datamodule", None),
-            [reward for reward in getattr(pl_module, "rewards", []) if reward.is_correctness],
-        )
+    def _sampler(self, rows: list[dict[str, Any]], batch_size: int, seed: int, rank: int, processes: int) -> CurriculumSampler:
+        return CurriculumSampler([row.get("level") for row in rows], batch_size, seed, rank, processes, rehearsal=0.0)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
+        judges = [reward for reward in getattr(pl_module, "rewards", []) if reward.is_correctness]
         if not hasattr(data, "difficulties") or not judges:
             raise ConfigError("SaturnCurriculum needs datamodules.SaturnPrompts as data and rewards.SatAssignment under model.rewards.")
         self.levels, self.judge = data.levels, judges[0].name
@@ -52,10 +53,10 @@ class SaturnCurriculum(L.Callback):
         self.sampler = trainer.train_dataloader.prompt_sampler
 
     def _failures(self, rollouts: list[Any]) -> float:
-        scores = [score for rollout in rollouts for score in rollout.rewards[self.judge].tolist()]
+        scores: list[float] = [score for rollout in rollouts for score in rollout.rewards[self.judge].tolist()]
         return sum(score < 0 for score in scores) / len(scores)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         rollout, several = pl_module.last_sampled, trainer.world_size > 1
         values = {
             "curriculum_level": float(self.sampler.level),
@@ -66,11 +67,11 @@ class SaturnCurriculum(L.Callback):
         for name, value in values.items():
             pl_module.log(f"train/{name}", value, batch_size=len(rollout.rows), sync_dist=several)
 
-    def on_validation_epoch_end(self, trainer, pl_module):
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if pl_module.last_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
             pl_module.log("val/format_failures", self._failures(pl_module.last_validation), sync_dist=trainer.world_size > 1)
 
-    def on_validation_end(self, trainer, pl_module):
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         # Before the first rollout nothing has been trained at this level.
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.global_step:
             return

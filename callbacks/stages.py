@@ -55,7 +55,7 @@ class StageSchedule(L.Callback):
             if stage.lr is not None and getattr(pl_module, "scheduler_callable", None) is not None:
                 raise ConfigError("StageSchedule sets lr, but model.lr_scheduler sets it at every step; leave one of them out.")
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         rollout = trainer.fit_loop.epoch_loop.total_batch_idx
         index = max(i for i, stage in enumerate(self.stages) if stage.from_rollout <= rollout)
         if index == self.applied:

@@ -18,7 +18,7 @@ class SystemMetrics(L.Callback):
         self.interval = interval
         self.monitor: Any = None
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         for _, run in mlflow_runs(trainer)[:1]:
@@ -30,8 +30,8 @@ class SystemMetrics(L.Callback):
             self.monitor.finish()
             self.monitor = None
 
-    def on_fit_end(self, trainer, pl_module):
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._stop()
 
-    def on_exception(self, trainer, pl_module, exception):
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._stop()

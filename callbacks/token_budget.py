@@ -1,5 +1,7 @@
 """Training that ends when so many tokens have been generated, so that methods whose completions differ in length compare."""
 
+from typing import Any
+
 import lightning as L
 
 from support.errors import ConfigError
@@ -21,7 +23,7 @@ class TokenBudget(L.Callback):
             raise ConfigError(f"TokenBudget: tokens is {tokens}; it must be at least 1.")
         self.tokens = tokens
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not hasattr(pl_module, "generated_tokens"):
             raise ConfigError(
                 f"TokenBudget counts the tokens that a method generates, and {type(pl_module).__name__} generates none; bound it with trainer.max_steps."
@@ -31,8 +33,8 @@ class TokenBudget(L.Callback):
         if generated >= self.tokens:
             trainer.should_stop = True
 
-    def on_train_start(self, trainer, pl_module):  # a resumed run may have nothing left to do
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:  # a resumed run may have nothing left to do
         self._end(trainer, pl_module.generated_tokens)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._end(trainer, pl_module.generated_tokens)

@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 from datamodules.prompts import PromptData
+from datamodules.rows import Row
 from support.errors import ConfigError
 from support.seeding import derive_seed
 
@@ -66,10 +67,10 @@ class ArithmeticPrompts(PromptData):
         rng = random.Random(derive_seed("arithmetic", self.seed, held_out))
         return [problem(self.levels[i % len(self.levels)], rng, held_out) for i in range(count)]
 
-    def train_rows(self):
+    def train_rows(self) -> list[Row]:
         return self._draw(self.train_size, held_out=False)
 
-    def val_rows(self):
+    def val_rows(self) -> list[Row]:
         return self._draw(self.val_size, held_out=True)
 
 

@@ -72,7 +72,7 @@ class Demonstrations(L.LightningDataModule):
             self.train_data, PromptSampler(len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
         )
 
-    def _evaluation_loader(self) -> DataLoader:
+    def _evaluation_loader(self) -> DataLoader[Row]:
         return DataLoader(self.val_data, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
     val_dataloader = test_dataloader = predict_dataloader = _evaluation_loader

@@ -56,16 +56,16 @@ class FilePrompts(PromptData):
             )
         return {"train": self._all[:kept], "safety": self._all[kept : kept + self.safety_size], "val": self._all[kept + self.safety_size :]}
 
-    def train_rows(self):
+    def train_rows(self) -> list[Row]:
         return self._parts()["train"]
 
-    def val_rows(self):
+    def val_rows(self) -> list[Row]:
         if self.val_source:
             return read_rows(self.val_source, self.val_split, self.columns, self.subset)[: self.val_size]
         return self._parts()["val"]
 
-    def demonstration_rows(self):
+    def demonstration_rows(self) -> list[Row]:
         return read_rows(self.demonstrations) if self.demonstrations else []
 
-    def safety_rows(self):
+    def safety_rows(self) -> list[Row]:
         return self._parts()["safety"]

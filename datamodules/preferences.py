@@ -100,7 +100,7 @@ class PreferencePairs(L.LightningDataModule):
         sampler = PromptSampler(len(self.train_data), self.batch_size, self.seed, self.trainer.global_rank, self.trainer.world_size)
         return PromptLoader(self.train_data, sampler)
 
-    def _evaluation_loader(self) -> DataLoader:
+    def _evaluation_loader(self) -> DataLoader[Row]:
         return DataLoader(self.val_data, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
     val_dataloader = test_dataloader = predict_dataloader = _evaluation_loader

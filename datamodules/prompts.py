@@ -81,18 +81,18 @@ class PromptData(L.LightningDataModule, ABC):
         draw = (batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size)
         return PromptLoader(rows, PromptSampler(len(rows), *draw) if self.sampler is None else self.sampler(rows, *draw))
 
-    def _evaluation_loader(self, split: str) -> DataLoader:
+    def _evaluation_loader(self, split: str) -> DataLoader[Row]:
         rows = self.rows(split)
         if self.trainer is not None:
             # Every row on exactly one process: a padding sampler would count some rows twice.
             rows = rows[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(rows, batch_size=self.val_batch, collate_fn=list)  # type: ignore[arg-type]
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Row]:
         return self._evaluation_loader("val")
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Row]:
         return self._evaluation_loader("test")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Row]:
         return self._evaluation_loader("val")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from datamodules.arithmetic import is_held_out
 from datamodules.prompts import PromptData
+from datamodules.rows import Row
 from support.errors import ConfigError
 from support.seeding import derive_seed
 
@@ -127,7 +128,7 @@ class ReasoningGymPrompts(PromptData):
                 )
         return rows
 
-    def train_rows(self):
+    def train_rows(self) -> list[Row]:
         held_out = {row["prompt"] for row in self.rows("val")}
         kept = [row for row in self._draw("train", self.train_size) if row["prompt"] not in held_out]
         if not kept:
@@ -136,5 +137,5 @@ class ReasoningGymPrompts(PromptData):
             )
         return kept
 
-    def val_rows(self):
+    def val_rows(self) -> list[Row]:
         return self._draw("val", self.val_size)

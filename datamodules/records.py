@@ -197,14 +197,14 @@ class RecordsPrompts(PromptData):
         self.sizes = {"train": train_size, "val": val_size, "safety": safety_size}
         self.forbidden, self.demonstrations = forbidden, demonstrations
 
-    def train_rows(self):
+    def train_rows(self) -> list[Row]:
         return draw_rows("train", self.sizes["train"], self.seed, self.forbidden)
 
-    def val_rows(self):
+    def val_rows(self) -> list[Row]:
         return draw_rows("val", self.sizes["val"], self.seed, self.forbidden)
 
-    def demonstration_rows(self):
+    def demonstration_rows(self) -> list[Row]:
         return record_demonstrations(self.demonstrations, self.seed, recitations=0.0)
 
-    def safety_rows(self):
+    def safety_rows(self) -> list[Row]:
         return draw_rows("safety", self.sizes["safety"], self.seed, self.forbidden)

@@ -72,7 +72,7 @@ class PromptSampler(Sampler[list[int]]):
         self.epoch, self.position = state["epoch"], state["position"]
 
 
-class PromptLoader(DataLoader):
+class PromptLoader(DataLoader[dict[str, Any]]):
     """Yields lists of data rows; Lightning saves and restores its position through state_dict and load_state_dict."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], sampler: PromptSampler) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from datamodules.arithmetic import is_held_out
 from datamodules.demonstrations import Demonstrations
 from datamodules.prompts import PromptData
+from datamodules.rows import Row
 from support.errors import ConfigError
 from support.seeding import derive_seed
 
@@ -164,10 +165,10 @@ class SaturnPrompts(PromptData):
             for row in draw(level, size, held_out, rng, self.prompt)
         ]
 
-    def train_rows(self):
+    def train_rows(self) -> list[Row]:
         return self._draw(self.train_size, held_out=False)
 
-    def val_rows(self):
+    def val_rows(self) -> list[Row]:
         return self._draw(self.val_size, held_out=True)
 
 

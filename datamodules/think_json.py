@@ -10,6 +10,7 @@ from typing import Any
 from datamodules.arithmetic import is_held_out
 from datamodules.demonstrations import Demonstrations
 from datamodules.prompts import PromptData
+from datamodules.rows import Row
 from support.errors import ConfigError
 from support.seeding import derive_seed
 
@@ -74,10 +75,10 @@ class SchemaPrompts(PromptData):
         rng = random.Random(derive_seed("schemas", self.seed, held_out))
         return [draw_row(rng, self.keys, held_out, self.prompt) for _ in range(size)]
 
-    def train_rows(self):
+    def train_rows(self) -> list[Row]:
         return self._draw(self.train_size, held_out=False)
 
-    def val_rows(self):
+    def val_rows(self) -> list[Row]:
         return self._draw(self.val_size, held_out=True)
 
 

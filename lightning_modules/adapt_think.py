@@ -19,8 +19,9 @@ from torch import Tensor
 from lightning_modules.base import adamw
 from lightning_modules.effect import EffectWatch
 from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import KLPenalty, OnPolicyModule, Rows
+from lightning_modules.on_policy import OnPolicyModule, Rows
 from lightning_modules.reference_rewards import Reference, prompt_key, reference_rewards
+from lightning_modules.terms import KLPenalty
 from objectives import ClippedSurrogate, GroupNorm, SequenceMean, SequenceSurrogate
 from objectives.thinking import adapt_think_advantage
 from policies import PolicyParams
@@ -193,7 +194,14 @@ class AdaptThink(OnPolicyModule):
 
     # ---- what shows that the method is on -----------------------------------------------------------------------------------
 
-    def token_loss(self, logprobs, behaviour, reference, advantages, mask):
+    def token_loss(
+        self,
+        logprobs: Float[Tensor, "rows time"],
+        behaviour: Float[Tensor, "rows time"],
+        reference: Float[Tensor, "rows time"] | None,
+        advantages: Float[Tensor, "rows time"],
+        mask: Tensor,
+    ) -> tuple[Float[Tensor, "rows time"], dict[str, Tensor]]:
         loss, sums = super().token_loss(logprobs, behaviour, reference, advantages, mask)
         counted, gain = mask[:, 0], advantages[:, 0]
         ratio = (logprobs[:, 0].detach() - behaviour[:, 0]).exp()

@@ -17,9 +17,10 @@ from torch import Tensor
 from lightning_modules.base import adamw
 from lightning_modules.effect import EffectWatch
 from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import KLPenalty, OnPolicyModule
+from lightning_modules.on_policy import OnPolicyModule
+from lightning_modules.terms import KLPenalty
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, TokenMean
-from objectives.advantages import group_statistics
+from objectives.statistics import group_statistics
 from objectives.thinking import balance_penalties, balanced_reward, length_shaped, naive_reward
 from policies import PolicyParams
 from rewards import Reward

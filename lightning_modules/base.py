@@ -56,7 +56,7 @@ class PosttrainModule(L.LightningModule):
                 dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
                 shard(self.policy, strategy.device_mesh["data_parallel"], dtype)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         try:
             optimizer = self.optimizer_callable(trained)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 
 class EffectWatch:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from lightning_modules.base import adamw
 from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import KLPenalty, OnPolicyModule
+from lightning_modules.on_policy import OnPolicyModule
 from lightning_modules.safety import Constraint, Ledger, SafetyTest, SupervisedTerm, Verdict, check_splits, judge, publish, safety_data
 from lightning_modules.score_models import ScoreModels
 from lightning_modules.scorer_training import ScorerTraining
+from lightning_modules.terms import KLPenalty
 from objectives import Advantage, Aggregation, Bound, LeaveOneOut, PolicyLoss, Reinforce, SequenceSum, StudentT
 from objectives.constraint import CostWindow, DualVariable, augmented_cost, inflation
 from policies import PolicyParams

@@ -50,15 +50,16 @@ class ModelSize:
 
     @property
     def head_size(self) -> int:
-        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+        return int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
 
     @property
     def key_heads(self) -> int:
-        return getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+        return int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
 
     def cache_bytes(self, tokens: int) -> int:
         """Keys and values of this many tokens in all layers."""
-        return 2 * self.config.num_hidden_layers * self.key_heads * self.head_size * tokens * self.width
+        layers: int = self.config.num_hidden_layers
+        return 2 * layers * self.key_heads * self.head_size * tokens * self.width
 
     def activation_bytes(self, prompts: int, prompt: int, rows: int, time: int, checkpointing: bool = False) -> int:
         """What the packed forward pass of an update keeps for its backward pass.
@@ -71,12 +72,13 @@ class ModelSize:
             prompts: of the pass, each of `prompt` tokens. rows: completions of the pass, each of `time` tokens.
         """
         config, tokens = self.config, prompts * prompt + rows * time
-        hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        hidden: int = config.hidden_size
+        inner = getattr(config, "intermediate_size", None) or 4 * hidden
         queries, keys = config.num_attention_heads * self.head_size, self.key_heads * self.head_size
-        layer = tokens * (6 * hidden + 3 * queries + 2 * keys + 4 * inner) + 2 * rows * prompt * keys
+        layer: int = tokens * (6 * hidden + 3 * queries + 2 * keys + 4 * inner) + 2 * rows * prompt * keys
         layer += rows * time * (prompt + time) * (config.num_attention_heads // self.key_heads)
-        layers = config.num_hidden_layers
-        tile = 4 * min(tokens * config.vocab_size, TILE)
+        layers: int = config.num_hidden_layers
+        tile: int = 4 * min(tokens * config.vocab_size, TILE)
         return self.width * (layers * tokens * hidden + layer if checkpointing else layers * layer) + tile
 
 

@@ -264,7 +264,8 @@ class OnPolicyModule(PosttrainModule):
 
     def prompt_tokens(self, row: dict[str, Any]) -> list[int]:
         """The token ids of a data row's prompt."""
-        return self.policy.encode(row["prompt"])
+        ids: list[int] = self.policy.encode(row["prompt"])
+        return ids
 
     def behaviour(self, batch: RolloutBatch, rows: Tensor, own: Float[Tensor, "some time"]) -> Float[Tensor, "some time"]:
         """Log-probs of the distribution that drew these rows' tokens; a method that draws some of them itself puts theirs in.

@@ -13,7 +13,7 @@ from lightning_modules.memory import ModelSize, machine_memory, states_of
 from lightning_modules.on_policy import OnPolicyModule
 from lightning_modules.terms import KLPenalty
 from objectives import ClippedSurrogate
-from policies.policy import encode_prompt, load_tokenizer
+from policies import encode_prompt, load_tokenizer
 from rollouts import EmbeddedEngine
 from support.errors import ConfigError
 
@@ -239,7 +239,7 @@ def intervals(plan: RunPlan, module: OnPolicyModule, trainer: L.Trainer) -> str 
         f"{type(c).__name__}.every_n_rollouts {n}"
         for c in getattr(trainer, "callbacks", [])
         if (n := getattr(c, "every_n_rollouts", 0) or 0) > plan.rollouts
-    ]  # type: ignore[attr-defined]
+    ]
     late += [f"trainer.val_check_interval {plan.interval}"] if plan.interval is not None and plan.interval > plan.rollouts else []
     # Defaults that a short run does not reach are nobody's setting.
     late = [text for text in late if not text.startswith(("CompletionsTable", "RolloutProgress"))]

@@ -165,4 +165,4 @@ def _step(module: "OnPolicyModule", optimizer: Any) -> float:
 def _step_scheduler(module: "OnPolicyModule") -> None:
     scheduler = module.lr_schedulers()
     if scheduler is not None:
-        scheduler.step()  # type: ignore[union-attr,call-arg]
+        scheduler.step()  # type: ignore[union-attr]

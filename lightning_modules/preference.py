@@ -108,7 +108,7 @@ class RewardModel(PreferenceModule):
 
     required = ("better",)
 
-    def evaluate_pairs(self, rows):
+    def evaluate_pairs(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = self.pair_scores(rows)
         first_is_better = torch.tensor([row["better"] == 0 for row in rows], device=first.device)
         preferred, other = torch.where(first_is_better, first, second), torch.where(first_is_better, second, first)
@@ -139,7 +139,7 @@ class CostModel(PreferenceModule):
         self.loss = loss
         self.calibration = BinaryCalibrationError(n_bins=10)
 
-    def evaluate_pairs(self, rows):
+    def evaluate_pairs(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = self.pair_scores(rows)
         first_is_safer = torch.tensor([row["safer"] == 0 for row in rows], device=first.device)
         unsafe = torch.tensor([[row["unsafe_0"], row["unsafe_1"]] for row in rows], device=first.device).bool()

@@ -59,7 +59,8 @@ def reference_rewards(module: "AdaptThink", rows: list[dict[str, Any]]) -> dict[
     path = cache_folder("adapt_think", f"{fingerprint(question)}.json")
     # Every process must decide alike, and a file may appear for some of them first.
     if all(gathered(module.reference.cache and path.is_file())):
-        return json.loads(path.read_text())
+        known: dict[str, float] = json.loads(path.read_text())
+        return known
     if module.trainer.is_global_zero:
         print(f"Measuring the initial policy: {module.reference.samples} completions for each of {len(distinct)} prompts", flush=True)
     keys = list(distinct)

@@ -89,8 +89,9 @@ def trained_scorer(kind: Literal["reward", "cost"], policy: PolicyParams, rows: 
     )
     with isolated_rng("scorer", kind, run_seed()):
         order = torch.Generator().manual_seed(derive_seed("pairs", run_seed()))
-        loader: DataLoader = DataLoader(train, params.batch_size, shuffle=True, drop_last=True, collate_fn=list, generator=order)  # type: ignore[arg-type]
-        held_out: DataLoader = DataLoader(validation, 64, collate_fn=list)  # type: ignore[arg-type]
+        pairs: Any = (train, validation)  # lists, which a DataLoader takes
+        loader = DataLoader[Any](pairs[0], params.batch_size, shuffle=True, drop_last=True, collate_fn=list, generator=order)
+        held_out = DataLoader[Any](pairs[1], 64, collate_fn=list)
         trainer.fit(module, loader, held_out)
     metrics = {k.removeprefix("val/"): round(float(v), 6) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     print(f"{kind.capitalize()} model: held-out " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)

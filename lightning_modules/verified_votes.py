@@ -31,7 +31,8 @@ def yes_probability(policy: Policy, batch: RolloutBatch) -> Float[Tensor, "rows"
     """
 
     def tokens(text: str) -> list[int]:
-        return policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     words = [(tokens(space + "Yes"), tokens(space + "No")) for space in ("", " ")]
     given = [ids[:length] for ids, length in zip(batch.completion_ids.tolist(), batch.lengths.tolist(), strict=True)]

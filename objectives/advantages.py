@@ -68,7 +68,9 @@ class GroupNorm(Advantage):
         self.eps = eps
         self.deviation = deviation
 
-    def __call__(self, rewards, groups, tokens, mask):
+    def __call__(
+        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+    ) -> Float[Tensor, "rows"]:
         mean, std, _ = group_statistics(rewards, groups, self.deviation)
         advantages = rewards - mean[groups]
         if self.scale == "group_std":
@@ -94,7 +96,9 @@ class LeaveOneOut(Advantage):
         self.scale = scale
         self.eps = eps
 
-    def __call__(self, rewards, groups, tokens, mask):
+    def __call__(
+        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+    ) -> Float[Tensor, "rows"]:
         advantages = self._against_others(rewards, groups)
         if self.scale == "batch_std":
             _, variance = global_moments(advantages, ~rewards.isnan(), self.reduce)

@@ -39,7 +39,9 @@ def _totals(mask: Tensor, total_rows: float | None, total_tokens: float | None) 
 class SequenceMean(Aggregation):
     """Mean over each completion's tokens, then over completions: the original GRPO (arXiv 2402.03300, eq. 3)."""
 
-    def __call__(self, mask, total_rows=None, total_tokens=None):
+    def __call__(
+        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
+    ) -> Float[Tensor, "rows"]:
         lengths, rows, _ = _totals(mask, total_rows, total_tokens)
         return torch.where(lengths > 0, 1.0 / (rows * lengths.clamp(min=1)), torch.zeros_like(lengths))
 
@@ -47,7 +49,9 @@ class SequenceMean(Aggregation):
 class TokenMean(Aggregation):
     """Mean over all tokens of the step (DAPO, arXiv 2503.14476): long completions weigh more."""
 
-    def __call__(self, mask, total_rows=None, total_tokens=None):
+    def __call__(
+        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
+    ) -> Float[Tensor, "rows"]:
         lengths, _, tokens = _totals(mask, total_rows, total_tokens)
         return torch.full_like(lengths, 1.0 / tokens)
 
@@ -58,7 +62,9 @@ class SequenceSum(Aggregation):
     For a loss that is the same on all tokens of a completion this is LUSPO's weighting by length (arXiv 2602.05261).
     """
 
-    def __call__(self, mask, total_rows=None, total_tokens=None):
+    def __call__(
+        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
+    ) -> Float[Tensor, "rows"]:
         lengths, rows, _ = _totals(mask, total_rows, total_tokens)
         return torch.full_like(lengths, 1.0 / rows)
 
@@ -77,6 +83,8 @@ class ConstantLength(Aggregation):
         self.length = length
         self.per_completion = per_completion
 
-    def __call__(self, mask, total_rows=None, total_tokens=None):
+    def __call__(
+        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
+    ) -> Float[Tensor, "rows"]:
         lengths, rows, _ = _totals(mask, total_rows, total_tokens)
         return torch.full_like(lengths, 1.0 / (self.length * (rows if self.per_completion else 1.0)))

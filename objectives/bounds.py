@@ -52,7 +52,7 @@ class _Ranged(Bound):
         self.low, self.high = low, high
         self.assumption = f"every cost lies in [{low:g}, {high:g}] ({self.kind}); exact for any distribution on it"
 
-    def check(self, low, high, two_points):
+    def check(self, low: float, high: float, two_points: bool) -> None:
         if low < self.low or high > self.high:
             raise ConfigError(
                 f"the bound {self.name} holds for costs in [{self.low:g}, {self.high:g}], but costs can lie in [{low:g}, {high:g}]; choose "
@@ -90,7 +90,7 @@ class StudentT(Bound):
 
     assumption = "the mean of the costs is normally distributed (Student's t); not exact for skewed costs and few samples"
 
-    def __call__(self, costs, delta):
+    def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
         costs = _checked(costs, delta, 2)
         # Deviations from one of the costs: equal costs have a deviation of exactly zero.
         deviation = float((costs - costs[0]).std())
@@ -102,7 +102,7 @@ class Hoeffding(_Ranged):
 
     kind = "Hoeffding"
 
-    def __call__(self, costs, delta):
+    def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
         costs = _in_range(_checked(costs, delta, 1), self.low, self.high, self.name)
         return float(costs.mean()) + (self.high - self.low) * math.sqrt(math.log(1 / delta) / (2 * costs.numel()))
 
@@ -112,7 +112,7 @@ class EmpiricalBernstein(_Ranged):
 
     kind = "empirical Bernstein"
 
-    def __call__(self, costs, delta):
+    def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
         costs = _in_range(_checked(costs, delta, 2), self.low, self.high, self.name)
         m, log_term = costs.numel(), math.log(2 / delta)
         spread = math.sqrt(2 * float(costs.var()) * log_term / m)
@@ -124,13 +124,13 @@ class ClopperPearson(Bound):
 
     assumption = "every cost is 0 or 1 (Clopper-Pearson); exact"
 
-    def check(self, low, high, two_points):
+    def check(self, low: float, high: float, two_points: bool) -> None:
         if not two_points or (low, high) != (0.0, 1.0):
             raise ConfigError(
                 "the bound ClopperPearson is for costs that are 0 or 1; choose constraint.cost_scale: unsafe, or another bound."
             )
 
-    def __call__(self, costs, delta):
+    def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
         costs = _checked(costs, delta, 1)
         if not bool(((costs == 0) | (costs == 1)).all()):
             raise ValueError("ClopperPearson needs costs that are exactly 0 or 1; use another bound, or a 0/1 cost.")

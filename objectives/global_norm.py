@@ -85,7 +85,9 @@ class GlobalNorm(Advantage):
     def __init__(self, eps: float = 1e-4, deviation: Deviation = "sample") -> None:
         self.eps, self.deviation = eps, deviation
 
-    def __call__(self, rewards, groups, tokens, mask):
+    def __call__(
+        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+    ) -> Float[Tensor, "rows"]:
         mean, variance = global_moments(rewards, ~rewards.isnan(), self.reduce, self.deviation)
         return ((rewards - mean) / (variance.sqrt() + self.eps)).nan_to_num(0.0)
 

@@ -6,6 +6,8 @@ information gain say how strongly it is associated, the difference of shares and
     A_it = A_i + key(o_it),   key = top * (2 sigmoid(s) - 1),   s = (w_F F + w_IG IG) x / (w_F + w_IG)
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -87,7 +89,9 @@ class KTAE(Advantage):
         self.correct_above = correct_above
         self.needs_group = self.base.needs_group
 
-    def __call__(self, rewards, groups, tokens, mask):
+    def __call__(
+        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+    ) -> Float[Tensor, "rows time"]:
         self.base.reduce = self.reduce
         base = self.base(rewards, groups, tokens, mask)
         base = (base if base.dim() == 2 else base[:, None]) * mask
@@ -139,8 +143,8 @@ class KTAE(Advantage):
         tf_right, tf_wrong = saturated(in_right, totals[0]), saturated(in_wrong, totals[1])
         return tf_right / (tf_wrong + 1e-5) - tf_wrong / (tf_right + 1e-5)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return self.base.state_dict()
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.base.load_state_dict(state)

@@ -9,7 +9,7 @@ so when a number that does not depend on completion i is subtracted from what it
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from objectives.advantages import Advantage
@@ -44,7 +44,9 @@ class PassAtK(Advantage):
             raise ConfigError(f"PassAtK: k must be at least 1, got {k}.")
         self.k, self.baseline, self.correct_at = k, baseline, correct_at
 
-    def __call__(self, rewards, groups, tokens, mask):
+    def __call__(
+        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+    ) -> Float[Tensor, "rows"]:
         valid = ~rewards.isnan()
         right = (valid & (rewards >= self.correct_at)).to(rewards.dtype)
         n, c = group_sums(valid.to(rewards.dtype), groups)[groups], group_sums(right, groups)[groups]

@@ -95,7 +95,13 @@ class ClippedSurrogate(PolicyLoss):
         self.dual_clip = dual_clip
         self.log_ratio_clamp = log_ratio_clamp
 
-    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "rows time"],
+        behaviour_logprobs: Float[Tensor, "rows time"],
+        advantages: Float[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
         log_ratio = log_ratios(logprobs, behaviour_logprobs, mask, self.log_ratio_clamp)
         ratio = log_ratio.exp()
         loss, metrics = clipped_surrogate(ratio, advantages, mask, self.clip_low, self.clip_high)
@@ -108,5 +114,11 @@ class ClippedSurrogate(PolicyLoss):
 class Reinforce(PolicyLoss):
     """-A * log pi: the score-function estimator, no ratio and no clipping (Williams 1992; HC-RLHF, arXiv 2506.08266)."""
 
-    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "rows time"],
+        behaviour_logprobs: Float[Tensor, "rows time"],
+        advantages: Float[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
         return -advantages * logprobs, {}

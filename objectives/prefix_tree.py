@@ -5,10 +5,11 @@ minus that of those that begin with p. The objective is the mean over edges with
 """
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from objectives.advantages import Advantage
-from objectives.policy_losses import PolicyLoss
+from objectives.policy_losses import Metrics, PolicyLoss
 
 
 class PrefixTree(Advantage):
@@ -18,7 +19,9 @@ class PrefixTree(Advantage):
     other than zero, and `train/edge_depth`, their mean distance from the first token, in tokens.
     """
 
-    def __call__(self, rewards, groups, tokens, mask):
+    def __call__(
+        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+    ) -> Float[Tensor, "rows time"]:
         found = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
         steps = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, steps, -1).amax(1).masked_fill(rewards.isnan(), -1)  # place of each row's last chosen token
@@ -49,5 +52,11 @@ def _means(values: Tensor, index: Tensor) -> Tensor:
 class Probability(PolicyLoss):
     """-A pi: the plain probability of the token, not its logarithm, so that unlikely tokens move little (T-SPMO)."""
 
-    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "rows time"],
+        behaviour_logprobs: Float[Tensor, "rows time"],
+        advantages: Float[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
         return -advantages * torch.where(mask, logprobs, 0.0).exp(), {}

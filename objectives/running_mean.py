@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from objectives.advantages import Advantage
 from support.errors import ConfigError
@@ -31,7 +33,9 @@ class RunningMean(Advantage):
         #: b, in the unit of the returns; None before the first rollout
         self.baseline: float | None = None
 
-    def __call__(self, rewards, groups, tokens, mask):
+    def __call__(
+        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+    ) -> Float[Tensor, "rows"]:
         valid = rewards.detach()[~rewards.isnan()].cpu().double()
         total, count = self.reduce(torch.stack([valid.sum(), valid.new_tensor(valid.numel())])).tolist()
         if not count:

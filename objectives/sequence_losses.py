@@ -3,7 +3,10 @@
 AdaptThink's official code (arXiv 2505.13417) and GSPO (arXiv 2507.18071) both use the length-normalised form.
 """
 
-from objectives.policy_losses import PolicyLoss, clipped_surrogate, log_ratios
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from objectives.policy_losses import Metrics, PolicyLoss, clipped_surrogate, log_ratios
 from support.errors import ConfigError
 
 
@@ -23,7 +26,13 @@ class SequenceSurrogate(PolicyLoss):
             raise ConfigError(f"SequenceSurrogate: needs 0 <= clip_low <= 1 and clip_high >= 0, got {clip_low}, {clip_high}.")
         self.clip_low, self.clip_high, self.length_root = clip_low, clip_high, length_root
 
-    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "rows time"],
+        behaviour_logprobs: Float[Tensor, "rows time"],
+        advantages: Float[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
         log_ratio = log_ratios(logprobs, behaviour_logprobs, mask)
         length = mask.sum(1, keepdim=True).clamp(min=1) if self.length_root else 1
         ratio = (log_ratio.sum(1, keepdim=True) / length).exp()

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from objectives.advantages import group_statistics
+from objectives.statistics import group_statistics
 
 
 def adapt_think_advantage(

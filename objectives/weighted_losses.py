@@ -3,9 +3,10 @@
 import math
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from objectives.policy_losses import PolicyLoss, log_ratios
+from objectives.policy_losses import Metrics, PolicyLoss, log_ratios
 from support.errors import ConfigError
 
 
@@ -40,7 +41,13 @@ class CISPO(PolicyLoss):
             raise ConfigError(f"CISPO: the weight's bounds are {self.lower} and {self.upper}; needs 0 <= lower <= upper.")
         self.log_ratio_clamp = log_ratio_clamp
 
-    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "rows time"],
+        behaviour_logprobs: Float[Tensor, "rows time"],
+        advantages: Float[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
         ratio = log_ratios(logprobs.detach(), behaviour_logprobs, mask, self.log_ratio_clamp).exp()
         weight = ratio.clamp(self.lower, self.upper)
         loss = -weight * advantages * logprobs
@@ -60,7 +67,13 @@ class SAPO(PolicyLoss):
             raise ConfigError(f"SAPO: temperatures must be above 0, got {temperature_positive} and {temperature_negative}.")
         self.temperature_positive, self.temperature_negative = temperature_positive, temperature_negative
 
-    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "rows time"],
+        behaviour_logprobs: Float[Tensor, "rows time"],
+        advantages: Float[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
         ratio = log_ratios(logprobs, behaviour_logprobs, mask).exp()
         tau = _by_sign(advantages > 0, self.temperature_positive, self.temperature_negative, logprobs)
         loss = -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
@@ -84,7 +97,13 @@ class VESPO(PolicyLoss):
             raise ConfigError("VESPO: k and lambda must be above 0.")
         self.positive, self.negative = (k_positive, lambda_positive), (k_negative, lambda_negative)
 
-    def __call__(self, logprobs, behaviour_logprobs, advantages, mask):
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "rows time"],
+        behaviour_logprobs: Float[Tensor, "rows time"],
+        advantages: Float[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
         log_w = log_ratios(logprobs.detach(), behaviour_logprobs, mask, 20.0).sum(1, keepdim=True)
         log_w = log_w.clamp(math.log(1e-8), 20.0)
         k, rate = (_by_sign(advantages >= 0, p, n, logprobs) for p, n in zip(self.positive, self.negative, strict=True))

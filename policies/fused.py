@@ -1,5 +1,6 @@
 """Log-probs from hidden states without ever holding tokens x vocabulary numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,4 +90,5 @@ def fused_logprobs(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     with torch.autocast(kind, enabled=False):  # of the sums over the vocabulary none may be rounded
-        return _FusedLogprobs.apply(hidden, weight, targets, temperature, entropy_gradient, dtype)
+        apply: Callable[..., tuple[Tensor, Tensor]] = _FusedLogprobs.apply
+        return apply(hidden, weight, targets, temperature, entropy_gradient, dtype)

@@ -45,6 +45,16 @@ def locate(name: str) -> str:
     return str(folder)
 
 
+def unreadable(what: str, name: str, error: Exception) -> ConfigError:
+    """The error for a model or tokenizer that a library refused to read, with what to look at."""
+    hint = (
+        ""
+        if Path(name).exists()
+        else " Is the name right as the hub spells it, and can this machine reach the hub? A model that lies here is named by its folder."
+    )
+    return ConfigError(f"the {what} {name} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}{hint}")
+
+
 def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
     """`kind.from_pretrained` of a located model that reads tensors and texts only: no pickled weights, no code that comes with a model.
 
@@ -71,7 +81,7 @@ def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
     try:
         model, report = kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings)
     except Exception as error:  # the libraries below raise many kinds; all of them mean that this model cannot be read
-        raise ConfigError(f"the model {name} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise unreadable("model", name, error) from error
     if report["missing_keys"]:
         lost = sorted(report["missing_keys"])
         raise ConfigError(f"the model {name} lacks {len(lost)} of its weights, among them {lost[0]}; they would be random. Save it whole.")

@@ -110,7 +110,8 @@ class PackedSequence:
 
 
 def _take(states: Float[Tensor, "tokens heads size"], index: Int[Tensor, "rows time"]) -> Float[Tensor, "rows heads time size"]:
-    return states.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+    taken: Tensor = states.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return taken.transpose(1, 2)
 
 
 def _fold(query: Tensor, key_heads: int) -> Tensor:
@@ -132,7 +133,10 @@ def shared_prefix_attention(
 ) -> tuple[Float[Tensor, "one tokens heads size"], None]:
     """Attention within a PackedSequence; PyTorch's ordinary attention when none is given."""
     if packed is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        ordinary: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return ordinary
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     heads, key_heads, size = q.shape[1], k.shape[1], q.shape[2]
     repeats = heads // key_heads

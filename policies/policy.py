@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policies.adapters import acting_weights
-from policies.locate import load_pretrained, locate
+from policies.locate import load_pretrained, locate, unreadable
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.sharding import whole
@@ -66,7 +66,7 @@ def load_tokenizer(name: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # the libraries below raise many kinds; all of them mean that this tokenizer cannot be read
-        raise ConfigError(f"the tokenizer of {name} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise unreadable("tokenizer of", name, error) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {name} has no end token, so completions could never end; set its eos_token.")
     if tokenizer.pad_token_id is None:
@@ -129,7 +129,8 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def bare(self) -> Any:
@@ -162,14 +163,16 @@ class Policy(nn.Module):
             [t for t, m in zip(row, keep, strict=True) if m and t not in drop]
             for row, keep in zip(ids.tolist(), mask.tolist(), strict=True)
         ]
-        return self.tokenizer.batch_decode(kept, skip_special_tokens=False)
+        texts: list[str] = self.tokenizer.batch_decode(kept, skip_special_tokens=False)
+        return texts
 
     def logprobs(self, groups: PromptGroups, temperature: float = 1.0, entropy_gradient: bool = False) -> LogprobsAndEntropies:
         """(log-probs, entropies) of the completion tokens under the policy, at this temperature; entropies carry a gradient only if asked.
 
         Values outside the completion mask are arbitrary.
         """
-        return self(self._logprobs, self.model, groups, temperature, entropy_gradient)
+        found: LogprobsAndEntropies = self(self._logprobs, self.model, groups, temperature, entropy_gradient)
+        return found
 
     def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
         """Compute something with the weights. Everything that has a gradient goes through here, so that weights in shards are gathered for it."""
@@ -183,7 +186,8 @@ class Policy(nn.Module):
     def reference_logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> Float[Tensor, "rows time"]:
         """The same under the reference."""
         with self._as_reference() as model:
-            return self(self._logprobs, model, groups, temperature)[0]
+            found: LogprobsAndEntropies = self(self._logprobs, model, groups, temperature)
+        return found[0]
 
     def _logprobs(self, model: nn.Module, groups: PromptGroups, temperature: float, entropy_gradient: bool = False) -> LogprobsAndEntropies:
         if not self.packed:
@@ -278,4 +282,10 @@ def with_adapter(model: Any, lora: LoRA, task_type: str | None = "CAUSAL_LM") ->
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type=task_type)
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        layers = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
+        raise ConfigError(
+            f"policy.lora.target_modules is {lora.target_modules!r}, which does not fit this model: {error} Its layers are {', '.join(layers)}; all-linear takes all."
+        ) from error

@@ -46,7 +46,8 @@ class Scorer(nn.Module):
         """Scores of sequences padded on the right."""
         hidden = self.backbone(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
-        return self.head(last.float()).squeeze(-1)
+        scores: Tensor = self.head(last.float())
+        return scores.squeeze(-1)
 
     def encode(
         self, prompts: list[Prompt], responses: list[str], finished: list[bool] | None = None

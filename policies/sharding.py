@@ -34,13 +34,15 @@ def shard(policy: "Policy", mesh: DeviceMesh, dtype: torch.dtype | None = None) 
 
 def _layers(model: Any) -> nn.ModuleList:
     bare = model.get_base_model() if hasattr(model, "peft_config") else model
-    return bare.get_decoder().layers
+    layers: nn.ModuleList = bare.get_decoder().layers
+    return layers
 
 
 @contextmanager
 def whole(policy: "Policy") -> Iterator[None]:
     """The policy's weights gathered on every process, for code that reads them itself; a reference's stay in shards. A part of every process's work: none
     may leave it out, but for one within another."""
+    root: nn.Module = policy
     reference = set() if policy.reference is None else set(policy.reference.modules())
     parts = [] if policy.is_whole else [module for module in policy.modules() if isinstance(module, FSDPModule) and module not in reference]
     if parts:
@@ -55,5 +57,5 @@ def whole(policy: "Policy") -> Iterator[None]:
         policy.is_whole = within
         for part in parts:
             part.reshard()
-            if part is not policy:  # gathered once a pass anyway
+            if part is not root:  # gathered once a pass anyway
                 part.set_reshard_after_forward(True, recurse=False)

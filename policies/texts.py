@@ -55,7 +55,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     mark = _unused([prompt])
     first, *others = _cut(tokenizer, prompt, (), mark).split(mark)
     encoded = tokenizer(first, return_special_tokens_mask=True)
-    ids, bare = encoded["input_ids"], tokenizer(first, add_special_tokens=False)["input_ids"]
+    ids: list[int] = encoded["input_ids"]
+    bare = tokenizer(first, add_special_tokens=False)["input_ids"]
     if not others:
         return ids
     # The tokenizer's own beginning stands before the first piece, its end behind the last.

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from typing import Any
 
 from rewards.answer_process import judged
 from rewards.base import Reward, needs
@@ -30,10 +31,10 @@ class ExactAnswer(Reward):
 
     is_correctness = True
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [float(found == str(wanted).strip()) for found, wanted in zip(answers(batch), batch.column("answer"), strict=True)]
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer")
 
 
@@ -60,11 +61,11 @@ class NumericAnswer(Reward):
 
     is_correctness = True
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         pairs = zip(answers(batch), batch.column("answer"), strict=True)
         return [float((found := last_number(text)) is not None and found == last_number(str(wanted))) for text, wanted in pairs]
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer")
         if last_number(str(row["answer"])) is None:
             raise ConfigError(
@@ -77,11 +78,11 @@ class MathAnswer(Reward):
 
     is_correctness = True
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         pairs = zip(answers(batch), batch.column("answer"), strict=True)
         return [float(judged("equal", str(wanted), text[-2000:]) is True) for text, wanted in pairs]
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer")
 
 
@@ -101,5 +102,5 @@ class Format(Reward):
         except re.error as error:
             raise ConfigError(f"Format: the pattern {pattern!r} is not a regular expression: {error}.") from error
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [float(self.pattern.fullmatch(text) is not None) for text in batch.completions]

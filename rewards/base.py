@@ -25,7 +25,7 @@ class Failure:
 
 
 #: their numbers in `RolloutBatch.failures`
-FAILURES = {"error": 1, "timeout": 2}
+FAILURES: dict[Literal["error", "timeout"], int] = {"error": 1, "timeout": 2}
 
 
 class Reward(ABC):
@@ -144,7 +144,7 @@ class FunctionReward(Reward):
 
     may_abstain = True
 
-    def __init__(self, function: str | Callable, weight: float = 1.0, name: str | None = None, waits: bool = False) -> None:
+    def __init__(self, function: str | Callable[..., Any], weight: float = 1.0, name: str | None = None, waits: bool = False) -> None:
         self.waits = waits
         self.function = _imported(function) if isinstance(function, str) else function
         super().__init__(weight, name or getattr(self.function, "__name__", "function"))
@@ -177,10 +177,10 @@ class FunctionReward(Reward):
         return [math.nan if value is None else float(value) for value in values]
 
 
-def _imported(path: str) -> Callable:
+def _imported(path: str) -> Callable[..., Any]:
     module, _, name = path.rpartition(".")
     try:
-        function = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"the reward function {path!r} cannot be imported ({error}); give the path as package.module.function."

@@ -1,9 +1,11 @@
 """Multiple-choice questions: the last letter that a completion states."""
 
 import re
+from typing import Any
 
 from rewards.answers import answers
 from rewards.base import Reward, needs
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 LETTERS = "ABCDEFGHIJ"
@@ -59,22 +61,22 @@ class MultipleChoice(Reward):
             raise ConfigError(f"MultipleChoice: options is {options}; it must lie between 2 and {len(LETTERS)}.")
         self.options = options
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         rows = [batch.rows[i] for i in batch.groups.tolist()]
         found = [stated_letter(text, self._options(row)) for text, row in zip(answers(batch), rows, strict=True)]
         return [float(letter is not None and letter == self._wanted(row)) for letter, row in zip(found, rows, strict=True)]
 
-    def _options(self, row) -> int:
+    def _options(self, row: dict[str, Any]) -> int:
         return len(row["choices"]) if row.get("choices") else self.options
 
-    def _wanted(self, row) -> str | None:
+    def _wanted(self, row: dict[str, Any]) -> str | None:
         answer, allowed = row["answer"], LETTERS[: self._options(row)]
         if isinstance(answer, int) and not isinstance(answer, bool):
             return allowed[answer] if 0 <= answer < len(allowed) else None
         letter = str(answer).strip().strip("().").upper()
         return letter if len(letter) == 1 and letter in allowed else None
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer")
         if self._options(row) > len(LETTERS) or self._wanted(row) is None:
             raise ConfigError(

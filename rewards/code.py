@@ -8,6 +8,7 @@ from typing import Any
 from rewards.base import Failure, Reward
 from rewards.failures import failure_rate
 from rewards.sandbox import Limits, SandboxError, run
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -153,7 +154,7 @@ class CodeTests(Reward):
         self.graded, self.workers, self.limits, self.allow_weaker = graded, workers, limits or Limits(), allow_weaker
         self.max_failure_rate = failure_rate(max_failure_rate, "CodeTests")
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float | Failure]:
         rows = [batch.rows[i] for i in batch.groups.tolist()]
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(self._one, rows, batch.completions))
@@ -180,7 +181,7 @@ class CodeTests(Reward):
                 break
         return right, len(cases)
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         where = f"the reward {self.name!r} (CodeTests), row {row.get('id')!r}"
         if row.get("cases"):
             if not all(isinstance(case, dict) and {"input", "output"} <= set(case) for case in row["cases"]):

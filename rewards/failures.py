@@ -7,7 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from rewards.base import Failure, Reward
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 
@@ -70,10 +74,10 @@ class Guarded(Reward):
         self.max_failure_rate = failure_rate(max_failure_rate, "Guarded")
         self.is_correctness, self.may_abstain, self.span, self.waits = reward.is_correctness, reward.may_abstain, reward.span, reward.waits
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float | Failure]:
         return [self._one(batch.single(row)) for row in range(len(batch.finish_reasons))]
 
-    def _one(self, single) -> float | Failure:
+    def _one(self, single: RolloutBatch) -> float | Failure:
         def scored() -> float:
             (value,) = self.reward.score(single)
             return float(value)  # type: ignore[arg-type]  # a Failure has been refused as an inner reward
@@ -88,19 +92,19 @@ class Guarded(Reward):
             return Failure("error", f"the score is {value}")
         return value
 
-    def unscaled(self, scores, batch):
+    def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return self.reward.unscaled(scores, batch)
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         self.reward.check_columns(row)
 
-    def observe(self, batch):
+    def observe(self, batch: RolloutBatch) -> None:
         self.reward.observe(batch)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return self.reward.state_dict()
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reward.load_state_dict(state)
 
 

@@ -7,7 +7,7 @@ r = c + w r_len,  r_len = max(-0.7, u) if right, min(0, u) if wrong, 0 on the fi
 """
 
 from collections import defaultdict
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -73,11 +73,11 @@ class HAPO(JudgedReward):
         found = [self.history.get(str(row.get("id")), (torch.nan, 0))[0] for row in batch.rows]
         return torch.tensor(found, device=batch.lengths.device)
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         history = self.known(batch)[batch.groups]
         return self.shape(batch.lengths.float(), history, self.correct(batch)).masked_fill(history.isnan(), 0.0)
 
-    def observe(self, batch):
+    def observe(self, batch: RolloutBatch) -> None:
         lengths, right = batch.lengths.tolist(), self.correct(batch).tolist()
         own: dict[str, list[int]] = defaultdict(list)
         for prompt, length, counts in zip(batch.groups.tolist(), lengths, right, strict=True):
@@ -95,7 +95,7 @@ class HAPO(JudgedReward):
         else:
             self.history[id] = (float(min([before, *found] if count else found)), total)
 
-    def metrics(self, batch):
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         known, correct = self.known(batch), self.correct(batch)
         ratio, scores = batch.lengths / known[batch.groups], batch.rewards[self.name]
         visited = ~ratio.isnan()
@@ -108,10 +108,10 @@ class HAPO(JudgedReward):
         }
         return super().metrics(batch) | means(values)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"history": {id: list(pair) for id, pair in self.history.items()}}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = {id: (float(tokens), int(count)) for id, (tokens, count) in state.get("history", {}).items()}
 
 
@@ -129,7 +129,7 @@ class NgramRepetition(Reward):
             raise ConfigError(f"NgramRepetition: n is {n}; it is a number of tokens, 1 or above.")
         self.n = n
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [-self.share(ids[mask].tolist()) for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
 
     def share(self, tokens: list[int]) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from rewards.answers import answers
 from rewards.base import Reward, needs
 from rewards.language import words_by_script
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 
@@ -154,14 +155,14 @@ class InstructionFollowing(Reward):
         super().__init__(weight, name)
         self.graded = graded
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [self._one(text, wanted) for text, wanted in zip(answers(batch), batch.column("instructions"), strict=True)]
 
     def _one(self, text: str, wanted: list[dict[str, Any]]) -> float:
         followed = [bool(text) and KINDS[instruction["kind"]](text, **_arguments(instruction)) for instruction in wanted]
         return sum(followed) / len(followed) if self.graded else float(all(followed))
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "instructions")
         where = f"the reward {self.name!r} (InstructionFollowing), row {row.get('id')!r}"
         if not isinstance(row["instructions"], list) or not row["instructions"]:

@@ -8,9 +8,11 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from rewards.base import Failure, Reward
 from rewards.failures import failure_rate
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 LONGEST = 1 << 20  # bytes of an answer
@@ -23,7 +25,7 @@ class _Failed(Exception):
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirected POST would lose its body, and carry the token to another host."""
 
-    def redirect_request(self, *arguments):
+    def redirect_request(self, *arguments: Any) -> None:
         return None
 
 
@@ -74,21 +76,21 @@ class HTTPJudge(Reward):
         self.max_failure_rate = failure_rate(max_failure_rate, "HTTPJudge")
         self.opener = urllib.request.build_opener(_NoRedirect)
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         for column in self.columns:
             if column not in row:
                 raise ConfigError(
                     f"the reward {self.name!r} (HTTPJudge) sends the data column {column!r}, which row {row.get('id')!r} lacks."
                 )
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float | Failure]:
         given = {"prompts": batch.column("prompt"), "completions": batch.completions} | {c: batch.column(c) for c in self.columns}
         starts = range(0, len(batch.completions), self.per_request)
         parts = [{name: values[start : start + self.per_request] for name, values in given.items()} for start in starts]
         with ThreadPoolExecutor(self.workers) as pool:
             return [score for scores in pool.map(self._asked, parts) for score in scores]
 
-    def _asked(self, part: dict) -> list[float | Failure]:
+    def _asked(self, part: dict[str, Any]) -> list[float | Failure]:
         count = len(part["completions"])
         for attempt in range(self.retries + 1):
             try:
@@ -102,7 +104,7 @@ class HTTPJudge(Reward):
                 time.sleep(self.backoff_s * 2**attempt)
         return [failure] * count
 
-    def _answer(self, body: bytes, count: int) -> list:
+    def _answer(self, body: bytes, count: int) -> list[Any]:
         headers = {"Content-Type": "application/json"}
         if self.token_variable:
             headers["Authorization"] = f"Bearer {os.environ[self.token_variable]}"

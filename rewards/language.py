@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Literal
 
 from rewards.base import Reward
+from rollouts import RolloutBatch
 
 Script = Literal["LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "HANGUL", "CJK", "HIRAGANA", "KATAKANA", "THAI"]
 #: scripts without spaces between words, where a character counts as one
@@ -49,7 +50,7 @@ class LanguageConsistency(Reward):
         super().__init__(weight, name)
         self.script, self.without_words = script, without_words
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         values = []
         for text in batch.completions:
             reasoning = text.rsplit("</think>", 1)[0].replace("<think>", " ").replace("</think>", " ")

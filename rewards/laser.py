@@ -8,6 +8,7 @@ which `callbacks.LaserMonitor` measures again and again; LASER-DE lets a wrong a
 """
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,14 +50,14 @@ class GradedAnswer(Reward):
         self.answer, self.form = answer or ExactAnswer(), form or Format()
         self.wrong, self.malformed = wrong, malformed
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         right, formed = self.answer(batch) >= 1, self.form(batch) >= 1
         return torch.where(formed, torch.where(right, 1.0, self.wrong), self.malformed)
 
-    def unscaled(self, scores, batch):
+    def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return (scores >= 1).float()
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         self.answer.check_columns(row)
         self.form.check_columns(row)
 
@@ -78,10 +79,10 @@ class StepBonus(JudgedReward):
         """Which completions get the bonus."""
         return self.correct(batch) & (batch.lengths <= self.targets_of(batch))
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return self.alpha * self.earns(batch)
 
-    def metrics(self, batch):
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         return super().metrics(batch) | means({"laser_target": self.targets_of(batch), "laser_bonus": self.earns(batch)})
 
 
@@ -102,7 +103,7 @@ class Laser(StepBonus):
             raise ConfigError(f"Laser: target is {target}; it is a number of tokens, 1 or above.")
         self.target = target
 
-    def targets_of(self, batch):
+    def targets_of(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return torch.full_like(batch.lengths, self.target, dtype=torch.float32)
 
 
@@ -126,21 +127,21 @@ class LaserD(StepBonus):
         right = self.correct(batch).view(-1, size).sum(1).tolist()
         return ["easy" if 3 * count >= 2 * size else "medium" if 3 * count >= size else "hard" for count in right]
 
-    def targets_of(self, batch):
+    def targets_of(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         longest = int(batch.lengths.max())
         found = [self.targets[bucket] or longest for bucket in self.buckets(batch)]
         return torch.tensor(found, dtype=torch.float32, device=batch.lengths.device)[batch.groups]
 
-    def metrics(self, batch):
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         found = self.buckets(batch)
         shares = means({f"laser_share/{bucket}": torch.tensor([own == bucket for own in found]) for bucket in BUCKETS})
         targets = {f"laser_target/{bucket}": float(target) for bucket, target in self.targets.items() if target}
         return super().metrics(batch) | shares | targets
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"targets": dict(self.targets)}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.targets = dict(state.get("targets") or dict.fromkeys(BUCKETS))
 
 
@@ -173,9 +174,9 @@ class LaserDE(LaserD):
         texts = (ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True))
         return torch.tensor([loops(tokens, self.ngram, self.times) for tokens in texts], device=batch.lengths.device)
 
-    def earns(self, batch):
+    def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         explores = (self.judged(batch) == self.wrong) & (batch.lengths > self.targets_of(batch))
         return super().earns(batch) | (explores & ~self.repeats(batch))
 
-    def metrics(self, batch):
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         return super().metrics(batch) | means({"laser_repeats": self.repeats(batch)})

@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewards.judged import JudgedReward
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 
 class KimiLength(JudgedReward):
     """0.5 - (L - Lmin) / (Lmax - Lmin) within the group, at most 0 for wrong completions; 0 where all are as long (Kimi k1.5, arXiv 2501.12599)."""
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         lengths = batch.lengths.float().view(-1, batch.group_size)
         shortest, spread = lengths.amin(1, keepdim=True), lengths.amax(1, keepdim=True) - lengths.amin(1, keepdim=True)
         place = torch.where(spread > 0, 0.5 - (lengths - shortest) / spread.clamp(min=1), 0.0).flatten()
@@ -27,7 +28,7 @@ class NormalisedLength(JudgedReward):
     One right completion alone is at its own mean: -0.5.
     """
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         correct = self.correct(batch).view(-1, batch.group_size)
         lengths = batch.lengths.float().view_as(correct)
         count = correct.sum(1, keepdim=True)
@@ -53,7 +54,7 @@ class TargetLength(JudgedReward):
             )
         self.target = target
 
-    def excess(self, batch) -> Float[Tensor, "rows"]:
+    def excess(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """L - L_T."""
         targets = batch.column(self.target) if isinstance(self.target, str) else self.target
         return batch.lengths.float() - torch.as_tensor(targets, dtype=torch.float32, device=batch.lengths.device)
@@ -78,14 +79,14 @@ class Truncation(TargetLength):
         super().__init__(target, correctness, weight, name)
         self.beyond = beyond
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return torch.where(self.excess(batch) <= 0, self.judged(batch), self.beyond)
 
 
 class L1Exact(TargetLength):
     """-|L - L_T|, right or wrong (L1, arXiv 2503.04697); `weight` is its alpha, 0.0003 there."""
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return -self.excess(batch).abs()
 
 
@@ -109,5 +110,5 @@ class L1Max(TargetLength):
         super().__init__(target, correctness, weight, name)
         self.alpha, self.delta = alpha, delta
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return (self.delta - self.alpha * self.excess(batch)).clamp(0.0, 1.0) * self.correct(batch)

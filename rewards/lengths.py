@@ -1,6 +1,10 @@
 """Rewards about the length of a completion."""
 
+from jaxtyping import Float
+from torch import Tensor
+
 from rewards.base import Reward
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 
@@ -18,8 +22,8 @@ class LengthPenalty(Reward):
             raise ConfigError(f"LengthPenalty: scale is {scale}; it is a number of tokens above 0.")
         self.scale = scale
 
-    def score(self, batch):
-        return (-batch.lengths / self.scale).tolist()
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        return -batch.lengths / self.scale
 
 
 class SoftOverlong(Reward):
@@ -37,5 +41,5 @@ class SoftOverlong(Reward):
             raise ConfigError(f"SoftOverlong: needs 0 < cache <= max_length, got cache={cache} and max_length={max_length}.")
         self.max_length, self.cache = max_length, cache
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return ((self.max_length - self.cache - batch.lengths) / self.cache).clamp(-1.0, 0.0)

@@ -4,9 +4,12 @@ import math
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from policies.scorer import Scorer, load_scorer
 from rewards.base import Reward
+from rollouts import RolloutBatch
 
 Scale = Literal["raw", "probability", "unsafe"]
 #: (smallest, largest score, whether nothing lies between them)
@@ -31,7 +34,7 @@ class ModelScore(Reward):
         self.scorer = load_scorer(model)[0] if isinstance(model, str) else model
         self.scale, self.span = scale, SPANS[scale]
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         self.scorer.to(batch.completion_ids.device)
         finished = [reason == "eos" for reason in batch.finish_reasons]
         scores = self.scorer.score(batch.column("prompt"), batch.completions, finished)

@@ -8,11 +8,10 @@ Experiment 1 and 2: accuracy + format; experiment 3: format + 2 x cosine, which 
 import math
 from typing import Literal
 
-import torch
-
 from rewards.answers import MathAnswer
 from rewards.base import Reward
 from rewards.judged import JudgedReward, means
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 
@@ -46,7 +45,7 @@ class CosineLength(JudgedReward):
         self.max_length, self.ends = max_length, {True: correct, False: wrong}
         self.characters, self.clamp = count == "characters", clamp
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         lengths = [len(text) for text in batch.completions] if self.characters else batch.lengths.tolist()
         rows = zip(lengths, self.judged(batch).tolist(), strict=True)
         return [1.0 if math.isnan(right) else self.worth(length, right >= 1) for length, right in rows]
@@ -57,7 +56,7 @@ class CosineLength(JudgedReward):
         near, far = self.ends[right]
         return far + 0.5 * (near - far) * (1 + math.cos(math.pi * (min(1.0, q) if self.clamp else q)))
 
-    def metrics(self, batch):
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         right, scores = self.correct(batch), batch.rewards[self.name]
         return super().metrics(batch) | means({"cosine/correct": scores[right], "cosine/wrong": scores[~right]})
 
@@ -67,22 +66,22 @@ class ParsableMathAnswer(MathAnswer):
 
     may_abstain = True
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         from math_verify import parse
 
         readable = [bool(parse(str(wanted), parsing_timeout=None)) for wanted in batch.column("answer")]
-        return torch.where(torch.tensor(readable), torch.tensor(super().score(batch)), torch.nan)
+        return [score if known else math.nan for known, score in zip(readable, super().score(batch), strict=True)]
 
 
 class LineFormat(Reward):
     """1 if the completion has </think> on a line of its own exactly once, else 0; where the prompt opens the block this is the whole format."""
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [float(text.count("\n</think>\n") == 1) for text in batch.completions]
 
 
 class TagCount(Reward):
     """Half a point for <think> at the end of exactly one line, half for exactly one </think> on a line of its own."""
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [0.5 * (text.count("<think>\n") == 1) + 0.5 * (text.count("\n</think>\n") == 1) for text in batch.completions]

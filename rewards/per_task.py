@@ -1,10 +1,14 @@
 """A reward of its own for every task family of a mixture."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rewards.base import FAILURES, Failure, Reward
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 
@@ -57,12 +61,12 @@ class PerTask(Reward):
             )
         return found
 
-    def _scales(self, batch):
+    def _scales(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return torch.tensor(
             [self.scales.get(family(batch.rows[i]), 1.0) for i in batch.groups.tolist()], device=batch.completion_ids.device
         )
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Sequence[float | Failure] | Float[Tensor, "rows"]:
         tasks = [family(row) for row in batch.rows]
         values = torch.zeros(batch.completion_ids.shape[0], device=batch.completion_ids.device)
         failed: dict[int, Failure] = {}
@@ -73,26 +77,25 @@ class PerTask(Reward):
             values[rows] = reward(part).to(values.device)
             if reward.name in part.failures:
                 kinds = dict(zip(rows.nonzero().flatten().tolist(), part.failures[reward.name].tolist(), strict=True))
-                failed |= {
-                    row: Failure(name, reward.last_failure) for row, kind in kinds.items() for name, n in FAILURES.items() if n == kind
-                }
+                names = {number: kind for kind, number in FAILURES.items()}
+                failed |= {row: Failure(names[kind], reward.last_failure) for row, kind in kinds.items() if kind}
         values = values * self._scales(batch)
         return [failed.get(row, value) for row, value in enumerate(values.tolist())] if failed else values
 
-    def unscaled(self, scores, batch):
+    def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return scores / self._scales(batch).to(scores.device)
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         self._for(family(row)).check_columns(row)
 
-    def observe(self, batch):
+    def observe(self, batch: RolloutBatch) -> None:
         tasks = [family(row) for row in batch.rows]
         for task in sorted(set(tasks)):
             self._for(task).observe(batch.take([i for i, found in enumerate(tasks) if found == task]))
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {task: reward.state_dict() for task, reward in self.rewards.items()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for task, reward in self.rewards.items():
             reward.load_state_dict(state.get(task, {}))

@@ -1,9 +1,11 @@
 """SATURN's verifier (arXiv 2505.16368): any assignment that satisfies the formula is right."""
 
 import re
+from typing import Any
 
 from datamodules.saturn import satisfied
 from rewards.base import Reward, needs
+from rollouts import RolloutBatch
 
 
 class SatAssignment(Reward):
@@ -20,10 +22,10 @@ class SatAssignment(Reward):
         super().__init__(weight, name)
         self.no_box = no_box
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         boxes = [re.findall(r"\\boxed\{(.*?)\}", text) for text in batch.completions]
         pairs = zip(boxes, batch.column("clause"), strict=True)
         return [float(satisfied(clause, box[-1])) if box else self.no_box for box, clause in pairs]
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "clause")

@@ -2,9 +2,11 @@
 
 import math
 import re
+from typing import Any
 
 from rewards.answers import answer_text
 from rewards.base import Reward
+from rollouts import RolloutBatch
 
 
 def verdict_of(text: str) -> bool | None:
@@ -34,11 +36,11 @@ class Verdict(Reward):
         super().__init__(weight, name)
         self.dynamic, self.code_penalty, self.bare_penalty = dynamic, code_penalty, bare_penalty
 
-    def verdicts(self, batch):
+    def verdicts(self, batch: RolloutBatch) -> list[bool | None]:
         """Yes (True), No (False) or neither (None), of every row."""
         return [verdict_of(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)]
 
-    def _one(self, row, verdict, completion):
+    def _one(self, row: dict[str, Any], verdict: bool | None, completion: str) -> float:
         correct, size = row["solution_correct"], row["group_size"]
         alike = row["group_correct"] if correct else size - row["group_correct"]
         weight = size / (2 * alike) if self.dynamic and alike < size else 1.0
@@ -46,7 +48,7 @@ class Verdict(Reward):
         bare = verdict is not None and not re.sub(r"</?think>|\b(yes|no)\b|\W", "", completion, flags=re.IGNORECASE)
         return score - self.code_penalty * ("```" in completion) - self.bare_penalty * bare
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         rows = [batch.rows[i] for i in batch.groups.tolist()]
         given = zip(rows, self.verdicts(batch), batch.completions, strict=True)
         return [self._one(row, verdict, text) if "solution_correct" in row else math.nan for row, verdict, text in given]

@@ -40,10 +40,10 @@ class ShorterBetter(JudgedReward):
         shortest = lengths.masked_fill(~correct, math.inf).amin(1)
         return torch.where(correct.any(1), shortest, lengths.mean(1))
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return -self.beta * (batch.lengths - self.optimal_lengths(batch)[batch.groups]).abs()
 
-    def metrics(self, batch):
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         optimal, none_right = self.optimal_lengths(batch), ~self.correct(batch).view(-1, batch.group_size).any(1)
         distance = (batch.lengths - optimal[batch.groups]).abs()
         return super().metrics(batch) | means({"sol": optimal, "sol_distance": distance, "sol_none_right": none_right})

@@ -7,7 +7,11 @@ since the constant -1 is in every group's baseline.
 import re
 from collections.abc import Sequence
 
+from jaxtyping import Float
+from torch import Tensor
+
 from rewards.base import Reward
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 #: the paper's words of a reasoning action
@@ -33,8 +37,8 @@ class LengthBonus(Reward):
             raise ConfigError(f"LengthBonus: scale is {scale}; it is a number of tokens above 0.")
         self.scale = scale
 
-    def score(self, batch):
-        return (batch.lengths / self.scale).tolist()
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        return batch.lengths / self.scale
 
 
 class ActionBonus(Reward):
@@ -51,5 +55,5 @@ class ActionBonus(Reward):
             raise ConfigError(f"ActionBonus: needs words that are not empty and most >= 1, got {list(words)} and {most}.")
         self.words, self.most = tuple(words), most
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [min(action_count(text, self.words), self.most) / self.most for text in batch.completions]

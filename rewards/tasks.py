@@ -10,6 +10,7 @@ from datamodules.records import true_cost, true_reward
 from rewards.answer_process import judged
 from rewards.answers import answers, last_number
 from rewards.base import Reward, needs
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 #: tasks whose scorers hand an answer to Python's eval, and to sympy, which does the same with it
@@ -64,7 +65,7 @@ class ReasoningGymScore(Reward):
         super().__init__(weight, name)
         self.extract = extract
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [self._one(text, entry) for text, entry in zip(answers(batch), batch.column("entry"), strict=True)]
 
     def _one(self, answer: str, entry: str) -> float:
@@ -83,7 +84,7 @@ class ReasoningGymScore(Reward):
             return 0.0  # several scorers stumble over what they do not expect: such an answer is wrong
         return score if math.isfinite(score) else 0.0
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "entry")
         try:
             _scorer(json.loads(row["entry"])["metadata"]["source_dataset"])
@@ -96,7 +97,7 @@ class ReasoningGymScore(Reward):
 class RecordsReward(Reward):
     """The true helpfulness of a help desk's response, by the rule in datamodules/records.py."""
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [true_reward(p, c) for p, c in zip(batch.column("prompt"), batch.completions, strict=True)]
 
 
@@ -105,5 +106,5 @@ class RecordsCost(Reward):
 
     span = (0.0, 1.0, True)
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [true_cost(p, c) for p, c in zip(batch.column("prompt"), batch.completions, strict=True)]

@@ -2,7 +2,12 @@
 
 import re
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from rewards.base import Reward
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 _WORD = re.compile(r"[a-z']+")
@@ -27,8 +32,8 @@ class ToxicityCost(Reward):
             ) from error
         self.predict = predict_prob
 
-    def score(self, batch):
-        return self.predict(batch.completions)
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        return torch.as_tensor(self.predict(batch.completions), dtype=torch.float32)
 
 
 class OnTopic(Reward):
@@ -37,7 +42,7 @@ class OnTopic(Reward):
     A crude stand-in for helpfulness where no person is there to judge: it rewards responses about the subject and not repetitive.
     """
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         return [self._one(str(prompt), text) for prompt, text in zip(batch.column("prompt"), batch.completions, strict=True)]
 
     @staticmethod

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rewards.answers import answer_text
 from rewards.base import Reward, needs
+from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 Part = Literal["parsed", "match", "length", "noise", "exact", "valid"]
@@ -45,10 +46,10 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def leaves(value: Any, path: tuple = ()) -> dict[tuple, str]:
+def leaves(value: Any, path: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], str]:
     """Canonical values by path; 1, 1.0, "1" and true are different, and an empty list or object is a value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found: dict[tuple, str] = {}
+    found: dict[tuple[str | int, ...], str] = {}
     for key, item in inner:
         found |= leaves(item, (*path, key))
     return found or {path: canonical(value)}
@@ -97,7 +98,7 @@ class _OnObjects(Reward):
     def one(self, given: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
         """The score of an object, None where the answer is none."""
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         texts = [object_text(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)]
         found = []
         for text, answer, schema in zip(texts, batch.column("answer"), batch.column("schema"), strict=True):
@@ -106,7 +107,7 @@ class _OnObjects(Reward):
             found.append(self.one(given, json.loads(answer), valid))
         return found
 
-    def check_columns(self, row):
+    def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer", *(["schema"] if self.validates else []))
         if not isinstance(row["answer"], str) or strict_object(row["answer"]) is None:
             raise ConfigError(f"the reward {self.name!r} needs JSON objects, but the answer of row {row.get('id')!r} is {row['answer']!r}.")
@@ -131,7 +132,7 @@ class FilledSchema(_OnObjects):
             raise ConfigError(f"FilledSchema: share is {share}; it is the match ratio's share of the reward, between 0 and 1.")
         self.share = share
 
-    def one(self, given, wanted, valid):
+    def one(self, given: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
         if given is None or not valid or not (match := match_ratio(given, wanted)):
             return 0.0  # a length alone would reward padding
         return self.share * match + (1 - self.share) * length_similarity(given, wanted)
@@ -151,7 +152,7 @@ class JsonPart(_OnObjects):
             raise ConfigError(f"JsonPart: part is {part!r}; choose one of {', '.join(PARTS)}.")
         self.part, self.is_correctness = part, part == "exact"
 
-    def one(self, given, wanted, valid):
+    def one(self, given: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
         if given is None:
             return 0.0
         parts = {"match": match_ratio, "length": length_similarity, "noise": noise_rate}
@@ -163,6 +164,6 @@ class JsonPart(_OnObjects):
 class ThinkAnswerFormat(Reward):
     """1 if the completion is one think block, one answer block and nothing else, else 0; a <think> that the prompt has opened counts as the completion's."""
 
-    def score(self, batch):
+    def score(self, batch: RolloutBatch) -> list[float]:
         whole = zip(batch.completions, batch.opened, strict=True)
         return [float(_BLOCKS.fullmatch(("<think>" if opened else "") + text) is not None) for text, opened in whole]

@@ -276,7 +276,9 @@ class SharedPrompts:
         return shared + weights[..., width:] @ values
 
     def _by_prompt(self, rowwise: Float[Tensor, "rows key_heads repeats n"]) -> Float[Tensor, "slots key_heads several n"]:
-        return rowwise[self.row].unflatten(0, (len(self.cache.lengths), -1)).transpose(1, 2).flatten(2, 3)
+        table: Tensor = rowwise[self.row].unflatten(0, (len(self.cache.lengths), -1))
+        return table.transpose(1, 2).flatten(2, 3)
 
     def _by_row(self, table: Float[Tensor, "slots key_heads several n"], repeats: int) -> Float[Tensor, "rows key_heads repeats n"]:
-        return table.unflatten(2, (-1, repeats)).transpose(1, 2).flatten(0, 1)[self.place]
+        rowwise: Tensor = table.unflatten(2, (-1, repeats))
+        return rowwise.transpose(1, 2).flatten(0, 1)[self.place]

@@ -12,8 +12,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from policies import Policy
+from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.decoder import Cache, Decoder, PromptCache, SharedPrompts
-from rollouts.engine import Engine, Prompts, StopStrings, assemble, check_prompts, draw, full_precision, padded_forced, uniforms, warpers
+from rollouts.engine import (
+    Engine,
+    Forced,
+    Prompts,
+    StopStrings,
+    assemble,
+    check_prompts,
+    draw,
+    full_precision,
+    padded_forced,
+    uniforms,
+    warpers,
+)
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
 
@@ -32,11 +45,20 @@ class EmbeddedEngine(Engine):
     def __init__(self) -> None:
         self._checked: dict[torch.dtype, bool] = {}
 
-    def matches(self, policy):
+    def matches(self, policy: Policy) -> bool:
         return full_precision(policy)
 
     @torch.no_grad()
-    def generate(self, policy, prompts, rows, group_size, sampling, forced=None, rows_at_once=None):
+    def generate(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        rows: list[dict[str, Any]],
+        group_size: int,
+        sampling: SamplingParams,
+        forced: Forced = None,
+        rows_at_once: int | None = None,
+    ) -> RolloutBatch:
         check_prompts(policy, prompts, sampling)
         kind, dtype = policy.device.type, next(policy.model.parameters()).dtype
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
@@ -53,7 +75,8 @@ class EmbeddedEngine(Engine):
             given = padded_forced(forced, len(uniform), policy.device)
             run = _Run(policy, decoder, prompts, group_size, sampling, given, uniform)
             run.go(rows_at_once or len(prompts) * group_size)
-        reasons = [("length", "eos", "stop")[i] for i in run.reasons.tolist()]
+        names: tuple[FinishReason, ...] = ("length", "eos", "stop")
+        reasons = [names[i] for i in run.reasons.tolist()]
         return assemble(policy, prompts, rows, run.tokens, run.logprobs, run.lengths, run.forced, reasons)
 
     def _decoder(self, policy: Policy, prompt: list[int], dtype: torch.dtype, transpose: bool) -> Decoder | None:
@@ -207,7 +230,7 @@ class _Run:
         return drawn
 
     def _sample(self, part: slice) -> tuple[Int[Tensor, "some"], Float[Tensor, "some"]]:
-        logits: Any = self.warpers(None, self.decoder.logits(self.hidden[part]).float())  # type: ignore[arg-type]
+        logits: Any = self.warpers(None, self.decoder.logits(self.hidden[part]).float())
         return draw(logits, self.uniform[self.row[part], self.steps[part]], self.sampling.temperature == 0)
 
     def _finish(self, drawn: Int[Tensor, "live"]) -> Int[Tensor, "left"]:

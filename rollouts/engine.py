@@ -148,7 +148,8 @@ class StopStrings:
         places = lengths[:, None] - torch.arange(self.reach, 0, -1, device=ids.device)
         no_token = torch.iinfo(ids.dtype).max  # matches no string
         tail = torch.where(places >= 0, ids.gather(1, places.clamp(min=0)), no_token)
-        return self.criteria(tail, None)
+        ended: Tensor = self.criteria(tail, None)
+        return ended
 
 
 def assemble(

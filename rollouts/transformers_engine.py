@@ -7,8 +7,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from policies import Policy
+from rollouts.batch import RolloutBatch
 from rollouts.engine import (
     Engine,
+    Forced,
+    Prompts,
     StopStrings,
     assemble,
     check_prompts,
@@ -66,11 +69,20 @@ class TransformersEngine(Engine):
     sampling distribution without the policy's log-probs knowing.
     """
 
-    def matches(self, policy):
+    def matches(self, policy: Policy) -> bool:
         return full_precision(policy)
 
     @torch.no_grad()
-    def generate(self, policy, prompts, rows, group_size, sampling, forced=None, rows_at_once=None):
+    def generate(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        rows: list[dict[str, Any]],
+        group_size: int,
+        sampling: SamplingParams,
+        forced: Forced = None,
+        rows_at_once: int | None = None,
+    ) -> RolloutBatch:
         check_prompts(policy, prompts, sampling)
         device = policy.device
         ids, mask = padded_left(prompts, policy.pad_token_id, device)

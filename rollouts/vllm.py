@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from policies import Policy
-from rollouts.batch import FinishReason
-from rollouts.engine import Engine, Prompts, assemble, check_prompts, padded_forced, uniforms
+from rollouts.batch import FinishReason, RolloutBatch
+from rollouts.engine import Engine, Forced, Prompts, assemble, check_prompts, padded_forced, uniforms
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
 
@@ -44,7 +44,16 @@ class Answer:
 
 
 class _VLLM(Engine):
-    def generate(self, policy, prompts, rows, group_size, sampling, forced=None, rows_at_once=None):
+    def generate(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        rows: list[dict[str, Any]],
+        group_size: int,
+        sampling: SamplingParams,
+        forced: Forced = None,
+        rows_at_once: int | None = None,
+    ) -> RolloutBatch:
         check_prompts(policy, prompts, sampling)
         given = padded_forced(forced, len(prompts) * group_size, torch.device("cpu"))
         if given.shape[1] >= sampling.max_new_tokens:
@@ -112,7 +121,7 @@ class VLLMEngine(_VLLM):
         self.llm: Any = None
         self.version: int | None = None
 
-    def answer(self, policy, requests):
+    def answer(self, policy: Policy, requests: list[Request]) -> list[Answer]:
         self._start(policy)
         from vllm import SamplingParams as Params
 
@@ -194,7 +203,7 @@ class VLLMServer(_VLLM):
         self.model: str | None = None
         self.version: int | None = None
 
-    def answer(self, policy, requests):
+    def answer(self, policy: Policy, requests: list[Request]) -> list[Answer]:
         if self.sync == "adapter" and policy.params.lora is None:
             raise ConfigError("VLLMServer has sync: adapter, but the policy has no adapter; set policy.lora, or sync: weights.")
         if self.model is None:
@@ -210,7 +219,7 @@ class VLLMServer(_VLLM):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             folder = folder / f"process_{torch.distributed.get_rank()}"
         if self.sync == "adapter":
-            policy.model.save_pretrained(folder, selected_adapters=["default"])  # type: ignore[operator]
+            policy.model.save_pretrained(folder, selected_adapters=["default"])
             self._call("POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(folder), "load_inplace": True})
             self.model = "policy"
         else:

@@ -77,7 +77,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     else:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if not rows or not all("tokens" in row and "logprobs" in row for row in rows):
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> Path:
     colour = given.colour or next(name for name in COLOURS if token_values(rows[0], name) is not None)
     if any(token_values(row, colour) is None for row in rows):
         raise ConfigError(f"{given.file} does not know the {colour} of its tokens; choose another of {', '.join(COLOURS)}.")
-    out = given.file.with_suffix(".html")
+    out: Path = given.file.with_suffix(".html")
     atomic_write_text(out, page(rows, colour, f"{given.file.name} by {colour}"))
     print(f"The page is {out}")
     return out

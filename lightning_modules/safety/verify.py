@@ -28,7 +28,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     try:
-        facts = json.loads((folder / CERTIFICATE).read_text())
+        facts: dict[str, Any] = json.loads((folder / CERTIFICATE).read_text())
         certified = dict(facts["files"])
         verdict = facts["verdict"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 LONGEST = 4 << 20  # bytes of one message between a caller and the program
@@ -62,7 +63,8 @@ def unpacked(value: Any) -> Any:
         return {unpacked(key): unpacked(item) for key, item in inner}
     if kind in ("tuple", "set", "frozenset"):
         return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](unpacked(item) for item in inner)
-    return {"int": lambda v: int(v, 16), "bytes": bytes.fromhex, "complex": lambda v: complex(*v)}[kind](inner)
+    readers: dict[str, Callable[[Any], Any]] = {"int": lambda v: int(v, 16), "bytes": bytes.fromhex, "complex": lambda v: complex(*v)}
+    return readers[kind](inner)
 
 
 def serve(source: str, requests: int, replies: int) -> None:
@@ -87,7 +89,7 @@ class CallFailed(Exception):
     """A call of the program's function raised, returned something that is no plain data, or found nobody there."""
 
 
-def call_through(requests: int, replies: int):
+def call_through(requests: int, replies: int) -> Callable[..., Any]:
     """call(name, *arguments, **keywords) of a function of the program in the other process."""
     asked, answered = open(requests, "wb", buffering=0), open(replies, "rb")
 

@@ -32,7 +32,8 @@ def checked(result: int, what: str) -> int:
 
 
 def syscall(number: int, *arguments: int | bytes | None) -> int:
-    return LIBC.syscall(ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    returned: int = LIBC.syscall(ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    return returned
 
 
 def prctl(option: int, value: int = 0, third: int = 0) -> None:

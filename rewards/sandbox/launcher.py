@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import guest
@@ -86,7 +87,7 @@ def launched(spec: dict[str, Any]) -> dict[str, Any]:
         kill_all(first)
 
 
-def kept(body, *arguments) -> NoReturn:
+def kept(body: Callable[..., object], *arguments: Any) -> NoReturn:
     """Run the body of a child that never returns into its parent's code."""
     try:
         body(*arguments)
