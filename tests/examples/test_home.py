@@ -106,3 +106,16 @@ def test_the_example_is_no_part_of_the_distribution():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert not [name for name in settings["packages"]["find"]["include"] if name.startswith("examples")]
     assert tomllib.loads((ROOT / "examples/home/pyproject.toml").read_text())["project"]["dependencies"] == ["lightning-posttrain"]
+
+
+def test_every_command_of_its_page_is_run_by_a_test():
+    """`predict` from a checkpoint alone runs in tests/support/test_command_line.py; the rest here, with the wheel in place of the folder."""
+    page = (ROOT / "examples/home/README.md").read_text()
+    assert [line.split("  #")[0].strip() for line in page.splitlines() if line.startswith("    ")] == [
+        "python3 -m venv .venv",
+        ".venv/bin/pip install ../..",
+        ".venv/bin/pip install -e .",
+        ".venv/bin/python train.py",
+        ".venv/bin/lightning-posttrain fit --config configs/grpo.yaml --config sums.yaml",
+        ".venv/bin/lightning-posttrain predict --ckpt_path last",
+    ]
