@@ -26,6 +26,15 @@ def test_method_pages_quote_their_formulas():
         assert len(QUOTE.findall((ROOT / f"docs/{name}.md").read_text())) >= 6
 
 
+def test_every_row_of_a_table_of_lines_is_a_quote():
+    """A row in another form would be quoted and never compared."""
+    tables = re.findall(
+        r"^\| part \| where \| the line \|\n\|[-|]+\|\n((?:\|.*\n)+)", "\n".join(page.read_text() for page in PAGES), re.MULTILINE
+    )
+    assert len(tables) >= 17
+    assert not [row for table in tables for row in table.splitlines() if not QUOTE.match(row)]
+
+
 def test_every_fault_names_a_test_that_exists():
     rows = [
         line for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("| ") and not line.endswith("| test |")
