@@ -33,6 +33,15 @@ warnings.filterwarnings("ignore", message=".*args parameter is intended to run f
 warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks for it by its old name
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
+    lambda record: "was not set" not in record.getMessage()
+)
+for chatty in (
+    "mlflow.store.db.utils",
+    "mlflow.system_metrics.system_metrics_monitor",
+    "alembic",
+):  # tables that are made, monitors that start and stop
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 
 import lightning as L  # noqa: E402
 import yaml  # noqa: E402
@@ -50,6 +59,7 @@ from lightning_modules.plan import describe  # noqa: E402
 from support.command_line import completed  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
 from support.files import damage, unreadable  # noqa: E402
+from support.naming import method_and_paper, run_name  # noqa: E402
 from support.runs import mlflow_runs, run_folder  # noqa: E402
 from support.suggestions import explain  # noqa: E402
 
@@ -57,7 +67,7 @@ TRACKING_URI = "sqlite:///mlflow.db"
 
 
 class Parser(LightningArgumentParser):
-    """Says first what is wrong and what was probably meant; the whole message follows."""
+    """Says in one paragraph what is wrong and what was probably meant, where that can be told; else the parser's own message."""
 
     def error(self, message, ex=None):
         if not self.exit_on_error:  # the parser of a nested class: its message comes back inside the outer one's
@@ -68,7 +78,7 @@ class Parser(LightningArgumentParser):
                 known += [a.dest for p in action._name_parser_map.values() for a in p._actions]
         paragraph = explain(str(message), known)
         if paragraph:
-            print(f"error: {paragraph}\n\nThe whole message:\n", file=sys.stderr)
+            raise ConfigError(paragraph)
         super().error(message, ex)
 
 
@@ -130,6 +140,14 @@ def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, value in items for name, leaf in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
+def mistake(error: BaseException) -> ConfigError | None:
+    """The error of ours behind another: the parser tries every type that a value may have and wraps what each of them raised."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
 class Trainer(L.Trainer):
     """Lightning's, which can also say what it would do."""
 
@@ -149,6 +167,9 @@ class Trainer(L.Trainer):
 
 
 class CLI(LightningCLI):
+    method: str | None = None  # what the run is called by, and its papers
+    paper: str | None = None
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return LightningCLI.subcommands() | {"plan": {"model", "datamodule"}}
@@ -218,6 +239,7 @@ class CLI(LightningCLI):
         self._find_checkpoint(config)
         self._read_checkpoint(config)
         on_policy = issubclass(imported(config.model.class_path), lightning_modules.OnPolicyModule)
+        self.method, self.paper = method_and_paper(config.get("config") or [], config.model.class_path)
         if on_policy and config.trainer.gradient_clip_val is not None:
             raise ConfigError(
                 "trainer.gradient_clip_val does not reach on-policy modules, which step by themselves; set model.max_grad_norm."
@@ -225,14 +247,22 @@ class CLI(LightningCLI):
         logger = config.trainer.logger
         if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("MLFlowLogger") and not logger.init_args.get("run_name"):
             # MLflow draws its names from the generator that seeding has just fixed: all runs of a seed would share one.
-            method = config.model.class_path.rpartition(".")[2]
-            logger.init_args.run_name = f"{method} {self.subcommand} seed {config.seed_everything}"
+            data = config.get("data")
+            name = run_name(self.method, config.model.init_args.get("policy.model"), data and data.class_path, config.seed_everything)
+            logger.init_args.run_name = name if self.subcommand == "fit" else f"{self.subcommand} {name}"
 
     def instantiate_classes(self) -> None:
         """A constructor that refuses its arguments is a mistake in the configuration; the place says whose constructor it was."""
         try:
             super().instantiate_classes()
         except (MisconfigurationException, ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
+            if (own := mistake(error)) is not None:
+                raise own from None
+            if "backend found" in str(error):
+                asked = self.config[self.subcommand].trainer.accelerator
+                raise ConfigError(
+                    f"trainer.accelerator is {asked!r}, but PyTorch finds no such device on this machine; leave it out to use what there is, or say cpu."
+                ) from error
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise ConfigError(
                 f"the configuration cannot be put together: {type(error).__name__}: {error} (raised in {place.filename}, line {place.lineno})."
@@ -245,6 +275,8 @@ class CLI(LightningCLI):
         defaults: list[L.Callback] = [
             callbacks.RolloutProgress(),
             callbacks.CompletionsTable(),
+            callbacks.CompletionTraces(),
+            callbacks.RunFacts(self.method, self.paper),
             callbacks.SystemMetrics(),
             callbacks.BaselineValidation(),
             callbacks.ThinkingPlot(),
@@ -294,13 +326,10 @@ def main(args: list[str] | None = None) -> CLI:
             args=args,
         )
     except Exception as error:
-        # The parser tries every type that a value may have and wraps what each of them raised.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ConfigError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None or cause is error:
+        own = mistake(error)
+        if own is None or own is error:
             raise
-        raise cause from None
+        raise own from None
 
 
 def run() -> None:

@@ -12,11 +12,38 @@ _OPTION = re.compile(r"(?:Option|Key|key) ['\"]([\w.+@-]+)['\"] is not (?:accept
 _GROUP = re.compile(r"Group ['\"]([\w.]+)['\"] does not accept option ['\"]([\w.]+)['\"]")
 _UNKNOWN_ARGUMENT = re.compile(r"[Uu]nrecognized arguments?:\s*(--[\w.+-]+)")
 _UNKNOWN_KEY = re.compile(r"(?:No such option|Unrecognized key|not expected|Invalid key)[^'\"]*['\"]([\w.]+)['\"]")
+_VALUE = re.compile(
+    r"Parser key ['\"]([\w.]+)['\"]:\s+Expected a <class ['\"](\w+)['\"]>(?:\. Got value: ([^\n]*)|[^\n]*\n\s*Given value: ([^\n]*))"
+)
+_CHOICE = re.compile(r"Parser key ['\"]([\w.]+)['\"]:\s+Expected a typing\.Literal\[([^\]]*)\]\. Got value: ([^\n]*)")
+_UNFIT = re.compile(r"Subtypes: \[<class '(\w+)'>[^\n]*\n(?:(?!Subtypes:).)*?Given value: ([\w.+-]+)", re.DOTALL)
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _CLASS = re.compile(r"Problem with given class_path ['\"]([\w.]+)['\"]")
 _PARSER_KEY = re.compile(r"Parser key ['\"]([\w.]+)['\"]")
 _IMPORT = re.compile(
     r"(?:Unable to import|No module named|has no attribute|cannot import name|Import path|not (?:a valid )?import path|does not correspond to)[^\n]*"
 )
+
+
+#: what other projects call a setting -> its name here
+_ELSEWHERE = {
+    "lr": "model.optimizer.init_args.lr",
+    "learning_rate": "model.optimizer.init_args.lr",
+    "beta": "model.kl.coefficient",
+    "num_generations": "model.batch.group_size",
+    "batch_size": "model.batch.prompts_per_rollout",
+    "train_batch_size": "model.batch.prompts_per_rollout",
+    "per_device_train_batch_size": "model.batch.prompts_per_rollout",
+    "gradient_accumulation_steps": "model.batch.update_token_budget",
+    "num_iterations": "model.batch.updates_per_rollout",
+    "max_completion_length": "model.sampling.max_new_tokens",
+    "max_new_tokens": "model.sampling.max_new_tokens",
+    "temperature": "model.sampling.temperature",
+    "num_train_epochs": "trainer.max_steps",
+    "seed": "seed_everything",
+    "output_dir": "trainer.default_root_dir",
+    "model_name_or_path": "model.policy.model",
+}
 
 
 def explain(message: str, known: Iterable[str]) -> str:
@@ -26,12 +53,28 @@ def explain(message: str, known: Iterable[str]) -> str:
         message: the parser's error.
         known: full dotted names that the parser accepts.
     """
-    if match := re.search(r"File does not exist: '?([^'\n]+)'?", message):
-        return f"the file {match[1]} does not exist; check the path after --config."
-    where = ".".join(dict.fromkeys(_PARSER_KEY.findall(message)))
+    keys = list(dict.fromkeys(_PARSER_KEY.findall(message)))
+    where = ".".join(keys)
     if match := _UNKNOWN_ARGUMENT.search(message):
-        wrong, names, where = match[1].lstrip("-").split("=")[0], list(known), "the command line"
-    elif match := _GROUP.search(message):
+        wrong = match[1].lstrip("-").split("=")[0]
+        if classes := _CLASS.findall(message[: match.start()]):
+            wrong, names = f"{where}.{wrong}", [f"{where}.{name}" for name in _nested(classes[-1])]
+        else:
+            names = [*known, *(f"model.{name}" for name in _nested("lightning_modules.GRPO"))]
+            same = [name for name in names if name.rpartition(".")[2] == wrong]
+            names = same or names
+        elsewhere = _ELSEWHERE.get(wrong.rpartition(".")[2])
+        near = [elsewhere] if elsewhere else same[:1] if not classes and same else difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+        hint = f"Did you mean --{near[0]}?" if near else "`--print_config` behind the same command shows all that can be set."
+        return f"unknown option --{wrong} on the command line. {hint}"
+    if match := _CHOICE.search(message):
+        return f"{'.'.join([*keys[:-1], match[1]])} is {match[3].strip()!r}; one of {match[2]} is expected."
+    if match := _VALUE.search(message):
+        given = match[3] if match[3] is not None else match[4]
+        return f"{'.'.join([*keys[:-1], match[1]]) if keys else match[1]} is {given.strip()!r}; {_KINDS.get(match[2], f'a {match[2]}')} is expected."
+    if (match := _UNFIT.search(message)) and not _IMPORT.search(message) and keys:
+        return f"{where} is {match[2].rstrip('.')!r}, which does not fit; {match[1]} is expected."
+    if match := _GROUP.search(message):
         where, wrong = f"{where}.{match[1]}".lstrip("."), match[2]
         names = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0].endswith(match[1])]
         if not names and (classes := _CLASS.findall(message[: match.start()])):
@@ -47,11 +90,19 @@ def explain(message: str, known: Iterable[str]) -> str:
             where = f"{where or 'the configuration'} ({classes[-1]})"
     else:
         return _explain_class(message, where)
+    if (elsewhere := _ELSEWHERE.get(wrong.rpartition(".")[2])) is not None:
+        return f"unknown key {wrong!r} in {where or 'the configuration'}. Did you mean {elsewhere}?"
     near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5) or difflib.get_close_matches(
         wrong.rpartition(".")[2], [n.rpartition(".")[2] for n in names], n=1, cutoff=0.5
     )
     hint = f" Did you mean {near[0]!r}?" if near else (f" Accepted here: {', '.join(sorted(names)[:30])}." if len(names) < 60 else "")
     return f"unknown key {wrong!r} in {where or 'the configuration'}.{hint}"
+
+
+def _nested(class_path: str) -> list[str]:
+    """Dotted names below a class: its parameters, and the fields of those that are dataclasses."""
+    own = _parameters(class_path)
+    return [*own, *(f"{name}.{field}" for name in own for field in _fields(class_path, name))]
 
 
 def _parameters(class_path: str) -> list[str]:

@@ -70,14 +70,18 @@ def test_shipped_configurations_are_found_from_anywhere_and_own_ones_come_first(
         return completed(["fit", *(part.format(name) for part in form)])[-1].rpartition("=")[2]
 
     assert asked("configs/grpo.yaml") == str(ROOT / "configs/grpo.yaml")
-    assert asked("configs/absent.yaml") == "configs/absent.yaml" and asked("pyproject.toml") == "pyproject.toml"
+    with pytest.raises(ConfigError, match="absent.yaml does not exist"):
+        asked("configs/absent.yaml")
+    with pytest.raises(ConfigError, match="pyproject.toml does not exist"):  # only configs/ and assets/ are looked for elsewhere
+        asked("pyproject.toml")
     Path("configs").mkdir()
     Path("configs/grpo.yaml").touch()
     assert asked("configs/grpo.yaml") == "configs/grpo.yaml"
 
 
-def test_nothing_is_added_where_a_configuration_or_a_class_is_named():
+def test_nothing_is_added_where_a_configuration_or_a_class_is_named(here):
+    Path("a.yaml").touch()
     for given in (["--config=a.yaml"], ["-c", "a.yaml"], ["--model=GRPO"], ["--help"]):
         args = ["predict", "--ckpt_path=runs/x/checkpoints/a.ckpt", *given]
         assert completed(args) == args
-    assert completed([]) == [] and completed(["--help"]) == ["--help"]
+    assert completed(["--help"]) == ["--help"] and completed(["fit", "--model.help", "GRPO"]) == ["fit", "--model.help", "GRPO"]
