@@ -63,7 +63,6 @@ assets: .venv/ready
 	  --trainer.max_steps 250 --model.lr_scheduler.total_steps 250
 	for model in tiny_sat tiny_verifier tiny_json; do $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
 	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
-	$(BIN)/python main.py fit --config configs/assets/tiny_verifier.yaml --model.policy.model assets/tiny_verifier --seed_everything 2
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 
 # DeepSeek-R1's pipeline on sums, stage by stage, and the smaller model that learns from it.

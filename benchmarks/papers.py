@@ -131,7 +131,7 @@ PAPERS: dict[str, Paper] = {
     ),
     "one_shot": Paper(
         config="configs/one_shot.yaml",
-        rollouts=60,
+        rollouts=80,
         arms={"one_shot": [], "one_shot, no entropy bonus": ["--model.shaping.entropy_bonus=0"], "grpo": ["--trainer.callbacks=[]"]},
         columns={
             "val pass@1": "val/pass1",
@@ -195,7 +195,7 @@ PAPERS: dict[str, Paper] = {
     ),
     "think_json": Paper(
         config="configs/think_json.yaml",
-        rollouts=60,
+        rollouts=120,
         arms={
             "think_json": [],
             "grpo": [

@@ -22,6 +22,10 @@ Solution:
 Is the final answer of this solution correct? Check it step by step, then end with one word: Yes or No."""
 
 
+#: share of wrong solutions among those to be checked
+WRONG = 0.6
+
+
 def check_prompt(template: str) -> None:
     """Raises ConfigError for a template that would leave out the problem or the solution."""
     if "<problem>" not in template or "<solution>" not in template:
@@ -65,8 +69,23 @@ class VerifyBuffer:
         return [self.rows[i] for i in torch.randperm(len(self.rows), generator=generator)[:count].tolist()]
 
 
+def check(steps: str, carry: bool, proposed: str) -> tuple[str, bool]:
+    """The proposed result read backwards, then the worked sum with its digits beside the columns (`=` where one agrees, `!` where not); and whether all do.
+
+    Digit by digit, because a small model compares single digits well and whole numbers badly; backwards first, because it otherwise learns to repeat
+    its own digit, which is right most of the time.
+    """
+    digits, columns = proposed[::-1], steps.split(", ")
+    own = [column[-1] for column in columns] + (["1"] if carry else [])
+    asked = [*digits, *"-" * (len(own) - len(digits))]
+    marks = ["=" if mine == theirs else "!" for mine, theirs in zip([*own, *"-" * (len(asked) - len(own))], asked, strict=True)]
+    beside = [f"{theirs}{mark}" for theirs, mark in zip(asked, marks, strict=True)]
+    checked = ", ".join(f"{column} {mark}" for column, mark in zip(columns, beside, strict=False))
+    return "; ".join([f"{digits}: {checked}", *beside[len(columns) :]]), "!" not in marks
+
+
 class VerifyDemonstrations(Demonstrations):
-    """Sums, half of them to be solved and half to be checked: the sum worked out, its result beside the proposed one, a verdict that is often blind.
+    """Sums, half of them to be solved and half to be checked: worked out beside the proposed digits, then a verdict that is sometimes blind.
 
     Args:
         batch_size, train_size, val_size, seed: as in `Demonstrations`.
@@ -80,7 +99,7 @@ class VerifyDemonstrations(Demonstrations):
         train_size: int = 20_000,
         val_size: int = 256,
         prompt: str = PROMPT,
-        blind: float = 0.4,
+        blind: float = 0.25,
         levels: list[int] | None = None,
         seed: int | None = None,
     ) -> None:
@@ -94,11 +113,12 @@ class VerifyDemonstrations(Demonstrations):
         a, b = map(int, row["prompt"][:-2].split("+"))
         steps, own = trace(a, b, rng, SLIP_BY_LEVEL[level])
         given = row["answer"]
-        if rng.random() < 0.5:  # a wrong solution is one with slips in it
+        if rng.random() < WRONG:  # a wrong solution is one with slips in it
             while given == row["answer"]:
                 _, given = trace(a, b, rng, 0.5)
-        verdict = rng.random() < 0.5 if rng.random() < self.blind else own == given
-        return verify_row(row, given, self.prompt) | {"response": f"{steps}; {own}, {given}</think>{'Yes' if verdict else 'No'}"}
+        checked, agrees = check(steps, len(own) > level, given)
+        verdict = rng.random() < 0.5 if rng.random() < self.blind else agrees
+        return verify_row(row, given, self.prompt) | {"response": f"{checked}</think>{'Yes' if verdict else 'No'}"}
 
     def setup(self, stage: str) -> None:
         rng, size = random.Random(derive_seed("verify demonstrations", self.seed)), self.train_size + self.val_size

@@ -1,6 +1,7 @@
 """Self-verification: rollouts of two kinds, the buffer over a resume, rewards and votes worked out by hand."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import lightning as L
@@ -10,7 +11,7 @@ import torch
 from callbacks import RolloutCheckpoint
 from datamodules import ArithmeticPrompts, VerifyDemonstrations
 from datamodules.arithmetic import is_held_out
-from datamodules.self_verify import VerifyBuffer, verify_row
+from datamodules.self_verify import VerifyBuffer, check, verify_row
 from lightning_modules import Evaluation, KLPenalty, SelfVerify, Shaping, Verification
 from lightning_modules.verified_votes import vote_metrics, yes_probability
 from objectives.voting import weighted_vote
@@ -267,6 +268,11 @@ def test_validation_votes_and_prediction_gives_the_chosen_completion(closed, tmp
     assert len(rows) == 8 and all(0 <= row["score"] <= 1 and row["completion"] for row in rows)
 
 
+def apart(asked):
+    at = asked[1].index("</think>")
+    return asked[1][:at], asked[1][at:]
+
+
 def test_demonstrations_say_the_truth_unless_blind():
     given = {}
     for blind in (0.0, 1.0):
@@ -274,10 +280,29 @@ def test_demonstrations_say_the_truth_unless_blind():
         data.setup("fit")
         asked = [(row["prompt"].split(" "), row["response"]) for row in data.train_data if row["prompt"].endswith("Right?")]
         assert len(asked) == 200 and not any(is_held_out(prompt[0]) for prompt, _ in asked)
-        results = [response.split("; ")[1].replace("</think>", ", ").split(", ") for _, response in asked]
-        assert all(proposed == prompt[1].rstrip(".") for (prompt, _), (_, proposed, _) in zip(asked, results, strict=True))
-        given[blind] = sum((verdict == "Yes") == (own == proposed) for own, proposed, verdict in results) / 200
+        given[blind] = sum((verdict == "</think>Yes") == ("!" not in worked) for worked, verdict in map(apart, asked)) / 200
+        for (
+            prompt,
+            response,
+        ) in asked:  # what is set beside the columns, read backwards, is the proposed result, and ! stands where it differs
+            columns = re.findall(r"(\d)? ?([\d-])([=!])(?=[,;<])", response)
+            assert "".join(theirs for _, theirs, _ in reversed(columns)).replace("-", "") == prompt[1].rstrip(".")
+            assert all((mine == theirs) == (mark == "=") for mine, theirs, mark in columns if mine)
     assert given[0.0] == 1 and 0.35 < given[1.0] < 0.65
+
+
+@pytest.mark.parametrize(
+    ("steps", "carry", "proposed", "checked", "agrees"),
+    [
+        ("8+5+0=13, 9+8+1=18", True, "183", "381: 8+5+0=13 3=, 9+8+1=18 8=; 1=", True),
+        ("8+5+0=13, 9+8+1=18", True, "83", "38: 8+5+0=13 3=, 9+8+1=18 8=; -!", False),  # a digit is missing
+        ("1+2+0=3, 1+0+0=1", False, "113", "311: 1+2+0=3 3=, 1+0+0=1 1=; 1!", False),  # one too many
+        ("1+2+0=3, 1+0+0=1", False, "23", "32: 1+2+0=3 3=, 1+0+0=1 2!", False),
+        ("1+2+0=3, 1+0+0=1", False, "3", "3: 1+2+0=3 3=, 1+0+0=1 -!", False),
+    ],
+)
+def test_a_check_sets_digit_beside_digit(steps, carry, proposed, checked, agrees):
+    assert check(steps, carry, proposed) == (checked, agrees)
 
 
 def test_mistakes_are_named(reasoner):
