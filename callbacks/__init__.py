@@ -16,15 +16,18 @@ from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
+from callbacks.run_facts import RunFacts
 from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
 from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
 from callbacks.token_budget import TokenBudget
+from callbacks.traces import CompletionTraces
 
 __all__ = [
     "AdaptiveKL",
     "BaselineValidation",
+    "CompletionTraces",
     "CompletionsTable",
     "Curriculum",
     "DifficultyLedger",
@@ -41,6 +44,7 @@ __all__ = [
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",
+    "RunFacts",
     "SaturnCurriculum",
     "RolloutRecorder",
     "ScheduledKL",

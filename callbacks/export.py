@@ -4,16 +4,19 @@ from pathlib import Path
 
 import lightning as L
 
+from support.records import register
+
 
 class ExportPolicy(L.Callback):
     """At the end of training, save the weights (adapters merged) and the tokenizer.
 
     Args:
         folder: where to; files of an earlier export there are replaced.
+        register: whether MLflow, if it tracks the run, gets a copy as the next version of a registered model.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, register: bool = True) -> None:
+        self.folder, self.register = folder, register
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
@@ -22,3 +25,5 @@ class ExportPolicy(L.Callback):
             if trainer.is_global_zero:
                 pl_module.export(Path(self.folder))  # type: ignore[operator]
                 print(f"What was trained is in {self.folder}")
+                if self.register:
+                    register(trainer, Path(self.folder))

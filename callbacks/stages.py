@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 
 from support.errors import ConfigError
+from support.records import now_ms, record
+from support.runs import mlflow_runs
 
 
 @dataclass
@@ -26,7 +28,8 @@ class Stage:
 
 
 class StageSchedule(L.Callback):
-    """Applies each stage before its first rollout; a resumed run is in the stage that it had reached, and enters none twice.
+    """Applies each stage before its first rollout; a resumed run is in the stage that it had reached, and enters none twice. In MLflow each stage is a run
+    under this one, with its settings and validations.
 
     Args:
         stages: in the order of their rollouts.
@@ -70,9 +73,35 @@ class StageSchedule(L.Callback):
                     group["lr"] = stage.lr
             if stage.reset_optimizer and index > self.entered:
                 optimizer.state.clear()
+        if index > self.entered:
+            self._record(trainer, self.entered, ended=True)
         self.applied, self.entered = index, max(index, self.entered)
+        self._record(trainer, index)
         if trainer.is_global_zero:
             print(f"Stage {index + 1} of {len(self.stages)} from rollout {rollout}: {stage.set}, lr {stage.lr}", flush=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        shown = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self._record(trainer, self.applied, metrics={name.replace("@", ""): value for name, value in shown.items()})
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.interrupted:
+            self._record(trainer, self.applied, ended=True)
+
+    def _record(self, trainer: L.Trainer, index: int, metrics: dict[str, float] | None = None, ended: bool = False) -> None:
+        """A stage is a run under this one, with its settings and the validations within it."""
+        for client, run in mlflow_runs(trainer) if index >= 0 else []:
+            stage, done = self.stages[index], trainer.fit_loop.epoch_loop.total_batch_idx + 1
+            params = {"from_rollout": stage.from_rollout, "reset_optimizer": stage.reset_optimizer, **stage.set}
+            params |= {} if stage.lr is None else {"lr": stage.lr}
+            facts = {
+                "stage": index + 1,
+                "name": f"stage {index + 1} of {len(self.stages)}",
+                "params": params,
+                "step": done,
+                "time_ms": now_ms(),
+            }
+            record(client, run, "stage", facts | {"metrics": metrics or {}, "ended": ended})
 
 
 def _owner(module: Any, name: str) -> tuple[Any, str]:

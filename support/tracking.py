@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
 from support.files import atomic_write_text
+from support.records import RECORDS, Facts
 
 #: what training writes; everything else goes to the server directly
 WRITES = ("log_batch", "log_metric", "log_param", "set_tag", "log_artifact", "log_figure", "set_terminated")
@@ -66,6 +67,7 @@ class Outbox:
         self.line: deque[tuple[str, list[Any], dict[str, Any]]] = deque()
         self.known: dict[str, SimpleNamespace] = {}  # tags and parameters by run, for reading while the store is away
         self.real: dict[str, str] = {}  # ids of runs that were begun without the store
+        self.refused: set[str] = set()  # kinds of records that the server does not take
         self.tried = -float("inf")
 
     def __getattr__(self, name: str) -> Any:
@@ -96,6 +98,17 @@ class Outbox:
         if len(self.line) == 1 or time.monotonic() - self.tried > self.retry:
             self.send()
 
+    def record(self, run: str, kind: str, facts: Facts) -> None:
+        """Facts of a kind of support/records.py, which wait in the line as all else does."""
+        if kind not in self.refused:
+            self._write("record", run, kind, facts)
+
+    def _refuse(self, kind: str, error: Exception) -> None:
+        """A server that is too old for a kind of record, or cannot take one, is no reason to stop a training."""
+        if kind not in self.refused:
+            print(f"MLflow does not take a {kind} ({type(error).__name__}: {str(error)[:300]}); this run goes on without.", file=sys.stderr)
+        self.refused.add(kind)
+
     def _saved(self, run: str, figure: Any, name: str) -> tuple[str, str]:
         """A picture as a file, and the artifact folder that it belongs into."""
         path = self.folder / run / name
@@ -110,8 +123,16 @@ class Outbox:
             method, given, named = self.line[0]
             try:
                 self._begin(given[0])
-                getattr(self.client, method)(self.real.get(given[0], given[0]), *given[1:], **named)
+                run = self.real.get(given[0], given[0])
+                if method == "record":
+                    RECORDS[given[1]](self.client, run, given[2])
+                else:
+                    getattr(self.client, method)(run, *given[1:], **named)
             except Exception as error:
+                if method == "record" and (not unreachable(error) or getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"):
+                    self.line.popleft()
+                    self._refuse(given[1], error)
+                    continue
                 if not unreachable(error):
                     self.line.popleft()
                     raise

@@ -14,6 +14,7 @@ from lightning_modules.safety.certificate import write_certificate
 from lightning_modules.safety.test import Verdict
 from lightning_modules.safety.verify import CERTIFICATE, file_hashes
 from support.files import atomic_write_text
+from support.records import register
 from support.runs import mlflow_runs, run_folder
 
 
@@ -63,6 +64,13 @@ def publish(
         client.set_tag(run, "safety.verdict", verdict.text)
         for name, value in metrics.items():
             client.log_metric(run, f"safety/{name}", value, step=trainer.global_step)
+    if exported is not None:
+        about = {name: f"{value:.6g}" for name, value in metrics.items()} | {
+            "verdict": verdict.text,
+            "delta": f"{verdict.delta:g}",
+            "bound": verdict.bound,
+        }
+        register(trainer, exported, {f"safety.{name}": value for name, value in about.items()}, alias="certified")
     print(_lines(verdict, recorded["truth"], facts, paths[1], exported), flush=True)
     return verdict
 

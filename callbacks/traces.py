@@ -1,0 +1,60 @@
+"""A few prompt groups of every evaluation as traces, to be read one by one on MLflow's pages."""
+
+import json
+import math
+from typing import Any
+
+import lightning as L
+
+from rollouts import RolloutBatch
+from support.errors import ConfigError
+from support.records import Facts, now_ms, record
+from support.runs import mlflow_runs
+
+
+def group(batch: RolloutBatch, prompt: int) -> Facts:
+    """What a trace shows of one prompt and its completions."""
+    row, size = batch.rows[prompt], batch.group_size
+    text = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
+    completions = []
+    for index in range(prompt * size, (prompt + 1) * size):
+        rewards = {name: float(scores[index]) for name, scores in batch.rewards.items()}
+        completions.append(
+            {
+                "completion": batch.completions[index],
+                "tokens": int(batch.lengths[index]),
+                "finish": batch.finish_reasons[index],
+                "rewards": {name: value for name, value in rewards.items() if not math.isnan(value)},
+            }
+        )
+    return {"prompt": text, "prompt_id": str(row.get("id", prompt)), "answer": row.get("answer"), "completions": completions}
+
+
+class CompletionTraces(L.Callback):
+    """After every validation, the first prompt groups as traces of the run: the prompt, its completions, each reward's mean as feedback.
+
+    The same prompts come every time, so that one can be followed through the training. A trace costs some hundredths of a second.
+
+    Args:
+        prompts: traces of an evaluation; 0 for none.
+    """
+
+    def __init__(self, prompts: int = 3) -> None:
+        if prompts < 0:
+            raise ConfigError(f"CompletionTraces: prompts is {prompts}; it must be 0 or above.")
+        self.prompts = prompts
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not getattr(pl_module, "last_validation", None) or trainer.sanity_checking:
+            return
+        runs, batch = mlflow_runs(trainer), pl_module.last_validation[0]
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        for prompt in range(min(self.prompts, len(batch.rows)) if runs else 0):
+            facts = group(batch, prompt) | {
+                "name": f"val, rollout {done}",
+                "rollout": done,
+                "judge": type(pl_module).__name__,
+                "time_ms": now_ms(),
+            }
+            for client, run in runs:
+                record(client, run, "trace", facts)
