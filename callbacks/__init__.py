@@ -7,6 +7,7 @@ from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
 from callbacks.doctor import Doctor
 from callbacks.export import ExportPolicy
+from callbacks.export_adapter import ExportAdapter
 from callbacks.greso import GRESO, GRESOSampler
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.laser_monitor import LaserMonitor
@@ -32,6 +33,7 @@ __all__ = [
     "Curriculum",
     "DifficultyLedger",
     "Doctor",
+    "ExportAdapter",
     "ExportPolicy",
     "FixedKL",
     "LaserMonitor",

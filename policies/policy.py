@@ -268,6 +268,10 @@ class Policy(nn.Module):
             self.bare.save_pretrained(folder, state_dict=dict(self.weights()))
         self.tokenizer.save_pretrained(folder)
 
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the trained adapter as a folder of peft; a reference's is left out. Within `whole` if weights may be in shards."""
+        self.model.save_pretrained(folder, selected_adapters=["default"])
+
 
 def _bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model

@@ -219,7 +219,7 @@ class VLLMServer(_VLLM):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             folder = folder / f"process_{torch.distributed.get_rank()}"
         if self.sync == "adapter":
-            policy.model.save_pretrained(folder, selected_adapters=["default"])
+            policy.save_adapter(folder)
             self._call("POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(folder), "load_inplace": True})
             self.model = "policy"
         else:

@@ -76,7 +76,11 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
         "own_data": lambda: "2 prompts x 2 completions" in out and "drawn from 4" in out,
         "own_reward": lambda: "reward/close" in Path("runs/local/predictions.jsonl").read_text(),
         "own_model": lambda: "Settings that do nothing" in out,
-        "lora": lambda: "lora" not in " ".join(os.listdir("my_policy")) and "of them trained" in out,
+        "lora": lambda: (
+            "lora" not in " ".join(os.listdir("my_policy"))
+            and Path("my_adapter/adapter_config.json").is_file()
+            and "of them trained" in out
+        ),
         "resume": lambda: "Last checkpoint of lightning_modules.GRPO: runs/local/checkpoints/rollout_000001.ckpt" in out,
         "own_paper": lambda: len([line for line in out.splitlines() if re.fullmatch(r"\s*-?\d\.\d{3}\s+-?\d\.\d{3}", line)]) == 4,
     }
