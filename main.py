@@ -47,7 +47,6 @@ import lightning as L  # noqa: E402
 import yaml  # noqa: E402
 from jsonargparse import ActionConfigFile, Namespace  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
-from lightning.pytorch.loggers import MLFlowLogger  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
 
 import callbacks  # noqa: E402
@@ -284,6 +283,7 @@ class CLI(LightningCLI):
             callbacks.NonFiniteGradients(),
             callbacks.Doctor(),
             callbacks.RolloutCheckpoint(),
+            callbacks.RunSummary(),
         ]
         trainer = self._get(self.config_init, "trainer")
         quiet = {
@@ -293,16 +293,6 @@ class CLI(LightningCLI):
         extra = [c for c in defaults if not any(isinstance(g, type(c)) for g in given) and not quiet.get(type(c).__name__, False)]
         trainer["callbacks"] = [*given, *extra]
         return super().instantiate_trainer(**kwargs)
-
-    def after_fit(self) -> None:
-        if not self.trainer.is_global_zero:
-            return
-        print(f"\nFiles of this run: {run_folder(self.trainer)}")
-        for logger in self.trainer.loggers:
-            if isinstance(logger, MLFlowLogger):
-                uri = logger._tracking_uri
-                how = "make ui" if uri == TRACKING_URI else f"mlflow ui --backend-store-uri {uri}"
-                print(f"Curves, configuration and completions: `{how}`, experiment {logger._experiment_name!r}, run {logger._run_name!r}")
 
 
 def main(args: list[str] | None = None) -> CLI:

@@ -20,6 +20,7 @@ from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.run_facts import RunFacts
 from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
+from callbacks.summary import RunSummary
 from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
 from callbacks.token_budget import TokenBudget
@@ -47,6 +48,7 @@ __all__ = [
     "RolloutCheckpoint",
     "RolloutProgress",
     "RunFacts",
+    "RunSummary",
     "SaturnCurriculum",
     "RolloutRecorder",
     "ScheduledKL",

@@ -1,0 +1,88 @@
+"""What a run ends with on the terminal: what was trained, how far it came, where everything is, what to do next."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import MLFlowLogger
+
+from support.runs import run_folder
+
+#: where `mlflow ui` looks without being told
+UI_DEFAULT = "sqlite:///mlflow.db"
+#: metric -> (its name in the table, digits)
+SHOWN = {
+    "val/pass@1": ("pass@1", 3),
+    "val/reward": ("reward", 3),
+    "val/cost": ("cost", 3),
+    "val/accuracy": ("accuracy", 3),
+    "val/loss": ("loss", 3),
+    "val/length": ("length in tokens", 1),
+    "val/thinking_rate": ("thinking rate", 3),
+    "val/truncated": ("cut off", 3),
+}
+
+
+class RunSummary(L.Callback):
+    """Remembers the first and the last validation of a run, over resumes, and prints them at its end with the places of all files."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.began = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self.first, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.first, self.last = dict(state_dict["first"]), dict(state_dict["last"])
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.began = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        found = {name: float(trainer.callback_metrics[name]) for name in SHOWN if name in trainer.callback_metrics}
+        self.first, self.last = self.first or found, found
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print("\n" + "\n".join(self.lines(trainer, pl_module)), flush=True)
+
+    def lines(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]:
+        """The summary of a run that has ended, a line each."""
+        on_policy = hasattr(pl_module, "last_rollout")
+        count = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        what = f"{type(pl_module).__name__}: {count} {'rollouts' if on_policy else 'steps'}"
+        if tokens := getattr(pl_module, "generated_tokens", 0):
+            what += f", {tokens:,} generated tokens"
+        lines = [f"{what}, {(time.monotonic() - self.began) / 60:.1f} minutes"]
+        for name, (short, digits) in SHOWN.items():
+            if name in self.last:
+                before = f"{self.first[name]:.{digits}f} -> " if name in self.first and self.first is not self.last else ""
+                lines.append(f"  {short:<17} {before}{self.last[name]:.{digits}f}")
+        folder = run_folder(trainer)
+        if folder.is_dir():
+            lines += [f"Files of this run: {folder}", *(f"  {text}" for text in self._files(folder))]
+        for logger in trainer.loggers:
+            if isinstance(logger, MLFlowLogger):
+                uri = str(logger._tracking_uri)
+                where = uri if uri.startswith("http") else "`mlflow ui`" if uri == UI_DEFAULT else f"`mlflow ui --backend-store-uri {uri}`"
+                lines.append(
+                    f"Curves, configuration and completions: {where}, experiment {logger._experiment_name!r}, run {logger._run_name!r}"
+                )
+        if checkpoints := sorted(folder.glob("checkpoints/rollout_*.ckpt")):
+            lines.append(
+                f"Next: `python main.py predict --ckpt_path {checkpoints[-1]}`, then `python -m support.inspect {folder}/predictions.jsonl`"
+            )
+        return lines
+
+    @staticmethod
+    def _files(folder: Path) -> list[str]:
+        """What lies in a run's folder, by kind."""
+        checkpoints = sorted(folder.glob("checkpoints/rollout_*.ckpt"))
+        found = [f"checkpoints/{checkpoints[-1].name}, {len(checkpoints)} kept"] if checkpoints else []
+        others = sorted(path for path in folder.iterdir() if path.name != "checkpoints")
+        return found + [f"{path.name}/" if path.is_dir() else path.name for path in others]
