@@ -6,7 +6,7 @@
     python main.py predict --ckpt_path runs/RUN/checkpoints/FILE.ckpt   # without --config: with that of the checkpoint's run
     python main.py plan --config ...                                    # batch arithmetic, memory, settings that do nothing; loads no weights
 
-Ends with status 2 after a mistake that the user can mend, and with 143 after SIGTERM, when the state has been saved.
+Ends with status 2 after a mistake that the user can mend, and with 143 after SIGTERM, 130 after Ctrl+C, when the state has been saved.
 
 Later --config files override earlier ones key by key, lists are replaced; the command line overrides both.
 """
@@ -330,8 +330,8 @@ def run() -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
+    except SIGTERMException as stop:
+        sys.exit(stop.code or 128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Checkpoints that count rollouts."""
 
 import os
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,12 @@ from support.runs import run_folder
 
 
 class RolloutCheckpoint(Checkpoint):
-    """Save the whole training state every n rollouts, at the end, and when the process is asked to stop (SIGTERM, a cluster's preemption).
+    """Save the whole training state every n rollouts, at the end, and when the process is asked to stop (SIGTERM, a cluster's preemption; Ctrl+C).
 
     Lightning's ModelCheckpoint counts optimiser steps and only looks at a rollout's end, so with several steps a rollout it
     saves seldom or never. A file is written beside its place, flushed to the disk and renamed: whatever happens, what stands there is whole. Where a
     validation follows a rollout, the state after the validation is saved, so that a resumed run neither skips nor repeats it; for that reason SIGTERM
-    lets a validation end.
+    lets a validation end. Ctrl+C does the same; a second one stops at once and saves nothing.
 
     Args:
         every_n_rollouts: 0 saves only at the end and on SIGTERM.
@@ -37,7 +40,7 @@ class RolloutCheckpoint(Checkpoint):
         self.every_n_rollouts, self.keep, self.folder = every_n_rollouts, keep, folder
         self.last_saved = -1
         self.saved: list[str] = []  # names in the folder
-        self.asked_to_end = False
+        self.asked_by = 0  # the signal's number
 
     def state_dict(self) -> dict[str, Any]:
         return {"saved": self.saved}
@@ -49,14 +52,30 @@ class RolloutCheckpoint(Checkpoint):
         # Lightning's handler, installed after this hook, would tell the other processes from within, while they wait for something else,
         # and end a validation half-way.
         trainer._signal_connector._sigterm_notifier_fn = self._note
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupted)
 
-    def _note(self, *_: Any) -> None:
-        self.asked_to_end = True
+    def _note(self, signum: int, *_: Any) -> None:
+        self.asked_by = signum
+
+    def _interrupted(self, signum: int, *_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._note(signum)
+        print(
+            "\nCtrl+C: the run ends after this rollout, and its state is saved. Press it again to stop at once.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def teardown(self, trainer, pl_module, stage):
+        if signal.getsignal(signal.SIGINT) == self._interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _end_if_asked(self, trainer: L.Trainer) -> None:
         """Between a rollout (and its validation) and the next: all processes end if one was asked to."""
-        asked = torch.tensor(float(self.asked_to_end), device=trainer.strategy.root_device)
-        if float(trainer.strategy.reduce(asked, reduce_op="max")):
+        asked = torch.tensor(float(self.asked_by), device=trainer.strategy.root_device)
+        self.asked_by = int(trainer.strategy.reduce(asked, reduce_op="max"))
+        if self.asked_by:
             trainer._signal_connector.received_sigterm = True
 
     def _folder(self, trainer: L.Trainer) -> Path:
@@ -116,9 +135,10 @@ class RolloutCheckpoint(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._done(trainer):
             self._save(trainer)
+            exception.code = 128 + (self.asked_by or signal.SIGTERM)
             if trainer.is_global_zero:
                 print(
-                    f"SIGTERM: the state after rollout {self._done(trainer)} is in {self._folder(trainer) / self.saved[-1]}; go on with --ckpt_path last.",
+                    f"{signal.Signals(self.asked_by or signal.SIGTERM).name}: the state after rollout {self._done(trainer)} is in {self._folder(trainer) / self.saved[-1]}; go on with --ckpt_path last.",
                     flush=True,
                 )
 

@@ -164,6 +164,31 @@ def test_sigterm_saves_and_says_so(command, tmp_path):
     assert metrics(folder) == metrics(undisturbed)
 
 
+def test_one_ctrl_c_saves_and_a_second_one_stops(command, tmp_path):
+    folder = tmp_path / "interrupted"
+    arguments = command("grpo", folder)
+    overlay = folder / "overlay.yaml"
+    overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
+    process = Command(arguments, folder)
+    wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process, 60) == 130
+    (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
+    log = (folder / "log.txt").read_text()
+    assert (
+        damage(saved) is None
+        and "Press it again to stop at once" in log
+        and f"SIGINT: the state after rollout {int(saved.stem[-6:])} is in" in log
+    )
+    twice = tmp_path / "twice"
+    process = Command(command("grpo", twice), twice)
+    wait_for(lambda: any(twice.glob("runs/*/completions/train_000001.json")))
+    os.kill(process.pid, signal.SIGINT)
+    wait_for(lambda: "Press it again" in (twice / "log.txt").read_text())
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process, 60) == 1 and "Traceback" not in (twice / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("told", ["one", "all"])
 def test_sigterm_ends_two_processes(told, command, tmp_path):
     """A cluster tells all processes; a person with `kill` tells the first, whatever the others are waiting for at that moment."""
