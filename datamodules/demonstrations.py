@@ -10,6 +10,7 @@ from datamodules.records import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
 from datamodules.sampler import PromptLoader, PromptSampler
 from datamodules.switching import switching_demonstrations
+from datamodules.trl import demonstration
 from support.errors import ConfigError
 from support.seeding import run_seed
 
@@ -23,7 +24,8 @@ PROCEDURAL = {
 
 
 class Demonstrations(L.LightningDataModule):
-    """Rows with `prompt`, `response` and an optional `prefix` of the response that is given and not learned.
+    """Rows with `prompt`, `response` and an optional `prefix` of the response that is given and not learned; of files also TRL's, with `prompt` and
+    `completion`, or `messages`.
 
     Args:
         source: arithmetic, switching, rambling, records, reasoning_gym, or a file, folder or hub data set as in `FilePrompts`.
@@ -59,7 +61,7 @@ class Demonstrations(L.LightningDataModule):
         if self.source in PROCEDURAL:
             rows = PROCEDURAL[self.source](self.train_size + self.val_size, self.seed)
         else:
-            rows = read_rows(self.source, columns=self.columns)
+            rows = [demonstration(row) for row in read_rows(self.source, columns=self.columns)]
         check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"))
         if len(rows) <= self.val_size:
             raise ConfigError(f"{self.source} has {len(rows)} rows, of which {self.val_size} are to be held out; lower data.val_size.")

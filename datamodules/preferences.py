@@ -1,4 +1,4 @@
-"""Preference pairs in PKU-SafeRLHF's and Anthropic HH's formats."""
+"""Preference pairs in the formats of PKU-SafeRLHF, Anthropic HH and TRL."""
 
 import re
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.rows import Row, check_rows, read_rows
 from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.trl import preference
 from support.errors import ConfigError
 from support.prompts import split_by_prompt
 from support.seeding import run_seed
@@ -21,7 +22,7 @@ class PairSource:
     Args:
         source: a file, a folder or owner/name on the hub. split, subset: of a hub data set.
         format: pku has prompt, response_0, response_1, is_response_0_safe, is_response_1_safe, better_response_id, safer_response_id; hh has
-            chosen and rejected dialogues.
+            chosen and rejected dialogues; trl has chosen and rejected as texts or messages, with a prompt or with it as their first messages.
         columns: the format's column name -> the data's.
         limit: rows used; all if None.
     """
@@ -29,7 +30,7 @@ class PairSource:
     source: str
     split: str = "train"
     subset: str | None = None
-    format: Literal["pku", "hh"] = "pku"
+    format: Literal["pku", "hh", "trl"] = "pku"
     columns: dict[str, str] | None = None
     limit: int | None = None
 
@@ -39,6 +40,9 @@ class PairSource:
         if self.format == "hh":
             check_rows(raw, self.source, ("chosen", "rejected"))
             return [{"id": row["id"], **_from_hh(row)} for row in raw]
+        if self.format == "trl":
+            check_rows(raw, self.source, ("chosen", "rejected"), texts=False)
+            return check_rows([preference(row) for row in raw], self.source, ("prompt", "response_0", "response_1"))
         check_rows(raw, self.source, ("prompt", "response_0", "response_1", "better_response_id"))
         for row in raw:
             for column in ("better_response_id", "safer_response_id"):

@@ -103,8 +103,11 @@ def _files(path: Path, split: str) -> tuple[str, list[str]]:
     return FORMATS[suffixes.pop()], [str(f) for f in files]
 
 
-def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt",)) -> list[Row]:
+def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt",), texts: bool = True) -> list[Row]:
     """Refuse an empty data set and rows without a required column; give rows their `id`.
+
+    Args:
+        texts: whether responses must be texts; TRL's may be messages.
 
     Raises:
         ConfigError: naming the place, the row's number and the column.
@@ -119,7 +122,7 @@ def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt
                     f"row {number} of {where} cannot be used: {found}. Name the right column in data.columns, drop the row, or list in data.required only "
                     "what the rewards need."
                 )
-        for column in TEXTS.intersection(required):
+        for column in TEXTS.intersection(required) if texts else ():
             if not isinstance(row[column], str):
                 raise ConfigError(f"row {number} of {where} has {str(row[column])[:40]!r} as its {column!r}; it must be a text.")
         if "prompt" in required:

@@ -1,10 +1,11 @@
 """What a completion earns: the interface, and the checks that every reward passes through."""
 
+import asyncio
 import importlib
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,7 +132,7 @@ def needs(reward: Reward, row: dict[str, Any], *columns: str) -> None:
 
 
 class FunctionReward(Reward):
-    """A plain function f(prompts, completions, **columns) -> list of numbers, as TRL calls them.
+    """A plain function f(prompts, completions, **columns) -> list of numbers, as TRL calls them; `async` ones too.
 
     The function receives the data columns as lists of the same length, and what of `completion_ids` it names or takes by **kwargs.
     None means "does not apply".
@@ -139,13 +140,22 @@ class FunctionReward(Reward):
     Args:
         function: the function, or its import path such as mypackage.rewards.brevity.
         weight: factor in the total. name: the function's name by default.
+        completions: what the function gets: as_prompt is TRL's rule, a text for a prompt that is a text and a list of one assistant's message for one that is
+            a list of messages; text is a text always.
         waits: it spends its time waiting (for a judge, a sandbox): score on a thread while more prompts are generated.
     """
 
     may_abstain = True
 
-    def __init__(self, function: str | Callable[..., Any], weight: float = 1.0, name: str | None = None, waits: bool = False) -> None:
-        self.waits = waits
+    def __init__(
+        self,
+        function: str | Callable[..., Any],
+        weight: float = 1.0,
+        name: str | None = None,
+        waits: bool = False,
+        completions: Literal["as_prompt", "text"] = "as_prompt",
+    ) -> None:
+        self.waits, self.as_prompt = waits, completions == "as_prompt"
         self.function = _imported(function) if isinstance(function, str) else function
         super().__init__(weight, name or getattr(self.function, "__name__", "function"))
 
@@ -156,6 +166,9 @@ class FunctionReward(Reward):
 
     def score(self, batch: RolloutBatch) -> list[float]:
         given: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}
+        if self.as_prompt:
+            pairs = zip(given["prompts"], batch.completions, strict=True)
+            given["completions"] = [[{"role": "assistant", "content": t}] if isinstance(p, list) else t for p, t in pairs]
         columns = {key for row in batch.rows for key in row} - {"prompt", "prompts", "completions"}
         given |= {key: batch.column(key) for key in columns}
         given["completion_ids"] = [ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
@@ -163,6 +176,8 @@ class FunctionReward(Reward):
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             given = {key: value for key, value in given.items() if key in {p.name for p in parameters}}
         returned = self.function(**given)
+        if inspect.isawaitable(returned):
+            returned = asyncio.run(_awaited(returned))
         if not hasattr(returned, "__len__"):
             raise ConfigError(
                 f"the reward function {self.name!r} returned {type(returned).__name__}; it must return a list with a number (or None) for each completion."
@@ -175,6 +190,10 @@ class FunctionReward(Reward):
                 "where it does not apply."
             )
         return [math.nan if value is None else float(value) for value in values]
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def _imported(path: str) -> Callable[..., Any]:
