@@ -42,6 +42,7 @@ class Paper:
         arms: arm -> command-line arguments behind the configuration, or all of them if they begin with --config; one arm is "grpo".
         columns: heading -> metric, shown before the first rollout (val/ only) and at the end.
         expect: what the specification of its miniature asks for.
+        validate_every: rollouts; few, so that arms can be compared at equal tokens.
     """
 
     config: str
@@ -49,6 +50,7 @@ class Paper:
     arms: dict[str, list[str]]
     columns: dict[str, str]
     expect: str
+    validate_every: int = 5
 
 
 RIGHT, GRADED = "{class_path: rewards.ExactAnswer}", "{class_path: rewards.GradedAnswer}"
@@ -152,7 +154,8 @@ PAPERS: dict[str, Paper] = {
             "pass@1 (2,3,6)": "val/pass1/sat-2-3-6",
             "level": "train/curriculum_level",
         },
-        expect="the level advances at least twice, at a pass@1 of 20 points above a blind guess's",
+        expect="The level advances at least twice, at a pass@1 of 20 points above a blind guess's.",
+        validate_every=10,  # it decides when the level advances
     ),
     "self_verify": Paper(
         config="configs/self_verify.yaml",
@@ -165,7 +168,8 @@ PAPERS: dict[str, Paper] = {
             "majority": "val/majority",
             "yes rate": "val/yes_rate",
         },
-        expect="balanced accuracy of verdicts above 0.7, pass@1 not below that of solving alone, the weighted vote not below the majority's",
+        expect="Balanced accuracy of verdicts above 0.7, pass@1 not below that of solving alone, the weighted vote not below the majority's.",
+        validate_every=10,
     ),
     "still3": Paper(
         config="configs/still3.yaml",
@@ -191,7 +195,7 @@ PAPERS: dict[str, Paper] = {
             "val truncated": "val/truncated",
             "completion ratio": "train/completion_ratio",
         },
-        expect="with the length reward: longer completions, fewer that end, a lower pass@1 than without it",
+        expect="With the length reward: longer completions, fewer that end, a lower pass@1 than without it.",
     ),
     "think_json": Paper(
         config="configs/think_json.yaml",
@@ -210,7 +214,8 @@ PAPERS: dict[str, Paper] = {
             "exact": "val/pass1",
             "format": "val/reward/think_answer_format",
         },
-        expect="the parse rate rises from below 30 % to above 90 %, and M after it",
+        expect="The parse rate rises from below 30 % to above 90 %, and M after it.",
+        validate_every=10,
     ),
 }
 
@@ -221,6 +226,7 @@ def run_arm(name: str, paper: Paper, arm: str, seed: int) -> None:
     own = [] if given and given[0].startswith("--config") else [f"--config={paper.config}"]
     label = f"{name} {arm} {seed}"
     settings = [f"--seed_everything={seed}", f"--trainer.max_steps={paper.rollouts}", f"--trainer.default_root_dir={RESULTS}"]
+    settings.append(f"--trainer.val_check_interval={paper.validate_every}")
     logger = ["--trainer.logger.init_args.tracking_uri=" + URI, f"--trainer.logger.init_args.run_name={label}"]
     cli = command_line(["fit", *own, *given, *settings, *logger])
     plan = cli.model.batch
