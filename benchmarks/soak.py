@@ -67,10 +67,11 @@ class Server:
 
 
 def begin(folder: Path, uri: str, rollouts: int) -> subprocess.Popen:
-    reward = '[{"class_path":"rewards.FunctionReward","init_args":{"function":"benchmarks.soak.digits"}}]'
+    reward = '[rewards.ExactAnswer,{"class_path":"rewards.FunctionReward","init_args":{"function":"benchmarks.soak.digits","weight":0.1}}]'
     arguments = [
         f"--config={ROOT}/configs/grpo.yaml", f"--model.policy.model={ROOT}/assets/tiny_reasoner", "--model.batch.prompts_per_rollout=4",
-        "--model.batch.group_size=4", "--model.sampling.max_new_tokens=24", "--model.evaluation.sampling.max_new_tokens=24", f"--model.rewards={reward}",
+        "--model.batch.group_size=4", "--model.sampling.max_new_tokens=48", "--model.evaluation.sampling.max_new_tokens=48", f"--model.rewards={reward}",
+        "--model.optimizer.init_args.lr=2e-5",
         "--data.train_size=512", "--data.val_size=16", f"--trainer.max_steps={rollouts}", "--trainer.val_check_interval=25",
         '--trainer.callbacks=[{"class_path":"callbacks.RolloutCheckpoint","init_args":{"every_n_rollouts":10}}]', "--trainer.enable_progress_bar=false",
         "--ckpt_path=last",
