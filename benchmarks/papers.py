@@ -347,11 +347,13 @@ def main(run: bool = True, only: str | None = None, seeds: int = len(SEEDS)) -> 
                     run_arm(name, paper, arm, seed)
     found = table()
     print(found)
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    atomic_write_text(PAGE, f"{before}{BEGIN}\n{found}\n{END}{rest.partition(END)[2]}")
     for name, paper in PAPERS.items():
         if all(results(name, paper, arm) for arm in paper.arms):
             plot(name, paper)
+            page = "s_grpo" if name == "t_spmo" else name
+            found += f"\n\n[{name}]({page}.md). {paper.expect}\n\n![{name}](plots/papers/{name}.png)"
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    atomic_write_text(PAGE, f"{before}{BEGIN}\n{found}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
