@@ -67,7 +67,7 @@ class RolloutCheckpoint(Checkpoint):
             flush=True,
         )
 
-    def teardown(self, trainer, pl_module, stage):
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         if signal.getsignal(signal.SIGINT) == self._interrupted:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

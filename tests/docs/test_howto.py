@@ -15,7 +15,7 @@ from main import main
 from support import inspect
 
 ROOT = Path(__file__).resolve().parents[2]
-ELSEWHERE = {"lm_eval": "tests/ecosystem/test_lm_eval.py"}  # pages that need a package more, and the test that follows them
+ELSEWHERE = {"lm_eval": "tests/ecosystem/test_lm_eval.py", "mistakes": "tests/test_newcomer.py"}  # pages that other tests follow
 PAGES = sorted(page for page in (ROOT / "docs/howto").glob("*.md") if page.stem not in ELSEWHERE)
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^    python (.+)$", re.MULTILINE)

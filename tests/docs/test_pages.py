@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 QUOTE = re.compile(r"^\|[^`]*\| `([\w/]+\.py)` \| `(.+)` \|$", re.MULTILINE)
+MISSPELT = "configs/gpro.yaml"  # by docs/howto/mistakes.md, on purpose
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -18,7 +19,7 @@ def test_quotes_links_and_configurations_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
     for path in re.findall(r"\b(?:configs|benchmarks|tests|docs|objectives|lightning_modules)/[\w./]+\.(?:py|yaml)\b", text):
-        assert (ROOT / path).is_file(), f"{page.name} names {path}"
+        assert (ROOT / path).is_file() or path == MISSPELT, f"{page.name} names {path}"
 
 
 def test_method_pages_quote_their_formulas():
