@@ -163,10 +163,10 @@ PAPERS: dict[str, Paper] = {
         arms={"self_verify": [], "grpo": ["--model.verification.share=0.0"]},
         columns={
             "val pass@1": "val/pass1",
-            "verify balanced accuracy": "val/verify_balanced",
+            "balanced accuracy of verdicts": "val/verify_balanced",
+            "right verdicts in training": "train/verify_accuracy",
             "vote": "val/vote",
             "majority": "val/majority",
-            "yes rate": "val/yes_rate",
         },
         expect="Balanced accuracy of verdicts above 0.7, pass@1 not below that of solving alone, the weighted vote not below the majority's.",
         validate_every=10,

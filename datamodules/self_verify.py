@@ -85,7 +85,7 @@ def check(steps: str, carry: bool, proposed: str) -> tuple[str, bool]:
 
 
 class VerifyDemonstrations(Demonstrations):
-    """Sums, half of them to be solved and half to be checked: worked out beside the proposed digits, then a verdict that is sometimes blind.
+    """Sums, a third of them to be solved and the others to be checked: worked out beside the proposed digits, then a verdict that is sometimes blind.
 
     Args:
         batch_size, train_size, val_size, seed: as in `Demonstrations`.
@@ -123,5 +123,5 @@ class VerifyDemonstrations(Demonstrations):
     def setup(self, stage: str) -> None:
         rng, size = random.Random(derive_seed("verify demonstrations", self.seed)), self.train_size + self.val_size
         solve = arithmetic_demonstrations(size, self.seed)
-        rows = [solve[i] if i % 2 else self._question(rng) for i in range(size)]
+        rows = [self._question(rng) if i % 3 else solve[i] for i in range(size)]
         self.train_data, self.val_data = rows[self.val_size :], rows[: self.val_size]

@@ -279,8 +279,8 @@ def test_demonstrations_say_the_truth_unless_blind():
         data = VerifyDemonstrations(train_size=400, val_size=4, prompt="<problem> <solution>. Right?", blind=blind, seed=1)
         data.setup("fit")
         asked = [(row["prompt"].split(" "), row["response"]) for row in data.train_data if row["prompt"].endswith("Right?")]
-        assert len(asked) == 200 and not any(is_held_out(prompt[0]) for prompt, _ in asked)
-        given[blind] = sum((verdict == "</think>Yes") == ("!" not in worked) for worked, verdict in map(apart, asked)) / 200
+        assert len(asked) in (266, 267) and not any(is_held_out(prompt[0]) for prompt, _ in asked)
+        given[blind] = sum((verdict == "</think>Yes") == ("!" not in worked) for worked, verdict in map(apart, asked)) / len(asked)
         for (
             prompt,
             response,
