@@ -257,8 +257,8 @@ def tokens(result: dict[str, Any]) -> list[float]:
 
 
 def at(curve: Curve, fraction: float) -> float:
-    """The value at the beginning or the end of a curve: one validation, or the mean of a tenth of the rollouts."""
-    width = max(1, len(curve) // 10) if len(curve) > 20 else 1
+    """The value at the beginning or the end of a curve: of validations the first, or the mean of the last three; of rollouts the mean of a tenth."""
+    width = len(curve) // 10 if len(curve) > 20 else 1 if fraction == 0 else min(3, len(curve) // 3 or 1)
     part = curve[:width] if fraction == 0 else curve[-width:]
     return mean(value for _, value in part)
 
@@ -303,7 +303,10 @@ def rows_of(name: str, paper: Paper) -> list[str]:
 
 
 def table() -> str:
-    lines = ["| paper | arm | seeds | start → end, mean ± 95 % interval over seeds | tokens |", "|---|---|---|---|---|"]
+    lines = [
+        "| paper | arm | seeds | start → end (mean of the last three validations), mean ± 95 % interval over seeds | tokens |",
+        "|---|---|---|---|---|",
+    ]
     for name, paper in PAPERS.items():
         lines += rows_of(name, paper)
     return "\n".join(lines)
