@@ -11,8 +11,8 @@ from rollouts import RolloutBatch
 from support.files import atomic_write_text
 from support.runs import mlflow_runs, run_folder
 
-#: the tag in which MLflow's pages look for tables
-TABLES = "mlflow.loggedArtifacts"
+#: the tag in which MLflow's pages look for tables, and its greatest length, beyond which MLflow cuts it off
+TABLES, LONGEST = "mlflow.loggedArtifacts", 8000
 
 
 def table(batch: RolloutBatch, prompts: int) -> dict[str, list[Any]]:
@@ -30,6 +30,13 @@ def table(batch: RolloutBatch, prompts: int) -> dict[str, list[Any]]:
     if batch.advantages is not None and batch.advantages.dim() == 1:
         columns["advantage"] = batch.advantages[rows].tolist()
     return columns
+
+
+def newest(tables: list[dict[str, str]]) -> str:
+    """As JSON, as many of the last tables as one tag can name; the others are artifacts all the same."""
+    while len(text := json.dumps(tables)) > LONGEST:
+        tables = tables[1:]
+    return text
 
 
 class CompletionsTable(L.Callback):
@@ -56,7 +63,7 @@ class CompletionsTable(L.Callback):
             client.log_artifact(run, str(run_folder(trainer) / name), "completions")
             tables = json.loads(client.get_run(run).data.tags.get(TABLES, "[]"))
             if (entry := {"path": name, "type": "table"}) not in tables:
-                client.set_tag(run, TABLES, json.dumps([*tables, entry]))
+                client.set_tag(run, TABLES, newest([*tables, entry]))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1

@@ -18,7 +18,7 @@ def means(module: "OnPolicyModule", rows: dict[str, Tensor]) -> dict[str, float]
     """Mean of every quantity over the rows of all processes that have it (are not NaN)."""
     found = torch.stack([value.double() for value in rows.values()])
     totals = module.summed(torch.stack([found.nan_to_num(0.0).sum(1), (~found.isnan()).sum(1).double()]))
-    return dict(zip(rows, (totals[0] / totals[1]).tolist(), strict=True))
+    return {name: total / count for name, total, count in zip(rows, *totals.tolist(), strict=True) if count}
 
 
 def log_rollout(

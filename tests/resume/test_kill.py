@@ -63,6 +63,17 @@ METHODS = {
         },
         "data": {"train_size": 30, "val_size": 6, "safety_size": 30, "preferences": PAIRS},
     }),
+    # Papers whose reward, sampler, callback or module has a state of its own.
+    "hapo": ("hapo", "reasoner", {"model": MODEL | {"rewards": [*JUDGE, part("rewards.HAPO", correctness="length_reward")]}}),
+    "laser_d": ("laser_d", "reasoner", {
+        "model": MODEL | {"rewards": [*JUDGE, part("rewards.LaserD", correctness="length_reward")]},
+        "callbacks": [part("callbacks.LaserMonitor", every_n_rollouts=3, size=4, samples=3, shortest=2, longest=8, interval=2)],
+    }),
+    "greso": ("greso", "reasoner", {"model": MODEL | {"batch": MODEL["batch"] | {"refill": 1.0}}, "callbacks": [LEDGER, part("callbacks.GRESO")]}),
+    "one_shot": ("one_shot", "reasoner", {"model": MODEL, "callbacks": [LEDGER, part("callbacks.OneShot", ids=["137+776=?"])]}),
+    "t_spmo": ("t_spmo", "reasoner", {"model": MODEL | {"policy": {"lora": {"r": 4, "alpha": 8, "target_modules": "all-linear"}}}}),
+    "self_verify": ("self_verify", "reasoner", {"model": MODEL}),
+    "still3": ("still3", "reasoner", {"model": MODEL}),
     "sft": ("sft", "reasoner", {"model": {"optimizer": MODEL["optimizer"]}, "data": {"train_size": 30, "val_size": 6, "batch_size": 4}}),
 }  # fmt: skip
 
@@ -90,7 +101,8 @@ def command(reasoner, assistant, tmp_path, empty_store):
         if method == "sft":
             overlay["trainer"]["limit_val_batches"] = 1
         (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
-        return [f"--config={ROOT}/configs/{config}.yaml", "--config=overlay.yaml"]
+        first = [f"--config={ROOT}/configs/laser.yaml"] if config == "laser_d" else []
+        return [*first, f"--config={ROOT}/configs/{config}.yaml", "--config=overlay.yaml"]
 
     return made
 
@@ -141,8 +153,9 @@ def test_a_killed_run_ends_as_the_undisturbed_one(method, command, tmp_path):
 
 
 @pytest.mark.long
-def test_two_processes_that_are_killed_end_as_undisturbed_ones(command, tmp_path):
-    kill_and_compare("grpo", command, tmp_path, Command, max(1, KILLS // 5), TWO)
+@pytest.mark.parametrize("method", ["grpo", "hc_rlhf"])
+def test_two_processes_that_are_killed_end_as_undisturbed_ones(method, command, tmp_path):
+    kill_and_compare(method, command, tmp_path, Command, KILLS, TWO)
 
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
