@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 
 from support.files import fingerprint
-from support.records import Facts, record
+from support.records import TRAINING, Facts, record
 from support.runs import mlflow_runs
 from support.seeding import run_seed
 
@@ -31,6 +31,7 @@ class RunFacts(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         for client, run in mlflow_runs(trainer):
+            record(client, run, "experiment", {"kind": TRAINING})
             params, data = parameters(trainer, pl_module, self.method), getattr(trainer, "datamodule", None)
             known = client.get_run(run).data
             for name, value in params.items():

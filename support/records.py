@@ -25,7 +25,7 @@ from support.runs import mlflow_runs
 
 #: folders of more bytes are not copied into MLflow
 LARGEST = 2 * 1024**3
-PARENT = "mlflow.parentRunId"
+PARENT, KIND, TRAINING = "mlflow.parentRunId", "mlflow.experimentKind", "custom_model_development"
 Facts = dict[str, Any]
 
 
@@ -42,6 +42,13 @@ def record(client: Any, run: str, kind: str, facts: Facts) -> None:
         RECORDS[kind](client, run, facts)
     except Exception as error:  # a server that is away or too old is no reason to stop a training
         print(f"MLflow does not take a {kind} ({type(error).__name__}: {str(error)[:300]}); the run goes on without.", file=sys.stderr)
+
+
+def experiment(client: Any, run: str, facts: Facts) -> None:
+    """Pages for training in the run's experiment, unless someone has chosen: MLflow takes an experiment with traces for one of a chat application."""
+    here = client.get_run(run).info.experiment_id
+    if KIND not in client.get_experiment(here).tags:
+        client.set_experiment_tag(here, KIND, facts["kind"])
 
 
 def dataset(client: Any, run: str, facts: Facts) -> None:
@@ -62,7 +69,7 @@ def dataset(client: Any, run: str, facts: Facts) -> None:
 
 def trace(client: Any, run: str, facts: Facts) -> None:
     """A prompt group: the prompt as input, a span a completion, mean rewards as assessments, the answer as the expectation."""
-    experiment = client.get_run(run).info.experiment_id
+    place = client.get_run(run).info.experiment_id
     number = fingerprint([run, facts["name"], facts["prompt_id"]])
     identity, tracing = f"tr-{number[:32]}", TracingClient(client.tracking_uri)
     try:
@@ -109,30 +116,29 @@ def trace(client: Any, run: str, facts: Facts) -> None:
     tracing.start_trace(
         TraceInfo(
             trace_id=identity,
-            trace_location=TraceLocation.from_experiment_id(experiment),
+            trace_location=TraceLocation.from_experiment_id(place),
             request_time=now,
             state=TraceState.OK,
             request_preview=str(facts["prompt"])[:1000],
             response_preview=outputs[0][:1000] if outputs else "",
-            execution_duration=1,
             trace_metadata={"mlflow.sourceRun": run},
             tags={"mlflow.traceName": facts["name"], "rollout": str(facts["rollout"])},
             assessments=assessments,
         )
     )
-    tracing.log_spans(experiment, spans)
+    tracing.log_spans(place, spans)
 
 
 def stage(client: Any, run: str, facts: Facts) -> None:
     """A child run of a stage, made when it is first written to: its parameters, metrics at a step, and its end."""
-    experiment = client.get_run(run).info.experiment_id
+    place = client.get_run(run).info.experiment_id
     query = f"tags.`{PARENT}` = '{run}' and tags.stage = '{facts['stage']}'"
-    found = client.search_runs([experiment], query, max_results=1)
+    found = client.search_runs([place], query, max_results=1)
     if found:
         child = found[0].info.run_id
     else:
         tags = {PARENT: run, "stage": str(facts["stage"]), "mlflow.runName": facts["name"]}
-        child = client.create_run(experiment, start_time=facts["time_ms"], tags=tags).info.run_id
+        child = client.create_run(place, start_time=facts["time_ms"], tags=tags).info.run_id
     known = found[0].data.params if found else {}
     params = [Param(key, str(value)) for key, value in facts.get("params", {}).items() if key not in known]
     metrics = [Metric(key, value, facts["time_ms"], facts["step"]) for key, value in facts.get("metrics", {}).items()]
@@ -165,7 +171,13 @@ def model(client: Any, run: str, facts: Facts) -> None:
         client.set_registered_model_alias(facts["name"], facts["alias"], made.version)
 
 
-RECORDS: dict[str, Callable[[Any, str, Facts], None]] = {"dataset": dataset, "trace": trace, "stage": stage, "model": model}
+RECORDS: dict[str, Callable[[Any, str, Facts], None]] = {
+    "experiment": experiment,
+    "dataset": dataset,
+    "trace": trace,
+    "stage": stage,
+    "model": model,
+}
 
 
 def now_ms() -> int:

@@ -58,7 +58,8 @@ def main(
     comparison = Comparison(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), tokens, FOLDER)
     failed: list[str] = []
     if run:
-        FORKS.set_forkserver_preload(["main"])
+        # All of the code at once, so that an edit while the comparison runs does not reach half of its runs.
+        FORKS.set_forkserver_preload(["__main__", "support.compare.runs", "main"])
         wanted = [(name, seed) for seed in range(seeds) for name in every]
         missing = [(name, seed) for name, seed in wanted if comparison.finished(name, every[name], seed) is None]
         print(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them done before.", flush=True)
@@ -98,6 +99,7 @@ def write(comparison: Comparison, found: dict[str, list[Result]], methods: dict[
     atomic_write_text(path, page.html())
     client, parent = comparison.client, comparison.parent
     client.log_artifact(parent, str(path))
+    client.set_tag(parent, "mlflow.note.content", page.markdown())
     for name, rows in shown.items():
         client.log_metric(parent, f"pass1/{name}", mean(row.values["val/pass1"] for row in rows))
         client.log_metric(parent, f"length/{name}", mean(row.values["val/length"] for row in rows))

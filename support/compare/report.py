@@ -16,7 +16,7 @@ STYLE = """
 *{box-sizing:border-box}body{font:15px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:var(--ink);max-width:78rem;margin:0 auto;padding:2rem 1.5rem 4rem;background:#fff}
 h1{font-size:1.7rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2.4rem 0 .5rem}p{max-width:62rem;margin:.4rem 0}.soft,caption{color:var(--soft)}
 .facts{display:flex;flex-wrap:wrap;gap:.6rem;margin:1.1rem 0}.facts div{border:1px solid var(--line);border-radius:.5rem;padding:.45rem .8rem}
-.facts b{display:block;font-size:1.05rem}.facts span{color:var(--soft);font-size:.8rem}
+.facts b{display:block;font-size:.95rem}.facts span{color:var(--soft);font-size:.8rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.38rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th{font-size:.8rem;font-weight:600;color:var(--soft);border-bottom:2px solid #c7ced5;vertical-align:bottom}th small{font-weight:400}
@@ -143,6 +143,19 @@ class Report:
             return ""
         return "up" if (found.mean > 0) == column.larger else "down"
 
+    def markdown(self) -> str:
+        """The table in short, for the description of the parent run."""
+        shown = [column for column in COLUMNS if column.start]
+        lines = [f"| method | {' | '.join(f'{c.heading}, {c.unit}' for c in shown)} |", "|---" * (len(shown) + 1) + "|"]
+        for name, results in self.found.items():
+            cells = []
+            for column in shown:
+                found = interval(list(by_seed(results, column.value).values()))
+                half = "" if found is None or math.isnan(found.half) else f" ± {found.half:.{column.digits}f}"
+                cells.append("" if found is None else f"{found.mean:.{column.digits}f}{half}")
+            lines.append(f"| {self.titles[name]} | {' | '.join(cells)} |")
+        return "Means over seeds ± half of a 95 % interval; report.html has the rest.\n\n" + "\n".join(lines)
+
     def help_table(self) -> str:
         """HC-RLHF before and after."""
         rows = []
@@ -202,7 +215,7 @@ READING = (
     "intervals say how much would change with other random numbers on these problems, and nothing about other problems. "
     '<span class="up">Green</span> and <span class="down">red</span> are better and worse than the same run\'s start, where the interval of that difference '
     'excludes zero; <span class="best">bold</span> is best of all, where the interval of the difference from every other method excludes zero (no correction '
-    "for the number of comparisons). Length and thinking have no sign by themselves: shorter is cheaper. Rewards are each method's own and do not compare between "
+    "for the number of comparisons). A shorter length counts as better, since it is cheaper. With one seed there are no intervals, and nothing is marked. Rewards are each method's own and do not compare between "
     "methods. Time is that of the whole run on this machine, with its evaluations."
 )
 HELP_READING = (

@@ -13,8 +13,9 @@ from mlflow.entities import Run
 from support.compare.methods import Method, arguments
 from support.errors import ConfigError
 from support.files import fingerprint
+from support.records import KIND, PARENT, TRAINING
 
-EXPERIMENT, PARENT = "compare", "mlflow.parentRunId"
+EXPERIMENT = "compare"
 #: imports once, and gives every run a process of its own that has imported everything
 FORKS = multiprocessing.get_context("forkserver")
 Curve = list[tuple[float, float]]
@@ -49,7 +50,9 @@ class Comparison:
         self.uri, self.tokens, self.folder = uri, tokens, folder
         self.client = mlflow.MlflowClient(uri)
         found = self.client.get_experiment_by_name(EXPERIMENT)
-        self.experiment: str = found.experiment_id if found is not None else self.client.create_experiment(EXPERIMENT)
+        self.experiment: str = (
+            found.experiment_id if found is not None else self.client.create_experiment(EXPERIMENT, tags={KIND: TRAINING})
+        )
         self.task = fingerprint([Path("configs/compare.yaml").read_text(), tokens])[:12]
         self.parent = self._parent()
 

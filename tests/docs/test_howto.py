@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from jsonargparse import auto_parser
 
 from main import main
 from support import inspect
+from support.compare import __main__ as compare
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = {"lm_eval": "tests/ecosystem/test_lm_eval.py", "mistakes": "tests/test_newcomer.py"}  # pages that other tests follow
@@ -63,6 +65,9 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
                 main([*given, *small(command, number, reasoner)])
             elif given[0] == "support.inspect":
                 assert inspect.main(given[1:]).is_file()
+            elif given[0] == "support.compare":  # the runs themselves: tests/support/test_compare.py
+                asked = auto_parser(compare.main, as_positional=False).parse_args(given[1:])
+                assert compare.chosen(asked.methods, asked.objectives)
             elif given[0] == "pytest":
                 module = importlib.import_module(Path(given[1]).stem)
                 [getattr(module, name)() for name in dir(module) if name.startswith("test_")]
@@ -83,6 +88,8 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
             and "of them trained" in out
         ),
         "resume": lambda: "Last checkpoint of lightning_modules.GRPO: runs/local/checkpoints/rollout_000001.ckpt" in out,
+        "compare": lambda: "Batch plan: 2 prompts x 2 completions" in out,
+        "mlflow": lambda: out.count("Batch plan: 2 prompts x 2 completions") == 2,
         "own_paper": lambda: len([line for line in out.splitlines() if re.fullmatch(r"\s*-?\d\.\d{3}\s+-?\d\.\d{3}", line)]) == 4,
     }
     assert checks[page.stem](), out

@@ -147,6 +147,7 @@ def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch):
     assert child.data.tags[PARENT] == parent.info.run_id and child.info.run_name == "grpo, seed 0"
     assert parent.data.metrics["pass1/grpo"] == child.data.metrics["val/pass1"]
     assert [item.path for item in client.list_artifacts(parent.info.run_id)] == ["report.html"]
+    assert f"| GRPO | {child.data.metrics['val/pass1']:.3f} |" in parent.data.tags["mlflow.note.content"]
     comparison = Comparison(store, 4000, Path("runs/compare"))
     assert comparison.parent == parent.info.run_id
     result = comparison.result(child, 0)

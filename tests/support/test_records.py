@@ -158,6 +158,7 @@ def test_a_run_says_what_it_is_and_a_resume_repeats_nothing(here, reasoner, stor
     assert params["rewards"] == "exact_answer, soft_overlong" and params["model"] == Path(reasoner).name
     assert (tags["method"], tags["paper"], tags["seed"]) == ("grpo+dapo", "2402.03300, 2503.14476", "3")
     assert tags["resumed_from"].endswith("rollout_000002.ckpt")
+    assert store.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
     contexts = {tag.value: json.loads(one.dataset.profile)["num_rows"] for one in run.inputs.dataset_inputs for tag in one.tags}
     assert contexts == {"training": 64, "validation": 8} and len(run.inputs.dataset_inputs) == 2
     found = traces(store)
