@@ -90,6 +90,8 @@ class SaveConfig(SaveConfigCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, str(path), skip_unset=False, overwrite=True)
         values = flattened(self.config.as_dict() if isinstance(self.config, Namespace) else dict(self.config))
+        if "config" in values:  # else a list of objects, which the compare page shows first
+            values["config"] = ", ".join(str(path) for path in values["config"] or [])
         for client, run in mlflow_runs(trainer):
             client.log_artifact(run, str(path), "config")
             # The logger would cut values at 250 characters; MLflow holds 6000.
