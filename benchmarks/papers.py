@@ -186,7 +186,7 @@ PAPERS: dict[str, Paper] = {
                 "--model.sampling.max_new_tokens=48",
                 "--model.evaluation.sampling.max_new_tokens=48",
                 "--model.batch.prompts_per_rollout=8",
-                "--model.optimizer.init_args.lr=6e-4",
+                "--model.optimizer.init_args.lr=2e-4",
             ],
         },
         columns={

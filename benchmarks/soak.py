@@ -54,7 +54,7 @@ class Server:
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         log = (self.folder / "server.log").open("a")
         self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(240):
+        for _ in range(1200):  # ten minutes, for a machine that is busy
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1)
                 return
@@ -168,6 +168,7 @@ def main(rollouts: int = 1000, seed: int = 0, every: float = 60.0, out: str = "r
     calm.mkdir(parents=True), rough.mkdir()
     started = time.monotonic()
     samples = np.array(undisturbed(calm, rollouts))
+    (folder / "samples.json").write_text(json.dumps(samples.tolist()))
     half = time.monotonic()
     counts = disturbed(rough, rollouts, random.Random(seed), every)
     minutes = [(half - started) / 60, (time.monotonic() - half) / 60]
@@ -184,7 +185,6 @@ def main(rollouts: int = 1000, seed: int = 0, every: float = 60.0, out: str = "r
     for name, column, unit in (("resident memory", 1, "MB"), ("open files", 2, "files")):
         line = linregress(later[:, 0] / 3600, later[:, column])
         print(f"| {name} | {later[:, column].mean():.0f} {unit}, slope {line.slope:+.1f} ± {1.96 * line.stderr:.1f} {unit} an hour | |")
-    (folder / "samples.json").write_text(json.dumps(samples.tolist()))
     if wrong or not same_weights:
         sys.exit(1)
 
