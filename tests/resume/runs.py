@@ -123,7 +123,7 @@ def tables(folder: Path) -> dict[str, Any]:
     return {path.name: json.loads(path.read_text()) for path in folder.glob("runs/*/completions/*.json")}
 
 
-def wait_for(condition: Any, seconds: float = 120) -> None:
+def wait_for(condition: Any, seconds: float = 300) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, "it did not happen"

@@ -185,7 +185,7 @@ def test_one_ctrl_c_saves_and_a_second_one_stops(command, tmp_path):
     process = Command(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
     os.kill(process.pid, signal.SIGINT)
-    assert finish(process, 60) == 130
+    assert finish(process) == 130
     (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
     log = (folder / "log.txt").read_text()
     assert (
@@ -199,7 +199,7 @@ def test_one_ctrl_c_saves_and_a_second_one_stops(command, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     wait_for(lambda: "Press it again" in (twice / "log.txt").read_text())
     os.kill(process.pid, signal.SIGINT)
-    assert finish(process, 60) == 1 and "Traceback" not in (twice / "log.txt").read_text()
+    assert finish(process) == 1 and "Traceback" not in (twice / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("told", ["one", "all"])
@@ -209,7 +209,7 @@ def test_sigterm_ends_two_processes(told, command, tmp_path):
     process = Command([*command("grpo", folder), *TWO], folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
     os.kill(process.pid if told == "all" else -process.pid, signal.SIGTERM)
-    assert finish(process, 60) == 143
+    assert finish(process) == 143
     newest = max(folder.glob("runs/*/checkpoints/*.ckpt"))
     assert damage(newest) is None and f"is in {newest.relative_to(folder)}; go on with --ckpt_path last" in (folder / "log.txt").read_text()
 
