@@ -55,13 +55,20 @@ class Paper:
 
 RIGHT, GRADED = "{class_path: rewards.ExactAnswer}", "{class_path: rewards.GradedAnswer}"
 NO_ALPHA = RIGHT.replace("Answer}", "Answer, init_args: {weight: 0}}, {class_path: rewards.ShorterBetter, init_args: {beta: 0.02}}")
+#: rewards of a group are centred, not divided by their deviation, which is small where all are right and then makes length all that counts
+NOT_DIVIDED = "--model.advantage={class_path: objectives.GroupNorm, init_args: {scale: none}}"
 EVERY = {"val pass@1": "val/pass1", "val length": "val/length"}
 NEVER_SKIPS = '{"class_path":"callbacks.GRESO","init_args":{"p_easy":1.0,"p_hard":1.0,"step":0.0}}'
 PAPERS: dict[str, Paper] = {
     "shorter_better": Paper(
         config="configs/shorter_better.yaml",
         rollouts=40,
-        arms={"shorter_better": [], "alpha 0": [f"--model.rewards=[{NO_ALPHA}]"], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        arms={
+            "shorter_better": [],
+            "shorter_better, not divided": [NOT_DIVIDED],
+            "alpha 0": [f"--model.rewards=[{NO_ALPHA}]"],
+            "grpo": [f"--model.rewards=[{RIGHT}]"],
+        },
         columns=EVERY | {"optimal length": "train/sol"},
         expect="Length falls by at least 40 % at GRPO's accuracy; without alpha nothing protects accuracy.",
     ),
@@ -79,14 +86,18 @@ PAPERS: dict[str, Paper] = {
     "hapo": Paper(
         config="configs/hapo.yaml",
         rollouts=40,
-        arms={"hapo": [], "grpo": [f"--model.rewards=[{RIGHT}]"]},
+        arms={"hapo": [], "hapo, not divided": [NOT_DIVIDED], "grpo": [f"--model.rewards=[{RIGHT}]"]},
         columns=EVERY | {"length / history": "train/hapo_ratio", "history": "train/hapo_history"},
         expect="Length falls from the second epoch on (rollout 9), not in the first.",
     ),
     "open_rs": Paper(
         config="configs/open_rs.yaml",
         rollouts=40,
-        arms={"open_rs": [], "grpo": [f"--model.rewards=[{RIGHT}, {{class_path: rewards.Format}}]"]},
+        arms={
+            "open_rs": [],
+            "open_rs, not divided": [NOT_DIVIDED],
+            "grpo": [f"--model.rewards=[{RIGHT}, {{class_path: rewards.Format}}]"],
+        },
         columns=EVERY | {"right length": "train/length/correct"},
         expect="Right completions become shorter than with accuracy and format alone, at similar accuracy.",
     ),
@@ -177,14 +188,15 @@ PAPERS: dict[str, Paper] = {
         arms={
             "still3": [],
             "still3 + length": [
-                "--model.rewards=[{class_path: rewards.ExactAnswer, init_args: {weight: 2.0}}, {class_path: rewards.LengthBonus, init_args: {scale: 48}}]"
+                "--model.rewards=[{class_path: rewards.ExactAnswer, init_args: {weight: 2.0}}, {class_path: rewards.LengthBonus, init_args: {scale: 72}}]"
             ],
             "grpo": [
                 "--config=configs/grpo.yaml",
+                "--model.policy.model=assets/tiny_rambler",
                 "--data.levels=[1, 2, 3]",
                 "--data.val_size=60",
-                "--model.sampling.max_new_tokens=48",
-                "--model.evaluation.sampling.max_new_tokens=48",
+                "--model.sampling.max_new_tokens=72",
+                "--model.evaluation.sampling.max_new_tokens=72",
                 "--model.batch.prompts_per_rollout=8",
                 "--model.optimizer.init_args.lr=2e-4",
             ],
