@@ -57,7 +57,7 @@ from lightning_modules.base import PosttrainModule  # noqa: E402
 from lightning_modules.plan import describe  # noqa: E402
 from support.command_line import completed  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
-from support.files import damage, unreadable  # noqa: E402
+from support.files import atomic_write_text, damage, unreadable  # noqa: E402
 from support.naming import method_and_paper, run_name  # noqa: E402
 from support.runs import mlflow_runs, run_folder  # noqa: E402
 from support.suggestions import explain  # noqa: E402
@@ -88,7 +88,9 @@ class SaveConfig(SaveConfigCallback):
         name = f"config_{getattr(stage, 'value', stage)}.yaml"
         path = run_folder(trainer) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True)
+        atomic_write_text(
+            path, self.parser.dump(self.config, skip_unset=False)
+        )  # a run that is killed here must still be found by --ckpt_path last
         values = flattened(self.config.as_dict() if isinstance(self.config, Namespace) else dict(self.config))
         if "config" in values:  # else a list of objects, which the compare page shows first
             values["config"] = ", ".join(str(path) for path in values["config"] or [])
@@ -114,7 +116,8 @@ def last_checkpoint(root: Path, method: str) -> Path | None:
     """The newest whole checkpoint of this method's newest run; None, with a message, where there is none to go on from."""
     runs = []
     for config in root.glob("*/config_fit.yaml"):
-        if yaml.safe_load(config.read_text())["model"]["class_path"] == method:
+        found = yaml.safe_load(config.read_text()) or {}  # one that another program has cut off
+        if found.get("model", {}).get("class_path") == method:
             runs.append(config)
     if not runs:
         print(f"--ckpt_path last: {method} has no run under {root} yet, so this one starts afresh.")

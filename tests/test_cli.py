@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lightning_modules.safety import verify
-from main import main
+from main import last_checkpoint, main
 from support.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -308,6 +308,25 @@ def test_the_last_run_goes_on(here, reasoner, assistant):
     checkpoint = next((here / "runs").glob("*/checkpoints/rollout_000002.ckpt"))
     with pytest.raises(ConfigError, match="was made by GRPO, not by SFT"):
         main(["fit", f"--config={ROOT}/configs/sft.yaml", f"--model.policy.model={reasoner}", f"--ckpt_path={checkpoint}"])
+
+
+def test_a_run_whose_configuration_was_never_written_is_passed_over(here, capsys):
+    (here / "runs/killed").mkdir(parents=True)
+    (here / "runs/killed/config_fit.yaml").touch()
+    assert last_checkpoint(here / "runs", "lightning_modules.GRPO") is None
+    assert "has no run under" in capsys.readouterr().out
+
+
+def test_a_configuration_is_whole_or_absent(here, reasoner, monkeypatch):
+    """What a kill leaves, at the worst moment: the file is there, but nothing is in it yet."""
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("support.files.os.replace", killed)
+    with pytest.raises(SystemExit):  # Lightning's answer to an interrupt
+        main(["fit", *short(reasoner, "--trainer.logger=false")])
+    assert list((here / "runs/local").iterdir()) == []
 
 
 def test_scorers_and_policies_are_exported_and_used(here, reasoner, assistant):
