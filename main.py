@@ -48,6 +48,7 @@ import yaml  # noqa: E402
 from jsonargparse import ActionConfigFile, Namespace  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 import callbacks  # noqa: E402
 import datamodules  # noqa: E402, F401  (short class names on the command line)
@@ -63,6 +64,8 @@ from support.runs import mlflow_runs, run_folder  # noqa: E402
 from support.suggestions import explain  # noqa: E402
 
 TRACKING_URI = "sqlite:///mlflow.db"
+if not sys.stderr.isatty():  # bars of a second would be fragments in a log
+    transformers_logging.disable_progress_bar()
 
 
 class Parser(LightningArgumentParser):
