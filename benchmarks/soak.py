@@ -102,7 +102,7 @@ def disturbed(folder: Path, rollouts: int, rng: random.Random, every: float) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server, counts = Server(folder / "server", port), dict.fromkeys(EVENTS, 0)
+    server = Server(folder / "server", port)
     try:
         process, next_event, back_at = (
             begin(folder, f"http://127.0.0.1:{port}", rollouts),
@@ -117,7 +117,11 @@ def disturbed(folder: Path, rollouts: int, rng: random.Random, every: float) -> 
             if process.poll() is not None:
                 if process.returncode == 0:
                     break
-                assert process.returncode in (143, -signal.SIGKILL), (folder / "log.txt").read_text()[-2000:]
+                # 143 is ours; a SIGTERM that comes before training has begun ends the process as it ends any other
+                assert process.returncode in (143, -signal.SIGKILL, -signal.SIGTERM), (
+                    process.returncode,
+                    (folder / "log.txt").read_text()[-2000:],
+                )
                 process = begin(folder, f"http://127.0.0.1:{port}", rollouts)
             if time.monotonic() > next_event:
                 next_event = time.monotonic() + rng.expovariate(1 / every)
@@ -129,7 +133,8 @@ def disturbed(folder: Path, rollouts: int, rng: random.Random, every: float) -> 
                     process.send_signal(signal.SIGKILL if event == "kill" else signal.SIGTERM)
                 else:
                     continue
-                counts[event] += 1
+                with (folder / "events.txt").open("a") as events:
+                    events.write(event + "\n")
         if back_at is not None:
             server.start()
         for waiting in folder.glob("runs/pending/*.jsonl"):
@@ -138,7 +143,15 @@ def disturbed(folder: Path, rollouts: int, rng: random.Random, every: float) -> 
             )
     finally:
         server.stop()
-    return counts
+    happened = (folder / "events.txt").read_text().split()
+    return {event: happened.count(event) for event in EVENTS}
+
+
+def spent(folder: Path) -> float:
+    """Minutes between the first and the last sign of a run."""
+    (run,) = folder.glob("runs/*/config_fit.yaml")
+    newest = max(folder.glob("runs/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return (newest.stat().st_mtime - min(path.stat().st_mtime for path in run.parent.glob("completions/*"))) / 60
 
 
 def final_weights(folder: Path) -> dict[str, Any]:
@@ -161,17 +174,17 @@ def main(rollouts: int = 1000, seed: int = 0, every: float = 60.0, out: str = "r
     """Make both runs, compare them, print the table.
 
     Args:
-        rollouts: of each run. seed: of the events. every: mean seconds between two events. out: a folder, which must be new.
+        rollouts: of each run. seed: of the events. every: mean seconds between two events. out: a folder; what a stopped soak has left there is not repeated.
     """
     folder = Path(out).absolute()
     calm, rough = folder / "undisturbed", folder / "disturbed"
-    calm.mkdir(parents=True), rough.mkdir()
-    started = time.monotonic()
-    samples = np.array(undisturbed(calm, rollouts))
-    (folder / "samples.json").write_text(json.dumps(samples.tolist()))
-    half = time.monotonic()
+    calm.mkdir(parents=True, exist_ok=True), rough.mkdir(exist_ok=True)
+    kept = folder / "samples.json"
+    if not kept.is_file():
+        kept.write_text(json.dumps(undisturbed(calm, rollouts)))
+    samples = np.array(json.loads(kept.read_text()))
     counts = disturbed(rough, rollouts, random.Random(seed), every)
-    minutes = [(half - started) / 60, (time.monotonic() - half) / 60]
+    minutes = [spent(calm), spent(rough)]
     first, second = final_weights(calm), final_weights(rough)
     same_weights = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     expected, found = metrics(f"sqlite:///{calm}/mlflow.db"), metrics(f"sqlite:///{rough}/server/mlflow.db")

@@ -39,6 +39,11 @@ class Result:
     rollouts: int = 0
 
 
+def digest(command: list[str]) -> str:
+    """Of the arguments of a run, as the value of a tag. A letter comes first: as a command line's value 130512023e19 would be a number."""
+    return f"d{fingerprint(command)[:12]}"
+
+
 class Comparison:
     """A parent run and its children in the tracking store.
 
@@ -70,7 +75,7 @@ class Comparison:
         return list(self.client.search_runs([self.experiment], query, order_by=["attributes.start_time DESC"], max_results=1000))
 
     def _children(self, name: str, method: Method, seed: int) -> list[Run]:
-        settings = fingerprint(arguments(method, seed, self.tokens))[:12]
+        settings = digest(arguments(method, seed, self.tokens))
         query = f"tags.`{PARENT}` = '{self.parent}' and tags.`compare.method` = '{name}' and tags.`compare.settings` = '{settings}'"
         return self._search(query)
 
@@ -84,7 +89,7 @@ class Comparison:
             if run.info.status == "RUNNING":
                 self.client.set_terminated(run.info.run_id, "KILLED")
         command = arguments(method, seed, self.tokens)
-        tags = {PARENT: self.parent, "compare.method": name, "compare.settings": fingerprint(command)[:12]}
+        tags = {PARENT: self.parent, "compare.method": name, "compare.settings": digest(command)}
         logger = {"tracking_uri": self.uri, "experiment_name": EXPERIMENT, "run_name": f"{name}, seed {seed}", "tags": tags}
         command += [
             f"--trainer.logger.init_args.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in logger.items()
