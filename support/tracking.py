@@ -96,7 +96,7 @@ class Outbox:
             given = (str(Path(given[0]).absolute()), *given[1:])
         self.line.append((method, [run, *given], named))
         if len(self.line) == 1 or time.monotonic() - self.tried > self.retry:
-            self.send()
+            self.send(fresh=len(self.line) == 1)
 
     def record(self, run: str, kind: str, facts: Facts) -> None:
         """Facts of a kind of support/records.py, which wait in the line as all else does."""
@@ -116,8 +116,12 @@ class Outbox:
         figure.savefig(path)
         return str(path), str(Path(name).parent)
 
-    def send(self) -> bool:
-        """Send what waits, oldest first, until the store cannot be reached. Whether nothing waits any more."""
+    def send(self, fresh: bool = False) -> bool:
+        """Send what waits, oldest first, until the store cannot be reached. Whether nothing waits any more.
+
+        What the store refuses is left out with a message, so that it holds up neither what comes behind it nor the training: a resumed run whose setting has
+        changed, say, which could not be compared with the old value while the store was away. Only of an entry that was written just now it is an error.
+        """
         self.tried, waited = time.monotonic(), len(self.line) > 1
         while self.line:
             method, given, named = self.line[0]
@@ -135,7 +139,11 @@ class Outbox:
                     continue
                 if not unreachable(error):
                     self.line.popleft()
-                    raise
+                    if fresh:
+                        raise
+                    reason = str(error).partition("\n")[0][:300]
+                    print(f"MLflow refuses a {method} that waited, so it is left out: {reason}", file=sys.stderr)
+                    continue
                 if len(self.line) == 1:
                     print(
                         f"MLflow cannot be reached ({type(error).__name__}); training goes on, metrics are kept and sent later.",

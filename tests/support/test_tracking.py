@@ -116,3 +116,21 @@ def test_training_without_a_server(reasoner, tmp_path):
     (run,) = outbox.client.search_runs([outbox.client.get_experiment_by_name("lightning-posttrain").experiment_id])
     assert [point.step for point in outbox.client.get_metric_history(run.info.run_id, "train/reward")] == [0, 1]
     assert run.data.params["model.init_args.batch.group_size"] == "2"
+
+
+def test_what_is_refused_holds_up_nothing_behind_it(logger, capsys, tmp_path):
+    """A run that goes on with another setting, begun while the server was away: MLflow does not change a parameter that it has."""
+    logger.experiment.log_param(logger.run_id, "max_steps", "10")
+    for saved in (False, True):
+        logger._mlflow_client.away = True
+        logger.experiment.log_param(logger.run_id, "max_steps", "20")
+        logger.log_metrics({"m": 1.0 + saved}, int(saved))
+        logger._mlflow_client.away = False
+        if saved:
+            logger.outbox.save(tmp_path / "waiting.jsonl", os.environ["MLFLOW_TRACKING_URI"])
+            assert Outbox.load(tmp_path / "waiting.jsonl").send()
+        else:
+            logger.log_metrics({"n": 0.0}, 0)
+        assert "refuses a log_param that waited" in capsys.readouterr().err
+    run, points = history("m")
+    assert points == [(0, 1.0), (1, 2.0)] and run.data.params["max_steps"] == "10"
