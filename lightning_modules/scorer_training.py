@@ -15,6 +15,7 @@ from policies import LoRA, PolicyParams
 from policies.locate import locate
 from support.errors import ConfigError
 from support.files import cache_folder, fingerprint
+from support.processes import alone
 from support.prompts import prompt_fingerprints, split_by_prompt
 from support.runs import mlflow_runs
 from support.seeding import derive_seed, isolated_rng, run_seed
@@ -87,7 +88,7 @@ def trained_scorer(kind: Literal["reward", "cost"], policy: PolicyParams, rows: 
         f"{kind.capitalize()} model: training on {len(train)} pairs, {params.epochs} epoch(s) of {len(train) // params.batch_size} steps ...",
         flush=True,
     )
-    with isolated_rng("scorer", kind, run_seed()):
+    with alone(), isolated_rng("scorer", kind, run_seed()):
         order = torch.Generator().manual_seed(derive_seed("pairs", run_seed()))
         pairs: Any = (train, validation)  # lists, which a DataLoader takes
         loader = DataLoader[Any](pairs[0], params.batch_size, shuffle=True, drop_last=True, collate_fn=list, generator=order)

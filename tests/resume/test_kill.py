@@ -177,6 +177,14 @@ def test_sigterm_saves_and_says_so(command, tmp_path):
     assert metrics(folder) == metrics(undisturbed)
 
 
+def test_one_of_two_processes_trains_the_scorers_while_the_other_waits(command, tmp_path):
+    folder = tmp_path / "two"
+    process = Command([*command("hc_rlhf", folder), *TWO, "--trainer.max_steps=2"], folder)
+    assert finish(process) == 0, (folder / "log.txt").read_text()[-3000:]
+    log = (folder / "log.txt").read_text()
+    assert log.count("Reward model: training") == 1 and log.count("Cost model: held-out") == 1 and "HCRLHF: 1 rollouts" in log
+
+
 def test_one_ctrl_c_saves_and_a_second_one_stops(command, tmp_path):
     folder = tmp_path / "interrupted"
     arguments = command("grpo", folder)
