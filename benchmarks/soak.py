@@ -99,9 +99,12 @@ def undisturbed(folder: Path, rollouts: int) -> list[tuple[float, float, float]]
 
 def disturbed(folder: Path, rollouts: int, rng: random.Random, every: float) -> dict[str, int]:
     """Run to the end through one event about every so many seconds. Returns how many of each kind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    remembered = folder / "port.txt"  # what waits for a server waits for this one
+    if not remembered.is_file():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            remembered.write_text(str(free.getsockname()[1]))
+    port = int(remembered.read_text())
     server = Server(folder / "server", port)
     try:
         process, next_event, back_at = (
