@@ -4,6 +4,7 @@ python -m support.tracking runs/pending/RUN.jsonl      # send what was left when
 """
 
 import json
+import os
 import sys
 import time
 import uuid
@@ -246,6 +247,7 @@ class PatientMLFlowLogger(MLFlowLogger):
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # one who waits is told soon
     for name in sys.argv[1:]:
         if not Outbox.load(Path(name)).send():
             sys.exit(f"error: MLflow still cannot be reached; {name} stays as it is.")
