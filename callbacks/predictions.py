@@ -1,6 +1,7 @@
 """Predictions as a file."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -30,4 +31,4 @@ class WritePredictions(BasePredictionWriter):
         with path.open("w", encoding="utf-8") as file:
             for batch in batches:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch)
-        print(f"Predictions are in {path}")
+        print(f"Predictions are in {path}; a page of them: `python -m support.inspect {shlex.quote(str(path))}`")

@@ -30,10 +30,16 @@ class RolloutProgress(TQDMProgressBar):
         super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0)
         self.every_n_rollouts = every_n_rollouts
         self.plain = not sys.stderr.isatty()
+        self.validated = 0  # rollouts before the last validation
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         found = trainer.progress_bar_metrics
-        return {short: f"{float(found[name]):.3g}" for name, short in SHORT.items() if name in found}
+        shown = {short: f"{float(found[name]):.3g}" for name, short in SHORT.items() if name in found}
+        return {short: f"{text} (at {self.validated})" if short.startswith("val ") else text for short, text in shown.items()}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self.validated = trainer.fit_loop.epoch_loop.total_batch_idx + 1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

@@ -1,5 +1,6 @@
 """What a run ends with on the terminal: what was trained, how far it came, where everything is, what to do next."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,8 @@ class RunSummary(L.Callback):
                     f"Curves, configuration and completions: {where}, experiment {logger._experiment_name!r}, run {logger._run_name!r}"
                 )
         if checkpoints := sorted(folder.glob("checkpoints/rollout_*.ckpt")):
-            lines.append(
-                f"Next: `python main.py predict --ckpt_path {checkpoints[-1]}`, then `python -m support.inspect {folder}/predictions.jsonl`"
-            )
+            newest = shlex.quote(str(checkpoints[-1]))
+            lines.append(f"Next: `python main.py predict --ckpt_path {newest}` writes completions of the held-out prompts")
         return lines
 
     @staticmethod

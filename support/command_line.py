@@ -5,6 +5,7 @@ And what it must not: mistakes that can be seen in it before anything is built.
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -68,6 +69,19 @@ def _configs(args: list[str]) -> list[str]:
     return found
 
 
+class _Unique(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(problem=f"the key {key.value!r} stands here twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 def _check_config(name: str) -> None:
     path = Path(name).expanduser()
     if not path.is_file():
@@ -81,13 +95,13 @@ def _check_config(name: str) -> None:
         hint = f"did you mean {meant}?" if meant else "check the path after --config."
         raise ConfigError(f"the file {path.absolute()} does not exist; {hint}")
     try:
-        yaml.safe_load(path.read_text(encoding="utf-8"))
+        yaml.load(path.read_text(encoding="utf-8"), Loader=_Unique)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}, column {place.column + 1}" if place else ""
         why = getattr(error, "problem", None) or str(error)
         hint = " Indent by spaces; YAML allows no tabs." if "\\t" in why else ""
-        raise ConfigError(f"the configuration {name} is no YAML{where}: {why}.{hint}") from error
+        raise ConfigError(f"the configuration {name} is no good YAML{where}: {why}.{hint}") from error
 
 
 def _value(args: list[str], option: str) -> str | None:

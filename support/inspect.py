@@ -50,7 +50,8 @@ def coloured(tokens: list[str], values: list[float], scale: float, colour: str) 
 def page(rows: list[dict[str, Any]], colour: str, title: str) -> str:
     """The whole document; values count against the largest of them."""
     values = [token_values(row, colour) or [0.0] * len(row["tokens"]) for row in rows]
-    scale = max((abs(value) for found in values for value in found), default=0.0) or 1.0
+    sizes = sorted(abs(value) for found in values for value in found)
+    scale = (sizes[int(0.98 * (len(sizes) - 1))] or sizes[-1] if sizes else 0.0) or 1.0  # a single outlier would leave all others white
     articles = []
     for row, found in zip(rows, values, strict=True):
         facts = [f"{name} {value:.4g}" for name, value in row.items() if name.startswith("reward/") and value is not None]
@@ -62,7 +63,7 @@ def page(rows: list[dict[str, Any]], colour: str, title: str) -> str:
         )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>'
-        f"<p>Coloured by {colour}; full colour is {scale:.4g}. A box is the end token. Point at a token for its number.</p>{''.join(articles)}</html>\n"
+        f"<p>Coloured by {colour}; full colour is {scale:.4g} and above. A box is the end token. Point at a token for its number.</p>{''.join(articles)}</html>\n"
     )
 
 

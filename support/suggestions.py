@@ -15,6 +15,7 @@ _UNKNOWN_KEY = re.compile(r"(?:No such option|Unrecognized key|not expected|Inva
 _VALUE = re.compile(
     r"Parser key ['\"]([\w.]+)['\"]:\s+Expected a <class ['\"](\w+)['\"]>(?:\. Got value: ([^\n]*)|[^\n]*\n\s*Given value: ([^\n]*))"
 )
+_SUBCLASS = re.compile(r"Not a valid subclass of (\w+)\. Got value: ([^\n]*)")
 _CHOICE = re.compile(r"Parser key ['\"]([\w.]+)['\"]:\s+Expected a typing\.Literal\[([^\]]*)\]\. Got value: ([^\n]*)")
 _UNFIT = re.compile(r"Subtypes: \[<class '(\w+)'>[^\n]*\n(?:(?!Subtypes:).)*?Given value: ([\w.+-]+)", re.DOTALL)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
@@ -67,6 +68,11 @@ def explain(message: str, known: Iterable[str]) -> str:
         near = [elsewhere] if elsewhere else same[:1] if not classes and same else difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
         hint = f"Did you mean --{near[0]}?" if near else "`--print_config` behind the same command shows all that can be set."
         return f"unknown option --{wrong} on the command line. {hint}"
+    if match := _SUBCLASS.search(message):
+        return (
+            f"{where or 'the configuration'} has {match[2].strip()!r}, which is no {match[1]}; give a class path such as rewards.ExactAnswer, or "
+            "{class_path: ..., init_args: {...}}."
+        )
     if match := _CHOICE.search(message):
         return f"{'.'.join([*keys[:-1], match[1]])} is {match[3].strip()!r}; one of {match[2]} is expected."
     if match := _VALUE.search(message):

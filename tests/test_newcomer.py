@@ -25,6 +25,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "questions.jsonl").write_text(300 * (json.dumps({"question": "1+1=?", "answer": "2"}) + "\n"))
     (tmp_path / "tabs.yaml").write_text("model:\n\tclass_path: lightning_modules.GRPO\n")
     (tmp_path / "gpro.yaml").write_text("model: {class_path: lightning_modules.GPRO}\ndata: {class_path: datamodules.ArithmeticPrompts}\n")
+    (tmp_path / "twice.yaml").write_text("model:\n  init_args:\n    batch: {group_size: 4}\n    batch: {prompts_per_rollout: 4}\n")
     (tmp_path / "newcomers_rewards.py").write_text("def total(completions):\n    return 1.0\n")
     return tmp_path
 
@@ -39,7 +40,8 @@ MISTAKES = {
     "no configuration": (["fit"], "nothing says what to fit: name a configuration, e.g. --config configs/"),
     "a configuration without its folder": (["fit", "--config=grpo.yaml"], "did you mean configs/grpo.yaml?"),
     "a configuration misspelt": (["fit", "--config=configs/gpro.yaml"], "did you mean configs/grpo.yaml?"),
-    "tabs in a configuration": (["fit", "--config=tabs.yaml"], "tabs.yaml is no YAML at line 2, column 1"),
+    "tabs in a configuration": (["fit", "--config=tabs.yaml"], "tabs.yaml is no good YAML at line 2, column 1"),
+    "a key twice": (["fit", "--config=twice.yaml"], "the key 'batch' stands here twice"),
     "a method misspelt": (["fit", "--config=gpro.yaml"], "Did you mean lightning_modules.GRPO?"),
     "an option misspelt": (["--model.bacth.group_size=4"], "Did you mean --model.batch.group_size?"),
     "an option without its section": (["--group_size=4"], "Did you mean --model.batch.group_size?"),
@@ -61,6 +63,7 @@ MISTAKES = {
     "a reward function misspelt": ([function("newcomers_rewards.totl")], "the reward function 'newcomers_rewards.totl' cannot be imported"),
     "a reward function that returns one number": ([function("newcomers_rewards.total")], "it must return a list with a number"),
     "a reward misspelt": (['--model.rewards=[{"class_path": "rewards.ExactAnser"}]'], "Did you mean rewards.ExactAnswer?"),
+    "a number among the rewards": (["--model.rewards=[rewards.ExactAnswer, 5]"], "model.rewards has '5', which is no Reward"),
     "a checkpoint that is not there": (["--ckpt_path=runs/a.ckpt"], "runs/a.ckpt cannot be used"),
 }
 

@@ -3,6 +3,7 @@
 import re
 
 from main import main
+from support.inspect import main as inspect
 
 
 def run(reasoner, *more):
@@ -23,6 +24,9 @@ def test_a_run_says_what_it_was_how_far_it_came_and_what_comes_next(reasoner, tm
     assert re.search(r"^  pass@1            \d\.\d{3} -> \d\.\d{3}$", said, re.M) and re.search(r"^  cut off           ", said, re.M)
     assert "Files of this run: runs/local\n  checkpoints/rollout_000002.ckpt, 1 kept\n" in said
     assert "Next: `python main.py predict --ckpt_path runs/local/checkpoints/rollout_000002.ckpt`" in said and "mlflow" not in said
+    main(["predict", "--ckpt_path", "runs/local/checkpoints/rollout_000002.ckpt"])  # as it says, and then as that says
+    page = inspect([re.search(r"`python -m support.inspect (\S+)`", capsys.readouterr().out)[1]])
+    assert page.stat().st_mode & 0o044 == 0o044, "for others to read, as any new file"
 
     summary = next(c for c in first.trainer.callbacks if type(c).__name__ == "RunSummary")
     summary.first |= {"val/pass@1": before["pass@1"], "val/length": before["length in tokens"]}
