@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from support.errors import ConfigError
 from support.files import flush_to_disk, remove
 from support.runs import run_folder
+from support.tracking import PatientMLFlowLogger
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -95,6 +96,9 @@ class RolloutCheckpoint(Checkpoint):
         self.saved = [*older, path.name][-(self.keep or 0) :]
         try:
             trainer.save_checkpoint(temporary)
+            for logger in trainer.loggers:
+                if isinstance(logger, PatientMLFlowLogger):
+                    logger.keep()  # before the checkpoint has its name: what it holds is not trained, and so not logged, again
             if trainer.is_global_zero:
                 flush_to_disk(temporary)
                 if path.is_dir():  # of shards, saved again after a validation; a folder is not replaced by renaming another

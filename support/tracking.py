@@ -181,15 +181,20 @@ class Outbox:
     @classmethod
     def load(cls, path: Path) -> "Outbox":
         """What `save` wrote."""
-        head, *lines = (json.loads(line) for line in path.read_text().splitlines())
-        mlflow.set_tracking_uri(head["tracking_uri"])
-        outbox = cls(mlflow.MlflowClient(head["tracking_uri"]), path.parent)
-        outbox.known = {run: SimpleNamespace(tags=tags, params={}) for run, tags in head["runs"].items()}
-        outbox.real = head["real"]
-        outbox.line.extend(
-            (method, entity(given), {name: entity(value) for name, value in named.items()}) for method, given, named in lines
-        )
+        uri = json.loads(path.read_text().splitlines()[0])["tracking_uri"]
+        mlflow.set_tracking_uri(uri)
+        outbox = cls(mlflow.MlflowClient(uri), path.parent)
+        outbox.take_up(path)
         return outbox
+
+    def take_up(self, path: Path) -> None:
+        """Put what `save` wrote before all that waits now."""
+        head, *lines = (json.loads(line) for line in path.read_text().splitlines())
+        self.known = {run: SimpleNamespace(tags=tags, params={}) for run, tags in head["runs"].items()} | self.known
+        self.real = head["real"] | self.real
+        self.line.extendleft(
+            (method, entity(given), {name: entity(value) for name, value in named.items()}) for method, given, named in reversed(lines)
+        )
 
 
 class PatientMLFlowLogger(MLFlowLogger):
@@ -235,15 +240,31 @@ class PatientMLFlowLogger(MLFlowLogger):
                     name = {} if self._run_name is None else {"mlflow.runName": self._run_name}
                     self.outbox.begin(self._run_id, self._experiment_name, (self.tags or {}) | name)
                 self._initialized = True
+            if self._waiting.is_file():  # of this run, before it was killed
+                self.outbox.take_up(self._waiting)
         return self.outbox
+
+    @property
+    def _waiting(self) -> Path:
+        return self.pending / f"{self._run_id}.jsonl"
+
+    @rank_zero_only
+    def keep(self) -> None:
+        """Put what waits onto the disk, where the next start of a killed run finds it. `callbacks.RolloutCheckpoint` calls it before every checkpoint."""
+        if self._initialized and self.outbox.line:
+            self.outbox.save(self._waiting, str(self._tracking_uri))
+        elif self._initialized:
+            self._waiting.unlink(missing_ok=True)
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         super().finalize(status)
         if self._initialized and not self.outbox.send():
-            path = self.pending / f"{self._run_id}.jsonl"
+            path = self._waiting
             self.outbox.save(path, str(self._tracking_uri))
             print(f"MLflow is still away; what waits is in {path}. Send it later: python -m support.tracking {path}", file=sys.stderr)
+        elif self._initialized:
+            self._waiting.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

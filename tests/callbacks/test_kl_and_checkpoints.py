@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
 
 def test_folders_of_shards_are_replaced_and_deleted_as_files_are(tmp_path):
     progress = SimpleNamespace(total_batch_idx=0)
-    trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0)
+    trainer = SimpleNamespace(loggers=[], is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0)
 
     def save_checkpoint(path):
         path.mkdir(parents=True)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from main import main
 from support.tracking import Outbox, PatientMLFlowLogger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,3 +136,33 @@ def test_what_is_refused_holds_up_nothing_behind_it(logger, capsys, tmp_path):
         assert "refuses a log_param that waited" in capsys.readouterr().err
     run, points = history("m")
     assert points == [(0, 1.0), (1, 2.0)] and run.data.params["max_steps"] == "10"
+
+
+def test_what_waits_survives_a_kill(logger):
+    """Killed while the server is away: the next start of the run sends what had waited at its last checkpoint."""
+    logger.log_metrics({"m": 0.0}, 0)
+    logger._mlflow_client.away = True
+    logger.log_metrics({"m": 1.0}, 1)
+    logger.keep()
+    logger.log_metrics({"m": 99.0}, 2)  # after the checkpoint: trained again by the run that goes on
+    again = PatientMLFlowLogger("patience", tracking_uri=os.environ["MLFLOW_TRACKING_URI"], run_id=logger.run_id)
+    again.log_metrics({"m": 2.0}, 2)
+    again.finalize("success")
+    run, points = history("m")
+    assert points == [(0, 0.0), (1, 1.0), (2, 2.0)] and not list(again.pending.glob("*.jsonl"))
+
+
+class SeesWaiting(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        assert trainer.logger._waiting.is_file() == (trainer.fit_loop.epoch_loop.total_batch_idx > 0), "from the first checkpoint on"
+
+
+def test_every_checkpoint_keeps_what_waits(reasoner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([
+        "fit", f"--config={ROOT}/configs/grpo.yaml", f"--model.policy.model={reasoner}", "--model.batch.prompts_per_rollout=2", "--model.batch.group_size=2",
+        "--model.sampling.max_new_tokens=4", "--data.val_size=4", "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0",
+        "--trainer.logger.init_args.tracking_uri=http://127.0.0.1:9",
+        "--trainer.callbacks=[{class_path: callbacks.RolloutCheckpoint, init_args: {every_n_rollouts: 1}}, tests.support.test_tracking.SeesWaiting]",
+    ])  # fmt: skip
+    assert len(list((tmp_path / "runs/pending").glob("*.jsonl"))) == 1
