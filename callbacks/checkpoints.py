@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -124,8 +125,19 @@ class RolloutCheckpoint(Checkpoint):
         if trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return
         if self.every_n_rollouts and self._done(trainer) % self.every_n_rollouts == 0:
+            self._log(trainer)
             self._save(trainer)
         self._end_if_asked(trainer)
+
+    def _log(self, trainer: L.Trainer) -> None:
+        """Lightning logs a rollout after this hook: one that is killed in between would have a checkpoint behind the rollout, and no metrics of it."""
+        connector = trainer._logger_connector
+        if connector.should_update_logs:
+            metrics = connector.metrics["log"]  # on all processes, which reduce them together
+            scalars = convert_tensors_to_scalars(metrics) | {"epoch": trainer.current_epoch}
+            for logger in trainer.loggers:
+                if isinstance(logger, PatientMLFlowLogger):
+                    logger.log_metrics(scalars, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:

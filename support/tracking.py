@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,6 +221,7 @@ class PatientMLFlowLogger(MLFlowLogger):
         )
         self.pending = Path(pending)
         self.outbox = Outbox(self._mlflow_client, self.pending)
+        self._last: tuple[int | None, dict[str, float]] | None = None
 
     @property
     @rank_zero_experiment
@@ -243,6 +245,13 @@ class PatientMLFlowLogger(MLFlowLogger):
             if self._waiting.is_file():  # of this run, before it was killed
                 self.outbox.take_up(self._waiting)
         return self.outbox
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As Lightning's; the same numbers of the same step, one right after the other, are logged once."""
+        if (step, metrics) != self._last:
+            super().log_metrics(metrics, step)
+        self._last = (step, dict(metrics))
 
     @property
     def _waiting(self) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from matplotlib.figure import Figure
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
@@ -166,3 +167,30 @@ def test_every_checkpoint_keeps_what_waits(reasoner, tmp_path, monkeypatch):
         "--trainer.callbacks=[{class_path: callbacks.RolloutCheckpoint, init_args: {every_n_rollouts: 1}}, tests.support.test_tracking.SeesWaiting]",
     ])  # fmt: skip
     assert len(list((tmp_path / "runs/pending").glob("*.jsonl"))) == 1
+
+
+def test_a_checkpoint_never_stands_before_the_metrics_of_its_rollout(reasoner, tmp_path, monkeypatch, empty_store):
+    """The process dies between the checkpoint and Lightning's own log of the same rollout."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "store.db").write_bytes(empty_store.read_bytes())
+    log, calls = _LoggerConnector.update_train_step_metrics, []
+
+    def dies(connector):
+        calls.append(1)
+        if len(calls) == 2:
+            raise SystemExit
+        log(connector)
+
+    monkeypatch.setattr(_LoggerConnector, "update_train_step_metrics", dies)
+    with pytest.raises(SystemExit):
+        main([
+            "fit", f"--config={ROOT}/configs/grpo.yaml", f"--model.policy.model={reasoner}", "--model.batch.prompts_per_rollout=2",
+            "--model.batch.group_size=2", "--model.sampling.max_new_tokens=4", "--data.val_size=4", "--trainer.max_steps=4", "--trainer.accelerator=cpu",
+            "--trainer.limit_val_batches=0", "--trainer.logger.init_args.tracking_uri=sqlite:///store.db",
+            "--trainer.callbacks=[{class_path: callbacks.RolloutCheckpoint, init_args: {every_n_rollouts: 1}}]",
+        ])  # fmt: skip
+    assert list((tmp_path / "runs").glob("*/checkpoints/rollout_000002.ckpt"))
+    client = mlflow.MlflowClient("sqlite:///store.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("lightning-posttrain").experiment_id])
+    points = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/reward")]
+    assert [step for step, _ in points] == [0, 1], "each once"
