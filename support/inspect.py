@@ -10,6 +10,7 @@ reference is known), `surprise` (-log-prob of the token, orange); by default the
 import argparse
 import html
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def page(rows: list[dict[str, Any]], colour: str, title: str) -> str:
     """The whole document; values count against the largest of them."""
     values = [token_values(row, colour) or [0.0] * len(row["tokens"]) for row in rows]
     sizes = sorted(abs(value) for found in values for value in found)
-    scale = (sizes[int(0.98 * (len(sizes) - 1))] or sizes[-1] if sizes else 0.0) or 1.0  # a single outlier would leave all others white
+    scale = (
+        sizes[math.ceil(0.98 * (len(sizes) - 1))] or sizes[-1] if sizes else 0.0
+    ) or 1.0  # a single outlier would leave all others white
     articles = []
     for row, found in zip(rows, values, strict=True):
         facts = [f"{name} {value:.4g}" for name, value in row.items() if name.startswith("reward/") and value is not None]
