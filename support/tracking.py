@@ -6,10 +6,12 @@ python -m support.tracking runs/pending/RUN.jsonl      # send what was left when
 import json
 import os
 import sys
+import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from typing import Any
 
 import mlflow
 import requests
+from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -24,7 +27,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
-from support.files import atomic_write_text
+from support.files import atomic_write_text, fingerprint
 from support.records import RECORDS, Facts
 
 #: what training writes; everything else goes to the server directly
@@ -198,6 +201,17 @@ class Outbox:
         )
 
 
+@contextmanager
+def _making(uri: str) -> Iterator[None]:
+    """One process at a time makes the tables of a local store; two first runs in a folder would each find the other's half of them."""
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    place = fingerprint([str(Path(uri.removeprefix("sqlite:///")).absolute())])[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"lightning-posttrain-{place}.lock", mode=0o666):
+        yield
+
+
 class PatientMLFlowLogger(MLFlowLogger):
     """Lightning's MLFlowLogger, which neither stops nor loses anything when the store cannot be reached: at the start, in between or at the end.
 
@@ -216,9 +230,10 @@ class PatientMLFlowLogger(MLFlowLogger):
         artifact_location: str | None = None,
         pending: str = "runs/pending",
     ) -> None:
-        super().__init__(
-            experiment_name, run_name=run_name, tracking_uri=tracking_uri, tags=tags, artifact_location=artifact_location, run_id=run_id
-        )
+        with _making(str(tracking_uri)):
+            super().__init__(
+                experiment_name, run_name=run_name, tracking_uri=tracking_uri, tags=tags, artifact_location=artifact_location, run_id=run_id
+            )
         self.pending = Path(pending)
         self.outbox = Outbox(self._mlflow_client, self.pending)
         self._last: tuple[int | None, dict[str, float]] | None = None
