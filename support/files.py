@@ -25,6 +25,9 @@ _INDEX_NAMES = {
 }
 
 
+#: can only be read by setting it, which other threads would notice, so once
+UMASK = os.umask(0o077)
+os.umask(UMASK)
 #: beside the installed packages, or the project's folder
 INSTALLED = Path(__file__).resolve().parent.parent
 
@@ -41,8 +44,7 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Write `text` so that a reader (or a crash) sees the old file or the new one, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.umask(mask := os.umask(0))  # can only be read by setting it
-    os.fchmod(handle, 0o666 & ~mask)  # as an ordinary new file; mkstemp's are for the owner alone
+    os.fchmod(handle, 0o666 & ~UMASK)  # as an ordinary new file; mkstemp's are for the owner alone
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

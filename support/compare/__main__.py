@@ -91,7 +91,7 @@ def write(comparison: Comparison, found: dict[str, list[Result]], methods: dict[
         "methods": str(len(shown)),
         "seeds": str(max((len(rows) for rows in shown.values()), default=0)),
         "generated tokens a run": f"{comparison.tokens:,}",
-        "start": "assets/tiny_switcher, 0.9 M weights",
+        "start": "assets/tiny_switcher, 0.8 M weights",
         "problems": "64 to train on, 140 held out, 4 samples each",
     }
     page = Report(shown, methods, found.get("hc_rlhf", []), ui, comparison.experiment, facts, failed)
