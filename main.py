@@ -340,6 +340,9 @@ def run() -> None:
         sys.exit(2)
     except SIGTERMException as stop:
         sys.exit(stop.code or 128 + signal.SIGTERM)
+    except KeyboardInterrupt:  # outside of what Lightning catches: start-up, and the end of a run that was interrupted already
+        print("stopped at once; checkpoints that were written before stand", file=sys.stderr)
+        sys.exit(1)  # as Lightning's own answer
 
 
 if __name__ == "__main__":

@@ -109,10 +109,12 @@ class RolloutCheckpoint(Checkpoint):
                 flush_to_disk(folder)
                 for name in older[: len(older) + 1 - len(self.saved)]:
                     remove(folder / name)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        except BaseException as error:
             self.saved = older
             if trainer.is_global_zero:
                 remove(temporary)
+            if not isinstance(error, OSError | RuntimeError):  # torch reports a full disk as a RuntimeError; a second Ctrl+C is none
+                raise
             whole = f"The last whole one is {folder / older[-1]}" if older else "There is no older one of this run"
             raise ConfigError(
                 f"the checkpoint after rollout {done} cannot be written to {path}: {error}. {whole}; make room or name another folder "

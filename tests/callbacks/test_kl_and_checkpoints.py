@@ -34,18 +34,18 @@ class Watch(L.Callback):
         self.kls.append(float(trainer.callback_metrics["train/kl"]))
 
 
-class FullDisk(TorchCheckpointIO):
-    """Room for one checkpoint and half of another."""
+class HalfWritten(TorchCheckpointIO):
+    """Writes one checkpoint and half of another."""
 
-    def __init__(self):
-        self.written = 0
+    def __init__(self, ended_by):
+        self.ended_by, self.written = ended_by, 0
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         super().save_checkpoint(checkpoint, path, storage_options)
         self.written += 1
         if self.written == 2:
             path.write_bytes(path.read_bytes()[:1000])
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise self.ended_by
 
 
 def run(model, folder, callbacks, rollouts=4, updates=1, kl=0.04, plugins=None, **fit):
@@ -136,10 +136,22 @@ def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
     with pytest.raises(
         ConfigError, match=r"after rollout 2 cannot be written to .*No space left.*last whole one is .*rollout_000001\.ckpt"
     ):
-        run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], plugins=[FullDisk()])
+        run(
+            reasoner,
+            tmp_path,
+            [RolloutCheckpoint(every_n_rollouts=1, keep=1)],
+            plugins=[HalfWritten(OSError(errno.ENOSPC, "No space left on device"))],
+        )
     assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
     run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], ckpt_path=folder / "rollout_000001.ckpt")
     assert [path.name for path in folder.iterdir()] == ["rollout_000004.ckpt"]
+
+
+def test_an_interrupted_save_leaves_the_older_checkpoint_alone(reasoner, tmp_path):
+    folder = tmp_path / "local/checkpoints"
+    with pytest.raises(SystemExit):  # Lightning's answer to Ctrl+C
+        run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], plugins=[HalfWritten(KeyboardInterrupt())])
+    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
 
 
 def test_folders_of_shards_are_replaced_and_deleted_as_files_are(tmp_path):

@@ -10,6 +10,7 @@ import signal
 import time
 from pathlib import Path
 
+import lightning
 import pandas
 import pytest
 import yaml
@@ -185,7 +186,7 @@ def test_one_of_two_processes_trains_the_scorers_while_the_other_waits(command, 
     assert log.count("Reward model: training") == 1 and log.count("Cost model: held-out") == 1 and "HCRLHF: 1 rollouts" in log
 
 
-def test_one_ctrl_c_saves_and_a_second_one_stops(command, tmp_path):
+def test_one_ctrl_c_saves_and_says_so(command, tmp_path):
     folder = tmp_path / "interrupted"
     arguments = command("grpo", folder)
     overlay = folder / "overlay.yaml"
@@ -201,13 +202,38 @@ def test_one_ctrl_c_saves_and_a_second_one_stops(command, tmp_path):
         and "Press it again to stop at once" in log
         and f"SIGINT: the state after rollout {int(saved.stem[-6:])} is in" in log
     )
-    twice = tmp_path / "twice"
-    process = Command(command("grpo", twice), twice)
-    wait_for(lambda: any(twice.glob("runs/*/completions/train_000001.json")))
+
+
+class Pause(lightning.Callback):
+    """Say that one hook has begun, and stay in it."""
+
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, self.stay)
+
+    def stay(self, *_):
+        Path("reached").touch()
+        time.sleep(300)
+
+
+@pytest.mark.parametrize("where", ["on_train_batch_end", "on_save_checkpoint", "on_exception", "teardown"])
+def test_a_second_ctrl_c_stops_at_once(where, command, tmp_path):
+    """In a rollout, while the state is saved, and in what follows."""
+    folder = tmp_path / "twice"
+    arguments = command("grpo", folder)
+    overlay = yaml.safe_load((folder / "overlay.yaml").read_text())
+    overlay["trainer"]["callbacks"][-1] = part("callbacks.RolloutCheckpoint")
+    overlay["trainer"]["callbacks"].append(part("tests.resume.test_kill.Pause", hook=where))
+    (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    process = Command(arguments, folder)
+    wait_for(lambda: any(folder.glob("runs/*/completions/train_000001.json")))
     os.kill(process.pid, signal.SIGINT)
-    wait_for(lambda: "Press it again" in (twice / "log.txt").read_text())
+    wait_for(lambda: "Press it again" in (folder / "log.txt").read_text())
+    wait_for((folder / "reached").exists)
     os.kill(process.pid, signal.SIGINT)
-    assert finish(process) == 1 and "Traceback" not in (twice / "log.txt").read_text()
+    assert finish(process) == 1
+    assert "Traceback" not in (folder / "log.txt").read_text() and not any(folder.glob("runs/*/checkpoints/*.partial"))
+    saved = list(folder.glob("runs/*/checkpoints/*.ckpt"))
+    assert len(saved) == (where == "teardown") and all(damage(path) is None for path in saved)
 
 
 @pytest.mark.parametrize("told", ["one", "all"])
