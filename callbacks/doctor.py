@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from callbacks.findings import AT_START, IN_A_ROW, WHILE_TRAINING, Seen
+from callbacks.findings import IN_A_ROW, WHILE_TRAINING, Seen
+from callbacks.findings_at_start import AT_START
 from support.processes import gathered
 from support.runs import mlflow_runs
 
@@ -18,7 +19,7 @@ TENSORS, WEIGHTS = 8, 4096
 
 
 class Doctor(L.Callback):
-    """Looks at the data and the rewards at the start, and at every rollout, for what callbacks/findings.py knows; says each finding once a run.
+    """Looks at the data and the rewards at the start, and at every rollout, for what callbacks/findings*.py know; says each finding once a run.
 
     It prints a paragraph with the measured figure and the knob to turn, and sets the tag `doctor.<finding>` of the MLflow run. It never stops a run and draws no
     random numbers of the run's. On-policy modules only.

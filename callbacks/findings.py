@@ -1,26 +1,19 @@
-"""What silent failures look like: a small function for each, with its threshold and the reason for it.
+"""What silent failures look like while training: a small function for each, with its threshold and the reason for it.
 
-A check of the start sees the module and its data, a check of training what the rollouts so far showed. Each returns one paragraph with the measured
-figure and the knob to turn, or None.
+A check sees the module and what the rollouts so far showed. It returns one paragraph with the measured figure and the knob to turn, or None.
 """
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from objectives.statistics import group_statistics
-from rollouts import ends_open, written
-from support.prompts import prompt_fingerprints
-from support.seeding import isolated_rng, run_seed
 
 #: rollouts in a row that must show a thing: one or two may be chance
 IN_A_ROW = 5
 #: an advantage that is next to none; normalised ones are about 1
 SMALL = 1e-3
-#: training rows whose trivial answers are scored
-TRIED = 8
 
 
 @dataclass
@@ -81,9 +74,6 @@ def _range(values: Any) -> tuple[float, float]:
 def streak(seen: list[Seen], holds: Callable[[Seen], bool], rollouts: int = IN_A_ROW) -> bool:
     """Whether a thing held in each of the last rollouts."""
     return len(seen) >= rollouts and all(holds(one) for one in seen[-rollouts:])
-
-
-# ---- while training ---------------------------------------------------------------------------------------------------------
 
 
 def no_end_token(module: Any, seen: list[Seen]) -> str | None:
@@ -224,102 +214,6 @@ def learning_rate_huge(module: Any, seen: list[Seen]) -> str | None:
     )
 
 
-# ---- at the start -----------------------------------------------------------------------------------------------------------
-
-
-def end_token_mismatch(module: Any, data: Any) -> str | None:
-    """The model was taught to end with one token, the tokenizer calls another one its end."""
-    policy = module.policy
-    own, given = policy.tokenizer.eos_token_id, policy.model_eos_ids
-    if not given or own in given:
-        return None
-    name = policy.tokenizer.convert_ids_to_tokens(own)
-    return (
-        f"The tokenizer's end token {name!r} ({own}) is not among the model's own {sorted(given)}. Completions end at either, but padding and supervised targets use "
-        "the tokenizer's: set tokenizer.eos_token, or the generation config's eos_token_id, and save the folder."
-    )
-
-
-MARKS = re.compile(r"<\|\w+\|>|\[/?INST\]|<(?:start|end)_of_turn>")
-SPOKEN = re.compile(r"^\s*(?:user|human|instruction|system)\s*:", re.IGNORECASE | re.MULTILINE)
-CUED = re.compile(r"(?:assistant|response|answer|model)\s*:?\s*(?:<think>)?\s*$", re.IGNORECASE)
-
-
-def chat_template(module: Any, data: Any) -> str | None:
-    """Prompts with marks of a chat in their text: as single tokens they are fine, in pieces they are noise, within a template they come twice."""
-    tokenizer, row = module.policy.tokenizer, data.rows("train")[0]
-    if not isinstance(row["prompt"], str):
-        return None
-    mark = MARKS.search(row["prompt"])
-    if tokenizer.chat_template and mark:
-        return (
-            f"The prompt {row['prompt'][:60]!r} already holds marks of a chat ({mark[0]}), and the tokenizer's chat template puts them around it again. Give prompts as "
-            "plain text or as messages [{role, content}]."
-        )
-    unknown = mark and len(tokenizer(mark[0], add_special_tokens=False)["input_ids"]) > 1
-    spoken = SPOKEN.search(row["prompt"]) and not CUED.search(row["prompt"])
-    if tokenizer.chat_template or not (unknown or spoken):
-        return None
-    why = f"{mark[0]} is no token of this model" if unknown else "nothing at their end tells the model to answer"  # type: ignore[index]
-    return (
-        f"Prompts look like a chat ({row['prompt'][:60]!r}), but the tokenizer of {module.policy.params.model} has no chat template, and {why}. Use the instruction-tuned "
-        "model's tokenizer, or set tokenizer.chat_template, save the folder, and give prompts without marks."
-    )
-
-
-def leaked_prompts(module: Any, data: Any) -> str | None:
-    """One in a hundred evaluation prompts may be a chance repetition; more is a score for memory."""
-    train, held_out = (prompt_fingerprints(row["prompt"] for row in data.rows(split)) for split in ("train", "val"))
-    both = len(train & held_out)
-    if not held_out or both <= 0.01 * len(held_out):
-        return None
-    return (
-        f"{both} of {len(held_out)} different validation prompts are also training prompts (up to case and white space), so val/ shows memory as well as skill. Drop "
-        "them from one side, or split by prompt (data.val_source, a hash of the prompt)."
-    )
-
-
-def trivial_answer(module: Any, data: Any) -> str | None:
-    """An empty completion, or the prompt repeated, earns as much as the right answer, and more than a wrong one, on half of the rows tried.
-
-    Needs rows with an `answer`. Not done where a reward waits for others (a judge), whose calls may cost money.
-    """
-    rows = [row for row in data.rows("train")[:TRIED] if row.get("answer") is not None]
-    if not rows or not module.rewards or any(reward.waits for reward in module.rewards):
-        return None
-    prompts = [module.prompt_tokens(row) for row in rows]
-    texts = []
-    for row in rows:
-        wrong = next((str(other["answer"]) for other in rows if str(other["answer"]) != str(row["answer"])), f"{row['answer']}0")
-        texts += ["", row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"], str(row["answer"]), wrong]
-    batch = written(module.policy, prompts, rows, texts)
-    if any(ends_open(text) for text in module.policy.decode(batch.prompt_ids, batch.prompt_mask)):
-        batch = written(module.policy, prompts, rows, [f"</think>{text}" for text in texts])
-    try:
-        with isolated_rng("doctor", run_seed()):
-            batch.rewards = module.score(batch)
-            empty, repeated, right, wrong = module.totals(batch).view(len(rows), 4).unbind(1)
-    except Exception as error:
-        return (
-            f"Scoring an empty completion, or the prompt repeated, raised {type(error).__name__}: {str(error)[:200]}. A model can write either at any time, which would "
-            "end the run; let the reward return 0 for what it cannot read."
-        )
-    judge = next((reward for reward in module.rewards if reward.is_correctness), None)
-    called_right = None if judge is None else (judge.unscaled(batch.rewards[judge.name], batch) >= 1).view(len(rows), 4)
-    for name, place, value in (("an empty completion", 0, empty), ("the prompt repeated", 1, repeated)):
-        fooled = (value >= right) & (value > wrong)
-        if called_right is not None:
-            fooled |= called_right[:, place]
-        if fooled.float().mean() >= 0.5:
-            return (
-                f"The rewards give {name} {float(value[fooled].mean()):.3g}, the right answer {float(right[fooled].mean()):.3g} and a wrong one "
-                f"{float(wrong[fooled].mean()):.3g} (means of {int(fooled.sum())} of {len(rows)} training rows where it earns as much as the right one). The policy will find that; "
-                "compare the whole answer, and let nothing be earned without one."
-            )
-    return None
-
-
-AT_START = (end_token_mismatch, chat_template, leaked_prompts, trivial_answer)
 WHILE_TRAINING = (
     no_end_token, truncated, abstains, constant_reward, no_signal, zero_advantages, entropy_collapse, kl_explosion, zero_gradient, weights_still,
     learning_rate_huge,

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from callbacks import Doctor, RolloutCheckpoint
-from callbacks.findings import AT_START, IN_A_ROW, WHILE_TRAINING, Seen
+from callbacks.findings import IN_A_ROW, WHILE_TRAINING, Seen
+from callbacks.findings_at_start import AT_START
 from datamodules import ArithmeticPrompts
 from datamodules.prompts import PromptData
 from lightning_modules import GRPO, KLPenalty
@@ -121,6 +122,24 @@ def test_trivial_answers_that_earn_as_much_as_right_ones(reasoner, tmp_path):
     assert "raised ZeroDivisionError" in said(breaks)
     assert said(contains, prompt="7-{}?", answer="9{}") == ""
     assert fit(tmp_path, reasoner, [ExactAnswer()], rollouts=1, data=Repeated()).said == {}
+
+
+def counts_digits(completions, answer):
+    return [float(any(c.isdigit() for c in text)) for text in completions]
+
+
+def wants_a_form(completions, answer):
+    return [float(f"#### {wanted}" in text) for text, wanted in zip(completions, answer, strict=True)]
+
+
+def test_a_reward_that_pays_wrong_answers_as_right_ones(reasoner, tmp_path):
+    def said(*rewards):
+        return fit(tmp_path, reasoner, list(rewards), rollouts=1, data=Repeated()).said
+
+    found = said(FunctionReward(counts_digits, weight=0.1), ExactAnswer())
+    assert "'counts_digits' gives a wrong answer 1 and the right one 1 (means of 8" in found["wrong_answer"]
+    assert "wrong_answer" not in said(FunctionReward(wants_a_form), ExactAnswer())
+    assert "wrong_answer" not in said(FunctionReward(contains), FunctionReward(not_wrong), ExactAnswer())
 
 
 def module(policy=None, **changes):

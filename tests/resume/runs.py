@@ -47,6 +47,11 @@ def start(arguments: list[str], folder: Path) -> Any:
     return process
 
 
+def heed_ctrl_c() -> None:
+    """A shell's background jobs, and all that they start, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Command:
     """The same with main.py's own process, which starts others for --trainer.devices 2; they live and die together."""
 
@@ -56,7 +61,9 @@ class Command:
         environment.pop("PL_GLOBAL_SEED", None)
         with (folder / "log.txt").open("a") as log:
             command = [sys.executable, str(ROOT / "main.py"), "fit", *arguments]
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=heed_ctrl_c
+            )
         self.pid = -self.process.pid  # of the group
 
     def join(self, seconds: float | None = None) -> None:

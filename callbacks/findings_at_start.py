@@ -1,0 +1,151 @@
+"""What silent failures look like before the first rollout: a small function for each, with its threshold and the reason for it.
+
+A check sees the module and its data. It returns one paragraph with the measured figure and the knob to turn, or None.
+"""
+
+import inspect
+import re
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rewards.base import FunctionReward
+from rollouts import RolloutBatch, ends_open, written
+from support.prompts import prompt_fingerprints
+from support.seeding import isolated_rng, run_seed
+
+#: training rows whose trivial answers are scored
+TRIED = 8
+
+
+def end_token_mismatch(module: Any, data: Any) -> str | None:
+    """The model was taught to end with one token, the tokenizer calls another one its end."""
+    policy = module.policy
+    own, given = policy.tokenizer.eos_token_id, policy.model_eos_ids
+    if not given or own in given:
+        return None
+    name = policy.tokenizer.convert_ids_to_tokens(own)
+    return (
+        f"The tokenizer's end token {name!r} ({own}) is not among the model's own {sorted(given)}. Completions end at either, but padding and supervised targets use "
+        "the tokenizer's: set tokenizer.eos_token, or the generation config's eos_token_id, and save the folder."
+    )
+
+
+MARKS = re.compile(r"<\|\w+\|>|\[/?INST\]|<(?:start|end)_of_turn>")
+SPOKEN = re.compile(r"^\s*(?:user|human|instruction|system)\s*:", re.IGNORECASE | re.MULTILINE)
+CUED = re.compile(r"(?:assistant|response|answer|model)\s*:?\s*(?:<think>)?\s*$", re.IGNORECASE)
+
+
+def chat_template(module: Any, data: Any) -> str | None:
+    """Prompts with marks of a chat in their text: as single tokens they are fine, in pieces they are noise, within a template they come twice."""
+    tokenizer, row = module.policy.tokenizer, data.rows("train")[0]
+    if not isinstance(row["prompt"], str):
+        return None
+    mark = MARKS.search(row["prompt"])
+    if tokenizer.chat_template and mark:
+        return (
+            f"The prompt {row['prompt'][:60]!r} already holds marks of a chat ({mark[0]}), and the tokenizer's chat template puts them around it again. Give prompts as "
+            "plain text or as messages [{role, content}]."
+        )
+    unknown = mark and len(tokenizer(mark[0], add_special_tokens=False)["input_ids"]) > 1
+    spoken = SPOKEN.search(row["prompt"]) and not CUED.search(row["prompt"])
+    if tokenizer.chat_template or not (unknown or spoken):
+        return None
+    why = f"{mark[0]} is no token of this model" if unknown else "nothing at their end tells the model to answer"  # type: ignore[index]
+    return (
+        f"Prompts look like a chat ({row['prompt'][:60]!r}), but the tokenizer of {module.policy.params.model} has no chat template, and {why}. Use the instruction-tuned "
+        "model's tokenizer, or set tokenizer.chat_template, save the folder, and give prompts without marks."
+    )
+
+
+def leaked_prompts(module: Any, data: Any) -> str | None:
+    """One in a hundred evaluation prompts may be a chance repetition; more is a score for memory."""
+    train, held_out = (prompt_fingerprints(row["prompt"] for row in data.rows(split)) for split in ("train", "val"))
+    both = len(train & held_out)
+    if not held_out or both <= 0.01 * len(held_out):
+        return None
+    return (
+        f"{both} of {len(held_out)} different validation prompts are also training prompts (up to case and white space), so val/ shows memory as well as skill. Drop "
+        "them from one side, or split by prompt (data.val_source, a hash of the prompt)."
+    )
+
+
+def trivial_answer(module: Any, data: Any) -> str | None:
+    """An empty completion, or the prompt repeated, earns as much as the right answer, and more than a wrong one, on half of the rows tried."""
+    try:
+        batch = _scored(module, data)
+    except Exception as error:
+        return (
+            f"Scoring an empty completion, or the prompt repeated, raised {type(error).__name__}: {str(error)[:200]}. A model can write either at any time, which would "
+            "end the run; let the reward return 0 for what it cannot read."
+        )
+    if batch is None:
+        return None
+    empty, repeated, right, wrong = _by_answer(module.totals(batch))
+    judge = next((reward for reward in module.rewards if reward.is_correctness), None)
+    called_right = None if judge is None else _by_answer(judge.unscaled(batch.rewards[judge.name], batch) >= 1)
+    for name, place, value in (("an empty completion", 0, empty), ("the prompt repeated", 1, repeated)):
+        fooled = (value >= right) & (value > wrong)
+        if called_right is not None:
+            fooled |= called_right[place]
+        if fooled.float().mean() >= 0.5:
+            return (
+                f"The rewards give {name} {float(value[fooled].mean()):.3g}, the right answer {float(right[fooled].mean()):.3g} and a wrong one "
+                f"{float(wrong[fooled].mean()):.3g} (means of {int(fooled.sum())} of {len(value)} training rows where it earns as much as the right one). The policy will find that; "
+                "compare the whole answer, and let nothing be earned without one."
+            )
+    return None
+
+
+def wrong_answer(module: Any, data: Any) -> str | None:
+    """A reward that judges correctness, or a function that asks for the `answer`, pays another row's answer as much as the right one, and more than none.
+
+    Where both earn nothing the reward wants a form that a bare answer lacks, and nothing is known.
+    """
+    try:
+        batch = _scored(module, data)
+    except Exception:  # said by trivial_answer
+        return None
+    if batch is None:
+        return None
+    for reward in module.rewards:
+        if not (
+            reward.is_correctness or (isinstance(reward, FunctionReward) and "answer" in inspect.signature(reward.function).parameters)
+        ):
+            continue
+        empty, _, right, wrong = _by_answer(batch.rewards[reward.name])
+        if ((wrong >= right) & (right > empty)).float().mean() >= 0.5:
+            return (
+                f"The reward {reward.name!r} gives a wrong answer {float(wrong.mean()):.3g} and the right one {float(right.mean()):.3g} (means of {len(right)} training rows; the wrong one is "
+                "another row's answer). Nothing right can be learned from it: check how it compares, and that the data column holds what it expects."
+            )
+    return None
+
+
+def _scored(module: Any, data: Any) -> RolloutBatch | None:
+    """Four completions for each of a few training rows: nothing, the prompt repeated, the right answer, a wrong one.
+
+    Needs rows with an `answer`. Not done where a reward waits for others (a judge), whose calls may cost money.
+    """
+    rows = [row for row in data.rows("train")[:TRIED] if row.get("answer") is not None]
+    if not rows or not module.rewards or any(reward.waits for reward in module.rewards):
+        return None
+    prompts = [module.prompt_tokens(row) for row in rows]
+    texts = []
+    for row in rows:
+        wrong = next((str(other["answer"]) for other in rows if str(other["answer"]) != str(row["answer"])), f"{row['answer']}0")
+        texts += ["", row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"], str(row["answer"]), wrong]
+    batch = written(module.policy, prompts, rows, texts)
+    if any(ends_open(text) for text in module.policy.decode(batch.prompt_ids, batch.prompt_mask)):
+        batch = written(module.policy, prompts, rows, [f"</think>{text}" for text in texts])
+    with isolated_rng("doctor", run_seed()):
+        batch.rewards = module.score(batch)
+    return batch
+
+
+def _by_answer(values: Float[Tensor, "rows"]) -> tuple[Tensor, ...]:
+    return values.view(-1, 4).unbind(1)
+
+
+AT_START = (end_token_mismatch, chat_template, leaked_prompts, trivial_answer, wrong_answer)
