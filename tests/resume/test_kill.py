@@ -215,9 +215,9 @@ class Pause(lightning.Callback):
         time.sleep(300)
 
 
-@pytest.mark.parametrize("where", ["on_train_batch_end", "on_save_checkpoint", "on_exception", "teardown"])
+@pytest.mark.parametrize("where", ["on_train_batch_end", "on_save_checkpoint", "on_exception"])
 def test_a_second_ctrl_c_stops_at_once(where, command, tmp_path):
-    """In a rollout, while the state is saved, and in what follows."""
+    """In a rollout, while the state is saved, and while the run ends."""
     folder = tmp_path / "twice"
     arguments = command("grpo", folder)
     overlay = yaml.safe_load((folder / "overlay.yaml").read_text())
@@ -231,9 +231,7 @@ def test_a_second_ctrl_c_stops_at_once(where, command, tmp_path):
     wait_for((folder / "reached").exists)
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == 1
-    assert "Traceback" not in (folder / "log.txt").read_text() and not any(folder.glob("runs/*/checkpoints/*.partial"))
-    saved = list(folder.glob("runs/*/checkpoints/*.ckpt"))
-    assert len(saved) == (where == "teardown") and all(damage(path) is None for path in saved)
+    assert "Traceback" not in (folder / "log.txt").read_text() and not any(folder.glob("runs/*/checkpoints/*"))
 
 
 @pytest.mark.parametrize("told", ["one", "all"])
