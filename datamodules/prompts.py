@@ -61,7 +61,7 @@ class PromptData(L.LightningDataModule, ABC):
         """The checked rows of train, val, test, safety or demonstration, made once."""
         if split not in self._rows:
             made = getattr(self, f"{split}_rows")()
-            where = f"the {split} split of {type(self).__name__}"
+            where = f"the {split} split of {type(self).__name__}" + (f" ({source})" if (source := getattr(self, "source", None)) else "")
             required = ("prompt", "response") if split == "demonstration" else self.required
             self._rows[split] = check_rows(made, where, required) if made or split not in ("safety", "demonstration") else []
         return self._rows[split]

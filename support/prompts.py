@@ -15,7 +15,7 @@ def check_prompt(prompt: Any, where: str) -> None:
     for message in prompt if isinstance(prompt, list) and prompt else [] if isinstance(prompt, str) else [prompt]:
         if not isinstance(message, dict) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
             raise ConfigError(
-                f"{where} holds {str(message)[:80]!r}; a prompt is a text, or a list of messages with a `role` ({', '.join(ROLES)}) and a text as `content`."
+                f"{where} holds {repr(message)[:80]} ({type(message).__name__}); a prompt is a text, or a list of messages with a `role` ({', '.join(ROLES)}) and a text as `content`."
             )
 
 

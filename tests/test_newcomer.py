@@ -23,6 +23,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     (tmp_path / "questions.jsonl").write_text(300 * (json.dumps({"question": "1+1=?", "answer": "2"}) + "\n"))
+    (tmp_path / "numbers.jsonl").write_text(300 * (json.dumps({"prompt": 7, "answer": "2"}) + "\n"))
     (tmp_path / "tabs.yaml").write_text("model:\n\tclass_path: lightning_modules.GRPO\n")
     (tmp_path / "gpro.yaml").write_text("model: {class_path: lightning_modules.GPRO}\ndata: {class_path: datamodules.ArithmeticPrompts}\n")
     (tmp_path / "twice.yaml").write_text("model:\n  init_args:\n    batch: {group_size: 4}\n    batch: {prompts_per_rollout: 4}\n")
@@ -58,6 +59,10 @@ MISTAKES = {
     "data without a prompt": (
         ["--data=datamodules.FilePrompts", "--data.source=questions.jsonl"],
         "it has no 'prompt', only ['answer', 'question']",
+    ),
+    "numbers as prompts": (
+        ["--data=datamodules.FilePrompts", "--data.source=numbers.jsonl"],
+        "row 0 of the train split of FilePrompts (numbers.jsonl) holds 7 (int); a prompt is a text",
     ),
     "data that is not there": (["--data=datamodules.FilePrompts", "--data.source=question.jsonl"], "'question.jsonl' does not exist"),
     "a reward function misspelt": ([function("newcomers_rewards.totl")], "the reward function 'newcomers_rewards.totl' cannot be imported"),
