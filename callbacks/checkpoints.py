@@ -73,12 +73,11 @@ class RolloutCheckpoint(Checkpoint):
         if signal.getsignal(signal.SIGINT) == self._interrupted:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _end_if_asked(self, trainer: L.Trainer) -> None:
-        """Between a rollout (and its validation) and the next: all processes end if one was asked to."""
+    def _asked(self, trainer: L.Trainer) -> bool:
+        """Whether one of the processes was asked to stop; all of them know it from here on."""
         asked = torch.tensor(float(self.asked_by), device=trainer.strategy.root_device)
         self.asked_by = int(trainer.strategy.reduce(asked, reduce_op="max"))
-        if self.asked_by:
-            trainer._signal_connector.received_sigterm = True
+        return bool(self.asked_by)
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder) if self.folder else run_folder(trainer) / "checkpoints"
@@ -126,10 +125,12 @@ class RolloutCheckpoint(Checkpoint):
         # Lightning's own rule, because a resumed run asks it whether a validation is still to come and then leaves that one out.
         if trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return
-        if self.every_n_rollouts and self._done(trainer) % self.every_n_rollouts == 0:
+        asked = self._asked(trainer)
+        if asked or (self.every_n_rollouts and self._done(trainer) % self.every_n_rollouts == 0):
             self._log(trainer)
             self._save(trainer)
-        self._end_if_asked(trainer)
+        if asked:
+            trainer._signal_connector.received_sigterm = True
 
     def _log(self, trainer: L.Trainer) -> None:
         """Lightning logs a rollout after this hook: one that is killed in between would have a checkpoint behind the rollout, and no metrics of it."""
@@ -144,19 +145,20 @@ class RolloutCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        done = self._done(trainer)
-        if done and ((self.every_n_rollouts and done % self.every_n_rollouts == 0) or done == self.last_saved):
+        done, asked = self._done(trainer), self._asked(trainer)
+        if done and (asked or (self.every_n_rollouts and done % self.every_n_rollouts == 0) or done == self.last_saved):
             self.last_saved = -1  # what the validation has taught other callbacks belongs into it
             self._save(trainer)
-        self._end_if_asked(trainer)
+        if asked:
+            trainer._signal_connector.received_sigterm = True
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._done(trainer):
-            self._save(trainer)
-            exception.code = 128 + (self.asked_by or signal.SIGTERM)
+        """The state was saved where it is between two rollouts; here Lightning has counted one more of them than a run that goes on would."""
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._done(trainer) == self.last_saved:
+            exception.code = 128 + self.asked_by
             if trainer.is_global_zero:
                 print(
-                    f"{signal.Signals(self.asked_by or signal.SIGTERM).name}: the state after rollout {self._done(trainer)} is in {self._folder(trainer) / self.saved[-1]}; go on with --ckpt_path last.",
+                    f"{signal.Signals(self.asked_by).name}: the state after rollout {self.last_saved} is in {self._folder(trainer) / self.saved[-1]}; go on with --ckpt_path last.",
                     flush=True,
                 )
 
