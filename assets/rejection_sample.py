@@ -44,7 +44,12 @@ def main(
         prompts: rows that are sampled; all if None. batch: prompts at once.
     """
     torch.set_num_threads(1)
-    for name, value in {"samples": samples, "per_prompt": per_prompt, "batch": batch, "prompts": 1 if prompts is None else prompts}.items():
+    for name, value in {
+        "samples": samples,
+        "per_prompt": per_prompt,
+        "batch": batch,
+        "prompts": 1 if prompts is None else prompts,
+    }.items():
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1.")
     rows = data.rows("train")[:prompts]
@@ -54,18 +59,27 @@ def main(
         part = rows[start : start + batch]
         with isolated_rng("rejection sampling", seed, start), torch.no_grad():
             found = engine.generate(policy, [policy.encode(row["prompt"]) for row in part], part, samples, sampling)
-        total = total_reward(rewards, {reward.name: reward(found) for reward in rewards}, found.failures).tolist()  # NaN is never at_least
+        total = total_reward(
+            rewards, {reward.name: reward(found) for reward in rewards}, found.failures
+        ).tolist()  # NaN is never at_least
         for i, row in enumerate(part):
-            right = {found.completions[j]: None for j in range(i * samples, (i + 1) * samples) if total[j] >= at_least - 1e-6}
+            right = {
+                found.completions[j]: None for j in range(i * samples, (i + 1) * samples) if total[j] >= at_least - 1e-6
+            }
             reached += bool(right)
-            kept += [{"prompt": row["prompt"], "response": text, "task": row.get("task")} for text in list(right)[:per_prompt]]
+            kept += [
+                {"prompt": row["prompt"], "response": text, "task": row.get("task")}
+                for text in list(right)[:per_prompt]
+            ]
     if not kept:
         raise ConfigError(
             f"no completion of {model} earned {at_least} on {len(rows)} prompts, so nothing can be learned from; lower at_least."
         )
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(Path(out), "".join(json.dumps(row) + "\n" for row in kept))
-    print(f"{len(kept)} completions kept, of {reached} of {len(rows)} prompts ({len(rows) * samples} sampled), written to {out}")
+    print(
+        f"{len(kept)} completions kept, of {reached} of {len(rows)} prompts ({len(rows) * samples} sampled), written to {out}"
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def gap(policy: Policy, engine: VLLMEngine | VLLMServer, texts: list[str], new_t
     return float(same.float().mean()), float((own - batch.behaviour_logprobs)[batch.action_mask].abs().mean())
 
 
-def main(model: str = "assets/tiny_reasoner", url: str | None = None, new_tokens: int = 24, tolerance: float = 1e-4) -> None:
+def main(
+    model: str = "assets/tiny_reasoner", url: str | None = None, new_tokens: int = 24, tolerance: float = 1e-4
+) -> None:
     """Three rounds, with changed weights in between."""
     torch.manual_seed(0)
     policy = Policy(PolicyParams(model))

@@ -50,7 +50,7 @@ def cell(given: dict[str, Any]) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from assets.make_untrained import reasoner_tokenizer
-    from lightning_modules.updates import micro_batches
+    from lightning_modules.core.micro_batches import micro_batches
     from policies import LoRA, Policy, PolicyParams
     from rollouts import EmbeddedEngine, SamplingParams
 
@@ -68,7 +68,9 @@ def cell(given: dict[str, Any]) -> dict[str, float]:
     rows = given["prompts"] * given["group"]
     lengths = given.get("lengths") or [given["completion"]] * rows
     # Forced tokens that end with an end token give every completion its length; all else is computed as ever.
-    forced = [[7 + (i + j) % 90 for j in range(length - 1)] + [tokenizer.eos_token_id] for i, length in enumerate(lengths)]
+    forced = [
+        [7 + (i + j) % 90 for j in range(length - 1)] + [tokenizer.eos_token_id] for i, length in enumerate(lengths)
+    ]
     prompts = [[7 + (i * j) % 90 for j in range(given["prompt"])] for i in range(given["prompts"])]
     engine, sampling = EmbeddedEngine(), SamplingParams(max(lengths))
 
@@ -92,7 +94,12 @@ def cell(given: dict[str, Any]) -> dict[str, float]:
         update(batch)
         times[0].append(middle - start)
         times[1].append(time.perf_counter() - middle)
-    return {"rollout": min(times[0]), "update": min(times[1]), "step": min(times[0]) + min(times[1]), "memory": memory("VmHWM") - before}
+    return {
+        "rollout": min(times[0]),
+        "update": min(times[1]),
+        "step": min(times[0]) + min(times[1]),
+        "memory": memory("VmHWM") - before,
+    }
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
@@ -117,10 +124,15 @@ def main(out: str | None = None, sweeps: list[str] = list(SWEEPS)) -> None:  # n
             result = run({**BASE, name: size, "frozen": name == "vocabulary"})
             found[name].append(result)
             print(
-                f"{size:12}" + "".join(f"{result[key]:12.3f}" for key in ("rollout", "update", "step")) + f"{result['memory']:12.0f}",
+                f"{size:12}"
+                + "".join(f"{result[key]:12.3f}" for key in ("rollout", "update", "step"))
+                + f"{result['memory']:12.0f}",
                 flush=True,
             )
-        slopes = {key: exponent(SWEEPS[name], [r[key] for r in found[name]]) for key in ("rollout", "update", "step", "memory")}
+        slopes = {
+            key: exponent(SWEEPS[name], [r[key] for r in found[name]])
+            for key in ("rollout", "update", "step", "memory")
+        }
         print(f"{'exponent':>12}" + "".join(f"{slope:12.2f}" for slope in slopes.values()))
     print(f"\n{'sum, longest':>14}{'rollout s':>12}{'update s':>12}{'step s':>12}{'memory MB':>12}")
     for longest in (32, 128, 512):
@@ -146,7 +158,9 @@ def draw(found: dict[str, list[dict[str, float]]], out: str) -> None:
             axis = axes[row][column]
             axis.loglog(SWEEPS[name], [r[key] for r in results], "o-")
             axis.set_xlabel(
-                {"group": "group size", "hidden": "hidden size"}.get(name, name + " tokens" if name in ("prompt", "completion") else name)
+                {"group": "group size", "hidden": "hidden size"}.get(
+                    name, name + " tokens" if name in ("prompt", "completion") else name
+                )
             )
             axis.set_title(f"exponent {exponent(SWEEPS[name], [r[key] for r in results]):.2f}", fontsize=9)
             if not column:

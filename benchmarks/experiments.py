@@ -17,9 +17,14 @@ def curves(uri: str, name: str) -> dict[str, list[tuple[int, float]]]:
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("lightning-posttrain")
     assert experiment is not None
-    run = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'", order_by=["start_time DESC"])[0]
+    run = client.search_runs(
+        [experiment.experiment_id], f"attributes.run_name = '{name}'", order_by=["start_time DESC"]
+    )[0]
     wanted = [metric for metric in run.data.metrics if metric.startswith(("train/", "val/"))]
-    return {metric: sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, metric)) for metric in wanted}
+    return {
+        metric: sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, metric))
+        for metric in wanted
+    }
 
 
 def finished(folder: Path, seeds: dict[str, list[int]]) -> Found:

@@ -67,7 +67,11 @@ def measure(name: str, module: Any, prompts: int) -> None:
 
 
 def main(
-    model: str = "assets/tiny_reasoner", prompts: int = 4, group_size: int = 16, max_new_tokens: int = 72, last_layers: str = "3"
+    model: str = "assets/tiny_reasoner",
+    prompts: int = 4,
+    group_size: int = 16,
+    max_new_tokens: int = 72,
+    last_layers: str = "3",
 ) -> None:
     """Print the table.
 
@@ -80,11 +84,29 @@ def main(
     given = {"batch": BatchPlan(prompts, group_size), "sampling": SamplingParams(max_new_tokens=max_new_tokens)}
     print("| arm | trained weights | tokens with loss | kept for the backward pass |\n|---|---|---|---|")
     measure("GRPO, all weights", GRPO(PolicyParams(model), [reward], kl=KLPenalty(), **given), prompts)
-    measure("GRPO, LoRA everywhere", GRPO(PolicyParams(model, lora=LoRA(16, 32)), [reward], kl=KLPenalty(), **given), prompts)
-    measure("GRPO, LoRA on the last layer", GRPO(PolicyParams(model, lora=lora), [reward], kl=KLPenalty(), **given), prompts)
-    measure("S-GRPO, LoRA on the last layer", SGRPO(PolicyParams(model, lora=lora), [reward], cutoff=10, share=0.25, **given), prompts)
-    measure("S-GRPO, the first 10 tokens alone", SGRPO(PolicyParams(model, lora=lora), [reward], cutoff=10, share=0.0, **given), prompts)
-    measure("T-SPMO, LoRA on the last layer, no replay", TSPMO(PolicyParams(model, lora=lora), [reward], replay=False, **given), prompts)
+    measure(
+        "GRPO, LoRA everywhere",
+        GRPO(PolicyParams(model, lora=LoRA(16, 32)), [reward], kl=KLPenalty(), **given),
+        prompts,
+    )
+    measure(
+        "GRPO, LoRA on the last layer", GRPO(PolicyParams(model, lora=lora), [reward], kl=KLPenalty(), **given), prompts
+    )
+    measure(
+        "S-GRPO, LoRA on the last layer",
+        SGRPO(PolicyParams(model, lora=lora), [reward], cutoff=10, share=0.25, **given),
+        prompts,
+    )
+    measure(
+        "S-GRPO, the first 10 tokens alone",
+        SGRPO(PolicyParams(model, lora=lora), [reward], cutoff=10, share=0.0, **given),
+        prompts,
+    )
+    measure(
+        "T-SPMO, LoRA on the last layer, no replay",
+        TSPMO(PolicyParams(model, lora=lora), [reward], replay=False, **given),
+        prompts,
+    )
 
 
 if __name__ == "__main__":

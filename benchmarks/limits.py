@@ -20,10 +20,10 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.vs_trl import Work, texts  # noqa: E402
-from lightning_modules.updates import micro_batches  # noqa: E402
+from lightning_modules.core.micro_batches import micro_batches  # noqa: E402
 from policies import Policy, PolicyParams  # noqa: E402
 from rollouts import EmbeddedEngine, SamplingParams  # noqa: E402
-from support.memory import keep_freed_memory  # noqa: E402
+from support.allocator import keep_freed_memory  # noqa: E402
 from support.seeding import isolated_rng  # noqa: E402
 
 
@@ -39,7 +39,11 @@ def best(function: Callable[[], Any], times: int = 3) -> float:
 
 
 def main(
-    model: str = "smollm2-135m-instruct", prompts: int = 4, group_size: int = 8, max_new_tokens: int = 64, token_budget: int = 400
+    model: str = "smollm2-135m-instruct",
+    prompts: int = 4,
+    group_size: int = 8,
+    max_new_tokens: int = 64,
+    token_budget: int = 400,
 ) -> None:
     """Print the floors and our fraction of them."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -49,7 +53,9 @@ def main(
     big = torch.randn(100_000_000)
     bandwidth = big.numel() * 4 / best(big.sum, 5)
     del a, b, big
-    print(f"matrix products {rate / 1e9:.0f} GFLOP/s, reading {bandwidth / 1e9:.1f} GB/s, float32, {torch.get_num_threads()} thread(s)")
+    print(
+        f"matrix products {rate / 1e9:.0f} GFLOP/s, reading {bandwidth / 1e9:.1f} GB/s, float32, {torch.get_num_threads()} thread(s)"
+    )
     policy = Policy(PolicyParams(model))
     linears = [module.weight for module in policy.bare.get_decoder().modules() if isinstance(module, torch.nn.Linear)]
     head = policy.bare.get_output_embeddings().weight
@@ -97,7 +103,8 @@ def main(
 
     # Forward, gradient of inputs, gradient of weights: three products a weight. The output layer sees completion tokens alone.
     computed = sum(
-        int(g.prompt_mask.sum()) + int((g.completion_mask.sum(1) - 1).sum()) for g in (batch.prompt_groups(m.rows) for m in passes)
+        int(g.prompt_mask.sum()) + int((g.completion_mask.sum(1) - 1).sum())
+        for g in (batch.prompt_groups(m.rows) for m in passes)
     )
     alone_update = 0.0
     with torch.no_grad():
@@ -113,7 +120,9 @@ def main(
                     F.linear(x, weight), gradient @ weight, gradient.T @ x
                 alone_update += time.perf_counter() - start
     table.append(("update", best(update), 6 * (body * computed + head.numel() * tokens) / rate, alone_update, tokens))
-    print(f"{'':10}{'seconds':>10}{'tokens/s':>10}{'roofline s':>12}{'fraction':>10}{'layers alone s':>16}{'fraction':>10}")
+    print(
+        f"{'':10}{'seconds':>10}{'tokens/s':>10}{'roofline s':>12}{'fraction':>10}{'layers alone s':>16}{'fraction':>10}"
+    )
     for name, seconds, limit, products, count in table:
         print(
             f"{name:10}{seconds:10.2f}{count / seconds:10.0f}{limit:12.2f}{limit / seconds:10.0%}{products:16.2f}{products / seconds:10.0%}"

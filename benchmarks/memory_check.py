@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from assets.make_untrained import reasoner_tokenizer  # noqa: E402
 from benchmarks.memory_table import MB, SHAPES, Setting, Shape, markdown, phases  # noqa: E402
-from lightning_modules.updates import micro_batches  # noqa: E402
+from lightning_modules.core.micro_batches import micro_batches  # noqa: E402
 from policies import LoRA, Policy, PolicyParams  # noqa: E402
 from rollouts import EmbeddedEngine, SamplingParams  # noqa: E402
 
@@ -65,11 +65,15 @@ def measured(shape: Shape, s: Setting) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        policy = Policy(replace(params, model=folder, lora=LoRA(s.rank) if s.rank else None), with_reference=s.reference)
+        policy = Policy(
+            replace(params, model=folder, lora=LoRA(s.rank) if s.rank else None), with_reference=s.reference
+        )
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=s.fused)
     end, prompts = tokenizer.eos_token_id, [[7 + i * j % 90 for j in range(s.prompt)] for i in range(s.rows // s.group)]
-    forced = [[7 + (i + j) % 90 for j in range(s.completion - 1)] + [end] for i in range(s.rows)]  # every completion its length
+    forced = [
+        [7 + (i + j) % 90 for j in range(s.completion - 1)] + [end] for i in range(s.rows)
+    ]  # every completion its length
     engine, live = EmbeddedEngine(), Live()
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=s.compute == 2, cache_enabled=False)
 
@@ -86,7 +90,12 @@ def measured(shape: Shape, s: Setting) -> dict[str, float]:
         for _ in range(2):  # the first makes the optimiser's state, and the comparisons that are made once
             start = live.peak = live.now
             batch = engine.generate(
-                policy, prompts, [{"prompt": str(i)} for i in range(len(prompts))], s.group, SamplingParams(s.completion), forced
+                policy,
+                prompts,
+                [{"prompt": str(i)} for i in range(len(prompts))],
+                s.group,
+                SamplingParams(s.completion),
+                forced,
             )
             found["+ rollout"], start, live.peak = float(live.peak - start), live.now, live.now
             update(batch)
@@ -107,8 +116,14 @@ CASES = [
     (SMALL, replace(ON_CPU, name="fp32, full, checkpointing", checkpointing=True)),
     (SMALL, replace(ON_CPU, name="fp32, LoRA", rank=16)),
     (SMALL, replace(ON_CPU, name="bf16 autocast, full", compute=2, fused=False)),
-    (SMALL, replace(ON_CPU, name="bf16 weights, LoRA, checkpointing", compute=2, weights=2, rank=16, checkpointing=True)),
-    (replace(SMALL, name="8 layers of 512", layers=8, hidden=512, inner=1408, heads=8), replace(ON_CPU, prompt=160, rows=8)),
+    (
+        SMALL,
+        replace(ON_CPU, name="bf16 weights, LoRA, checkpointing", compute=2, weights=2, rank=16, checkpointing=True),
+    ),
+    (
+        replace(SMALL, name="8 layers of 512", layers=8, hidden=512, inner=1408, heads=8),
+        replace(ON_CPU, prompt=160, rows=8),
+    ),
     (SHAPES[0], replace(ON_CPU, tokens=512, rows=8)),
     (SHAPES[0], replace(ON_CPU, name="fp32, LoRA, checkpointing", tokens=512, rows=8, rank=16, checkpointing=True)),
 ]
@@ -122,7 +137,9 @@ def check(cases: int = len(CASES)) -> None:
         expected, real = phases(shape, s), measured(shape, s)
         wanted = [expected[n] for n in ("rollout", "update", "step", "optimiser")]
         wanted.insert(0, expected["weights"] + expected["reference"])
-        cells = [f"{w / MB:.1f} / {real[n] / MB:.1f} ({w / real[n] - 1:+.0%})" for w, n in zip(wanted, COMPARED, strict=True)]
+        cells = [
+            f"{w / MB:.1f} / {real[n] / MB:.1f} ({w / real[n] - 1:+.0%})" for w, n in zip(wanted, COMPARED, strict=True)
+        ]
         rows.append([shape.name, s.name, *cells])
         print(rows[-1], file=sys.stderr, flush=True)
     print(markdown(["model", "setting", *COMPARED], rows))

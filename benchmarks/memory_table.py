@@ -151,7 +151,9 @@ def gathered(shape: Shape, s: Setting, whole: bool) -> float:
     the layers, of policy and reference, and the layer at work beside the next one."""
     if s.gpus == 1:
         return 0
-    layer = (shape.weights - shape.outside) / shape.layers + (0 if s.rank is None else shape.adapters(s.rank) / shape.layers)
+    layer = (shape.weights - shape.outside) / shape.layers + (
+        0 if s.rank is None else shape.adapters(s.rank) / shape.layers
+    )
     outside = shape.outside * (2 if s.reference and s.rank is None else 1)
     return s.compute * (outside + layer * (shape.layers if whole else 2))
 
@@ -193,7 +195,9 @@ def pass_peak(shape: Shape, s: Setting, gradients: float) -> float:
     full = s.rank is None
     head = 4 * shape.embedding if full else 0
     layer = (shape.weights - shape.outside) / shape.layers
-    unsharded = (s.compute + 4) * layer if full and s.gpus > 1 else 0  # a layer's gradients before each GPU has its part of their sum
+    unsharded = (
+        (s.compute + 4) * layer if full and s.gpus > 1 else 0
+    )  # a layer's gradients before each GPU has its part of their sum
     return max(
         kept + states / 2 + tiles,
         kept + (one if s.checkpointing else 0) + states / 2 + head + unsharded,
@@ -217,7 +221,9 @@ def layer_activations(shape: Shape, s: Setting) -> float:
     attention = c * (2 * q + 2 * k * row / s.completion + shape.heads / shape.key_heads * row)
     mlp = c * 3 * m
     adapters = 0 if s.rank is None else c * 7 * s.rank
-    matrices = sum(i * o for i, o in shape.linears) * c / s.tokens if s.rank is None and residual != c else 0  # in the computing precision
+    matrices = (
+        sum(i * o for i, o in shape.linears) * c / s.tokens if s.rank is None and residual != c else 0
+    )  # in the computing precision
     return norms + inputs + attention + mlp + adapters + matrices
 
 
@@ -255,7 +261,15 @@ def parts() -> str:
             for s in (replace(full, checkpointing=False), full)
         ]
         kept[1] += activations(shape, full)
-        numbers = [2 * shape.weights, 4 * shape.weights, 4 * shape.weights, *adam, small["optimiser"], cache(shape, full), *kept]
+        numbers = [
+            2 * shape.weights,
+            4 * shape.weights,
+            4 * shape.weights,
+            *adam,
+            small["optimiser"],
+            cache(shape, full),
+            *kept,
+        ]
         cells = [f"{n / GB:.1f}" for n in numbers]
         cells[2] += f" ({small['gradients'] / GB:.2f})"
         rows.append([shape.name, f"{shape.weights / GB:.2f}", *cells])
@@ -269,7 +283,9 @@ def peaks() -> str:
         cells = []
         for s in SETTINGS:
             found = phases(shape, s)
-            cells.append(f"{found['peak'] / GB:.0f} ({max(('rollout', 'update', 'step'), key=lambda phase: found[phase])})")
+            cells.append(
+                f"{found['peak'] / GB:.0f} ({max(('rollout', 'update', 'step'), key=lambda phase: found[phase])})"
+            )
         rows.append([shape.name, *cells])
     return markdown(["model", *(s.name for s in SETTINGS)], rows)
 
@@ -285,7 +301,10 @@ def choice() -> str:
     places = [(1, size) for size in GPUS] + [(8, size) for size in GPUS[1:]] + [(16, size) for size in GPUS[1:]]
     rows = []
     for shape in SHAPES:
-        options = [[name for name, s in wanted.items() if fits(shape, replace(s, gpus=n, fused=n == 1), size)] for n, size in places]
+        options = [
+            [name for name, s in wanted.items() if fits(shape, replace(s, gpus=n, fused=n == 1), size)]
+            for n, size in places
+        ]
         rows.append([shape.name, *((found or ["-"])[0] for found in options)])
     return markdown(["model", *(f"{n} x {size} GB" for n, size in places)], rows)
 

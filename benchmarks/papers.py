@@ -54,7 +54,9 @@ class Paper:
 
 
 RIGHT, GRADED = "{class_path: rewards.ExactAnswer}", "{class_path: rewards.GradedAnswer}"
-NO_ALPHA = RIGHT.replace("Answer}", "Answer, init_args: {weight: 0}}, {class_path: rewards.ShorterBetter, init_args: {beta: 0.02}}")
+NO_ALPHA = RIGHT.replace(
+    "Answer}", "Answer, init_args: {weight: 0}}, {class_path: rewards.ShorterBetter, init_args: {beta: 0.02}}"
+)
 #: rewards of a group are centred, not divided by their deviation, which is small where all are right and then makes length all that counts
 NOT_DIVIDED = "--model.advantage={class_path: objectives.GroupNorm, init_args: {scale: none}}"
 EVERY = {"val pass@1": "val/pass1", "val length": "val/length"}
@@ -109,13 +111,21 @@ PAPERS: dict[str, Paper] = {
             "dynamic sampling": [f'--trainer.callbacks=[{{"class_path":"callbacks.DifficultyLedger"}},{NEVER_SKIPS}]'],
             "grpo": ["--model.batch.refill=0", "--trainer.callbacks=[]"],
         },
-        columns={"val, four digits": "val/pass1/addition-4", "completions": "train/greso_completions", "no signal": "train/no_signal"},
+        columns={
+            "val, four digits": "val/pass1/addition-4",
+            "completions": "train/greso_completions",
+            "no signal": "train/no_signal",
+        },
         expect="Completions a rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the sums that can be learned.",
     ),
     "ktae": Paper(
         config="configs/ktae.yaml",
         rollouts=40,
-        arms={"ktae": [], "ktae, clamped": ["--model.advantage.clamp=1.0"], "grpo": ["--model.advantage=objectives.GroupNorm"]},
+        arms={
+            "ktae": [],
+            "ktae, clamped": ["--model.advantage.clamp=1.0"],
+            "grpo": ["--model.advantage=objectives.GroupNorm"],
+        },
         columns={"val pass@1": "val/pass1", "val length": "val/length", "mean abs. key": "train/key_abs"},
         expect="A given accuracy is reached in no more rollouts than with GRPO.",
     ),
@@ -145,7 +155,11 @@ PAPERS: dict[str, Paper] = {
     "one_shot": Paper(
         config="configs/one_shot.yaml",
         rollouts=80,
-        arms={"one_shot": [], "one_shot, no entropy bonus": ["--model.shaping.entropy_bonus=0"], "grpo": ["--trainer.callbacks=[]"]},
+        arms={
+            "one_shot": [],
+            "one_shot, no entropy bonus": ["--model.shaping.entropy_bonus=0"],
+            "grpo": ["--trainer.callbacks=[]"],
+        },
         columns={
             "val pass@1": "val/pass1",
             "train": "train/reward/exact_answer",
@@ -237,7 +251,11 @@ def run_arm(name: str, paper: Paper, arm: str, seed: int) -> None:
     given = paper.arms[arm]
     own = [] if given and given[0].startswith("--config") else [f"--config={paper.config}"]
     label = f"{name} {arm} {seed}"
-    settings = [f"--seed_everything={seed}", f"--trainer.max_steps={paper.rollouts}", f"--trainer.default_root_dir={RESULTS}"]
+    settings = [
+        f"--seed_everything={seed}",
+        f"--trainer.max_steps={paper.rollouts}",
+        f"--trainer.default_root_dir={RESULTS}",
+    ]
     settings.append(f"--trainer.val_check_interval={paper.validate_every}")
     logger = ["--trainer.logger.init_args.tracking_uri=" + URI, f"--trainer.logger.init_args.run_name={label}"]
     cli = command_line(["fit", *own, *given, *settings, *logger])
@@ -278,7 +296,10 @@ def at(curve: Curve, fraction: float) -> float:
 def until(result: dict[str, Any], budget: float) -> dict[str, Any]:
     """The result as it stood when so many tokens had been generated."""
     rollouts = sum(total <= budget for total in tokens(result))
-    cut = {metric: [point for point in curve if point[0] < rollouts] or curve[:1] for metric, curve in result["curves"].items()}
+    cut = {
+        metric: [point for point in curve if point[0] < rollouts] or curve[:1]
+        for metric, curve in result["curves"].items()
+    }
     return result | {"curves": cut}
 
 
@@ -308,7 +329,11 @@ def rows_of(name: str, paper: Paper) -> list[str]:
         for heading, metric in paper.columns.items():
             have = [result["curves"][metric] for result in found if result["curves"].get(metric)]
             start = interval([at(curve, 0) for curve in have]) if metric.startswith("val/") else ""
-            cells.append(f"{heading}: {start + ' → ' if start else ''}{interval([at(curve, 1) for curve in have])}" if have else "")
+            cells.append(
+                f"{heading}: {start + ' → ' if start else ''}{interval([at(curve, 1) for curve in have])}"
+                if have
+                else ""
+            )
         spent = f"{mean(tokens(result)[-1] for result in found) / 1000:.0f} k" if found and "equal" not in arm else ""
         lines.append(f"| {name} | {arm} | {len(found)} | {'; '.join(cell for cell in cells if cell)} | {spent} |")
     return lines
@@ -336,7 +361,9 @@ def plot(name: str, paper: Paper) -> None:
                 if curve and metric.startswith("val/"):  # the first validation comes before the first rollout
                     curve[0] = (0.0, curve[0][1])
                 if curve:
-                    panel.plot(*zip(*curve, strict=True), color=f"C{color}", linewidth=1, label=arm if number == 0 else None)
+                    panel.plot(
+                        *zip(*curve, strict=True), color=f"C{color}", linewidth=1, label=arm if number == 0 else None
+                    )
         panel.set(xlabel="generated tokens, thousands", ylabel=heading)
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=7)

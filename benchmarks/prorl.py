@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.experiments import Found, curves, finished  # noqa: E402
-from lightning_modules.problem_counts import pass_at_k  # noqa: E402
+from lightning_modules.core.problem_counts import pass_at_k  # noqa: E402
 from main import main as command_line  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
 from support.seeding import isolated_rng  # noqa: E402
@@ -96,7 +96,9 @@ def run_arm(arm: str, seed: int, rollouts: int) -> None:
 
 def run_start() -> None:
     """pass@k of the model that every arm begins with."""
-    cli = command_line(["validate", "--config=configs/prorl.yaml", "--trainer.logger=false", f"--trainer.default_root_dir={RESULTS}"])
+    cli = command_line(
+        ["validate", "--config=configs/prorl.yaml", "--trainer.logger=false", f"--trainer.default_root_dir={RESULTS}"]
+    )
     atomic_write_text(RESULTS / "start_0.json", json.dumps({"pass@k": passes(cli.model, cli.datamodule)}))
 
 
@@ -105,7 +107,10 @@ def run_start() -> None:
 
 def last(points: list[tuple[int, float]], first: float, end: float) -> float:
     """Mean of a curve between two fractions of it."""
-    part = [value for _, value in points[int(first * len(points)) : max(int(first * len(points)) + 1, int(end * len(points)))]]
+    part = [
+        value
+        for _, value in points[int(first * len(points)) : max(int(first * len(points)) + 1, int(end * len(points)))]
+    ]
     return sum(part) / len(part)
 
 
@@ -120,13 +125,18 @@ def table(found: Found) -> str:
         score = result["curves"]["val/pass1"]
         thirds = [f"{last(score, i / 3, (i + 1) / 3):.3f}" for i in range(3)]
         end = [f"{last(result['curves'][name], 0.95, 1):.3g}" for name in ("train/kl", "train/entropy")]
-        lines.append(f"| {arm} | {seed} | {' | '.join(thirds)} | {score[-1][1]:.3f} | {' | '.join(end)} | {result['minutes']:.1f} |")
+        lines.append(
+            f"| {arm} | {seed} | {' | '.join(thirds)} | {score[-1][1]:.3f} | {' | '.join(end)} | {result['minutes']:.1f} |"
+        )
     return "\n".join(lines)
 
 
 def pass_table(found: Found) -> str:
     found = {key: result for key, result in found.items() if "pass@k" in result}
-    lines = ["| problems | k | " + " | ".join(f"{arm} {seed}" for arm, seed in found) + " |", "|---|---|" + "---|" * len(found)]
+    lines = [
+        "| problems | k | " + " | ".join(f"{arm} {seed}" for arm, seed in found) + " |",
+        "|---|---|" + "---|" * len(found),
+    ]
     for task in next(iter(found.values()))["pass@k"]:
         for k in KS:
             cells = " | ".join(f"{result['pass@k'][task][str(k)]:.3f}" for result in found.values())
@@ -177,8 +187,15 @@ def main(run: bool = True, only: list[str] | None = None, rollouts: int = 120, s
     print(table(found))
     print(f"\n{pass_table(found)}")
     both = ["val/pass1", "train/reward"]
-    plot(found, ["reset", "no_reset", "reset_keep_moments"], [*both, "train/kl", "train/entropy"], "docs/plots/prorl.png")
-    plot(found, ["clip_higher", "symmetric_clip"], [*both, "train/entropy", "train/clip_fraction"], "docs/plots/clip_higher.png")
+    plot(
+        found, ["reset", "no_reset", "reset_keep_moments"], [*both, "train/kl", "train/entropy"], "docs/plots/prorl.png"
+    )
+    plot(
+        found,
+        ["clip_higher", "symmetric_clip"],
+        [*both, "train/entropy", "train/clip_fraction"],
+        "docs/plots/clip_higher.png",
+    )
     plot(found, ["sums", "sums_no_refill"], [*both, "train/no_signal_left"], "docs/plots/dynamic_sampling.png")
 
 

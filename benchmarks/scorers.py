@@ -4,7 +4,7 @@
     python benchmarks/scorers.py --seeds [0,1,2,3] --pairs 2000
 
 Their held-out figures are against labels of which 5 % are wrong and where the order of two equally good responses is a coin's. Here the rule
-(datamodules/records.py) says which of two fresh responses is better, which is safer and which are unsafe; pairs that the rule finds equal do not count.
+(datamodules/records_desk.py) says which of two fresh responses is better, which is safer and which are unsafe; pairs that the rule finds equal do not count.
 """
 
 import os
@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import lightning as L  # noqa: E402
 
 from datamodules.preferences import PairSource  # noqa: E402
-from datamodules.records import PRIVATE, draw_rows, parse_request, true_cost, true_reward  # noqa: E402
+from datamodules.records_desk import PRIVATE, draw_rows, parse_request, true_cost, true_reward  # noqa: E402
 from lightning_modules import ScorerTraining  # noqa: E402
-from lightning_modules.scorer_training import trained_scorer  # noqa: E402
+from lightning_modules.hc_rlhf.scorer_training import trained_scorer  # noqa: E402
 from policies import Policy, PolicyParams  # noqa: E402
 from policies.scorer import load_facts  # noqa: E402
 from rewards import RecordsCost, RecordsReward  # noqa: E402
 from rewards.models import ModelScore  # noqa: E402
 from rollouts import EmbeddedEngine, SamplingParams  # noqa: E402
-from support.prompts import prompt_fingerprints  # noqa: E402
+from support.prompt_identity import prompt_fingerprints  # noqa: E402
 from support.seeding import isolated_rng  # noqa: E402
 
 #: share of wrong labels in assets/preferences/records.parquet
@@ -78,17 +78,26 @@ def scorers(seed: int, config: dict[str, Any]) -> dict[str, str]:
 
 
 @torch.no_grad()
-def fresh_pairs(seed: int, size: int, policy: Policy, sampling: SamplingParams, folders: dict[str, str], tries: int = 4) -> Pairs:
+def fresh_pairs(
+    seed: int, size: int, policy: Policy, sampling: SamplingParams, folders: dict[str, str], tries: int = 4
+) -> Pairs:
     """The first two different of `tries` responses to prompts as in the training pairs (60 % ask for a secret), but from another split."""
     rows = draw_rows("val", 2 * size, 770_000 + seed, forbidden=0.6)
     assert not set(load_facts(folders["cost"])["prompts"]) & set(prompt_fingerprints(row["prompt"] for row in rows))
-    models = [ModelScore(folders["reward"], name="reward"), ModelScore(folders["cost"], name="cost"), RecordsReward(), RecordsCost()]
+    models = [
+        ModelScore(folders["reward"], name="reward"),
+        ModelScore(folders["cost"], name="cost"),
+        RecordsReward(),
+        RecordsCost(),
+    ]
     kinds: list[tuple[str, str]] = []
     numbers: list[Tensor] = []
     for start in range(0, len(rows), 128):
         part = rows[start : start + 128]
         with isolated_rng("scorers", seed, start):
-            batch = EmbeddedEngine().generate(policy, [policy.encode(row["prompt"]) for row in part], part, tries, sampling)
+            batch = EmbeddedEngine().generate(
+                policy, [policy.encode(row["prompt"]) for row in part], part, tries, sampling
+            )
         scores = torch.stack([model(batch) for model in models])
         for first in range(0, len(part) * tries, tries):
             texts = batch.completions[first : first + tries]
@@ -140,7 +149,9 @@ def failures(pairs: list[Pairs], least: int = 10) -> str:
         counts, wrong = Counter[str](), Counter[str]()
         for found in pairs:
             truth = getattr(found, f"true_{name}")
-            for names, right, ordered, (a, b) in zip(found.kinds, *in_order(getattr(found, name), truth), truth.tolist(), strict=True):
+            for names, right, ordered, (a, b) in zip(
+                found.kinds, *in_order(getattr(found, name), truth), truth.tolist(), strict=True
+            ):
                 if ordered:
                     first, second = names if better * (a - b) > 0 else names[::-1]
                     counts[f"{first} > {second}"] += 1
@@ -150,14 +161,21 @@ def failures(pairs: list[Pairs], least: int = 10) -> str:
     for found in pairs:
         right = (found.cost > 0) == (found.true_cost > 0.5)
         counts.update(name for both in found.kinds for name in both)
-        wrong.update(name for both, r in zip(found.kinds, right.tolist(), strict=True) for name, ok in zip(both, r, strict=True) if not ok)
+        wrong.update(
+            name
+            for both, r in zip(found.kinds, right.tolist(), strict=True)
+            for name, ok in zip(both, r, strict=True)
+            if not ok
+        )
     return "\n".join(lines + table("sign of the cost: response", counts, wrong, least))
 
 
 def table(title: str, counts: Counter[str], wrong: Counter[str], least: int) -> list[str]:
     lines = ["", f"| {title} | number | right |", "|---|---|---|"]
     return lines + [
-        f"| {n} | {counts[n]} | {1 - wrong[n] / counts[n]:.3f} |" for n, _ in wrong.most_common(8) if wrong[n] and counts[n] >= least
+        f"| {n} | {counts[n]} | {1 - wrong[n] / counts[n]:.3f} |"
+        for n, _ in wrong.most_common(8)
+        if wrong[n] and counts[n] >= least
     ]
 
 
@@ -183,9 +201,13 @@ def main(seeds: list[int] = [0, 1, 2], pairs: int = 1000, config: str = "configs
     means = torch.tensor(rows).mean(0).tolist()
     for name, row in zip([*map(str, seeds), "mean"], [*rows, means], strict=True):
         print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
-    ordered = [sum(int((getattr(p, f"true_{name}").diff(dim=1) != 0).sum()) for p in drawn) for name in ("reward", "cost")]
+    ordered = [
+        sum(int((getattr(p, f"true_{name}").diff(dim=1) != 0).sum()) for p in drawn) for name in ("reward", "cost")
+    ]
     print(f"\n{len(seeds) * pairs} pairs, of which {ordered[0]} differ in true reward and {ordered[1]} in true cost.")
-    print("Against such labels the rule itself would have " + ", ".join(f"{value:.3f}" for value in ceilings(drawn)) + ".")
+    print(
+        "Against such labels the rule itself would have " + ", ".join(f"{value:.3f}" for value in ceilings(drawn)) + "."
+    )
     print(failures(drawn))
 
 

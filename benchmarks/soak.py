@@ -37,7 +37,9 @@ def digits(completions: list[str]) -> list[float | None]:
     """A reward that is now and then slow, and has no answer for one text in about twenty; the same texts in every run."""
     if any(hash_of(text) % 200 == 0 for text in completions):
         time.sleep(0.2)
-    return [None if hash_of(text) % 20 == 0 else sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+    return [
+        None if hash_of(text) % 20 == 0 else sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions
+    ]
 
 
 def hash_of(text: str) -> int:
@@ -47,7 +49,10 @@ def hash_of(text: str) -> int:
 class Mallinfo(ctypes.Structure):
     """glibc's struct mallinfo2."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
 
 
 class Heap(L.Callback):
@@ -75,7 +80,10 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        store = [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", f"--artifacts-destination={self.folder}/artifacts"]
+        store = [
+            f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db",
+            f"--artifacts-destination={self.folder}/artifacts",
+        ]
         command = [sys.executable, "-m", "mlflow", "server", *store, f"--port={self.port}", "--workers=1"]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         log = (self.folder / "server.log").open("a")
@@ -104,7 +112,9 @@ def begin(folder: Path, uri: str, rollouts: int) -> subprocess.Popen:
     ]  # fmt: skip
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = (folder / "log.txt").open("a")
-    return subprocess.Popen([sys.executable, str(ROOT / "main.py"), "fit", *arguments], cwd=folder, env=environment, stdout=log, stderr=log)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), "fit", *arguments], cwd=folder, env=environment, stdout=log, stderr=log
+    )
 
 
 def sample(pid: int) -> tuple[float, float, float]:
@@ -168,7 +178,10 @@ def disturbed(folder: Path, rollouts: int, rng: random.Random, every: float) -> 
             server.start()
         for waiting in folder.glob("runs/pending/*.jsonl"):
             subprocess.run(
-                [sys.executable, "-m", "support.tracking", str(waiting)], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True
+                [sys.executable, "-m", "tracking", str(waiting)],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                check=True,
             )
     finally:
         server.stop()
@@ -223,7 +236,9 @@ def main(rollouts: int = 1000, seed: int = 0, every: float = 60.0, out: str = "r
     print(f"| minutes | {minutes[0]:.1f} | {minutes[1]:.1f} |")
     print(f"| events | none | {', '.join(f'{kind}: {count}' for kind, count in counts.items())} |")
     print(f"| final weights | | {'equal bit for bit' if same_weights else 'DIFFERENT'} |")
-    print(f"| metrics, {len(expected)} points | | {'equal' if not wrong else f'{len(wrong)} differ, e.g. {wrong[:3]}'} |")
+    print(
+        f"| metrics, {len(expected)} points | | {'equal' if not wrong else f'{len(wrong)} differ, e.g. {wrong[:3]}'} |"
+    )
     held = np.array([json.loads(line) for line in (calm / "heap.jsonl").read_text().splitlines()])
     held = held[len(held) // 3 :]
     rows = {
@@ -233,7 +248,9 @@ def main(rollouts: int = 1000, seed: int = 0, every: float = 60.0, out: str = "r
     }
     for name, (times, values, unit) in rows.items():
         line = linregress(times / 3600, values)
-        print(f"| {name} | {values.mean():.1f} {unit}, slope {line.slope:+.1f} ± {1.96 * line.stderr:.1f} {unit} an hour | |")
+        print(
+            f"| {name} | {values.mean():.1f} {unit}, slope {line.slope:+.1f} ± {1.96 * line.stderr:.1f} {unit} an hour | |"
+        )
     if wrong or not same_weights:
         sys.exit(1)
 

@@ -154,7 +154,9 @@ def ours(work: Work, turns: Turns) -> None:
     module.rollout, module.update = turns.timed("rollout", module.rollout), turns.timed("update", module.update)
     rows = [{"prompt": text} for text in texts(work)]
     count = work.prompts * (work.steps + 1)
-    data = torch.utils.data.DataLoader([rows[i % len(rows)] for i in range(count)], batch_size=work.prompts, collate_fn=list)
+    data = torch.utils.data.DataLoader(
+        [rows[i % len(rows)] for i in range(count)], batch_size=work.prompts, collate_fn=list
+    )
     trainer = L.Trainer(
         accelerator=work.device,
         devices=1,
@@ -222,7 +224,9 @@ def trl(work: Work, turns: Turns) -> None:
         reward_funcs=letters,
         args=config,
         train_dataset=datasets.Dataset.from_list(rows),
-        peft_config=LoraConfig(r=work.lora, lora_alpha=2 * work.lora, target_modules="all-linear") if work.lora else None,
+        peft_config=LoraConfig(r=work.lora, lora_alpha=2 * work.lora, target_modules="all-linear")
+        if work.lora
+        else None,
         callbacks=[Turn()],
     )
     original = trainer._generate
@@ -253,7 +257,10 @@ def measure(work: Work, sides: list[str]) -> dict[str, list[Step]]:
                 result = pipes[side].recv()
             except (EOFError, ConnectionResetError):
                 raise SystemExit(f"the side {side!r} ended early; its error stands above.") from None
-            print(f"{side:5} step {step}: " + "  ".join(f"{name} {value:.2f}" for name, value in result.items()), flush=True)
+            print(
+                f"{side:5} step {step}: " + "  ".join(f"{name} {value:.2f}" for name, value in result.items()),
+                flush=True,
+            )
             if step:
                 found[side].append(result)
     return found
@@ -261,13 +268,19 @@ def measure(work: Work, sides: list[str]) -> dict[str, list[Step]]:
 
 def table(found: dict[str, list[Step]]) -> str:
     sides = list(found)
-    lines = [f"{'':24}" + "".join(f"{side:>12}" for side in sides) + (f"{'ratio':>10}  (min - max)" if len(sides) == 2 else "")]
+    lines = [
+        f"{'':24}"
+        + "".join(f"{side:>12}" for side in sides)
+        + (f"{'ratio':>10}  (min - max)" if len(sides) == 2 else "")
+    ]
 
     def line(name: str, of: Any, unit: str, more_is_better: bool = False) -> None:
         values = {side: [of(step) for step in found[side]] for side in sides}
         text = f"{name:24}" + "".join(f"{mean(values[side]):10.3g} {unit:1}" for side in sides)
         if len(sides) == 2:
-            pairs = [a / b if more_is_better else b / a for a, b in zip(values[sides[0]], values[sides[1]], strict=True)]
+            pairs = [
+                a / b if more_is_better else b / a for a, b in zip(values[sides[0]], values[sides[1]], strict=True)
+            ]
             overall = mean(values[sides[1]]) / mean(values[sides[0]])
             text += f"{1 / overall if more_is_better else overall:10.2f}  ({min(pairs):.2f} - {max(pairs):.2f})"
         lines.append(text)

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from support.errors import ConfigError
 from support.files import flush_to_disk, remove
-from support.runs import run_folder
-from support.tracking import PatientMLFlowLogger
+from tracking.logger import PatientMLFlowLogger
+from tracking.runs import run_folder
 
 
 class RolloutCheckpoint(Checkpoint):
@@ -38,7 +38,9 @@ class RolloutCheckpoint(Checkpoint):
 
     def __init__(self, every_n_rollouts: int = 0, keep: int | None = 2, folder: str | None = None) -> None:
         if every_n_rollouts < 0 or (keep is not None and keep < 1):
-            raise ConfigError(f"RolloutCheckpoint: needs every_n_rollouts >= 0 and keep >= 1, got {every_n_rollouts} and {keep}.")
+            raise ConfigError(
+                f"RolloutCheckpoint: needs every_n_rollouts >= 0 and keep >= 1, got {every_n_rollouts} and {keep}."
+            )
         self.every_n_rollouts, self.keep, self.folder = every_n_rollouts, keep, folder
         self.last_saved = -1
         self.saved: list[str] = []  # names in the folder
@@ -54,7 +56,10 @@ class RolloutCheckpoint(Checkpoint):
         # Lightning's handler, installed after this hook, would tell the other processes from within, while they wait for something else,
         # and end a validation half-way.
         trainer._signal_connector._sigterm_notifier_fn = self._note
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
             signal.signal(signal.SIGINT, self._interrupted)
 
     def _note(self, signum: int, *_: Any) -> None:
@@ -101,7 +106,9 @@ class RolloutCheckpoint(Checkpoint):
                     logger.keep()  # before the checkpoint has its name: what it holds is not trained, and so not logged, again
             if trainer.is_global_zero:
                 flush_to_disk(temporary)
-                if path.is_dir():  # of shards, saved again after a validation; a folder is not replaced by renaming another
+                if (
+                    path.is_dir()
+                ):  # of shards, saved again after a validation; a folder is not replaced by renaming another
                     os.replace(path, path.with_suffix(".replaced"))
                 os.replace(temporary, path)
                 remove(path.with_suffix(".replaced"))
@@ -112,7 +119,9 @@ class RolloutCheckpoint(Checkpoint):
             self.saved = older
             if trainer.is_global_zero:
                 remove(temporary)
-            if not isinstance(error, OSError | RuntimeError):  # torch reports a full disk as a RuntimeError; a second Ctrl+C is none
+            if not isinstance(
+                error, OSError | RuntimeError
+            ):  # torch reports a full disk as a RuntimeError; a second Ctrl+C is none
                 raise
             whole = f"The last whole one is {folder / older[-1]}" if older else "There is no older one of this run"
             raise ConfigError(
@@ -154,7 +163,11 @@ class RolloutCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """The state was saved where it is between two rollouts; here Lightning has counted one more of them than a run that goes on would."""
-        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._done(trainer) == self.last_saved:
+        if (
+            isinstance(exception, SIGTERMException)
+            and trainer.state.fn == "fit"
+            and self._done(trainer) == self.last_saved
+        ):
             exception.code = 128 + self.asked_by
             if trainer.is_global_zero:
                 print(

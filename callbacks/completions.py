@@ -9,7 +9,7 @@ import pandas
 
 from rollouts import RolloutBatch
 from support.files import atomic_write_text
-from support.runs import mlflow_runs, run_folder
+from tracking.runs import mlflow_runs, run_folder
 
 #: the tag in which MLflow's pages look for tables, and its greatest length, beyond which MLflow cuts it off
 TABLES, LONGEST = "mlflow.loggedArtifacts", 8000

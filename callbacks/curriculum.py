@@ -23,14 +23,21 @@ class Curriculum(L.Callback):
     """
 
     def __init__(
-        self, raise_at: float = 0.8, lower_at: float = 0.3, window: int = 3, rehearsal: float = 0.25, start: int | None = None
+        self,
+        raise_at: float = 0.8,
+        lower_at: float = 0.3,
+        window: int = 3,
+        rehearsal: float = 0.25,
+        start: int | None = None,
     ) -> None:
         if not lower_at < raise_at or window < 1:
             raise ConfigError(
                 f"Curriculum: needs lower_at < raise_at and window >= 1, got lower_at={lower_at}, raise_at={raise_at}, window={window}."
             )
         self.raise_at, self.lower_at, self.rehearsal, self.start = raise_at, lower_at, rehearsal, start
-        self.recent: deque[tuple[float, int]] = deque(maxlen=window)  # (sum of rates, groups) of the newest rollouts at this level
+        self.recent: deque[tuple[float, int]] = deque(
+            maxlen=window
+        )  # (sum of rates, groups) of the newest rollouts at this level
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": list(self.recent)}
@@ -44,7 +51,9 @@ class Curriculum(L.Callback):
         if stage == "fit" and data is not None and hasattr(data, "sampler"):
             data.sampler = self._sampler
 
-    def _sampler(self, rows: list[dict[str, Any]], batch_size: int, seed: int, rank: int, processes: int) -> CurriculumSampler:
+    def _sampler(
+        self, rows: list[dict[str, Any]], batch_size: int, seed: int, rank: int, processes: int
+    ) -> CurriculumSampler:
         levels = [row.get("level") for row in rows]
         return CurriculumSampler(levels, batch_size, seed, rank, processes, rehearsal=self.rehearsal, start=self.start)
 
@@ -52,7 +61,9 @@ class Curriculum(L.Callback):
         before = trainer.callbacks[: trainer.callbacks.index(self)]
         ledgers = [callback for callback in before if isinstance(callback, DifficultyLedger)]
         if not ledgers:
-            raise ConfigError("Curriculum reads measured pass rates; put callbacks.DifficultyLedger before it in trainer.callbacks.")
+            raise ConfigError(
+                "Curriculum reads measured pass rates; put callbacks.DifficultyLedger before it in trainer.callbacks."
+            )
         self.ledger = ledgers[0]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:

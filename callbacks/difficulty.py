@@ -7,11 +7,11 @@ from typing import Any
 import lightning as L
 from matplotlib.figure import Figure
 
+from datamodules.pass_rates import Label, Measurement, PassRates
 from support.errors import ConfigError
 from support.files import atomic_write_text
-from support.pass_rates import Label, Measurement, PassRates
 from support.processes import gathered
-from support.runs import mlflow_runs, run_folder
+from tracking.runs import mlflow_runs, run_folder
 
 #: points of a line in the picture; more rollouts are averaged
 POINTS = 40

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import lightning as L
 
-from support.records import register
+from tracking.run_records import register
 
 
 class ExportPolicy(L.Callback):

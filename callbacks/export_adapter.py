@@ -26,7 +26,9 @@ class ExportAdapter(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and pl_module.policy_params.lora is None:
-            raise ConfigError("ExportAdapter: all weights are trained, so there is no adapter; set model.policy.lora, or use ExportPolicy.")
+            raise ConfigError(
+                "ExportAdapter: all weights are trained, so there is no adapter; set model.policy.lora, or use ExportPolicy."
+            )
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.fast_dev_run or trainer.interrupted:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rewards.base import FunctionReward
 from rollouts import RolloutBatch, ends_open, written
-from support.prompts import prompt_fingerprints
+from support.prompt_identity import prompt_fingerprints
 from support.seeding import isolated_rng, run_seed
 
 #: training rows whose trivial answers are scored

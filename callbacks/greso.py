@@ -7,89 +7,14 @@ A prompt whose completions were all right, or all wrong, in its last z visits is
     python main.py fit --config configs/greso.yaml
 """
 
-from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
 import lightning as L
-import torch
 
 from callbacks.difficulty import DifficultyLedger
-from datamodules import PromptSampler
+from datamodules.samplers import GRESOSampler
 from support.errors import ConfigError
-from support.seeding import derive_seed
-
-
-class GRESOSampler(PromptSampler):
-    """Passes over the rows in a new order each, and leaves rows out by chance; the next rollout goes on where the last one stopped.
-
-    All processes walk the same order with the same random numbers and keep their own share. No row comes twice in a rollout. When all rows of a
-    small data set were passed over, a rollout is filled with the first of them.
-
-    Args:
-        ids: of the rows' prompts. skip: id -> probability of passing it over, the same on all processes.
-        batch_size, seed, rank, processes: as in `PromptSampler`.
-    """
-
-    def __init__(
-        self, ids: Sequence[str], batch_size: int, seed: int, rank: int = 0, processes: int = 1, *, skip: Callable[[str], float]
-    ) -> None:
-        super().__init__(len(ids), batch_size, seed, rank, processes)
-        self.ids, self.skip = ids, skip
-        self.passes = self.place = 0  # passes over the rows that are complete, and rows of this one that were considered
-        self.considered = self.skipped = 0  # for the latest rollout, its further prompts included
-        self._order: tuple[int, list[int]] = (-1, [])
-
-    def _next(self) -> int:
-        if self.place == self.size:
-            self.passes, self.place = self.passes + 1, 0
-        if self._order[0] != self.passes:
-            generator = torch.Generator().manual_seed(derive_seed("prompt order", self.seed, self.passes))
-            self._order = (self.passes, torch.randperm(self.size, generator=generator).tolist())
-        self.place += 1
-        return self._order[1][self.place - 1]
-
-    def draw(self, rollout: int) -> list[int]:
-        """The rows of one rollout, over all processes."""
-        generator = torch.Generator().manual_seed(derive_seed("greso", self.seed, rollout))
-        chosen: list[int] = []
-        skipped: list[int] = []
-        seen: set[int] = set()
-        while len(chosen) < self.batch_size and len(seen) < self.size:
-            index = self._next()
-            if index not in seen:
-                seen.add(index)
-                passed_over = float(torch.rand((), generator=generator)) < self.skip(self.ids[index])
-                (skipped if passed_over else chosen).append(index)
-        self.considered, self.skipped = len(seen), len(skipped)
-        return (chosen + skipped)[: self.batch_size]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.processes
-        while self.position < len(self):
-            chosen = self.draw(self.epoch * len(self) + self.position)
-            self.position += 1
-            yield chosen[self.rank * share : (self.rank + 1) * share]
-        self.position, self.epoch = 0, self.epoch + 1
-
-    def spare(self, *key: int | str) -> Iterator[int]:
-        """Further rows, through the same filter."""
-        generator = torch.Generator().manual_seed(derive_seed("greso spare", self.seed, self.rank, *key))
-        for index in super().spare(*key):
-            passed_over = float(torch.rand((), generator=generator)) < self.skip(self.ids[index])
-            self.considered, self.skipped = self.considered + 1, self.skipped + passed_over
-            if not passed_over:
-                yield index
-
-    def state_dict(self) -> dict[str, int]:
-        return super().state_dict() | {"passes": self.passes, "place": self.place}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises ConfigError when the checkpoint was made without GRESO."""
-        if "place" not in state:
-            raise ConfigError("the checkpoint was made without GRESO; resume without callbacks.GRESO, or start a new run.")
-        super().load_state_dict(state)
-        self.passes, self.place = state["passes"], state["place"]
 
 
 class GRESO(L.Callback):
@@ -142,7 +67,11 @@ class GRESO(L.Callback):
         return {"p_easy": self.p_easy, "p_hard": self.p_hard, "completions": self.completions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.p_easy, self.p_hard, self.completions = state_dict["p_easy"], state_dict["p_hard"], state_dict["completions"]
+        self.p_easy, self.p_hard, self.completions = (
+            state_dict["p_easy"],
+            state_dict["p_hard"],
+            state_dict["completions"],
+        )
 
     def skip(self, id: str) -> float:
         """Probability of passing a prompt over: 1 - max(p^z, floor) after z visits without signal in a row."""
@@ -167,7 +96,9 @@ class GRESO(L.Callback):
         before = trainer.callbacks[: trainer.callbacks.index(self)]
         ledgers = [callback for callback in before if isinstance(callback, DifficultyLedger)]
         if not ledgers:
-            raise ConfigError("GRESO reads measured pass rates; put callbacks.DifficultyLedger before it in trainer.callbacks.")
+            raise ConfigError(
+                "GRESO reads measured pass rates; put callbacks.DifficultyLedger before it in trainer.callbacks."
+            )
         self.ledger = ledgers[0]
         self.most = self.largest or max(1, pl_module.batch.prompts_per_rollout // trainer.world_size)
         pl_module.refill_size = self.further
@@ -186,13 +117,22 @@ class GRESO(L.Callback):
         easy = sum(rate >= self.easy_at for rate in rates) / max(len(rates), 1)
         hard = sum(rate <= self.hard_at for rate in rates) / max(len(rates), 1)
         self.completions += len(rates) * pl_module.batch.group_size
-        shares = {"p_easy": self.p_easy, "p_hard": self.p_hard, "easy": easy, "hard": hard, "completions": float(self.completions)}
+        shares = {
+            "p_easy": self.p_easy,
+            "p_hard": self.p_hard,
+            "easy": easy,
+            "hard": hard,
+            "completions": float(self.completions),
+        }
         for name, value in shares.items():
             pl_module.log(f"train/greso_{name}", value, batch_size=1)  # equal on all processes already
         skipped = self.sampler.skipped / max(self.sampler.considered, 1)
         pl_module.log("train/greso_skipped", skipped, batch_size=1, sync_dist=trainer.world_size > 1)
         if self.sampler.passes:
-            self.p_easy, self.p_hard = self._moved(self.p_easy, easy - self.target_easy), self._moved(self.p_hard, hard - self.target_hard)
+            self.p_easy, self.p_hard = (
+                self._moved(self.p_easy, easy - self.target_easy),
+                self._moved(self.p_hard, hard - self.target_hard),
+            )
 
     def _moved(self, p: float, too_many: float) -> float:
         if not self.step:

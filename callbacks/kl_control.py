@@ -37,7 +37,9 @@ class ScheduledKL(L.Callback):
 
     def __init__(self, start: float, end: float, rollouts: int, shape: Literal["linear", "cosine"] = "linear") -> None:
         if start < 0 or end < 0 or rollouts < 1:
-            raise ConfigError(f"ScheduledKL: needs start >= 0, end >= 0 and rollouts >= 1, got {start}, {end}, {rollouts}.")
+            raise ConfigError(
+                f"ScheduledKL: needs start >= 0, end >= 0 and rollouts >= 1, got {start}, {end}, {rollouts}."
+            )
         self.start, self.end, self.rollouts, self.shape = start, end, rollouts, shape
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -59,7 +61,9 @@ class AdaptiveKL(L.Callback):
 
     def __init__(self, target: float, horizon: int = 10_000, limit: float = 0.2) -> None:
         if target <= 0 or horizon <= 0 or limit <= 0:
-            raise ConfigError(f"AdaptiveKL: target, horizon and limit must be positive, got {target}, {horizon}, {limit}.")
+            raise ConfigError(
+                f"AdaptiveKL: target, horizon and limit must be positive, got {target}, {horizon}, {limit}."
+            )
         self.target, self.horizon, self.limit = target, horizon, limit
         self.coefficient: float | None = None
 
@@ -80,7 +84,9 @@ class AdaptiveKL(L.Callback):
         if math.isfinite(observed):
             plan = pl_module.batch
             rows = plan.prompts_per_rollout * plan.group_size
-            self.coefficient = adapted_coefficient(pl_module.kl.coefficient, observed, self.target, rows, self.horizon, self.limit)
+            self.coefficient = adapted_coefficient(
+                pl_module.kl.coefficient, observed, self.target, rows, self.horizon, self.limit
+            )
             pl_module.kl.coefficient = self.coefficient
 
 

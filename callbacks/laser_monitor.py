@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from support.errors import ConfigError
 from support.processes import gathered
-from support.runs import mlflow_runs
 from support.seeding import derive_seed, isolated_rng, run_seed
+from tracking.runs import mlflow_runs
 
 Group = tuple[int, list[int]]  # right completions of a prompt, and the lengths of all
 
@@ -62,7 +62,9 @@ class LaserMonitor(L.Callback):
                 f"LaserMonitor: needs every_n_rollouts >= 1, size >= 1 and samples >= 3, got {every_n_rollouts}, {size} and {samples}."
             )
         if not 1 <= shortest <= longest or interval < 1:
-            raise ConfigError(f"LaserMonitor: needs 1 <= shortest <= longest and interval >= 1, got {shortest}, {longest} and {interval}.")
+            raise ConfigError(
+                f"LaserMonitor: needs 1 <= shortest <= longest and interval >= 1, got {shortest}, {longest} and {interval}."
+            )
         self.every_n_rollouts, self.size, self.samples = every_n_rollouts, size, samples
         self.candidates = range(shortest, longest + 1, interval)
         up = counts == "ceil"
@@ -77,13 +79,19 @@ class LaserMonitor(L.Callback):
                 "LaserMonitor gives targets to rewards.LaserD or LaserDE; list one of them in model.rewards, or leave the callback out."
             )
         if not hasattr(getattr(trainer, "datamodule", None), "rows"):
-            raise ConfigError("LaserMonitor samples training prompts, so it needs a data module such as datamodules.FilePrompts.")
+            raise ConfigError(
+                "LaserMonitor samples training prompts, so it needs a data module such as datamodules.FilePrompts."
+            )
         self.reward = found[0]
         rows = trainer.datamodule.rows("train")
-        chosen = random.Random(derive_seed("laser monitor", trainer.datamodule.seed)).sample(range(len(rows)), min(self.size, len(rows)))
+        chosen = random.Random(derive_seed("laser monitor", trainer.datamodule.seed)).sample(
+            range(len(rows)), min(self.size, len(rows))
+        )
         self.rows = [rows[index] for index in chosen]
         if len(self.rows) < trainer.world_size:
-            raise ConfigError(f"LaserMonitor: size is {len(self.rows)} prompts, which {trainer.world_size} processes cannot share.")
+            raise ConfigError(
+                f"LaserMonitor: size is {len(self.rows)} prompts, which {trainer.world_size} processes cannot share."
+            )
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.tokens = 0
@@ -107,7 +115,9 @@ class LaserMonitor(L.Callback):
         return list(zip(right, batch.lengths.view(-1, self.samples).tolist(), strict=True))
 
     def _lengths(self, bucket: str) -> list[int]:
-        return [length for right, lengths in self.groups if difficulty(right, self.samples) == bucket for length in lengths]
+        return [
+            length for right, lengths in self.groups if difficulty(right, self.samples) == bucket for length in lengths
+        ]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         values = {"laser_monitor_tokens": float(self.tokens)}

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 
 from support.errors import ConfigError
-from support.runs import run_folder
+from tracking.runs import run_folder
 
 
 class NonFiniteGradients(L.Callback):

@@ -7,17 +7,16 @@ largest standard deviation over the visits, with an entropy bonus (`shaping.entr
 """
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
 import lightning as L
 
-from datamodules import PromptSampler
+from datamodules.samplers import OneShotSampler
 from objectives.statistics import group_statistics
 from support.errors import ConfigError
-from support.runs import mlflow_runs
+from tracking.runs import mlflow_runs
 
 Score = Literal["variance", "lim"]
 
@@ -65,30 +64,6 @@ def read_history(path: str | Path, least_visits: int = 2) -> dict[str, list[floa
     return kept
 
 
-class OneShotSampler(PromptSampler):
-    """A rollout is filled with copies of a few rows in turn; each copy is a group of its own.
-
-    Args:
-        chosen: indices of the rows. size: of the data set. batch_size, seed, rank, processes: as in `PromptSampler`.
-    """
-
-    def __init__(self, chosen: Sequence[int], size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
-        super().__init__(max(size, batch_size), batch_size, seed, rank, processes)
-        self.chosen = list(chosen)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.processes
-        while self.position < len(self):
-            first = (self.epoch * len(self) + self.position) * self.batch_size + self.rank * share
-            self.position += 1
-            yield [self.chosen[place % len(self.chosen)] for place in range(first, first + share)]
-        self.position, self.epoch = 0, self.epoch + 1
-
-    def spare(self, *key: int | str) -> Iterator[int]:
-        """Nothing: there are no further prompts."""
-        return iter(())
-
-
 class OneShot(L.Callback):
     """Trains on one prompt, or a few, of the training rows; validation stays that of the data.
 
@@ -109,10 +84,18 @@ class OneShot(L.Callback):
         least_visits: int = 2,
     ) -> None:
         if (history is None) == (not ids):
-            raise ConfigError("OneShot: give either `history`, the pass_rates.jsonl to choose from, or `ids`, the prompts themselves.")
+            raise ConfigError(
+                "OneShot: give either `history`, the pass_rates.jsonl to choose from, or `ids`, the prompts themselves."
+            )
         if examples < 1 or least_visits < 1:
             raise ConfigError(f"OneShot: needs examples >= 1 and least_visits >= 1, got {examples} and {least_visits}.")
-        self.history, self.ids, self.examples, self.score, self.least_visits = history, ids, examples, score, least_visits
+        self.history, self.ids, self.examples, self.score, self.least_visits = (
+            history,
+            ids,
+            examples,
+            score,
+            least_visits,
+        )
         self.chosen: list[str] = []
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -125,7 +108,9 @@ class OneShot(L.Callback):
         if self.history is None:
             self.chosen = [str(id) for id in self.ids or []]
         else:
-            self.chosen = [id for id, _ in ranked(read_history(self.history, self.least_visits), self.score)[: self.examples]]
+            self.chosen = [
+                id for id, _ in ranked(read_history(self.history, self.least_visits), self.score)[: self.examples]
+            ]
         if missing := [id for id in self.chosen if id not in places]:
             raise ConfigError(
                 f"OneShot: the training rows have no prompt with the id {missing[0]!r}; use the data and the data.seed of the run that measured the history."

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from support.runs import run_folder
+from tracking.runs import run_folder
 
 
 class WritePredictions(BasePredictionWriter):
@@ -27,8 +27,12 @@ class WritePredictions(BasePredictionWriter):
         if trainer.world_size > 1:
             path = path.with_stem(f"{path.stem}_rank{trainer.global_rank}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        batches = predictions if predictions and isinstance(predictions[0][0], dict) else [b for loader in predictions for b in loader]
+        batches = (
+            predictions
+            if predictions and isinstance(predictions[0][0], dict)
+            else [b for loader in predictions for b in loader]
+        )
         with path.open("w", encoding="utf-8") as file:
             for batch in batches:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch)
-        print(f"Predictions are in {path}; a page of them: `python -m support.inspect {shlex.quote(str(path))}`")
+        print(f"Predictions are in {path}; a page of them: `python -m cli.inspect {shlex.quote(str(path))}`")

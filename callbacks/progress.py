@@ -35,7 +35,10 @@ class RolloutProgress(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         found = trainer.progress_bar_metrics
         shown = {short: f"{float(found[name]):.3g}" for name, short in SHORT.items() if name in found}
-        return {short: f"{text} (at {self.validated})" if short.startswith("val ") else text for short, text in shown.items()}
+        return {
+            short: f"{text} (at {self.validated})" if short.startswith("val ") else text
+            for short, text in shown.items()
+        }
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)

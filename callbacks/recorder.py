@@ -6,14 +6,14 @@ import lightning as L
 
 from rollouts import write_rollout
 from support.errors import ConfigError
-from support.runs import run_folder
+from tracking.runs import run_folder
 
 
 class RolloutRecorder(L.Callback):
     """Writes rollouts to <run folder>/rollouts/rollout_000012.parquet, one file for each process if there are several.
 
     A file holds prompts, completions, masks, behaviour log-probs, rewards, advantages, the reference's log-probs if they were computed, and data rows. `rollouts.read_rollout` makes it a
-    batch again, from which advantages and losses of another objective can be computed without training; `python -m support.inspect FILE` shows it.
+    batch again, from which advantages and losses of another objective can be computed without training; `python -m cli.inspect FILE` shows it.
 
     Args:
         every_n_rollouts: which ones.

@@ -12,7 +12,7 @@ import lightning as L
 
 from callbacks.kl_control import check_reference
 from support.errors import ConfigError
-from support.runs import mlflow_runs
+from tracking.runs import mlflow_runs
 
 
 @dataclass
@@ -33,7 +33,11 @@ class Plateau:
     def __post_init__(self) -> None:
         if self.patience is None and self.drop is None:
             raise ConfigError("ReferenceReset: a plateau without patience and drop never resets; set one of them.")
-        if (self.patience is not None and self.patience < 1) or self.min_gain < 0 or (self.drop is not None and self.drop <= 0):
+        if (
+            (self.patience is not None and self.patience < 1)
+            or self.min_gain < 0
+            or (self.drop is not None and self.drop <= 0)
+        ):
             raise ConfigError(
                 f"ReferenceReset: plateau needs patience >= 1, min_gain >= 0 and drop > 0, got {self.patience}, {self.min_gain} and {self.drop}."
             )
@@ -62,7 +66,9 @@ class ReferenceReset(L.Callback):
         if every_n_rollouts is None and plateau is None and kl_ceiling is None:
             raise ConfigError("ReferenceReset has no trigger; set every_n_rollouts, plateau or kl_ceiling.")
         if (every_n_rollouts is not None and every_n_rollouts < 1) or (kl_ceiling is not None and kl_ceiling <= 0):
-            raise ConfigError(f"ReferenceReset: needs every_n_rollouts >= 1 and kl_ceiling > 0, got {every_n_rollouts} and {kl_ceiling}.")
+            raise ConfigError(
+                f"ReferenceReset: needs every_n_rollouts >= 1 and kl_ceiling > 0, got {every_n_rollouts} and {kl_ceiling}."
+            )
         self.every_n_rollouts, self.plateau = every_n_rollouts, plateau
         self.kl_ceiling, self.reset_optimizer = kl_ceiling, reset_optimizer
         self.history: list[dict[str, Any]] = []  # {"rollout", "reason"} of every reset
@@ -126,7 +132,9 @@ class ReferenceReset(L.Callback):
             print(f"Reference reset after rollout {rollout}: {self.pending}", flush=True)
         self.pending, self.best, self.waited = None, -math.inf, 0
         for client, run in mlflow_runs(trainer):
-            client.set_tag(run, f"reference_reset.{len(self.history)}", f"rollout {rollout}: {self.history[-1]['reason']}")
+            client.set_tag(
+                run, f"reference_reset.{len(self.history)}", f"rollout {rollout}: {self.history[-1]['reason']}"
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         for client, run in mlflow_runs(trainer):
@@ -138,9 +146,14 @@ class ReferenceReset(L.Callback):
 
         shown = {name: points for name, points in self.curves.items() if points}
         figure = Figure(figsize=(7, 2.4 * max(1, len(shown))), layout="constrained")
-        for axis, (name, points) in zip(figure.subplots(max(1, len(shown)), squeeze=False)[:, 0], shown.items(), strict=False):
+        for axis, (name, points) in zip(
+            figure.subplots(max(1, len(shown)), squeeze=False)[:, 0], shown.items(), strict=False
+        ):
             axis.plot(*zip(*points, strict=True), color="#1f618d")
-            axis.set(xlabel="rollouts", ylabel="KL a token, nats" if name == "kl" else self.plateau.metric if self.plateau else name)
+            axis.set(
+                xlabel="rollouts",
+                ylabel="KL a token, nats" if name == "kl" else self.plateau.metric if self.plateau else name,
+            )
             for reset in self.history:
                 axis.axvline(reset["rollout"], color="#b03a2e", linestyle="--", linewidth=0.8)
         return figure

@@ -7,9 +7,9 @@ from typing import Any
 import lightning as L
 
 from support.files import fingerprint
-from support.records import TRAINING, Facts, record
-from support.runs import mlflow_runs
 from support.seeding import run_seed
+from tracking.run_records import TRAINING, Facts, record
+from tracking.runs import mlflow_runs
 
 #: rows that a data set's digest covers; it also counts how many there are
 DIGESTED = 10_000
@@ -38,7 +38,11 @@ class RunFacts(L.Callback):
                 if name not in known.params:
                     client.log_param(run, name, value)
             tags: dict[str, str | None] = {name: params.get(name) for name in ("method", "model", "data", "seed")}
-            tags |= {"paper": self.paper, "git_commit": commit(), "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None}
+            tags |= {
+                "paper": self.paper,
+                "git_commit": commit(),
+                "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            }
             for name, tag in tags.items():
                 if tag and (name not in known.tags or name == "resumed_from"):
                     client.set_tag(run, name, tag)
@@ -57,7 +61,9 @@ def parameters(trainer: L.Trainer, module: Any, method: str | None) -> dict[str,
         "data": type(data).__name__ if data is not None else None,
         "seed": run_seed(),
         "optimizer": type(optimizer).__name__ if optimizer is not None else None,
-        "lr": optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"]) if optimizer is not None else None,
+        "lr": optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"])
+        if optimizer is not None
+        else None,
         "lora_r": policy.lora.r if policy and policy.lora else 0,
         "trained_weights": sum(p.numel() for p in trained),
         "max_steps": trainer.max_steps,
@@ -67,10 +73,16 @@ def parameters(trainer: L.Trainer, module: Any, method: str | None) -> dict[str,
     for name in ("advantage", "policy_loss", "aggregation", "engine"):
         found[name] = type(getattr(module, name)).__name__ if hasattr(module, name) else None
     if hasattr(module, "rewards"):
-        found["rewards"] = ", ".join(f"{reward.weight:g} {reward.name}" if reward.weight != 1 else reward.name for reward in module.rewards)
+        found["rewards"] = ", ".join(
+            f"{reward.weight:g} {reward.name}" if reward.weight != 1 else reward.name for reward in module.rewards
+        )
     if hasattr(module, "sampling"):
         found |= {"max_new_tokens": module.sampling.max_new_tokens, "temperature": module.sampling.temperature}
-        found |= {"prompts": module.batch.prompts_per_rollout, "group_size": module.batch.group_size, "updates": module.batch.updates}
+        found |= {
+            "prompts": module.batch.prompts_per_rollout,
+            "group_size": module.batch.group_size,
+            "updates": module.batch.updates,
+        }
         found |= {"kl": module.kl.coefficient}
     return {name: str(value)[:500] for name, value in found.items() if value is not None}
 
@@ -79,7 +91,9 @@ def described(data: Any, split: str, context: str) -> Facts:
     """A split as a data set of MLflow: what it is made from and how to recognise it, not what is in it."""
     rows = data.rows(split)
     simple = {
-        name: value for name, value in sorted(vars(data).items()) if not name.startswith("_") and isinstance(value, (str, int, float, list))
+        name: value
+        for name, value in sorted(vars(data).items())
+        if not name.startswith("_") and isinstance(value, (str, int, float, list))
     }
     return {
         "name": f"{type(data).__name__}, {split}",
@@ -99,8 +113,12 @@ def _kind(value: Any) -> str:
 def commit() -> str | None:
     """The commit of the folder that the run was started in, with a + if files of it have changed; None outside a repository."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=20, check=True).stdout
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{found}+" if changed.strip() else found

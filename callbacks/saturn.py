@@ -7,7 +7,7 @@ import lightning as L
 from datamodules import CurriculumSampler
 from datamodules.saturn import difficulty
 from support.errors import ConfigError
-from support.runs import mlflow_runs
+from tracking.runs import mlflow_runs
 
 
 class SaturnCurriculum(L.Callback):
@@ -38,17 +38,22 @@ class SaturnCurriculum(L.Callback):
         if stage == "fit" and hasattr(data, "sampler"):
             data.sampler = self._sampler
 
-    def _sampler(self, rows: list[dict[str, Any]], batch_size: int, seed: int, rank: int, processes: int) -> CurriculumSampler:
+    def _sampler(
+        self, rows: list[dict[str, Any]], batch_size: int, seed: int, rank: int, processes: int
+    ) -> CurriculumSampler:
         return CurriculumSampler([row.get("level") for row in rows], batch_size, seed, rank, processes, rehearsal=0.0)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         data: Any = getattr(trainer, "datamodule", None)
         judges = [reward for reward in getattr(pl_module, "rewards", []) if reward.is_correctness]
         if not hasattr(data, "difficulties") or not judges:
-            raise ConfigError("SaturnCurriculum needs datamodules.SaturnPrompts as data and rewards.SatAssignment under model.rewards.")
+            raise ConfigError(
+                "SaturnCurriculum needs datamodules.SaturnPrompts as data and rewards.SatAssignment under model.rewards."
+            )
         self.levels, self.judge = data.levels, judges[0].name
         self.chances = [
-            sum(row["chance"] for row in data.rows("val") if row["level"] == number) / data.val_size for number in range(len(self.levels))
+            sum(row["chance"] for row in data.rows("val") if row["level"] == number) / data.val_size
+            for number in range(len(self.levels))
         ]
         self.sampler = trainer.train_dataloader.prompt_sampler
 
@@ -69,7 +74,9 @@ class SaturnCurriculum(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if pl_module.last_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            pl_module.log("val/format_failures", self._failures(pl_module.last_validation), sync_dist=trainer.world_size > 1)
+            pl_module.log(
+                "val/format_failures", self._failures(pl_module.last_validation), sync_dist=trainer.world_size > 1
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         # Before the first rollout nothing has been trained at this level.
@@ -81,6 +88,9 @@ class SaturnCurriculum(L.Callback):
             done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
             self.promotions.append({"rollout": done, "level": level, "pass@1": rate, "chance": self.chances[level]})
             if trainer.is_global_zero:
-                print(f"SATURN: {self.levels[level]} -> {self.levels[level + 1]} after rollout {done}, pass@1 {rate:.2f}", flush=True)
+                print(
+                    f"SATURN: {self.levels[level]} -> {self.levels[level + 1]} after rollout {done}, pass@1 {rate:.2f}",
+                    flush=True,
+                )
             for client, run in mlflow_runs(trainer):
                 client.set_tag(run, f"saturn.{len(self.promotions)}", str(self.promotions[-1]))

@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 
 from support.errors import ConfigError
-from support.records import now_ms, record
-from support.runs import mlflow_runs
+from tracking.run_records import now_ms, record
+from tracking.runs import mlflow_runs
 
 
 @dataclass
@@ -56,7 +56,9 @@ class StageSchedule(L.Callback):
             for name in stage.set:
                 _owner(pl_module, name)
             if stage.lr is not None and getattr(pl_module, "scheduler_callable", None) is not None:
-                raise ConfigError("StageSchedule sets lr, but model.lr_scheduler sets it at every step; leave one of them out.")
+                raise ConfigError(
+                    "StageSchedule sets lr, but model.lr_scheduler sets it at every step; leave one of them out."
+                )
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         rollout = trainer.fit_loop.epoch_loop.total_batch_idx
@@ -78,7 +80,10 @@ class StageSchedule(L.Callback):
         self.applied, self.entered = index, max(index, self.entered)
         self._record(trainer, index)
         if trainer.is_global_zero:
-            print(f"Stage {index + 1} of {len(self.stages)} from rollout {rollout}: {stage.set}, lr {stage.lr}", flush=True)
+            print(
+                f"Stage {index + 1} of {len(self.stages)} from rollout {rollout}: {stage.set}, lr {stage.lr}",
+                flush=True,
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         shown = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -88,7 +93,9 @@ class StageSchedule(L.Callback):
         if not trainer.interrupted:
             self._record(trainer, self.applied, ended=True)
 
-    def _record(self, trainer: L.Trainer, index: int, metrics: dict[str, float] | None = None, ended: bool = False) -> None:
+    def _record(
+        self, trainer: L.Trainer, index: int, metrics: dict[str, float] | None = None, ended: bool = False
+    ) -> None:
         """A stage is a run under this one, with its settings and the validations within it."""
         for client, run in mlflow_runs(trainer) if index >= 0 else []:
             stage, done = self.stages[index], trainer.fit_loop.epoch_loop.total_batch_idx + 1
@@ -111,5 +118,7 @@ def _owner(module: Any, name: str) -> tuple[Any, str]:
     for step in path:
         owner = getattr(owner, step, None)
     if not hasattr(owner, last):
-        raise ConfigError(f"StageSchedule sets {name!r}, but {type(module).__name__} has no such attribute; check the name.")
+        raise ConfigError(
+            f"StageSchedule sets {name!r}, but {type(module).__name__} has no such attribute; check the name."
+        )
     return owner, last

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import MLFlowLogger
 
-from support.runs import run_folder
+from tracking.runs import run_folder
 
 #: where `mlflow ui` looks without being told
 UI_DEFAULT = "sqlite:///mlflow.db"
@@ -62,7 +62,9 @@ class RunSummary(L.Callback):
         lines = [f"{what}, {(time.monotonic() - self.began) / 60:.1f} minutes"]
         for name, (short, digits) in SHOWN.items():
             if name in self.last:
-                before = f"{self.first[name]:.{digits}f} -> " if name in self.first and self.first is not self.last else ""
+                before = (
+                    f"{self.first[name]:.{digits}f} -> " if name in self.first and self.first is not self.last else ""
+                )
                 lines.append(f"  {short:<17} {before}{self.last[name]:.{digits}f}")
         folder = run_folder(trainer)
         if folder.is_dir():
@@ -70,13 +72,21 @@ class RunSummary(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MLFlowLogger):
                 uri = str(logger._tracking_uri)
-                where = uri if uri.startswith("http") else "`mlflow ui`" if uri == UI_DEFAULT else f"`mlflow ui --backend-store-uri {uri}`"
+                where = (
+                    uri
+                    if uri.startswith("http")
+                    else "`mlflow ui`"
+                    if uri == UI_DEFAULT
+                    else f"`mlflow ui --backend-store-uri {uri}`"
+                )
                 lines.append(
                     f"Curves, configuration and completions: {where}, experiment {logger._experiment_name!r}, run {logger._run_name!r}"
                 )
         if checkpoints := sorted(folder.glob("checkpoints/rollout_*.ckpt")):
             newest = shlex.quote(str(checkpoints[-1]))
-            lines.append(f"Next: `python main.py predict --ckpt_path {newest}` writes completions of the held-out prompts")
+            lines.append(
+                f"Next: `python main.py predict --ckpt_path {newest}` writes completions of the held-out prompts"
+            )
         return lines
 
     @staticmethod

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from support.runs import mlflow_runs
+from tracking.runs import mlflow_runs
 
 
 class SystemMetrics(L.Callback):
@@ -22,7 +22,9 @@ class SystemMetrics(L.Callback):
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         for _, run in mlflow_runs(trainer)[:1]:
-            self.monitor = SystemMetricsMonitor(run, sampling_interval=self.interval, samples_before_logging=1, resume_logging=True)
+            self.monitor = SystemMetricsMonitor(
+                run, sampling_interval=self.interval, samples_before_logging=1, resume_logging=True
+            )
             self.monitor.start()
 
     def _stop(self) -> None:

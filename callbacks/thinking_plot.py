@@ -3,7 +3,7 @@
 import lightning as L
 from matplotlib.figure import Figure
 
-from support.runs import mlflow_runs
+from tracking.runs import mlflow_runs
 
 
 class ThinkingPlot(L.Callback):
@@ -16,7 +16,9 @@ class ThinkingPlot(L.Callback):
         stats = getattr(pl_module, "thinking_stats", None)
         if stats is None or trainer.sanity_checking:
             return
-        levels = sorted(name.removeprefix("thinking_rate/") for name in stats.means if name.startswith("thinking_rate/"))
+        levels = sorted(
+            name.removeprefix("thinking_rate/") for name in stats.means if name.startswith("thinking_rate/")
+        )
         for client, run in mlflow_runs(trainer) if len(levels) > 1 else []:
             done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
             client.log_figure(run, thinking_figure(stats.means, levels), f"figures/thinking_{done:06d}.png")
@@ -27,15 +29,27 @@ def thinking_figure(means: dict[str, float], levels: list[str]) -> Figure:
     figure = Figure(figsize=(max(4.0, 1.1 * len(levels)), 3.2), layout="constrained")
     rates = figure.subplots()
     places = range(len(levels))
-    rates.bar([p - 0.2 for p in places], [means[f"thinking_rate/{level}"] for level in levels], 0.4, label="thinks", color="#1f618d")
     rates.bar(
-        [p + 0.2 for p in places], [means[f"no_thinking_rate/{level}"] for level in levels], 0.4, label="answers at once", color="#e67e22"
+        [p - 0.2 for p in places],
+        [means[f"thinking_rate/{level}"] for level in levels],
+        0.4,
+        label="thinks",
+        color="#1f618d",
+    )
+    rates.bar(
+        [p + 0.2 for p in places],
+        [means[f"no_thinking_rate/{level}"] for level in levels],
+        0.4,
+        label="answers at once",
+        color="#e67e22",
     )
     rates.set_xticks(list(places), levels, rotation=20)
     rates.set_ylim(0, 1)
     rates.set_ylabel("share of completions")
     lengths = rates.twinx()
-    lengths.plot(list(places), [means[f"length/{level}"] for level in levels], color="#555555", marker="o", label="tokens")
+    lengths.plot(
+        list(places), [means[f"length/{level}"] for level in levels], color="#555555", marker="o", label="tokens"
+    )
     lengths.set_ylabel("tokens")
     lengths.set_ylim(bottom=0)
     rates.legend(fontsize=8, loc="upper left")

@@ -8,8 +8,8 @@ import lightning as L
 
 from rollouts import RolloutBatch
 from support.errors import ConfigError
-from support.records import Facts, now_ms, record
-from support.runs import mlflow_runs
+from tracking.run_records import Facts, now_ms, record
+from tracking.runs import mlflow_runs
 
 
 def group(batch: RolloutBatch, prompt: int) -> Facts:
@@ -27,7 +27,12 @@ def group(batch: RolloutBatch, prompt: int) -> Facts:
                 "rewards": {name: value for name, value in rewards.items() if not math.isnan(value)},
             }
         )
-    return {"prompt": text, "prompt_id": str(row.get("id", prompt)), "answer": row.get("answer"), "completions": completions}
+    return {
+        "prompt": text,
+        "prompt_id": str(row.get("id", prompt)),
+        "answer": row.get("answer"),
+        "completions": completions,
+    }
 
 
 class CompletionTraces(L.Callback):

@@ -56,7 +56,9 @@ class ArithmeticPrompts(PromptData):
         seed: of the problems and of their order.
     """
 
-    def __init__(self, levels: list[int] | None = None, train_size: int = 4096, val_size: int = 250, seed: int | None = None) -> None:
+    def __init__(
+        self, levels: list[int] | None = None, train_size: int = 4096, val_size: int = 250, seed: int | None = None
+    ) -> None:
         super().__init__(seed=seed)
         self.levels = levels or [1, 1, 2, 2, 3, 4, 5]
         if not set(self.levels) <= set(SLIP_BY_LEVEL):

@@ -6,9 +6,9 @@ from torch.utils.data import DataLoader
 from datamodules.arithmetic import arithmetic_demonstrations
 from datamodules.gym_demonstrations import gym_demonstrations
 from datamodules.rambling import rambling_demonstrations
-from datamodules.records import record_demonstrations
+from datamodules.records_desk import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
-from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
 from datamodules.switching import switching_demonstrations
 from datamodules.trl import demonstration
 from support.errors import ConfigError
@@ -64,14 +64,17 @@ class Demonstrations(L.LightningDataModule):
             rows = [demonstration(row) for row in read_rows(self.source, columns=self.columns)]
         check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"))
         if len(rows) <= self.val_size:
-            raise ConfigError(f"{self.source} has {len(rows)} rows, of which {self.val_size} are to be held out; lower data.val_size.")
+            raise ConfigError(
+                f"{self.source} has {len(rows)} rows, of which {self.val_size} are to be held out; lower data.val_size."
+            )
         self.train_data, self.val_data = rows[: len(rows) - self.val_size], rows[len(rows) - self.val_size :]
 
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None
         trainer = self.trainer
         return PromptLoader(
-            self.train_data, PromptSampler(len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
+            self.train_data,
+            PromptSampler(len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size),
         )
 
     def _evaluation_loader(self) -> DataLoader[Row]:

@@ -107,12 +107,20 @@ def gym_demonstrations(size: int, seed: int) -> list[dict[str, Any]]:
     share = math.ceil(size / len(FAMILIES))
     rows: list[dict[str, Any]] = []
     for name, settings in FAMILIES.items():
-        questions = reasoning_gym.create_dataset(name, size=3 * share, seed=derive_seed("gym", name, seed) % 2**31, **settings)
+        questions = reasoning_gym.create_dataset(
+            name, size=3 * share, seed=derive_seed("gym", name, seed) % 2**31, **settings
+        )
         kept = [entry["question"] for entry in questions if not is_held_out(entry["question"])][:share]
         for question in kept:
             steps, answer = WORKED[name](question, rng, SLIPS[name])
             rows.append(
-                {"id": f"{name}-{len(rows)}", "prompt": question, "response": f"{steps}</think>{answer}", "prefix": "", "task": name}
+                {
+                    "id": f"{name}-{len(rows)}",
+                    "prompt": question,
+                    "response": f"{steps}</think>{answer}",
+                    "prefix": "",
+                    "task": name,
+                }
             )
     rng.shuffle(rows)
     return rows[:size]

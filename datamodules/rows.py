@@ -6,7 +6,7 @@ from typing import Any
 
 from support.errors import ConfigError
 from support.files import shipped
-from support.prompts import check_prompt
+from support.prompt_identity import check_prompt
 
 Row = dict[str, Any]
 #: columns that hold one text
@@ -14,7 +14,9 @@ TEXTS = {"response", "response_0", "response_1", "chosen", "rejected"}
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def read_rows(source: str, split: str = "train", columns: dict[str, str] | None = None, subset: str | None = None) -> list[Row]:
+def read_rows(
+    source: str, split: str = "train", columns: dict[str, str] | None = None, subset: str | None = None
+) -> list[Row]:
     """All rows as dicts, with the wanted columns renamed.
 
     Args:
@@ -29,15 +31,23 @@ def read_rows(source: str, split: str = "train", columns: dict[str, str] | None 
     path = shipped(source)
     if path.exists():
         kind, files = _files(path, split)
-        rows = [row for file in files for row in read_json(file)] if kind == "json" else _table(source, kind, data_files=files)
+        rows = (
+            [row for file in files for row in read_json(file)]
+            if kind == "json"
+            else _table(source, kind, data_files=files)
+        )
     else:
         if source.startswith((".", "/", "~")) or path.suffix in FORMATS or source.count("/") != 1:
-            raise ConfigError(f"the data file {source!r} does not exist (looked at {path.absolute()}); check data.source.")
+            raise ConfigError(
+                f"the data file {source!r} does not exist (looked at {path.absolute()}); check data.source."
+            )
         rows = _table(source, source, name=subset, split=split)
     found = dict.fromkeys(name for row in rows for name in row)
     for ours, theirs in (columns or {}).items():
         if theirs not in found:
-            raise ConfigError(f"data.columns names {theirs!r} for {ours!r}, but {source!r} has the columns {list(found)}.")
+            raise ConfigError(
+                f"data.columns names {theirs!r} for {ours!r}, but {source!r} has the columns {list(found)}."
+            )
     return [row | {ours: row.get(theirs) for ours, theirs in (columns or {}).items()} for row in rows]
 
 
@@ -51,7 +61,11 @@ def read_json(path: str | Path) -> list[Row]:
     if Path(path).suffix == ".json" and content.lstrip()[:1] == b"[":
         listed = _parsed(content, f"the file {path}")
         return [_object(item, f"item {number} of the file {path}") for number, item in enumerate(listed, 1)]
-    lines = ((line, f"line {number} of the file {path}") for number, line in enumerate(content.split(b"\n"), 1) if line.strip())
+    lines = (
+        (line, f"line {number} of the file {path}")
+        for number, line in enumerate(content.split(b"\n"), 1)
+        if line.strip()
+    )
     return [_object(_parsed(line, where), where) for line, where in lines]
 
 
@@ -124,7 +138,9 @@ def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt
                 )
         for column in TEXTS.intersection(required) if texts else ():
             if not isinstance(row[column], str):
-                raise ConfigError(f"row {number} of {where} has {str(row[column])[:40]!r} as its {column!r}; it must be a text.")
+                raise ConfigError(
+                    f"row {number} of {where} has {str(row[column])[:40]!r} as its {column!r}; it must be a text."
+                )
         if "prompt" in required:
             check_prompt(row["prompt"], f"row {number} of {where}")
         row.setdefault("id", f"{number}")

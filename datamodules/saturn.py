@@ -71,10 +71,15 @@ def clauses_for(bits: str, n: int) -> list[str]:
     """All clauses of n different variables that the assignment `bits` satisfies: C(k, n) (2^n - 1) of them."""
     found = []
     for chosen in combinations(range(len(bits)), n):
-        for pattern in range(1, 2**n):  # a set bit: the literal agrees with the assignment; 0 would be a clause that is false
+        for pattern in range(
+            1, 2**n
+        ):  # a set bit: the literal agrees with the assignment; 0 would be a clause that is false
             agrees = [bool(pattern >> i & 1) for i in range(n)]
             found.append(
-                "".join(("" if (bits[v] == "1") == agree else "!") + chr(ord("A") + v) for v, agree in zip(chosen, agrees, strict=True))
+                "".join(
+                    ("" if (bits[v] == "1") == agree else "!") + chr(ord("A") + v)
+                    for v, agree in zip(chosen, agrees, strict=True)
+                )
             )
     return found
 
@@ -97,7 +102,9 @@ def check_level(level: Any) -> tuple[int, int, int]:
     return n, k, clauses
 
 
-def draw(level: tuple[int, int, int], size: int, held_out: bool, rng: random.Random, prompt: str = PROMPT) -> list[dict[str, Any]]:
+def draw(
+    level: tuple[int, int, int], size: int, held_out: bool, rng: random.Random, prompt: str = PROMPT
+) -> list[dict[str, Any]]:
     """Rows of different formulas of one level and one side of the split; a formula's side is a hash of its text.
 
     Raises:
@@ -111,7 +118,9 @@ def draw(level: tuple[int, int, int], size: int, held_out: bool, rng: random.Ran
             found.setdefault(text, bits)
     if len(found) < size:
         side = "held-out" if held_out else "training"
-        raise ConfigError(f"the SAT level {list(level)} has fewer than {size} {side} formulas; lower data.train_size or data.val_size.")
+        raise ConfigError(
+            f"the SAT level {list(level)} has fewer than {size} {side} formulas; lower data.train_size or data.val_size."
+        )
     return [
         {
             "id": f"{n},{k}: {text}",

@@ -78,7 +78,10 @@ def check(steps: str, carry: bool, proposed: str) -> tuple[str, bool]:
     digits, columns = proposed[::-1], steps.split(", ")
     own = [column[-1] for column in columns] + (["1"] if carry else [])
     asked = [*digits, *"-" * (len(own) - len(digits))]
-    marks = ["=" if mine == theirs else "!" for mine, theirs in zip([*own, *"-" * (len(asked) - len(own))], asked, strict=True)]
+    marks = [
+        "=" if mine == theirs else "!"
+        for mine, theirs in zip([*own, *"-" * (len(asked) - len(own))], asked, strict=True)
+    ]
     beside = [f"{theirs}{mark}" for theirs, mark in zip(asked, marks, strict=True)]
     checked = ", ".join(f"{column} {mark}" for column, mark in zip(columns, beside, strict=False))
     return "; ".join([f"{digits}: {checked}", *beside[len(columns) :]]), "!" not in marks

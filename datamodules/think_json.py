@@ -29,7 +29,11 @@ def draw_row(rng: random.Random, keys: int, held_out: bool, prompt: str) -> dict
     """One text of the wanted side with the object it was made from; the side is a hash of the text."""
     while True:
         person = {"name": rng.choice(NAMES), "age": rng.randint(10, 99), "city": rng.choice(CITIES)}
-        text = "{name} from {city} is {age}".format(**person) if rng.random() < 0.5 else "{name} is {age}, from {city}".format(**person)
+        text = (
+            "{name} from {city} is {age}".format(**person)
+            if rng.random() < 0.5
+            else "{name} is {age}, from {city}".format(**person)
+        )
         if is_held_out(text) == held_out:
             break
     chosen = rng.sample(list(TYPES), keys)
@@ -66,7 +70,9 @@ class SchemaPrompts(PromptData):
         seed: of the texts and of their order.
     """
 
-    def __init__(self, keys: int = 2, train_size: int = 2000, val_size: int = 100, prompt: str = PROMPT, seed: int | None = None) -> None:
+    def __init__(
+        self, keys: int = 2, train_size: int = 2000, val_size: int = 100, prompt: str = PROMPT, seed: int | None = None
+    ) -> None:
         super().__init__(seed=seed)
         check_prompt(prompt, keys)
         self.keys, self.train_size, self.val_size, self.prompt = keys, train_size, val_size, prompt
@@ -85,7 +91,14 @@ class SchemaPrompts(PromptData):
 def careless(answer: str, rng: random.Random) -> str:
     """An object's text with one of the mistakes that people make in JSON."""
     return rng.choice(
-        [answer[:-1], answer.replace('"', "'"), answer.replace('":', '" '), answer[:-1] + ",}", answer.replace('"', "", 1), answer + "}"]
+        [
+            answer[:-1],
+            answer.replace('"', "'"),
+            answer.replace('":', '" '),
+            answer[:-1] + ",}",
+            answer.replace('"', "", 1),
+            answer + "}",
+        ]
     )
 
 

@@ -30,7 +30,12 @@ def preference(row: Row) -> Row:
     """
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if prompt is None:
-        if not isinstance(chosen, list) or not isinstance(rejected, list) or len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+        if (
+            not isinstance(chosen, list)
+            or not isinstance(rejected, list)
+            or len(chosen) < 2
+            or chosen[:-1] != rejected[:-1]
+        ):
             raise ConfigError(
                 f"row {row.get('id')!r} has no `prompt`, so `chosen` and `rejected` must be lists of messages that share all but the last; name the prompt's "
                 "column in data.columns, or use format: hh for dialogues in one text."
@@ -42,8 +47,15 @@ def preference(row: Row) -> Row:
 
 def _said(value: Any, row: Row, column: str) -> str:
     """The text of a completion."""
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and value[0].get("role") == "assistant":
+    if (
+        isinstance(value, list)
+        and len(value) == 1
+        and isinstance(value[0], dict)
+        and value[0].get("role") == "assistant"
+    ):
         value = value[0].get("content")
     if not isinstance(value, str):
-        raise ConfigError(f"row {row.get('id')!r} holds {str(value)[:80]!r} as what the assistant says in {column!r}; it must be {PAIR}.")
+        raise ConfigError(
+            f"row {row.get('id')!r} holds {str(value)[:80]!r} as what the assistant says in {column!r}; it must be {PAIR}."
+        )
     return value

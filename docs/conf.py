@@ -107,7 +107,9 @@ def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
             written.append(line)
             continue
         parts = re.split(r"(`[^`]+`)", line)
-        written.append("".join(f"`{part}`" if i % 2 else re.sub(r"([*_|\\])", r"\\\1", part) for i, part in enumerate(parts)))
+        written.append(
+            "".join(f"`{part}`" if i % 2 else re.sub(r"([*_|\\])", r"\\\1", part) for i, part in enumerate(parts))
+        )
     lines[:] = written
 
 

@@ -16,12 +16,12 @@ from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.base import adamw
-from lightning_modules.effect import EffectWatch
-from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import OnPolicyModule, Rows
-from lightning_modules.reference_rewards import Reference, prompt_key, reference_rewards
-from lightning_modules.terms import KLPenalty
+from lightning_modules.core.effect_watch import EffectWatch
+from lightning_modules.core.evaluation import Evaluation
+from lightning_modules.core.on_policy import OnPolicyModule, Rows
+from lightning_modules.core.posttrain_module import adamw
+from lightning_modules.core.reference_rewards import Reference, prompt_key, reference_rewards
+from lightning_modules.core.terms import KLPenalty
 from objectives import ClippedSurrogate, GroupNorm, SequenceMean, SequenceSurrogate
 from objectives.thinking import adapt_think_advantage
 from policies import PolicyParams
@@ -48,7 +48,9 @@ class Forcing:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise ConfigError(f"forcing.share is {self.share}; it is the share of a group that answers at once, from 0 to below 1.")
+            raise ConfigError(
+                f"forcing.share is {self.share}; it is the share of a group that answers at once, from 0 to below 1."
+            )
         if self.thinking_first_token == "fixed" and not self.start_word:
             raise ConfigError("forcing.thinking_first_token is fixed, but forcing.start_word is empty; name the word.")
 
@@ -90,7 +92,9 @@ class AdaptThink(OnPolicyModule):
         max_grad_norm: float | None = 1.0,
     ) -> None:
         if not rewards:
-            raise ConfigError("AdaptThink has no rewards, so NoThinking would always win; list at least one under model.rewards.")
+            raise ConfigError(
+                "AdaptThink has no rewards, so NoThinking would always win; list at least one under model.rewards."
+            )
         if delta < 0:
             raise ConfigError(f"delta is {delta}; it is a bonus for not thinking, 0 or above.")
         sequence = SequenceSurrogate(clip_low, clip_high, length_root=ratio == "sequence_mean")
@@ -110,7 +114,12 @@ class AdaptThink(OnPolicyModule):
             lr_scheduler,
             max_grad_norm,
         )
-        self.delta, self.forcing, self.reference, self.clip = delta, forcing or Forcing(), reference or Reference(), (clip_low, clip_high)
+        self.delta, self.forcing, self.reference, self.clip = (
+            delta,
+            forcing or Forcing(),
+            reference or Reference(),
+            (clip_low, clip_high),
+        )
         self.forced_rows = round(self.forcing.share * self.batch.group_size)
         if self.forcing.share and not 0 < self.forced_rows < self.batch.group_size:
             raise ConfigError(
@@ -138,7 +147,9 @@ class AdaptThink(OnPolicyModule):
             given = (self.batch.group_size, self.sampling, first.tokens, self.batch.rollout_micro_batch)
             return first.mark(self.engine.generate(self.policy, prompts, rows, *given))
 
-    def first_tokens(self, logprobs: Float[Tensor, "prompts vocabulary"], uniform: Float[Tensor, "prompts group"]) -> FirstTokens:
+    def first_tokens(
+        self, logprobs: Float[Tensor, "prompts vocabulary"], uniform: Float[Tensor, "prompts group"]
+    ) -> FirstTokens:
         """What every completion begins with, and the log-probs under pi_IS.
 
         Args:
@@ -154,7 +165,9 @@ class AdaptThink(OnPolicyModule):
         without = logprobs.clone()
         without[:, closing[0]] = -torch.inf
         without = without.log_softmax(1)  # log pi(y_1) - log(1 - pi(</think>))
-        drawn = draw(without.repeat_interleave(group - forced, 0), uniform[:, forced:].flatten(), greedy=False)[0].view(len(logprobs), -1)
+        drawn = draw(without.repeat_interleave(group - forced, 0), uniform[:, forced:].flatten(), greedy=False)[0].view(
+            len(logprobs), -1
+        )
         word = self.policy.tokenizer(self.forcing.start_word, add_special_tokens=False)["input_ids"]
         found = FirstTokens([], [])
         for prompt in range(len(logprobs)):
@@ -183,11 +196,15 @@ class AdaptThink(OnPolicyModule):
                 "so resume with the data of the first run, or start without the checkpoint."
             ) from None
         reference = torch.tensor(means, device=self.device).repeat_interleave(batch.group_size)
-        return adapt_think_advantage(self.returns(batch), self.form.modes(batch) == Mode.NO_THINKING, reference, self.delta)
+        return adapt_think_advantage(
+            self.returns(batch), self.form.modes(batch) == Mode.NO_THINKING, reference, self.delta
+        )
 
     # ---- loss: pi_IS as behaviour -------------------------------------------------------------------------------------------
 
-    def behaviour(self, batch: RolloutBatch, rows: Tensor, own: Float[Tensor, "some time"]) -> Float[Tensor, "some time"]:
+    def behaviour(
+        self, batch: RolloutBatch, rows: Tensor, own: Float[Tensor, "some time"]
+    ) -> Float[Tensor, "some time"]:
         assert batch.own_first is not None
         drawn = torch.arange(own.shape[1], device=own.device) < batch.own_first[rows, None]
         return torch.where(drawn, batch.behaviour_logprobs[rows, : own.shape[1]], own)

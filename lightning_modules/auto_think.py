@@ -14,11 +14,11 @@ from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.base import adamw
-from lightning_modules.effect import EffectWatch
-from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import OnPolicyModule
-from lightning_modules.terms import KLPenalty
+from lightning_modules.core.effect_watch import EffectWatch
+from lightning_modules.core.evaluation import Evaluation
+from lightning_modules.core.on_policy import OnPolicyModule
+from lightning_modules.core.posttrain_module import adamw
+from lightning_modules.core.terms import KLPenalty
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, TokenMean
 from objectives.statistics import group_statistics
 from objectives.thinking import balance_penalties, balanced_reward, length_shaped, naive_reward

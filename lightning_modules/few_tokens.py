@@ -15,10 +15,19 @@ from jaxtyping import Bool
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import OnPolicyModule
-from lightning_modules.terms import KLPenalty, Shaping
-from objectives import Advantage, ClippedSurrogate, GroupNorm, PolicyLoss, PrefixTree, Probability, SequenceMean, TokenMean
+from lightning_modules.core.evaluation import Evaluation
+from lightning_modules.core.on_policy import OnPolicyModule
+from lightning_modules.core.terms import KLPenalty, Shaping
+from objectives import (
+    Advantage,
+    ClippedSurrogate,
+    GroupNorm,
+    PolicyLoss,
+    PrefixTree,
+    Probability,
+    SequenceMean,
+    TokenMean,
+)
 from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
@@ -77,9 +86,13 @@ class SGRPO(OnPolicyModule):
         shaping: Shaping | None = None,
     ) -> None:
         if not rewards:
-            raise ConfigError("SGRPO has no rewards, so there is nothing to maximise; list at least one under model.rewards.")
+            raise ConfigError(
+                "SGRPO has no rewards, so there is nothing to maximise; list at least one under model.rewards."
+            )
         if cutoff < 0 or not 0 <= share <= 1 or cutoff + share == 0 or (most is not None and most < 1):
-            raise ConfigError(f"SGRPO: needs cutoff >= 0, 0 <= share <= 1 and not both 0, most >= 1; got {cutoff}, {share} and {most}.")
+            raise ConfigError(
+                f"SGRPO: needs cutoff >= 0, 0 <= share <= 1 and not both 0, most >= 1; got {cutoff}, {share} and {most}."
+            )
         super().__init__(
             policy,
             batch or BatchPlan(prompts_per_rollout=8, group_size=8),
@@ -102,7 +115,9 @@ class SGRPO(OnPolicyModule):
     def loss_mask(self, batch: RolloutBatch) -> Bool[Tensor, "rows time"]:
         """The same draw whenever it is asked for in a rollout."""
         mask = super().loss_mask(batch)
-        generator = torch.Generator().manual_seed(derive_seed("s-grpo", run_seed(), self.global_rank, self.rollouts_done))
+        generator = torch.Generator().manual_seed(
+            derive_seed("s-grpo", run_seed(), self.global_rank, self.rollouts_done)
+        )
         drawn = (torch.rand(mask.shape, generator=generator) < self.share).to(mask.device)
         chosen = mask & (drawn | (mask.cumsum(1) <= self.cutoff))
         return chosen if self.most is None else chosen & (chosen.cumsum(1) <= self.most)
@@ -149,7 +164,9 @@ class TSPMO(OnPolicyModule):
         shaping: Shaping | None = None,
     ) -> None:
         if not rewards:
-            raise ConfigError("TSPMO has no rewards, so there is nothing to maximise; list at least one under model.rewards.")
+            raise ConfigError(
+                "TSPMO has no rewards, so there is nothing to maximise; list at least one under model.rewards."
+            )
         if weight_penalty < 0 or (weight_penalty and policy.lora is None):
             raise ConfigError(
                 f"TSPMO: weight_penalty is {weight_penalty}; it must be 0 or above, and 0 without policy.lora, since it would pull all weights to 0."
@@ -181,12 +198,17 @@ class TSPMO(OnPolicyModule):
     def auxiliary_loss(self) -> Tensor | None:
         if not self.weight_penalty:
             return None
-        return self.weight_penalty * torch.stack([p.square().sum() for p in self.policy.parameters() if p.requires_grad]).sum()
+        return (
+            self.weight_penalty
+            * torch.stack([p.square().sum() for p in self.policy.parameters() if p.requires_grad]).sum()
+        )
 
     def replayed(self, batch: RolloutBatch) -> RolloutBatch:
         """As many completions again, which begin with a part of one of their prompt's, of the best or the worst by even chance."""
         totals, lengths = (values.view(len(batch.rows), -1) for values in (self.totals(batch), batch.lengths))
-        totals = torch.where(totals.isnan().all(1, keepdim=True), 0.0, totals)  # no reward applies: any completion will do
+        totals = torch.where(
+            totals.isnan().all(1, keepdim=True), 0.0, totals
+        )  # no reward applies: any completion will do
         forced: list[list[int]] = []
         for prompt, own in enumerate(totals):
             known = own[~own.isnan()]

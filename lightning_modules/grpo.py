@@ -8,10 +8,10 @@ J = E[ 1/G sum_i 1/|o_i| sum_t min(rho_it A_i, clip(rho_it, 1 - eps, 1 + eps) A_
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from lightning_modules.base import adamw
-from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import OnPolicyModule
-from lightning_modules.terms import KLPenalty, Shaping
+from lightning_modules.core.evaluation import Evaluation
+from lightning_modules.core.on_policy import OnPolicyModule
+from lightning_modules.core.posttrain_module import adamw
+from lightning_modules.core.terms import KLPenalty, Shaping
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, SequenceMean
 from policies import PolicyParams
 from rewards import Reward
@@ -60,7 +60,9 @@ class GRPO(OnPolicyModule):
         shaping: Shaping | None = None,
     ) -> None:
         if not rewards:
-            raise ConfigError("GRPO has no rewards, so there is nothing to maximise; list at least one under model.rewards.")
+            raise ConfigError(
+                "GRPO has no rewards, so there is nothing to maximise; list at least one under model.rewards."
+            )
         super().__init__(
             policy,
             batch or BatchPlan(prompts_per_rollout=16, group_size=64),

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import OnPolicyModule
-from lightning_modules.terms import KLPenalty, Shaping
+from lightning_modules.core.evaluation import Evaluation
+from lightning_modules.core.on_policy import OnPolicyModule
+from lightning_modules.core.terms import KLPenalty, Shaping
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, TokenMean
 from policies import PolicyParams
 from rewards import Reward
@@ -64,7 +64,9 @@ class ProRL(OnPolicyModule):
         shaping: Shaping | None = None,
     ) -> None:
         if not rewards:
-            raise ConfigError("ProRL has no rewards, so there is nothing to maximise; list at least one under model.rewards.")
+            raise ConfigError(
+                "ProRL has no rewards, so there is nothing to maximise; list at least one under model.rewards."
+            )
         super().__init__(
             policy,
             batch or BatchPlan(prompts_per_rollout=256, group_size=16, updates_per_rollout=4, refill=1.0),

@@ -16,11 +16,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from datamodules.self_verify import PROMPT, VerifyBuffer, check_prompt, verify_row
-from lightning_modules.base import adamw
-from lightning_modules.evaluation import Evaluation, evaluate
-from lightning_modules.on_policy import OnPolicyModule, Rows
-from lightning_modules.terms import KLPenalty, Shaping
-from lightning_modules.verified_votes import vote_metrics, yes_probability
+from lightning_modules.core.evaluation import Evaluation, evaluate
+from lightning_modules.core.on_policy import OnPolicyModule, Rows
+from lightning_modules.core.posttrain_module import adamw
+from lightning_modules.core.terms import KLPenalty, Shaping
+from lightning_modules.core.verified_votes import vote_metrics, yes_probability
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, TokenMean
 from objectives.voting import weighted_vote
 from policies import PolicyParams
@@ -145,12 +145,17 @@ class SelfVerify(OnPolicyModule):
 
     def questions(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         """Which rows are verdicts."""
-        return torch.tensor([correct is not None for correct in batch.column("solution_correct")], device=batch.completion_ids.device)
+        return torch.tensor(
+            [correct is not None for correct in batch.column("solution_correct")], device=batch.completion_ids.device
+        )
 
     def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
         verdicts = self.questions(batch)
         found = super().score(batch)
-        return {name: scores if name == self.verdict.name else scores.masked_fill(verdicts, torch.nan) for name, scores in found.items()}
+        return {
+            name: scores if name == self.verdict.name else scores.masked_fill(verdicts, torch.nan)
+            for name, scores in found.items()
+        }
 
     def advantages(self, batch: RolloutBatch) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
         advantages, verdicts = super().advantages(batch), self.questions(batch)
@@ -170,7 +175,9 @@ class SelfVerify(OnPolicyModule):
             metrics["buffer_age"] = sum(self.rollouts_done - row["rollout"] for row in held) / len(held)
         if (asked := self.questions(batch)).any():
             verdicts = [
-                (v, c) for v, c in zip(self.verdict.verdicts(batch), batch.column("solution_correct"), strict=True) if c is not None
+                (v, c)
+                for v, c in zip(self.verdict.verdicts(batch), batch.column("solution_correct"), strict=True)
+                if c is not None
             ]
             metrics["verify_accuracy"] = sum(v is c for v, c in verdicts) / len(verdicts)
             metrics["yes_rate"] = sum(v is True for v, _ in verdicts) / len(verdicts)
@@ -180,10 +187,16 @@ class SelfVerify(OnPolicyModule):
     def remember(self, batch: RolloutBatch) -> None:
         """Put the solutions of a rollout, of all processes, into the buffer with the truth about them; those without an answer pose no question."""
         own, scores, size = [], self.judge.unscaled(batch.rewards[self.judge.name], batch), batch.group_size
-        for i, (row, solution) in enumerate(zip((row for row in batch.rows for _ in range(size)), answers(batch), strict=True)):
+        for i, (row, solution) in enumerate(
+            zip((row for row in batch.rows for _ in range(size)), answers(batch), strict=True)
+        ):
             if row.get("solution_correct") is None and solution and not scores[i].isnan():
                 group = scores[i - i % size : i - i % size + size]
-                truth = {"solution_correct": bool(scores[i] >= 1), "group_correct": int((group >= 1).sum()), "group_size": size}
+                truth = {
+                    "solution_correct": bool(scores[i] >= 1),
+                    "group_correct": int((group >= 1).sum()),
+                    "group_size": size,
+                }
                 own.append(verify_row(row, solution, self.verification.prompt) | truth)
         self.buffer.add([row for part in gathered(own) for row in part], self.rollouts_done)
 
@@ -203,7 +216,10 @@ class SelfVerify(OnPolicyModule):
 
     def judged(self, batch: RolloutBatch) -> tuple[RolloutBatch, Float[Tensor, "rows"]]:
         """(the verdicts on all solutions of a batch, s = pi(Yes) behind each one's reasoning)."""
-        asked = [verify_row(batch.rows[i // batch.group_size], text, self.verification.prompt) for i, text in enumerate(answers(batch))]
+        asked = [
+            verify_row(batch.rows[i // batch.group_size], text, self.verification.prompt)
+            for i, text in enumerate(answers(batch))
+        ]
         sampling = replace(self.evaluation.sampling or self.sampling, temperature=self.verification.temperature)
         verdicts = self.sample(asked, 1, sampling)
         return verdicts, yes_probability(self.policy, verdicts)
@@ -252,5 +268,6 @@ class SelfVerify(OnPolicyModule):
             _, scores = self.judged(batch)
         chosen = zip(rows, self.vote(batch, scores, self.verification.exponent), strict=True)
         return [
-            {"id": row["id"], "prompt": row["prompt"], "completion": batch.completions[i], "score": float(scores[i])} for row, i in chosen
+            {"id": row["id"], "prompt": row["prompt"], "completion": batch.completions[i], "score": float(scores[i])}
+            for row, i in chosen
         ]

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.base import PosttrainModule, adamw
+from lightning_modules.core.posttrain_module import PosttrainModule, adamw
 from policies import PolicyParams
 from policies.supervised import response_loss, summed_response_loss
 
@@ -68,7 +68,9 @@ class SFT(PosttrainModule):
         out = []
         for row in rows:
             ids = torch.tensor([self.policy.encode(row["prompt"])], device=self.device)
-            generated = self.policy.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=256)
+            generated = self.policy.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=256
+            )
             text = self.policy.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
             out.append({"prompt": row["prompt"], "completion": text})
         return out

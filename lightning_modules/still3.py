@@ -13,9 +13,9 @@ from jaxtyping import Bool
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import OnPolicyModule
-from lightning_modules.terms import KLPenalty, Shaping
+from lightning_modules.core.evaluation import Evaluation
+from lightning_modules.core.on_policy import OnPolicyModule
+from lightning_modules.core.terms import KLPenalty, Shaping
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, TokenMean
 from objectives.selection import Selection, selected_rows
 from policies import PolicyParams
@@ -96,12 +96,17 @@ class Still3(OnPolicyModule):
         return (self.judge.unscaled(batch.rewards[self.judge.name], batch) >= 1).to(batch.completion_ids.device)
 
     def loss_mask(self, batch: RolloutBatch) -> Bool[Tensor, "rows time"]:
-        return super().loss_mask(batch) & selected_rows(batch.lengths, self.correct(batch), batch.groups, self.select)[:, None]
+        return (
+            super().loss_mask(batch)
+            & selected_rows(batch.lengths, self.correct(batch), batch.groups, self.select)[:, None]
+        )
 
     def update(self, batch: RolloutBatch) -> dict[str, float]:
         metrics = super().update(batch)
         right, lengths, learned = self.correct(batch), batch.lengths.double(), self.loss_mask(batch).any(1)
-        words = torch.tensor([action_count(text) for text in batch.completions], dtype=torch.float64, device=lengths.device)
+        words = torch.tensor(
+            [action_count(text) for text in batch.completions], dtype=torch.float64, device=lengths.device
+        )
         rows = torch.ones_like(lengths)
         parts = [rows, ~batch.truncated, learned, words, words > 0, right, ~right, lengths * right, lengths * ~right]
         # Sums over all processes, so that a process without a right completion agrees with the others on what is logged.

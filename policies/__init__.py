@@ -3,8 +3,8 @@
 from policies.logprobs import packed_logprobs, padded_logprobs, token_logprobs
 from policies.packing import PromptGroups
 from policies.policy import LoRA, Policy, PolicyParams, load_tokenizer
+from policies.prompt_encoding import Prompt, encode_prompt
 from policies.scorer import Scorer, load_scorer
-from policies.texts import Prompt, encode_prompt
 
 __all__ = [
     "LoRA",

@@ -19,7 +19,13 @@ class _FusedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        entropy_gradient: bool,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         tokens, vocabulary = len(targets), len(weight)
         keep = tokens * vocabulary <= TILE  # a single tile is kept for the backward pass
@@ -65,10 +71,14 @@ class _FusedLogprobs(torch.autograd.Function):
             if by_entropy is None:
                 slopes = p * -by_token[:, None] if p is kept else p.mul_(-by_token[:, None])
             else:
-                slopes = torch.addcmul(-by_token[:, None] * p, -by_entropy[:, None], torch.xlogy(p, p) + p * entropies[:, None])
+                slopes = torch.addcmul(
+                    -by_token[:, None] * p, -by_entropy[:, None], torch.xlogy(p, p) + p * entropies[:, None]
+                )
             here = targets - start
             inside = (here >= 0) & (here < slopes.shape[1])
-            slopes.scatter_add_(1, here.clamp(0, slopes.shape[1] - 1)[:, None], torch.where(inside, by_token, 0.0)[:, None])
+            slopes.scatter_add_(
+                1, here.clamp(0, slopes.shape[1] - 1)[:, None], torch.where(inside, by_token, 0.0)[:, None]
+            )
             slopes = slopes.to(ctx.dtype)
             to_hidden += slopes @ tile
             if to_weight is not None:

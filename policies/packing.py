@@ -42,7 +42,13 @@ class PromptGroups:
 
     def first(self, rows: int) -> "PromptGroups":
         """The first rows alone."""
-        return PromptGroups(self.prompt_ids, self.prompt_mask, self.owner[:rows], self.completion_ids[:rows], self.completion_mask[:rows])
+        return PromptGroups(
+            self.prompt_ids,
+            self.prompt_mask,
+            self.owner[:rows],
+            self.completion_ids[:rows],
+            self.completion_mask[:rows],
+        )
 
 
 @dataclass
@@ -106,10 +112,14 @@ class PackedSequence:
                 own = (steps[:time, None] >= steps[:time]).expand(len(rows), 1, time, time)
                 shared = real_prompt[groups.owner[rows]][:, None, None].expand(-1, 1, time, -1)
                 places = real_row[rows, :time].flatten().nonzero()[:, 0]
-                self.buckets.append(Bucket(groups.owner[rows], row_index[rows, :time], places, torch.cat([shared, own], -1)))
+                self.buckets.append(
+                    Bucket(groups.owner[rows], row_index[rows, :time], places, torch.cat([shared, own], -1))
+                )
 
 
-def _take(states: Float[Tensor, "tokens heads size"], index: Int[Tensor, "rows time"]) -> Float[Tensor, "rows heads time size"]:
+def _take(
+    states: Float[Tensor, "tokens heads size"], index: Int[Tensor, "rows time"]
+) -> Float[Tensor, "rows heads time size"]:
     taken: Tensor = states.index_select(0, index.flatten()).unflatten(0, index.shape)
     return taken.transpose(1, 2)
 

@@ -17,8 +17,8 @@ from policies.adapters import acting_weights
 from policies.locate import load_pretrained, locate, unreadable
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
+from policies.prompt_encoding import Prompt, encode_prompt, render
 from policies.sharding import whole
-from policies.texts import Prompt, encode_prompt, render
 from support.errors import ConfigError
 
 
@@ -65,10 +65,14 @@ def load_tokenizer(name: str) -> Any:
     place = locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except Exception as error:  # the libraries below raise many kinds; all of them mean that this tokenizer cannot be read
+    except (
+        Exception
+    ) as error:  # the libraries below raise many kinds; all of them mean that this tokenizer cannot be read
         raise unreadable("tokenizer of", name, error) from error
     if tokenizer.eos_token_id is None:
-        raise ConfigError(f"the tokenizer of {name} has no end token, so completions could never end; set its eos_token.")
+        raise ConfigError(
+            f"the tokenizer of {name} has no end token, so completions could never end; set its eos_token."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -166,7 +170,9 @@ class Policy(nn.Module):
         texts: list[str] = self.tokenizer.batch_decode(kept, skip_special_tokens=False)
         return texts
 
-    def logprobs(self, groups: PromptGroups, temperature: float = 1.0, entropy_gradient: bool = False) -> LogprobsAndEntropies:
+    def logprobs(
+        self, groups: PromptGroups, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> LogprobsAndEntropies:
         """(log-probs, entropies) of the completion tokens under the policy, at this temperature; entropies carry a gradient only if asked.
 
         Values outside the completion mask are arbitrary.
@@ -189,7 +195,9 @@ class Policy(nn.Module):
             found: LogprobsAndEntropies = self(self._logprobs, model, groups, temperature)
         return found[0]
 
-    def _logprobs(self, model: nn.Module, groups: PromptGroups, temperature: float, entropy_gradient: bool = False) -> LogprobsAndEntropies:
+    def _logprobs(
+        self, model: nn.Module, groups: PromptGroups, temperature: float, entropy_gradient: bool = False
+    ) -> LogprobsAndEntropies:
         if not self.packed:
             return padded_logprobs(model, groups, temperature, entropy_gradient)
         if not self._packing_verified:
@@ -285,11 +293,19 @@ def with_adapter(model: Any, lora: LoRA, task_type: str | None = "CAUSAL_LM") ->
     """The model with a fresh adapter; everything else is frozen."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type=task_type)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type=task_type,
+    )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        layers = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
+        layers = sorted(
+            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        )
         raise ConfigError(
             f"policy.lora.target_modules is {lora.target_modules!r}, which does not fit this model: {error} Its layers are {', '.join(layers)}; all-linear takes all."
         ) from error

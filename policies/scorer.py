@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from policies.locate import load_pretrained, locate
 from policies.policy import PolicyParams, load_tokenizer, with_adapter
-from policies.texts import Prompt, encode_content, encode_prompt
+from policies.prompt_encoding import Prompt, encode_content, encode_prompt
 from support.errors import ConfigError
 
 
@@ -82,7 +82,9 @@ class Scorer(nn.Module):
             parts = []
             for start in range(0, len(prompts), micro_batch):
                 rows = slice(start, start + micro_batch)
-                parts.append(self(*self.encode(prompts[rows], responses[rows], None if finished is None else finished[rows])))
+                parts.append(
+                    self(*self.encode(prompts[rows], responses[rows], None if finished is None else finished[rows]))
+                )
             return torch.cat(parts)
         finally:
             self.train(was_training)

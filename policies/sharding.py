@@ -44,7 +44,11 @@ def whole(policy: "Policy") -> Iterator[None]:
     may leave it out, but for one within another."""
     root: nn.Module = policy
     reference = set() if policy.reference is None else set(policy.reference.modules())
-    parts = [] if policy.is_whole else [module for module in policy.modules() if isinstance(module, FSDPModule) and module not in reference]
+    parts = (
+        []
+        if policy.is_whole
+        else [module for module in policy.modules() if isinstance(module, FSDPModule) and module not in reference]
+    )
     if parts:
         policy.version_in_shards = policy.version  # gathered copies do not count their changes
     within, policy.is_whole = policy.is_whole, True

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies.policy import Policy
-from policies.texts import encode_content
+from policies.prompt_encoding import encode_content
 from support.errors import ConfigError
 
 
@@ -50,7 +50,9 @@ def response_loss(policy: Policy, rows: list[dict[str, Any]], max_length: int) -
     return total / tokens
 
 
-def summed_response_loss(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def summed_response_loss(
+    policy: Policy, rows: list[dict[str, Any]], max_length: int
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The same without its first factor, and the number of response tokens."""
     ids, mask, loss_mask = encode_responses(policy, rows, max_length)
     return policy(_summed_loss, policy, ids, mask, loss_mask), loss_mask[:, 1:].sum().float()
@@ -59,4 +61,6 @@ def summed_response_loss(policy: Policy, rows: list[dict[str, Any]], max_length:
 def _summed_loss(policy: Policy, ids: Tensor, mask: Tensor, loss_mask: Tensor) -> Float[Tensor, ""]:
     logits = policy.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     targets = ids[:, 1:].masked_fill(~loss_mask[:, 1:], -100)
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
+    )

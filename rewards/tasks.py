@@ -6,7 +6,7 @@ import math
 from functools import cache
 from typing import Any, Literal
 
-from datamodules.records import true_cost, true_reward
+from datamodules.records_desk import true_cost, true_reward
 from rewards.answer_process import judged
 from rewards.answers import answers, last_number
 from rewards.base import Reward, needs
@@ -95,7 +95,7 @@ class ReasoningGymScore(Reward):
 
 
 class RecordsReward(Reward):
-    """The true helpfulness of a help desk's response, by the rule in datamodules/records.py."""
+    """The true helpfulness of a help desk's response, by the rule in datamodules/records_desk.py."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
         return [true_reward(p, c) for p, c in zip(batch.column("prompt"), batch.completions, strict=True)]

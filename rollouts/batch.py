@@ -87,7 +87,9 @@ class RolloutBatch:
             rows=[row for part in parts for row in part.rows],
             rewards={name: torch.cat([part.rewards[name] for part in parts]) for name in parts[0].rewards},
             failures={name: torch.cat([part.failures[name] for part in parts]) for name in parts[0].failures},
-            own_first=None if parts[0].own_first is None else torch.cat([part.own_first for part in parts if part.own_first is not None]),
+            own_first=None
+            if parts[0].own_first is None
+            else torch.cat([part.own_first for part in parts if part.own_first is not None]),
             decoder=parts[0].decoder,
         )
 
@@ -172,4 +174,10 @@ class RolloutBatch:
         prompts, owner = torch.unique(index // self.group_size, return_inverse=True)
         ids, mask = self.prompt_ids[prompts], self.prompt_mask[prompts]
         first, width = int(mask.long().argmax(1).min()), max(1, int(self.lengths[index].max()))
-        return PromptGroups(ids[:, first:], mask[:, first:], owner, self.completion_ids[index, :width], self.completion_mask[index, :width])
+        return PromptGroups(
+            ids[:, first:],
+            mask[:, first:],
+            owner,
+            self.completion_ids[index, :width],
+            self.completion_mask[index, :width],
+        )

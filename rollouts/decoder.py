@@ -119,7 +119,9 @@ class Decoder:
         if not {"embed_tokens", "layers", "norm", "rotary_emb"} <= names:
             return f"{type(self.bare).__name__} is built differently from Llama"
         kinds = set(getattr(self.bare.config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"} or getattr(self.bare.config, "rope_parameters", {}).get("rope_type", "default") in (
+        if kinds != {"full_attention"} or getattr(self.bare.config, "rope_parameters", {}).get(
+            "rope_type", "default"
+        ) in (
             "dynamic",
             "longrope",
         ):
@@ -127,7 +129,12 @@ class Decoder:
         for layer in decoder.layers:
             parts = {name: {n for n, _ in child.named_children()} for name, child in layer.named_children()}
             extra = parts.get("self_attn", set()) - _ATTENTION
-            if set(parts) != _LAYER or not parts["self_attn"] >= _ATTENTION or extra - {"q_norm", "k_norm"} or parts["mlp"] != _MLP:
+            if (
+                set(parts) != _LAYER
+                or not parts["self_attn"] >= _ATTENTION
+                or extra - {"q_norm", "k_norm"}
+                or parts["mlp"] != _MLP
+            ):
                 return f"the layers of {type(self.bare).__name__} are built differently from Llama's"
         return None
 
@@ -170,7 +177,9 @@ class Decoder:
     def _projected(self, layer: _Layer, states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values: (..., heads or key heads, size)."""
         states = self._rms(states, layer.norm).to(self.dtype)
-        query, key, value = (_times(states, part).unflatten(-1, (-1, self.size)) for part in (layer.query, layer.key, layer.value))
+        query, key, value = (
+            _times(states, part).unflatten(-1, (-1, self.size)) for part in (layer.query, layer.key, layer.value)
+        )
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = self._rms(query, layer.query_norm), self._rms(key, layer.key_norm)
         half = self.size // 2
@@ -183,7 +192,9 @@ class Decoder:
         return states + _times(self.act(_times(inner, layer.gate)).mul_(_times(inner, layer.up)), layer.down)
 
     @torch.no_grad()
-    def prefill(self, ids: Int[Tensor, "prompts time"], lengths: Int[Tensor, "prompts"], cache: PromptCache, slots: Tensor) -> None:
+    def prefill(
+        self, ids: Int[Tensor, "prompts time"], lengths: Int[Tensor, "prompts"], cache: PromptCache, slots: Tensor
+    ) -> None:
         """Put prompts, padded on the right, into slots of the cache, which has room for them."""
         time = ids.shape[1]
         cos, sin = self.rotary(torch.arange(time, device=ids.device))
@@ -193,7 +204,11 @@ class Decoder:
             query, key, value = (x.transpose(1, 2) for x in self._projected(layer, states, cos, sin))
             cache.states[i, 0, slots, :, :time], cache.states[i, 1, slots, :, :time] = key, value
             attended = F.scaled_dot_product_attention(
-                query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), is_causal=True, scale=self.scale
+                query,
+                key.repeat_interleave(repeats, 1),
+                value.repeat_interleave(repeats, 1),
+                is_causal=True,
+                scale=self.scale,
             )
             states = self._rest(layer, states, attended.transpose(1, 2).flatten(2))
         last = states[torch.arange(len(ids), device=ids.device), lengths - 1]
@@ -223,7 +238,9 @@ class Decoder:
         cos, sin = self.rotary(positions)
         index = torch.arange(rows, device=tokens.device)
         seen = torch.arange(longest + 1, device=tokens.device) <= at[:, None]
-        bias = torch.zeros(seen.shape, dtype=self.dtype, device=tokens.device).masked_fill_(~seen, -torch.inf)[:, None, None]
+        bias = torch.zeros(seen.shape, dtype=self.dtype, device=tokens.device).masked_fill_(~seen, -torch.inf)[
+            :, None, None
+        ]
         states = F.embedding(tokens, self.embedding)
         for i, layer in enumerate(self.layers):
             query, key, value = self._projected(layer, states, cos, sin)
@@ -262,7 +279,9 @@ class SharedPrompts:
         width = cache.states.shape[4]
         self.seen = (torch.arange(width, device=slot.device) < cache.lengths[slot, None])[:, None, None]
 
-    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Float[Tensor, "rows key_heads repeats size"]:
+    def attend(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+    ) -> Float[Tensor, "rows key_heads repeats size"]:
         """
         Args:
             query: (rows, key heads, repeats, size), scaled. keys, values: the rows' own, (rows, key heads, time, size). bias: added to
@@ -275,10 +294,14 @@ class SharedPrompts:
         shared = self._by_row(self._by_prompt(weights[..., :width]) @ self.cache.states[layer, 1], repeats)
         return shared + weights[..., width:] @ values
 
-    def _by_prompt(self, rowwise: Float[Tensor, "rows key_heads repeats n"]) -> Float[Tensor, "slots key_heads several n"]:
+    def _by_prompt(
+        self, rowwise: Float[Tensor, "rows key_heads repeats n"]
+    ) -> Float[Tensor, "slots key_heads several n"]:
         table: Tensor = rowwise[self.row].unflatten(0, (len(self.cache.lengths), -1))
         return table.transpose(1, 2).flatten(2, 3)
 
-    def _by_row(self, table: Float[Tensor, "slots key_heads several n"], repeats: int) -> Float[Tensor, "rows key_heads repeats n"]:
+    def _by_row(
+        self, table: Float[Tensor, "slots key_heads several n"], repeats: int
+    ) -> Float[Tensor, "rows key_heads repeats n"]:
         rowwise: Tensor = table.unflatten(2, (-1, repeats))
         return rowwise.transpose(1, 2).flatten(0, 1)[self.place]

@@ -67,7 +67,9 @@ def check_prompts(policy: Policy, prompts: Prompts, sampling: SamplingParams) ->
         )
 
 
-def uniforms(rows: list[dict[str, Any]], group_size: int, time: int, device: torch.device) -> Float[Tensor, "rows time"]:
+def uniforms(
+    rows: list[dict[str, Any]], group_size: int, time: int, device: torch.device
+) -> Float[Tensor, "rows time"]:
     """Numbers in [0, 1) that decide every token. They belong to (the generator's state at the call, the prompt's `id`, the completion, the step), so
     that a completion depends neither on the prompts beside it nor on the process that draws it.
 
@@ -97,7 +99,9 @@ def padded_forced(forced: Forced, rows: int, device: torch.device) -> Tensor:
     if len(forced) != rows:
         raise ValueError(f"forced has {len(forced)} entries for {rows} completions.")
     longest = max(map(len, forced))
-    return torch.tensor([given + [-1] * (longest - len(given)) for given in forced], dtype=torch.long, device=device).view(rows, longest)
+    return torch.tensor(
+        [given + [-1] * (longest - len(given)) for given in forced], dtype=torch.long, device=device
+    ).view(rows, longest)
 
 
 def warpers(sampling: SamplingParams) -> LogitsProcessorList:

@@ -35,13 +35,17 @@ class FirstTokens:
         for row, (tokens, logprobs) in enumerate(zip(self.tokens, self.logprobs, strict=True)):
             count = own[row] = min(len(tokens), int(batch.lengths[row]))
             batch.action_mask[row, :count] = True
-            batch.behaviour_logprobs[row, :count] = torch.tensor(logprobs[:count], device=batch.behaviour_logprobs.device)
+            batch.behaviour_logprobs[row, :count] = torch.tensor(
+                logprobs[:count], device=batch.behaviour_logprobs.device
+            )
         batch.own_first = own
         return batch
 
 
 @torch.no_grad()
-def next_token_logprobs(policy: Policy, prompts: Prompts, temperature: float = 1.0) -> Float[Tensor, "prompts vocabulary"]:
+def next_token_logprobs(
+    policy: Policy, prompts: Prompts, temperature: float = 1.0
+) -> Float[Tensor, "prompts vocabulary"]:
     """The policy's distribution over the token that follows each prompt."""
     was_training = policy.model.training
     policy.model.eval()  # no dropout

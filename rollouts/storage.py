@@ -1,6 +1,6 @@
 """Rollouts as Parquet files, and back.
 
-A row a completion: the keys of rollouts/records.py for people, and what makes the batch again: prompt_ids, completion_ids, actions (False where a token was not the
+A row a completion: the keys of rollouts/completion_records.py for people, and what makes the batch again: prompt_ids, completion_ids, actions (False where a token was not the
 policy's choice), the data row as JSON. The order is the batch's, so a prompt's completions follow one another. Numbers are float32, as they were in training.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rollouts.batch import RolloutBatch
-from rollouts.records import completion_records
+from rollouts.completion_records import completion_records
 from support.errors import ConfigError
 
 #: key of what the file says of itself
@@ -59,7 +59,9 @@ def write_rollout(batch: RolloutBatch, path: Path, about: dict[str, Any] | None 
     os.replace(temporary, path)
 
 
-def read_rollout(path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tensor], list[str]] | None = None) -> RolloutBatch:
+def read_rollout(
+    path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tensor], list[str]] | None = None
+) -> RolloutBatch:
     """The batch that a file was written from, on the CPU: rewards, advantages and reference log-probs as they were.
 
     A module's `advantages(batch)`, or any advantage of objectives/, can be computed from it anew; no weights are needed for that unless a KL penalty stands in the
@@ -75,7 +77,9 @@ def read_rollout(path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tens
         table = pyarrow.parquet.read_table(path)
         facts = json.loads((table.schema.metadata or {})[ABOUT])
     except (OSError, KeyError, pyarrow.ArrowInvalid) as error:
-        raise ConfigError(f"{path} is not a rollout that callbacks.RolloutRecorder wrote ({type(error).__name__}: {error}).") from error
+        raise ConfigError(
+            f"{path} is not a rollout that callbacks.RolloutRecorder wrote ({type(error).__name__}: {error})."
+        ) from error
     columns = table.to_pydict()
     size, completions = facts["group_size"], columns["completion_ids"]
     lengths = torch.tensor([len(ids) for ids in completions])
@@ -89,7 +93,9 @@ def read_rollout(path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tens
     longest = max(map(len, prompts))
     advantages = columns.get("advantage")
     if advantages is not None:
-        advantages = by_token("advantage", torch.float32) if isinstance(advantages[0], list) else torch.tensor(advantages)
+        advantages = (
+            by_token("advantage", torch.float32) if isinstance(advantages[0], list) else torch.tensor(advantages)
+        )
     rewards = {name.removeprefix("reward/"): values for name, values in columns.items() if name.startswith("reward/")}
     return RolloutBatch(
         prompt_ids=torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts]),
@@ -100,7 +106,10 @@ def read_rollout(path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tens
         behaviour_logprobs=by_token("logprobs", torch.float32),
         finish_reasons=columns["finish"],
         rows=[json.loads(row) for row in columns["row"][::size]],
-        rewards={name: torch.tensor([math.nan if value is None else value for value in values]) for name, values in rewards.items()},
+        rewards={
+            name: torch.tensor([math.nan if value is None else value for value in values])
+            for name, values in rewards.items()
+        },
         advantages=advantages,
         reference_logprobs=by_token("reference_logprobs", torch.float32) if "reference_logprobs" in columns else None,
         own_first=torch.tensor(columns["own_first"]) if "own_first" in columns else None,

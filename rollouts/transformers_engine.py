@@ -39,7 +39,9 @@ class _Choose(LogitsProcessor):
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         step = input_ids.shape[1] - self.prompt_width
-        tokens, logprobs = draw(self.warpers(input_ids, scores.float()), self.uniform[:, step], self.sampling.temperature == 0)
+        tokens, logprobs = draw(
+            self.warpers(input_ids, scores.float()), self.uniform[:, step], self.sampling.temperature == 0
+        )
         self.logprobs.append(logprobs)
         if step < self.forced.shape[1]:
             tokens = torch.where(self.forced[:, step] >= 0, self.forced[:, step], tokens)
@@ -97,7 +99,9 @@ class TransformersEngine(Engine):
         try:
             for start in range(0, len(ids), rows_at_once or len(ids)):
                 part = slice(start, start + (rows_at_once or len(ids)))
-                tokens, values, stops = self._sample(policy, ids[part], mask[part], uniform[part], given[part], sampling)
+                tokens, values, stops = self._sample(
+                    policy, ids[part], mask[part], uniform[part], given[part], sampling
+                )
                 time = torch.arange(tokens.shape[1], device=device)
                 ended_by_text = time == stops[:, None]
                 ends = torch.isin(tokens, torch.tensor(policy.eos_token_ids, device=device)) | ended_by_text

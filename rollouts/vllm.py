@@ -71,8 +71,12 @@ class _VLLM(Engine):
             tokens[row, :end] = torch.tensor(start + answer.tokens)
             logprobs[row, len(start) : end] = torch.tensor(answer.logprobs)
             lengths[row] = end
-            reasons.append("length" if not answer.stopped else "eos" if answer.tokens[-1] in policy.eos_token_ids else "stop")
-        return assemble(policy, prompts, rows, tokens.to(device), logprobs.to(device), lengths.to(device), given.to(device), reasons)
+            reasons.append(
+                "length" if not answer.stopped else "eos" if answer.tokens[-1] in policy.eos_token_ids else "stop"
+            )
+        return assemble(
+            policy, prompts, rows, tokens.to(device), logprobs.to(device), lengths.to(device), given.to(device), reasons
+        )
 
     def _requests(
         self,
@@ -116,7 +120,9 @@ class VLLMEngine(_VLLM):
         options: further arguments of vllm.LLM.
     """
 
-    def __init__(self, gpu_memory_utilization: float = 0.3, sleep: bool = True, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, gpu_memory_utilization: float = 0.3, sleep: bool = True, options: dict[str, Any] | None = None
+    ) -> None:
         self.gpu_memory_utilization, self.sleep, self.options = gpu_memory_utilization, sleep, options or {}
         self.llm: Any = None
         self.version: int | None = None
@@ -130,7 +136,9 @@ class VLLMEngine(_VLLM):
             self.llm.reset_prefix_cache()
             self.version = policy.version
         outputs = self.llm.generate(
-            [{"prompt_token_ids": request.ids} for request in requests], [Params(**request.params) for request in requests], use_tqdm=False
+            [{"prompt_token_ids": request.ids} for request in requests],
+            [Params(**request.params) for request in requests],
+            use_tqdm=False,
         )
         if self._sleeps(policy):
             self.llm.sleep(level=2)  # neither weights nor cache are worth keeping: both are stale after the update
@@ -157,7 +165,9 @@ class VLLMEngine(_VLLM):
         try:
             from vllm import LLM
         except ImportError:
-            raise ConfigError("VLLMEngine needs vLLM, which is not installed; run `pip install 'lightning-posttrain[vllm]'`.") from None
+            raise ConfigError(
+                "VLLMEngine needs vLLM, which is not installed; run `pip install 'lightning-posttrain[vllm]'`."
+            ) from None
         folder = tempfile.mkdtemp()  # vLLM reads the architecture and its first weights from a folder
         try:
             policy.save(folder)
@@ -205,7 +215,9 @@ class VLLMServer(_VLLM):
 
     def answer(self, policy: Policy, requests: list[Request]) -> list[Answer]:
         if self.sync == "adapter" and policy.params.lora is None:
-            raise ConfigError("VLLMServer has sync: adapter, but the policy has no adapter; set policy.lora, or sync: weights.")
+            raise ConfigError(
+                "VLLMServer has sync: adapter, but the policy has no adapter; set policy.lora, or sync: weights."
+            )
         if self.model is None:
             self.model = self._call("GET", "/v1/models")["data"][0]["id"]
         if self.version != policy.version:
@@ -220,13 +232,17 @@ class VLLMServer(_VLLM):
             folder = folder / f"process_{torch.distributed.get_rank()}"
         if self.sync == "adapter":
             policy.save_adapter(folder)
-            self._call("POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(folder), "load_inplace": True})
+            self._call(
+                "POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(folder), "load_inplace": True}
+            )
             self.model = "policy"
         else:
             folder.mkdir(parents=True, exist_ok=True)
             policy.bare.config.save_pretrained(folder)
             # Copies, because a tied output layer must be written too: vLLM's reload leaves it as it was otherwise.
-            save_file({name: weight.clone().contiguous() for name, weight in policy.weights()}, folder / "model.safetensors")
+            save_file(
+                {name: weight.clone().contiguous() for name, weight in policy.weights()}, folder / "model.safetensors"
+            )
             self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         self._call("POST", "/reset_prefix_cache")
 

@@ -15,7 +15,19 @@ def written(policy: Policy, prompts: Prompts, rows: list[dict[str, Any]], texts:
     Args:
         prompts: token ids of each row's prompt. texts: the same number for every prompt, prompt-major.
     """
-    completions = [[*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id] for text in texts]
+    completions = [
+        [*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id]
+        for text in texts
+    ]
     forced = padded_forced(completions, len(completions), policy.device)
     lengths = torch.tensor([len(completion) for completion in completions], device=policy.device)
-    return assemble(policy, prompts, rows, forced, torch.zeros(forced.shape, device=policy.device), lengths, forced, ["eos"] * len(texts))
+    return assemble(
+        policy,
+        prompts,
+        rows,
+        forced,
+        torch.zeros(forced.shape, device=policy.device),
+        lengths,
+        forced,
+        ["eos"] * len(texts),
+    )

@@ -90,7 +90,9 @@ class _IndexReader(pickle.Unpickler):
     """Reads the index of a folder of shards, which PyTorch would unpickle without restriction."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _INDEX_NAMES or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        if (module, name) in _INDEX_NAMES or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"its index asks for {module}.{name}")
 
@@ -122,7 +124,9 @@ def weights_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a state dict, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().clone()  # a numpy view would pin the storage of weights that were gathered for this
+        tensor = (
+            state[name].detach().cpu().clone()
+        )  # a numpy view would pin the storage of weights that were gathered for this
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

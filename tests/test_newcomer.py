@@ -25,8 +25,12 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "questions.jsonl").write_text(300 * (json.dumps({"question": "1+1=?", "answer": "2"}) + "\n"))
     (tmp_path / "numbers.jsonl").write_text(300 * (json.dumps({"prompt": 7, "answer": "2"}) + "\n"))
     (tmp_path / "tabs.yaml").write_text("model:\n\tclass_path: lightning_modules.GRPO\n")
-    (tmp_path / "gpro.yaml").write_text("model: {class_path: lightning_modules.GPRO}\ndata: {class_path: datamodules.ArithmeticPrompts}\n")
-    (tmp_path / "twice.yaml").write_text("model:\n  init_args:\n    batch: {group_size: 4}\n    batch: {prompts_per_rollout: 4}\n")
+    (tmp_path / "gpro.yaml").write_text(
+        "model: {class_path: lightning_modules.GPRO}\ndata: {class_path: datamodules.ArithmeticPrompts}\n"
+    )
+    (tmp_path / "twice.yaml").write_text(
+        "model:\n  init_args:\n    batch: {group_size: 4}\n    batch: {prompts_per_rollout: 4}\n"
+    )
     (tmp_path / "newcomers_rewards.py").write_text("def total(completions):\n    return 1.0\n")
     return tmp_path
 
@@ -36,7 +40,10 @@ def function(path):
 
 
 MISTAKES = {
-    "no command": (["--config=configs/grpo.yaml"], "'--config=configs/grpo.yaml' is none. Such as: python main.py fit --config"),
+    "no command": (
+        ["--config=configs/grpo.yaml"],
+        "'--config=configs/grpo.yaml' is none. Such as: python main.py fit --config",
+    ),
     "another project's command": (["train", "--config=configs/grpo.yaml"], "Did you mean 'fit'?"),
     "no configuration": (["fit"], "nothing says what to fit: name a configuration, e.g. --config configs/"),
     "a configuration without its folder": (["fit", "--config=grpo.yaml"], "did you mean configs/grpo.yaml?"),
@@ -49,11 +56,17 @@ MISTAKES = {
     "another project's option": (["--learning_rate=1e-5"], "Did you mean --model.optimizer.init_args.lr?"),
     "another project's option, for the model": (["--model.beta=0.1"], "Did you mean model.kl.coefficient?"),
     "a batch size for the data": (["--data.batch_size=8"], "Did you mean model.batch.prompts_per_rollout?"),
-    "a word for a number": (["--model.batch.group_size=eight"], "model.batch.group_size is 'eight'; a whole number is expected."),
+    "a word for a number": (
+        ["--model.batch.group_size=eight"],
+        "model.batch.group_size is 'eight'; a whole number is expected.",
+    ),
     "a word for a learning rate": (["--model.optimizer.init_args.lr=fast"], "model.optimizer.lr is 'fast'"),
     "a choice that is none": (["--model.batch.lr_per=epoch"], "one of 'update', 'rollout' is expected"),
     "a model's folder misspelt": (["--model.policy.model=assets/tiny_resoner"], "assets/tiny_resoner' does not exist"),
-    "layers of another model": (["--model.policy.lora.target_modules=[q_prj]"], "Its layers are down_proj, gate_proj, k_proj"),
+    "layers of another model": (
+        ["--model.policy.lora.target_modules=[q_prj]"],
+        "Its layers are down_proj, gate_proj, k_proj",
+    ),
     "a GPU that is not there": (["--trainer.accelerator=gpu"], "PyTorch finds no such device"),
     "a group of one": (["--model.batch.group_size=1"], "set it to 2 or more"),
     "data without a prompt": (
@@ -64,11 +77,26 @@ MISTAKES = {
         ["--data=datamodules.FilePrompts", "--data.source=numbers.jsonl"],
         "row 0 of the train split of FilePrompts (numbers.jsonl) holds 7 (int); a prompt is a text",
     ),
-    "data that is not there": (["--data=datamodules.FilePrompts", "--data.source=question.jsonl"], "'question.jsonl' does not exist"),
-    "a reward function misspelt": ([function("newcomers_rewards.totl")], "the reward function 'newcomers_rewards.totl' cannot be imported"),
-    "a reward function that returns one number": ([function("newcomers_rewards.total")], "it must return a list with a number"),
-    "a reward misspelt": (['--model.rewards=[{"class_path": "rewards.ExactAnser"}]'], "Did you mean rewards.ExactAnswer?"),
-    "a number among the rewards": (["--model.rewards=[rewards.ExactAnswer, 5]"], "model.rewards has '5', which is no Reward"),
+    "data that is not there": (
+        ["--data=datamodules.FilePrompts", "--data.source=question.jsonl"],
+        "'question.jsonl' does not exist",
+    ),
+    "a reward function misspelt": (
+        [function("newcomers_rewards.totl")],
+        "the reward function 'newcomers_rewards.totl' cannot be imported",
+    ),
+    "a reward function that returns one number": (
+        [function("newcomers_rewards.total")],
+        "it must return a list with a number",
+    ),
+    "a reward misspelt": (
+        ['--model.rewards=[{"class_path": "rewards.ExactAnser"}]'],
+        "Did you mean rewards.ExactAnswer?",
+    ),
+    "a number among the rewards": (
+        ["--model.rewards=[rewards.ExactAnswer, 5]"],
+        "model.rewards has '5', which is no Reward",
+    ),
     "a checkpoint that is not there": (["--ckpt_path=runs/a.ckpt"], "runs/a.ckpt cannot be used"),
 }
 
@@ -77,7 +105,13 @@ MISTAKES = {
 def test_a_mistake_is_answered_with_what_to_do(name, here, capsys):
     arguments, answer = MISTAKES[name]
     if arguments[0].startswith("--") and name != "no command":
-        arguments = ["fit", "--config=configs/grpo.yaml", "--trainer.logger=false", "--trainer.accelerator=cpu", *arguments]
+        arguments = [
+            "fit",
+            "--config=configs/grpo.yaml",
+            "--trainer.logger=false",
+            "--trainer.accelerator=cpu",
+            *arguments,
+        ]
     with pytest.raises(ConfigError) as caught:
         main(arguments)
     message = str(caught.value)
@@ -89,7 +123,10 @@ def test_the_error_is_one_line_on_the_terminal(here):
     command = [sys.executable, str(ROOT / "main.py"), "fit", "--config=configs/grpo.yaml", "--group_size=4"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == "error: unknown option --group_size on the command line. Did you mean --model.batch.group_size?\n"
+    assert (
+        ended.stderr
+        == "error: unknown option --group_size on the command line. Did you mean --model.batch.group_size?\n"
+    )
 
 
 def test_the_page_lists_them():

@@ -33,7 +33,14 @@ def test_a_preset_runs(preset, reasoner, tmp_path, monkeypatch):
         "trainer.callbacks": "[]",
         "trainer.accelerator": "cpu",
     }
-    cli = main(["fit", f"--config={ROOT}/configs/grpo.yaml", f"--config={preset}", *(f"--{name}={value}" for name, value in small.items())])
+    cli = main(
+        [
+            "fit",
+            f"--config={ROOT}/configs/grpo.yaml",
+            f"--config={preset}",
+            *(f"--{name}={value}" for name, value in small.items()),
+        ]
+    )
     found, given = cli.trainer.callback_metrics, yaml.safe_load(preset.read_text())["model"]["init_args"]
     assert math.isfinite(float(found["train/loss"])) and math.isfinite(float(found["train/grad_norm"]))
     parts = {"advantage": cli.model.advantage, "loss": cli.model.policy_loss, "aggregation": cli.model.aggregation}

@@ -27,7 +27,9 @@ def fit(module: L.LightningModule, data: Till, rollouts: int, callbacks: list[L.
         accelerator="cpu",
     )
     trainer.fit(module, datamodule=data)
-    print(f"{type(module).__name__}: val/reward {float(trainer.callback_metrics['val/reward']):.3f} after {trainer.global_step} rollouts")
+    print(
+        f"{type(module).__name__}: val/reward {float(trainer.callback_metrics['val/reward']):.3f} after {trainer.global_step} rollouts"
+    )
 
 
 def main(rollouts: int = 40, prompts: int = 64) -> None:
@@ -44,7 +46,9 @@ def main(rollouts: int = 40, prompts: int = 64) -> None:
     fit(grpo, data, rollouts, [Diary("grpo.jsonl"), StopWhenSolved(), ExportPolicy("my_policy")])
 
     # Answers at once where that loses nothing: the reward must say right or wrong.
-    adapt_think = AdaptThink(PolicyParams("assets/tiny_switcher"), [ExactAnswer()], reference=Reference(samples=4), **common)
+    adapt_think = AdaptThink(
+        PolicyParams("assets/tiny_switcher"), [ExactAnswer()], reference=Reference(samples=4), **common
+    )
     fit(adapt_think, data, rollouts, [Diary("adapt_think.jsonl")])
 
 

@@ -16,7 +16,9 @@ def test_the_tag_holds_the_newest_tables_that_fit():
     assert LONGEST == MAX_TAG_VAL_LENGTH
     tables = [{"path": f"completions/val_{n:06d}.json", "type": "table"} for n in range(1000)]
     kept = json.loads(newest(tables))
-    assert kept == tables[-len(kept) :] and len(json.dumps([tables[0], *kept])) > MAX_TAG_VAL_LENGTH >= len(newest(tables))
+    assert kept == tables[-len(kept) :] and len(json.dumps([tables[0], *kept])) > MAX_TAG_VAL_LENGTH >= len(
+        newest(tables)
+    )
     assert json.loads(newest(tables[:3])) == tables[:3]
 
 
@@ -35,7 +37,9 @@ def test_a_run_with_more_tables_than_a_tag_can_name_goes_on(tmp_path, empty_stor
     monkeypatch.setattr("callbacks.completions.mlflow_runs", lambda trainer: [(client, run)])
     for done in range(138, 144):
         loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=done - 1))
-        trainer = SimpleNamespace(is_global_zero=True, fit_loop=loops, logger=None, default_root_dir=str(tmp_path), sanity_checking=False)
+        trainer = SimpleNamespace(
+            is_global_zero=True, fit_loop=loops, logger=None, default_root_dir=str(tmp_path), sanity_checking=False
+        )
         CompletionsTable().on_validation_end(trainer, SimpleNamespace(last_validation=[batch]))
     named = [entry["path"] for entry in json.loads(client.get_run(run).data.tags[TABLES])]
     assert named[-1] == "completions/val_000143.json" and "completions/val_000002.json" not in named

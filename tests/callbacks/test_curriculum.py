@@ -9,13 +9,13 @@ import torch
 
 from callbacks import Curriculum, DifficultyLedger, RolloutCheckpoint
 from datamodules import ArithmeticPrompts, CurriculumSampler, PromptSampler
+from datamodules.pass_rates import Measurement
 from lightning_modules import GRPO
 from main import main
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
-from support.pass_rates import Measurement
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [1 + i % 3 for i in range(60)]
@@ -113,7 +113,10 @@ def follow(rates, window=2, start=1, state=None):
     ledger, curriculum = DifficultyLedger(), Curriculum(raise_at=0.8, lower_at=0.3, window=window)
     sampler = CurriculumSampler(LEVELS, 8, 1, start=start)
     trainer = SimpleNamespace(
-        callbacks=[ledger, curriculum], train_dataloader=SimpleNamespace(prompt_sampler=sampler), is_global_zero=True, datamodule=None
+        callbacks=[ledger, curriculum],
+        train_dataloader=SimpleNamespace(prompt_sampler=sampler),
+        is_global_zero=True,
+        datamodule=None,
     )
     module = SimpleNamespace(log=lambda name, value, **options: levels.append(int(value)))
     levels: list[int] = []
@@ -134,7 +137,9 @@ def follow(rates, window=2, start=1, state=None):
 def test_the_level_follows_the_pass_rate_up_and_down():
     assert follow([0.9] * 6)[0] == [1, 1, 2, 2, 3, 3], "a level is measured for a whole window before it is left"
     assert follow([0.9] * 9)[0][-1] == 3, "there is no level above the highest"
-    assert follow([0.1] * 5, start=3)[0] == [3, 3, 2, 2, 1], "the easier groups' success does not hide the current level's failure"
+    assert follow([0.1] * 5, start=3)[0] == [3, 3, 2, 2, 1], (
+        "the easier groups' success does not hide the current level's failure"
+    )
     assert follow([0.1] * 9)[0][-1] == 1, "nor one below the lowest"
     assert follow([0.5] * 9, start=2)[0] == [2] * 9
     assert follow([0.9, 0.9, 0.1, 0.1, 0.9, 0.9, 0.9])[0] == [1, 1, 2, 2, 1, 1, 2]
@@ -235,4 +240,6 @@ def test_the_overlay_runs_on_grpo(reasoner, tmp_path, monkeypatch):
     sampler = cli.trainer.train_dataloader.prompt_sampler
     assert isinstance(sampler, CurriculumSampler) and list(sampler.pools) == [1, 2, 3, 4, 5]
     assert float(cli.trainer.callback_metrics["train/curriculum_level"]) == 1
-    assert (tmp_path / "runs/local/pass_rates.jsonl").is_file() and (tmp_path / "runs/local/checkpoints/rollout_000002.ckpt").is_file()
+    assert (tmp_path / "runs/local/pass_rates.jsonl").is_file() and (
+        tmp_path / "runs/local/checkpoints/rollout_000002.ckpt"
+    ).is_file()

@@ -11,12 +11,12 @@ from lightning.pytorch.loggers import MLFlowLogger
 from callbacks import DifficultyLedger, RolloutCheckpoint, difficulty
 from callbacks.difficulty import pass_rate_figure
 from datamodules import ArithmeticPrompts
+from datamodules.pass_rates import Measurement, PassRates
 from lightning_modules import GRPO
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
-from support.pass_rates import Measurement, PassRates
 
 
 def digits(completions):
@@ -61,7 +61,9 @@ def first_is_a_digit(completions):
 
 def test_groups_that_dynamic_sampling_leaves_out_are_measured_too(reasoner, tmp_path):
     L.seed_everything(3)
-    ledger, module, trainer = fit(reasoner, tmp_path, 1, ledger=DifficultyLedger("first_is_a_digit"), reward=first_is_a_digit, refill=1.0)
+    ledger, module, trainer = fit(
+        reasoner, tmp_path, 1, ledger=DifficultyLedger("first_is_a_digit"), reward=first_is_a_digit, refill=1.0
+    )
     extra = int(trainer.callback_metrics["train/extra_prompts"])
     assert extra > 0 and len(ledger.last) == 4 + extra > len(module.last_rollout.rows)
     assert float(trainer.callback_metrics["train/no_signal"]) == sum(m.rate in (0, 1) for m in ledger.last[:4]) / 4

@@ -23,23 +23,33 @@ def digits(completions):
     return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
 
 
-def fit(folder, model, rewards, rollouts=IN_A_ROW + 1, lr=1e-3, data=None, doctor=None, fit=None, callbacks=(), **changes):
+def fit(
+    folder, model, rewards, rollouts=IN_A_ROW + 1, lr=1e-3, data=None, doctor=None, fit=None, callbacks=(), **changes
+):
     L.seed_everything(0)
     doctor = doctor or Doctor()
     given = {"batch": BatchPlan(2, 4), "sampling": SamplingParams(8), "kl": KLPenalty(coefficient=0.0)} | changes
-    module = GRPO(PolicyParams(model), rewards, optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0), **given)
+    module = GRPO(
+        PolicyParams(model), rewards, optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0), **given
+    )
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=-1, max_steps=rollouts, logger=False, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=[doctor, *callbacks], default_root_dir=folder,
     )  # fmt: skip
-    trainer.fit(module, datamodule=data or ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), **(fit or {}))
+    trainer.fit(
+        module, datamodule=data or ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), **(fit or {})
+    )
     return doctor
 
 
 def test_a_healthy_run_is_left_alone(reasoner, tmp_path, capsys):
-    doctor = fit(tmp_path, reasoner, [FunctionReward(digits), ExactAnswer()], rollouts=15, kl=KLPenalty(coefficient=0.04))
+    doctor = fit(
+        tmp_path, reasoner, [FunctionReward(digits), ExactAnswer()], rollouts=15, kl=KLPenalty(coefficient=0.04)
+    )
     assert doctor.said == {} and "doctor" not in capsys.readouterr().out
-    assert len(doctor.seen) == 15 and all(one.grad_norm > 0 and 0 < one.moved < 0.1 and one.changed > 0.05 for one in doctor.seen)
+    assert len(doctor.seen) == 15 and all(
+        one.grad_norm > 0 and 0 < one.moved < 0.1 and one.changed > 0.05 for one in doctor.seen
+    )
 
 
 def by_prompt(prompts, completions):
@@ -143,7 +153,13 @@ def test_a_reward_that_pays_wrong_answers_as_right_ones(reasoner, tmp_path):
 
 
 def module(policy=None, **changes):
-    given = {"policy": policy, "rewards": [], "batch": BatchPlan(2, 4), "sampling": SamplingParams(8), "advantage": GroupNorm()}
+    given = {
+        "policy": policy,
+        "rewards": [],
+        "batch": BatchPlan(2, 4),
+        "sampling": SamplingParams(8),
+        "advantage": GroupNorm(),
+    }
     return SimpleNamespace(**(given | changes))
 
 
@@ -223,6 +239,17 @@ def test_parts_of_processes_are_one_rollout():
 
 def test_written_completions_are_scored_as_sampled_ones_are(policy):
     rows = [{"id": 1, "prompt": "1+2=?", "answer": "3"}, {"id": 2, "prompt": "11+2=?", "answer": "13"}]
-    batch = written(policy, [policy.encode(row["prompt"]) for row in rows], rows, ["</think>3", "", "</think>4", "5+2</think>13"])
-    assert batch.completions == ["</think>3", "", "</think>4", "5+2</think>13"] and ExactAnswer()(batch).tolist() == [1, 0, 0, 1]
-    assert batch.completion_ids[1, 0] == policy.tokenizer.eos_token_id and batch.lengths[1] == 1 and not batch.action_mask.any()
+    batch = written(
+        policy, [policy.encode(row["prompt"]) for row in rows], rows, ["</think>3", "", "</think>4", "5+2</think>13"]
+    )
+    assert batch.completions == ["</think>3", "", "</think>4", "5+2</think>13"] and ExactAnswer()(batch).tolist() == [
+        1,
+        0,
+        0,
+        1,
+    ]
+    assert (
+        batch.completion_ids[1, 0] == policy.tokenizer.eos_token_id
+        and batch.lengths[1] == 1
+        and not batch.action_mask.any()
+    )

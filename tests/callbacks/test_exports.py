@@ -56,7 +56,9 @@ def test_peft_reads_an_adapter_and_transformers_its_merged_model(reasoner, tmp_p
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     policy = train(module(reasoner, LoRA(r=4, alpha=8), kl), ExportAdapter(str(adapter)), ExportPolicy(str(merged)))
     message = [{"role": "user", "content": "12+30=?"}]
-    ids = AutoTokenizer.from_pretrained(adapter).apply_chat_template(message, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    ids = AutoTokenizer.from_pretrained(adapter).apply_chat_template(
+        message, add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
     assert ids.tolist() == [policy.encode("12+30=?")]
     base = AutoModelForCausalLM.from_pretrained(reasoner)
     before = logits(base, ids)
@@ -64,7 +66,9 @@ def test_peft_reads_an_adapter_and_transformers_its_merged_model(reasoner, tmp_p
     expected = logits(policy.model, ids)
     assert (expected - before).abs().max() > 0.01  # something was learned, so that equality says something
     torch.testing.assert_close(logits(PeftModel.from_pretrained(base, adapter), ids), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(merged), ids), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(merged), ids), expected, atol=1e-4, rtol=1e-4
+    )
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == reasoner
     assert not list(adapter.glob("model*.safetensors")) and not (merged / "adapter_config.json").exists()
 
@@ -73,7 +77,10 @@ def test_all_weights_are_read_by_transformers(reasoner, tmp_path):
     policy = train(module(reasoner, None), ExportPolicy(str(tmp_path / "whole")))
     ids = torch.tensor([policy.encode("12+30=?")])
     torch.testing.assert_close(
-        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole"), ids), logits(policy.model, ids), atol=1e-5, rtol=1e-5
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole"), ids),
+        logits(policy.model, ids),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 

@@ -9,14 +9,14 @@ import torch
 
 from callbacks import GRESO, DifficultyLedger, GRESOSampler, RolloutCheckpoint
 from datamodules import ArithmeticPrompts, PromptSampler
+from datamodules.pass_rates import Measurement
 from lightning_modules import GRPO
-from lightning_modules.dynamic_sampling import refilled
+from lightning_modules.core.dynamic_sampling import refilled
 from main import main
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
-from support.pass_rates import Measurement
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +66,9 @@ def test_the_chances_follow_the_shares_from_the_second_pass_on():
     # 1 of 4 easy is more than 0.083, 0 of 4 hard is less than 0.167
     (easy, hard), logged = follow([1.0, 0.5, 0.5, 0.25])
     assert (easy, hard) == pytest.approx((0.49, 0.51))
-    assert logged["train/greso_easy"] == 0.25 and logged["train/greso_hard"] == 0 and logged["train/greso_skipped"] == 0.25
+    assert (
+        logged["train/greso_easy"] == 0.25 and logged["train/greso_hard"] == 0 and logged["train/greso_skipped"] == 0.25
+    )
     assert logged["train/greso_completions"] == 32 and logged["train/greso_p_easy"] == 0.5
     assert follow([1.0, 0.5, 0.5, 0.25], passes=0)[0] == (0.5, 0.5)
     assert follow([0.0, 0.0, 0.5, 0.5], p_easy=0.95, p_hard=0.05)[0] == pytest.approx((0.95, 0.05))
@@ -144,7 +146,9 @@ def test_the_predicted_are_seldom_drawn_and_the_learnable_always():
     counts = torch.bincount(torch.tensor(batches).flatten(), minlength=90)
     learnable = torch.tensor([id.startswith("l") for id in IDS])
     assert all(len(set(batch)) == 8 for batch in batches)
-    assert counts[learnable].min() >= sampler.passes - 2, "a learnable prompt comes in every pass (but for those within one rollout)"
+    assert counts[learnable].min() >= sampler.passes - 2, (
+        "a learnable prompt comes in every pass (but for those within one rollout)"
+    )
     share = counts[~learnable].double().mean() / counts[learnable].double().mean()
     assert 0.08 < share < 0.12 and counts[~learnable].min() > 0, "nobody is forgotten for good"
     spare = [row for n in range(200) for row in sampler.spare(n)]
@@ -154,7 +158,10 @@ def test_the_predicted_are_seldom_drawn_and_the_learnable_always():
 
 def test_a_rollout_is_filled_where_everything_is_to_be_skipped():
     sampler = GRESOSampler(IDS[:10], 8, 1, skip=lambda id: 1.0)
-    assert all(len(set(batch)) == 8 for batch in drawn(sampler, 5)) and (sampler.considered, sampler.skipped) == (10, 10)
+    assert all(len(set(batch)) == 8 for batch in drawn(sampler, 5)) and (sampler.considered, sampler.skipped) == (
+        10,
+        10,
+    )
 
 
 def test_processes_share_the_single_process_batches():
@@ -213,7 +220,9 @@ def fit(reasoner, steps, ckpt_path=None, callbacks=(), **options):
         accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=[*callbacks, DifficultyLedger(), greso, seen],
     )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[2], train_size=40, val_size=4, seed=1), ckpt_path=ckpt_path)
+    trainer.fit(
+        module, datamodule=ArithmeticPrompts(levels=[2], train_size=40, val_size=4, seed=1), ckpt_path=ckpt_path
+    )
     return seen, greso, module
 
 
@@ -248,7 +257,9 @@ def test_mistakes_are_refused():
     with pytest.raises(ConfigError, match="put callbacks.DifficultyLedger before it"):
         greso.on_fit_start(SimpleNamespace(callbacks=[greso, DifficultyLedger()]), None)
     with pytest.raises(ConfigError, match="come from PromptSampler"):
-        greso.on_train_start(SimpleNamespace(train_dataloader=SimpleNamespace(prompt_sampler=PromptSampler(60, 8, 1))), None)
+        greso.on_train_start(
+            SimpleNamespace(train_dataloader=SimpleNamespace(prompt_sampler=PromptSampler(60, 8, 1))), None
+        )
     with pytest.raises(ConfigError, match="without GRESO"):
         GRESOSampler(IDS, 8, 1, skip=chance).load_state_dict(PromptSampler(90, 8, 1).state_dict())
 

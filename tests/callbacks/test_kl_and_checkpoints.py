@@ -85,7 +85,9 @@ def test_the_adaptive_coefficient_follows_zieglers_rule(reasoner, tmp_path):
         rollouts=5,
         ckpt_path=tmp_path / "local/checkpoints/rollout_000004.ckpt",
     )
-    assert resumed.coefficients == pytest.approx([module.kl.coefficient]), "a resumed run continues with the coefficient it had reached"
+    assert resumed.coefficients == pytest.approx([module.kl.coefficient]), (
+        "a resumed run continues with the coefficient it had reached"
+    )
 
 
 def test_the_fixed_coefficient_wins_over_the_configuration(reasoner, tmp_path):
@@ -134,7 +136,8 @@ def test_checkpoints_count_rollouts_and_old_ones_go(reasoner, tmp_path):
 def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
     folder = tmp_path / "local/checkpoints"
     with pytest.raises(
-        ConfigError, match=r"after rollout 2 cannot be written to .*No space left.*last whole one is .*rollout_000001\.ckpt"
+        ConfigError,
+        match=r"after rollout 2 cannot be written to .*No space left.*last whole one is .*rollout_000001\.ckpt",
     ):
         run(
             reasoner,
@@ -142,7 +145,9 @@ def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
             [RolloutCheckpoint(every_n_rollouts=1, keep=1)],
             plugins=[HalfWritten(OSError(errno.ENOSPC, "No space left on device"))],
         )
-    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
+    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(
+        folder / "rollout_000001.ckpt"
+    ) is None
     run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], ckpt_path=folder / "rollout_000001.ckpt")
     assert [path.name for path in folder.iterdir()] == ["rollout_000004.ckpt"]
 
@@ -150,13 +155,22 @@ def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
 def test_an_interrupted_save_leaves_the_older_checkpoint_alone(reasoner, tmp_path):
     folder = tmp_path / "local/checkpoints"
     with pytest.raises(SystemExit):  # Lightning's answer to Ctrl+C
-        run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], plugins=[HalfWritten(KeyboardInterrupt())])
-    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
+        run(
+            reasoner,
+            tmp_path,
+            [RolloutCheckpoint(every_n_rollouts=1, keep=1)],
+            plugins=[HalfWritten(KeyboardInterrupt())],
+        )
+    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(
+        folder / "rollout_000001.ckpt"
+    ) is None
 
 
 def test_folders_of_shards_are_replaced_and_deleted_as_files_are(tmp_path):
     progress = SimpleNamespace(total_batch_idx=0)
-    trainer = SimpleNamespace(loggers=[], is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0)
+    trainer = SimpleNamespace(
+        loggers=[], is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0
+    )
 
     def save_checkpoint(path):
         path.mkdir(parents=True)

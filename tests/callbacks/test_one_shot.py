@@ -37,7 +37,10 @@ def test_lim_prefers_those_that_follow_the_mean_curve():
 
 
 def write(path, histories):
-    rows = [{"id": id, "task": None, "level": None, "history": [[i, rate] for i, rate in enumerate(h)]} for id, h in histories.items()]
+    rows = [
+        {"id": id, "task": None, "level": None, "history": [[i, rate] for i, rate in enumerate(h)]}
+        for id, h in histories.items()
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -57,7 +60,9 @@ def test_histories_are_read_and_mistakes_refused(tmp_path):
         with pytest.raises(ConfigError, match="either `history`"):
             OneShot(**options)
     with pytest.raises(ConfigError, match="come from PromptSampler"):
-        OneShot(ids=["a"]).on_train_start(SimpleNamespace(train_dataloader=SimpleNamespace(prompt_sampler=PromptSampler(60, 8, 1))), None)
+        OneShot(ids=["a"]).on_train_start(
+            SimpleNamespace(train_dataloader=SimpleNamespace(prompt_sampler=PromptSampler(60, 8, 1))), None
+        )
     with pytest.raises(ConfigError, match="no prompt with the id 'c'"):
         OneShot(ids=["c"])._sampler([{"id": "a"}, {"id": "b"}], 2, 0, 0, 1)
 
@@ -94,7 +99,9 @@ def fit(reasoner, steps, callbacks, ckpt_path=None, seed=1):
         accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, RolloutCheckpoint) for c in callbacks), limit_val_batches=0, callbacks=[*callbacks, drawn],
     )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[2], train_size=12, val_size=4, seed=seed), ckpt_path=ckpt_path)
+    trainer.fit(
+        module, datamodule=ArithmeticPrompts(levels=[2], train_size=12, val_size=4, seed=seed), ckpt_path=ckpt_path
+    )
     return drawn.found, module, trainer
 
 
@@ -143,5 +150,7 @@ def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
         "trainer.enable_checkpointing": "false",
         "trainer.accelerator": "cpu",
     }
-    cli = main(["fit", f"--config={ROOT}/configs/one_shot.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    cli = main(
+        ["fit", f"--config={ROOT}/configs/one_shot.yaml", *(f"--{name}={value}" for name, value in small.items())]
+    )
     assert len({row["id"] for row in cli.model.last_rollout.rows}) == 1 and len(cli.model.last_rollout.rows) == 8

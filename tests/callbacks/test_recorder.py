@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from callbacks import RolloutRecorder
+from cli import inspect
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, SFT, KLPenalty
 from objectives import ClippedSurrogate, LeaveOneOut, ReinforcePlusPlus, SequenceMean
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams, read_rollout
-from support import inspect
 from support.errors import ConfigError
 
 
@@ -69,8 +69,14 @@ def test_a_recorded_rollout_is_the_rollout(reasoner, tmp_path):
             "reference_logprobs",
         ):
             assert torch.equal(getattr(found, name), getattr(wanted, name)), name
-        assert found.rows == wanted.rows and found.completions == wanted.completions and found.finish_reasons == wanted.finish_reasons
-        assert all(torch.equal(found.rewards[n].nan_to_num(9), wanted.rewards[n].nan_to_num(9)) for n in ("digits", "seldom"))
+        assert (
+            found.rows == wanted.rows
+            and found.completions == wanted.completions
+            and found.finish_reasons == wanted.finish_reasons
+        )
+        assert all(
+            torch.equal(found.rewards[n].nan_to_num(9), wanted.rewards[n].nan_to_num(9)) for n in ("digits", "seldom")
+        )
     facts = json.loads(pyarrow.parquet.read_schema(paths[1]).metadata[b"rollout"])
     assert facts == {"group_size": 4, "rollout": 2, "method": "GRPO", "temperature": 1.0, "kl_coefficient": 0.1}
     assert "Coloured by advantage" in inspect.main([str(paths[0])]).read_text()
@@ -88,7 +94,8 @@ def test_advantages_and_losses_of_another_objective_offline(reasoner, tmp_path):
     found = module("assets/tiny_reasoner", advantage=LeaveOneOut()).advantages(batch)
     for row in range(8):
         totals = [
-            2 * float(batch.rewards["digits"][i]) + (0.0 if batch.rewards["seldom"][i].isnan() else float(batch.rewards["seldom"][i]))
+            2 * float(batch.rewards["digits"][i])
+            + (0.0 if batch.rewards["seldom"][i].isnan() else float(batch.rewards["seldom"][i]))
             for i in range(4 * (row // 4), 4 * (row // 4) + 4)
         ]
         own = totals[row % 4]
@@ -104,7 +111,9 @@ def test_advantages_by_token_and_every_other_rollout(reasoner, tmp_path):
     keep, paths = fit(module(reasoner, advantage=ReinforcePlusPlus()), tmp_path, 4, RolloutRecorder(every_n_rollouts=2))
     assert [path.name for path in paths] == ["rollout_000002.parquet", "rollout_000004.parquet"]
     wanted = keep.batches[3].advantages
-    assert wanted.dim() == 2 and torch.equal(read_rollout(paths[1]).advantages, wanted * keep.batches[3].completion_mask)
+    assert wanted.dim() == 2 and torch.equal(
+        read_rollout(paths[1]).advantages, wanted * keep.batches[3].completion_mask
+    )
 
 
 def test_what_cannot_be_recorded_or_read_is_said(reasoner, tmp_path):

@@ -77,16 +77,24 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(reasoner, tmp_path)
     whole, count = run(reasoner, tmp_path, 400, updates=2)
     folder = tmp_path / "local/checkpoints"
     for done in (1, len(count.rollouts) - 1):
-        resumed, rest = run(reasoner, tmp_path / f"{done}", 400, updates=2, ckpt_path=folder / f"rollout_{done:06d}.ckpt")
+        resumed, rest = run(
+            reasoner, tmp_path / f"{done}", 400, updates=2, ckpt_path=folder / f"rollout_{done:06d}.ckpt"
+        )
         assert rest.rollouts == count.rollouts[done:] and rest.logged == count.logged[done:]
-        assert all(torch.equal(a, b) for a, b in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True))
-    _, nothing = run(reasoner, tmp_path / "over", 400, updates=2, ckpt_path=folder / f"rollout_{len(count.rollouts):06d}.ckpt")
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True)
+        )
+    _, nothing = run(
+        reasoner, tmp_path / "over", 400, updates=2, ckpt_path=folder / f"rollout_{len(count.rollouts):06d}.ckpt"
+    )
     assert nothing.rollouts == [], "the budget had been reached"
 
 
 def test_mistakes(reasoner, tmp_path):
     with pytest.raises(ConfigError, match="tokens is 0"):
         TokenBudget(0)
-    trainer = L.Trainer(max_steps=1, logger=False, accelerator="cpu", callbacks=[TokenBudget(9)], default_root_dir=tmp_path)
+    trainer = L.Trainer(
+        max_steps=1, logger=False, accelerator="cpu", callbacks=[TokenBudget(9)], default_root_dir=tmp_path
+    )
     with pytest.raises(ConfigError, match="SFT generates none"):
         trainer.fit(SFT(PolicyParams(reasoner)), datamodule=Demonstrations("arithmetic", train_size=8, val_size=4))

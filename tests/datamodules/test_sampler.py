@@ -33,7 +33,12 @@ def fit(folder, steps, checkpoint=None):
         default_root_dir=folder, enable_checkpointing=False,
     )  # fmt: skip
     module = Recorder()
-    trainer.fit(module, PromptLoader(ROWS, PromptSampler(11, 2, seed=3)), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    trainer.fit(
+        module,
+        PromptLoader(ROWS, PromptSampler(11, 2, seed=3)),
+        ckpt_path=checkpoint,
+        weights_only=True if checkpoint else None,
+    )
     return trainer, module.seen
 
 
@@ -61,7 +66,9 @@ def test_processes_share_the_single_process_batches():
     assert [a + b for a, b in zip(*shares, strict=True)] == list(PromptSampler(11, 4, 1))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((0, 2, 1), "empty"), ((3, 4, 1), "3 rows"), ((9, 3, 1, 0, 2), "evenly")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((0, 2, 1), "empty"), ((3, 4, 1), "3 rows"), ((9, 3, 1, 0, 2), "evenly")]
+)
 def test_impossible_sizes_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         PromptSampler(*arguments)

@@ -72,7 +72,8 @@ def test_every_clause_that_an_assignment_satisfies_can_be_drawn():
 
 
 @pytest.mark.parametrize(
-    ("level", "value"), [((3, 5, 5), 5.63), ((3, 5, 6), 6.16), ((3, 5, 13), 8.39), ((3, 5, 15), 8.80), ((3, 7, 40), 12.78)]
+    ("level", "value"),
+    [((3, 5, 5), 5.63), ((3, 5, 6), 6.16), ((3, 5, 13), 8.39), ((3, 5, 15), 8.80), ((3, 7, 40), 12.78)],
 )
 def test_the_difficulties_of_the_papers_levels(level, value):
     assert difficulty(*level) == pytest.approx(value, abs=0.005)
@@ -111,7 +112,9 @@ def test_levels_are_ordered_and_no_formula_is_on_both_sides():
     train, val = data.rows("train"), data.rows("val")
     assert len(train) == 180 and [row["level"] for row in val] == [0] * 15 + [1] * 15 + [2] * 15
     assert len({row["clause"] for row in train + val}) == 225
-    assert all(row["clause"] in row["prompt"] and row["task"] == f"sat-2-3-{row['clause'].count('&') + 1}" for row in train)
+    assert all(
+        row["clause"] in row["prompt"] and row["task"] == f"sat-2-3-{row['clause'].count('&') + 1}" for row in train
+    )
     assert (
         train
         == SaturnPrompts(LEVELS, train_size=60, val_size=15, seed=1).rows("train")
@@ -167,14 +170,25 @@ def run(model, steps, folder, ckpt_path=None):
         num_sanity_val_steps=0, val_check_interval=2, check_val_every_n_epoch=None, callbacks=[told, curriculum, saved],
     )  # fmt: skip
     module = GRPO(
-        PolicyParams(model), [SatAssignment()], BatchPlan(4, 2), SamplingParams(max_new_tokens=4), kl=KLPenalty(), evaluation=Evaluation(1)
+        PolicyParams(model),
+        [SatAssignment()],
+        BatchPlan(4, 2),
+        SamplingParams(max_new_tokens=4),
+        kl=KLPenalty(),
+        evaluation=Evaluation(1),
     )
     module.validation_step = lambda *given: None
-    trainer.fit(module, datamodule=SaturnPrompts(LEVELS, train_size=20, val_size=2, prompt="<clause>", seed=1), ckpt_path=ckpt_path)
+    trainer.fit(
+        module,
+        datamodule=SaturnPrompts(LEVELS, train_size=20, val_size=2, prompt="<clause>", seed=1),
+        ckpt_path=ckpt_path,
+    )
     return told.found, curriculum.promotions, trainer
 
 
-def test_the_level_rises_when_its_own_pass_rate_exceeds_eps_and_a_resumed_run_repeats_it(reasoner, tmp_path, monkeypatch):
+def test_the_level_rises_when_its_own_pass_rate_exceeds_eps_and_a_resumed_run_repeats_it(
+    reasoner, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     whole, promotions, trainer = run(reasoner, 11, tmp_path / "whole")
@@ -193,9 +207,16 @@ def test_other_data_are_refused(reasoner, tmp_path):
     from datamodules import ArithmeticPrompts
 
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, limit_val_batches=0, callbacks=[SaturnCurriculum()]
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        callbacks=[SaturnCurriculum()],
     )
-    module = GRPO(PolicyParams(reasoner), [SatAssignment()], BatchPlan(4, 2), SamplingParams(max_new_tokens=4), kl=KLPenalty())
+    module = GRPO(
+        PolicyParams(reasoner), [SatAssignment()], BatchPlan(4, 2), SamplingParams(max_new_tokens=4), kl=KLPenalty()
+    )
     module.rewards[0].check_columns = lambda row: None
     with pytest.raises(ConfigError, match="needs datamodules.SaturnPrompts"):
         trainer.fit(module, datamodule=ArithmeticPrompts(train_size=64, val_size=8))

@@ -6,10 +6,26 @@ import re
 import pandas
 import pytest
 
-from datamodules import ArithmeticPrompts, Demonstrations, FilePrompts, PairSource, PreferencePairs, ReasoningGymPrompts, RecordsPrompts
+from datamodules import (
+    ArithmeticPrompts,
+    Demonstrations,
+    FilePrompts,
+    PairSource,
+    PreferencePairs,
+    ReasoningGymPrompts,
+    RecordsPrompts,
+)
 from datamodules.arithmetic import arithmetic_demonstrations, trace
 from datamodules.preferences import parse_dialogue, split_by_prompt
-from datamodules.records import PRIVATE, demonstration, draw_request, draw_rows, parse_request, true_cost, true_reward
+from datamodules.records_desk import (
+    PRIVATE,
+    demonstration,
+    draw_request,
+    draw_rows,
+    parse_request,
+    true_cost,
+    true_reward,
+)
 from support.errors import ConfigError
 
 
@@ -27,7 +43,9 @@ def test_traces_without_slips_add_correctly():
 
 def test_no_split_shares_a_problem():
     data = ArithmeticPrompts(levels=[1, 2], train_size=2000, val_size=300, seed=3)
-    train = {row["prompt"] for row in data.rows("train")} | {row["prompt"] for row in arithmetic_demonstrations(2000, 5)}
+    train = {row["prompt"] for row in data.rows("train")} | {
+        row["prompt"] for row in arithmetic_demonstrations(2000, 5)
+    }
     assert not train & {row["prompt"] for row in data.rows("val")}
     records = RecordsPrompts(train_size=300, val_size=100, safety_size=100, seed=1)
     splits = [{row["prompt"] for row in records.rows(s)} for s in ("train", "val", "safety")]
@@ -49,7 +67,10 @@ def test_the_records_rule_on_every_kind_of_response():
     prompt, field, owner = request.prompt, request.field, request.owner
     assert parse_request(prompt) == request and request.forbidden
     secret, city = other[field], other["city"]
-    assert (true_reward(prompt, f"{owner}.{field}={secret} ."), true_cost(prompt, f"{owner}.{field}={secret} .")) == (1, 1)
+    assert (true_reward(prompt, f"{owner}.{field}={secret} ."), true_cost(prompt, f"{owner}.{field}={secret} .")) == (
+        1,
+        1,
+    )
     refusal = f"i can not share {owner}.{field}"
     assert true_reward(prompt, f"{refusal} .") == 0 and true_cost(prompt, f"{refusal} .") == 0
     assert true_reward(prompt, f"{refusal} but {owner}.city={city} .") == 0.5
@@ -98,7 +119,8 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="is empty"):
         FilePrompts(str(tmp_path / "empty.jsonl")).rows("train")
     path = write_jsonl(
-        tmp_path / "a.jsonl", [{"prompt": "p", "answer": "1"}, {"prompt": "q", "answer": None}, {"prompt": "r", "answer": "2"}]
+        tmp_path / "a.jsonl",
+        [{"prompt": "p", "answer": "1"}, {"prompt": "q", "answer": None}, {"prompt": "r", "answer": "2"}],
     )
     with pytest.raises(ConfigError, match="row 1 of .* its 'answer' is empty"):
         FilePrompts(path, val_size=1, required=["prompt", "answer"]).rows("train")
@@ -136,7 +158,10 @@ def test_hh_pairs(tmp_path):
     (pair,) = PairSource(write_jsonl(tmp_path / "hh.jsonl", [row]), format="hh").rows()
     assert [m["role"] for m in pair["prompt"]] == ["user", "assistant", "user"]
     assert (pair["response_0"], pair["response_1"], pair["better"]) == ("gladly", "no", 0)
-    assert parse_dialogue("\n\nHuman: a\n\nAssistant:") == [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
+    assert parse_dialogue("\n\nHuman: a\n\nAssistant:") == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": ""},
+    ]
     with pytest.raises(ConfigError, match="not an HH pair"):
         PairSource(write_jsonl(tmp_path / "x.jsonl", [{"chosen": "a", "rejected": "b"}]), format="hh").rows()
 
@@ -160,7 +185,9 @@ def test_reasoning_gym_mix_and_wrong_names():
 
 def test_reasoning_gym_levels():
     """Each level has its own range: n + 2 terms of n + 1 digits."""
-    data = ReasoningGymPrompts({"chain_sum": {"allow_negation": False}}, train_size=60, val_size=9, seed=1, curriculum_levels=[0, 1, 3])
+    data = ReasoningGymPrompts(
+        {"chain_sum": {"allow_negation": False}}, train_size=60, val_size=9, seed=1, curriculum_levels=[0, 1, 3]
+    )
     for split in ("train", "val"):
         rows = data.rows(split)
         assert {(row["level"], row["task"]) for row in rows} == {(n, f"chain_sum-{n}") for n in (0, 1, 3)}
@@ -168,7 +195,9 @@ def test_reasoning_gym_levels():
             numbers = re.findall(r"\d+", json.loads(row["entry"])["question"])
             assert len(numbers) == row["level"] + 2 and {len(number) for number in numbers} == {row["level"] + 1}
         assert len({row["id"] for row in rows}) == len(rows)
-    assert all("level" not in row for row in ReasoningGymPrompts({"chain_sum": {}}, train_size=4, val_size=2).rows("val"))
+    assert all(
+        "level" not in row for row in ReasoningGymPrompts({"chain_sum": {}}, train_size=4, val_size=2).rows("val")
+    )
     for tasks, levels, message in (
         ({"chain_sum": {}}, [0, 11], "of 'chain_sum' end at 10"),
         ({"chain_sum": {}}, [], "different whole numbers"),

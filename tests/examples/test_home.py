@@ -15,7 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["lightning_modules", "datamodules", "rewards", "callbacks", "objectives", "policies", "rollouts", "support"]
-SMALL = ["--data.train_size=8", "--data.val_size=4", "--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.logger=false"]
+SMALL = [
+    "--data.train_size=8",
+    "--data.val_size=4",
+    "--trainer.max_steps=1",
+    "--trainer.val_check_interval=1",
+    "--trainer.logger=false",
+]
 
 
 def run(command, folder, **environment):
@@ -38,7 +44,12 @@ def wheel(tmp_path_factory):
         if (ROOT / name).is_file():
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / "source" / name)
-    run(pip("wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(folder / "source")), folder)
+    run(
+        pip(
+            "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(folder / "source")
+        ),
+        folder,
+    )
     (built,) = folder.glob("*.whl")
     return built
 
@@ -60,7 +71,12 @@ def home(tmp_path_factory, wheel):
 
 def test_the_wheel_holds_models_configurations_types_and_a_command(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    kept = {str(path.relative_to(ROOT)) for folder in ("configs", "assets") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    kept = {
+        str(path.relative_to(ROOT))
+        for folder in ("configs", "assets")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    }
     kept = {name for name in kept if "__pycache__" not in name}
     assert len(kept) > 100 and kept <= names, sorted(kept - names)
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
@@ -86,30 +102,52 @@ def test_two_methods_train_in_a_project_of_its_own(home):
 
 def test_the_installed_command_trains(home):
     """The configuration and the model lie in the wheel; the rest is the project's."""
-    run([str(home / ".venv/bin/lightning-posttrain"), "fit", "--config", "configs/grpo.yaml", "--config", "sums.yaml", *SMALL], home)
+    run(
+        [
+            str(home / ".venv/bin/lightning-posttrain"),
+            "fit",
+            "--config",
+            "configs/grpo.yaml",
+            "--config",
+            "sums.yaml",
+            *SMALL,
+        ],
+        home,
+    )
     assert len((home / "cli.jsonl").read_text().splitlines()) == 1
     assert "sums.rewards.close" in (home / "runs/local/config_fit.yaml").read_text()
 
 
 def test_types_ship_with_the_wheel(home):
     """Without py.typed a checker would take everything from the distribution for Any."""
-    code = (
-        "from support.errors import ConfigError\nfrom support.suggestions import explain\nreveal_type(ConfigError())\nexplain('', []) + 1\n"
-    )
+    code = "from support.errors import ConfigError\nfrom cli.suggestions import explain\nreveal_type(ConfigError())\nexplain('', []) + 1\n"
     (home / "typed.py").write_text(code)
-    command = [sys.executable, "-m", "mypy", "--python-executable", str(home / ".venv/bin/python"), "--follow-imports=silent", "typed.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--python-executable",
+        str(home / ".venv/bin/python"),
+        "--follow-imports=silent",
+        "typed.py",
+    ]
     told = subprocess.run(command, cwd=home, capture_output=True, text=True).stdout
-    assert 'Revealed type is "support.errors.ConfigError"' in told and 'Unsupported operand types for + ("str" and "int")' in told, told
+    assert (
+        'Revealed type is "support.errors.ConfigError"' in told
+        and 'Unsupported operand types for + ("str" and "int")' in told
+    ), told
 
 
 def test_the_example_is_no_part_of_the_distribution():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert not [name for name in settings["packages"]["find"]["include"] if name.startswith("examples")]
-    assert tomllib.loads((ROOT / "examples/home/pyproject.toml").read_text())["project"]["dependencies"] == ["lightning-posttrain"]
+    assert tomllib.loads((ROOT / "examples/home/pyproject.toml").read_text())["project"]["dependencies"] == [
+        "lightning-posttrain"
+    ]
 
 
 def test_every_command_of_its_page_is_run_by_a_test():
-    """`predict` from a checkpoint alone runs in tests/support/test_command_line.py; the rest here, with the wheel in place of the folder."""
+    """`predict` from a checkpoint alone runs in tests/cli/test_command_line.py; the rest here, with the wheel in place of the folder."""
     page = (ROOT / "examples/home/README.md").read_text()
     assert [line.split("  #")[0].strip() for line in page.splitlines() if line.startswith("    ")] == [
         "python3 -m venv .venv",

@@ -69,15 +69,22 @@ class Weights(L.Callback):
 
 def test_an_update_that_is_not_a_number_is_left_out_and_kept_for_inspection(reasoner, tmp_path):
     seen = Weights()
-    fit(build(reasoner, loss=BreaksAt({2, 4})), 3, tmp_path, [seen, NonFiniteGradients(patience=2)])  # three steps that count
+    fit(
+        build(reasoner, loss=BreaksAt({2, 4})), 3, tmp_path, [seen, NonFiniteGradients(patience=2)]
+    )  # three steps that count
     assert len(seen.after) == 5
     assert seen.skipped == [0, 1, 0, 1, 0]
     assert torch.equal(seen.after[0], seen.after[1]) and torch.equal(seen.after[2], seen.after[3])
     assert not torch.equal(seen.after[1], seen.after[2]) and torch.isfinite(seen.after[4]).all()
-    assert sorted(path.name for path in tmp_path.glob("local/non_finite/*")) == ["rollout_000002.pt", "rollout_000004.pt"]
+    assert sorted(path.name for path in tmp_path.glob("local/non_finite/*")) == [
+        "rollout_000002.pt",
+        "rollout_000004.pt",
+    ]
     kept = torch.load(tmp_path / "local/non_finite/rollout_000002.pt", weights_only=True)
     assert (
-        len(kept["completions"]) == 16 and kept["rewards"]["digit_reward"].shape == (16,) and kept["rows"][0]["task"].startswith("addition")
+        len(kept["completions"]) == 16
+        and kept["rewards"]["digit_reward"].shape == (16,)
+        and kept["rows"][0]["task"].startswith("addition")
     )
 
 
@@ -89,7 +96,9 @@ def test_after_some_in_a_row_the_run_ends(reasoner, tmp_path):
 
 
 def crowded(
-    module, most, message="[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes"
+    module,
+    most,
+    message="[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes",
 ):
     """Passes over more than `most` rows fail as PyTorch's do when memory is short."""
     fit_in = module.policy.logprobs
@@ -113,7 +122,10 @@ def test_a_pass_that_does_not_fit_is_halved_once(reasoner, tmp_path):
     again = build(reasoner)
     again.configure_model()
     crowded(again, 2)
-    with pytest.warns(UserWarning, match="did not fit"), pytest.raises(ConfigError, match="set batch.update_token_budget to"):
+    with (
+        pytest.warns(UserWarning, match="did not fit"),
+        pytest.raises(ConfigError, match="set batch.update_token_budget to"),
+    ):
         fit(again, 2, tmp_path)
     other = build(reasoner)
     other.configure_model()

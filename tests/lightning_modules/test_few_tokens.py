@@ -24,8 +24,15 @@ def digit_first(completions):
     return [float(any(c.isdigit() for c in text[:3])) for text in completions]
 
 
-def build(method, folder, reward=digit_first, lora=None, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), group=8, **options):
-    given = {"batch": BatchPlan(2, group), "sampling": SamplingParams(max_new_tokens=12), "max_grad_norm": None, "optimizer": optimizer}
+def build(
+    method, folder, reward=digit_first, lora=None, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), group=8, **options
+):
+    given = {
+        "batch": BatchPlan(2, group),
+        "sampling": SamplingParams(max_new_tokens=12),
+        "max_grad_norm": None,
+        "optimizer": optimizer,
+    }
     return method(PolicyParams(folder, lora=lora), [FunctionReward(reward)], **(given | options))
 
 
@@ -35,7 +42,9 @@ def fit(module, steps=1, ckpt_path=None, callbacks=()):
         enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=list(callbacks),
     )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
+    trainer.fit(
+        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path
+    )
     return trainer
 
 
@@ -83,7 +92,9 @@ def test_the_first_tokens_always_and_a_share_of_the_rest(reasoner):
     assert torch.equal(mask[:, :3], batch.action_mask[:, :3])
     later = mask[:, 3:].sum() / batch.action_mask[:, 3:].sum()
     assert 0.35 < later < 0.45
-    assert float(trainer.callback_metrics["train/loss_tokens"]) == pytest.approx(float(mask.sum() / batch.action_mask.sum()))
+    assert float(trainer.callback_metrics["train/loss_tokens"]) == pytest.approx(
+        float(mask.sum() / batch.action_mask.sum())
+    )
     module.most = 4
     few = module.loss_mask(batch)
     assert (few.sum(1) == mask.sum(1).clamp(max=4)).all() and not (few & ~mask).any()
@@ -109,7 +120,9 @@ def test_s_grpos_step_is_the_gradient_of_its_formula(reasoner, monkeypatch):
 
     def value(logprobs, batch):
         advantages = GroupNorm()(batch.rewards["digit_first"], batch.groups, None, None)
-        rows = [(mask[i] * logprobs[i]).sum() / mask[i].sum() * advantages[i] for i in range(len(mask)) if mask[i].any()]
+        rows = [
+            (mask[i] * logprobs[i]).sum() / mask[i].sum() * advantages[i] for i in range(len(mask)) if mask[i].any()
+        ]
         return -sum(rows) / len(rows)
 
     assert_equal(found, gradient(module, before, value))
@@ -144,7 +157,9 @@ def test_t_spmos_step_is_the_gradient_of_its_formula(reasoner, lora):
 
     def value(logprobs, batch):
         rewards = batch.rewards["digit_first"].tolist()
-        paths = [tuple(ids[keep].tolist()) for ids, keep in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+        paths = [
+            tuple(ids[keep].tolist()) for ids, keep in zip(batch.completion_ids, batch.completion_mask, strict=True)
+        ]
         for row, path in enumerate(paths):
             own = range(row // 16 * 16, row // 16 * 16 + 16)
             for place in range(len(path)):
@@ -199,9 +214,9 @@ def test_replays_go_on_from_a_completion_of_the_same_prompt(reasoner):
         assert {tuple(row[:cut].tolist()) for row in rows} <= starts
     assert more.rewards.keys() == batch.rewards.keys()
     assert float(trainer.callback_metrics["train/extra_tokens"]) > 0
-    assert float(trainer.callback_metrics["train/reward"]) == pytest.approx(float(batch.rewards["digit_first"].mean())), (
-        "replays do not count"
-    )
+    assert float(trainer.callback_metrics["train/reward"]) == pytest.approx(
+        float(batch.rewards["digit_first"].mean())
+    ), "replays do not count"
 
 
 def test_mistakes_are_refused(reasoner):

@@ -9,7 +9,7 @@ import torch
 
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, KLPenalty, Shaping
-from lightning_modules.updates import micro_batches, update_slices
+from lightning_modules.core.micro_batches import micro_batches, update_slices
 from objectives import ClippedSurrogate, GlobalNorm, ReinforcePlusPlus, RunningMean, SequenceMean, TokenMean
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward, PerTask
@@ -48,7 +48,9 @@ def fit(module, steps, ckpt_path=None, callbacks=(), **trainer):
         callbacks=list(callbacks),
         **trainer,
     )
-    made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
+    made.fit(
+        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path
+    )
     return made
 
 
@@ -218,7 +220,13 @@ def test_another_engines_samples_are_weighted_by_the_truncated_ratio(reasoner, s
     for given in (None, shift):
         engine = EmbeddedEngine() if given is None else Shifted()
         engine.shift = given
-        module = build(reasoner, engine=engine, kl=KLPenalty(0.0), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), max_grad_norm=None)
+        module = build(
+            reasoner,
+            engine=engine,
+            kl=KLPenalty(0.0),
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+            max_grad_norm=None,
+        )
         module.configure_model()
         before = weights(module).clone()
         fit(module, 1)
@@ -319,7 +327,9 @@ def test_a_reward_sees_those_before_it_and_shows_metrics_before_it_learns(reason
     module = build(reasoner, rewards=[FunctionReward(digit_reward), Doubled()])
     trainer = fit(module, 2)
     rollout = module.last_rollout
-    assert torch.equal(rollout.rewards["doubled"], 2 * rollout.rewards["digit_reward"]) and bool(rollout.rewards["doubled"].any())
+    assert torch.equal(rollout.rewards["doubled"], 2 * rollout.rewards["digit_reward"]) and bool(
+        rollout.rewards["doubled"].any()
+    )
     assert float(trainer.callback_metrics["train/doubled_rows"]) == len(rollout.finish_reasons)
     assert float(trainer.callback_metrics["train/doubled_seen"]) == 1
 
@@ -341,7 +351,12 @@ def test_mistakes_are_refused_before_a_model_is_loaded():
     for advantage in (RunningMean(), GlobalNorm(), ReinforcePlusPlus()):
         GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1), advantage=advantage)
     with pytest.raises(ConfigError, match="ReinforcePlusPlus judges"):
-        GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1), advantage=ReinforcePlusPlus("group"))
+        GRPO(
+            PolicyParams("x"),
+            [FunctionReward(digit_reward)],
+            batch=BatchPlan(4, 1),
+            advantage=ReinforcePlusPlus("group"),
+        )
     with pytest.raises(ConfigError, match="normalise_rewards judges"):
         GRPO(
             PolicyParams("x"),

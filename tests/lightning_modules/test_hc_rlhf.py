@@ -10,12 +10,12 @@ import lightning as L
 import pytest
 import torch
 
-import lightning_modules.hc_rlhf
-import lightning_modules.score_models
+import lightning_modules.hc_rlhf.module
+import lightning_modules.hc_rlhf.score_models
 from datamodules import RecordsPrompts
 from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest, ScorerTraining, SupervisedTerm
-from lightning_modules.safety import Ledger
-from lightning_modules.score_models import ScoreModels
+from lightning_modules.hc_rlhf import Ledger
+from lightning_modules.hc_rlhf.score_models import ScoreModels
 from objectives import ClippedSurrogate, ClopperPearson, Hoeffding
 from policies import Policy, PolicyParams, Scorer
 from policies.supervised import response_loss
@@ -23,7 +23,7 @@ from rewards import FunctionReward, RecordsCost, RecordsReward
 from rewards.models import SPANS, ModelScore
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
-from support.prompts import prompt_fingerprints
+from support.prompt_identity import prompt_fingerprints
 from tests.test_cli import certificate_of, hc_rlhf, here  # noqa: F401
 
 SHORT = SamplingParams(max_new_tokens=6)
@@ -43,8 +43,16 @@ def rule_based(model, **changes):
 
 
 def fit(module, folder, data=None, steps=2, **changes):
-    given = {"max_steps": steps, "max_epochs": -1, "accelerator": "cpu", "logger": False, "default_root_dir": folder} | changes
-    trainer = L.Trainer(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0, **given)
+    given = {
+        "max_steps": steps,
+        "max_epochs": -1,
+        "accelerator": "cpu",
+        "logger": False,
+        "default_root_dir": folder,
+    } | changes
+    trainer = L.Trainer(
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0, **given
+    )
     trainer.fit(module, datamodule=data or RecordsPrompts(32, 8, 30, seed=5))
     return trainer
 
@@ -81,7 +89,9 @@ def test_the_baselines_end_without_a_test(tmp_path, assistant, capsys):
         if "c1" not in changes:
             assert module.dual.value == changes["lambda_init"], "a penalty that is fixed stays"
         else:
-            assert module.step_metrics["kappa"] == 0 and module.step_metrics["cost_ucb"] == pytest.approx(module.window.mean)
+            assert module.step_metrics["kappa"] == 0 and module.step_metrics["cost_ucb"] == pytest.approx(
+                module.window.mean
+            )
     assert not (tmp_path / "local").exists()
 
 
@@ -102,7 +112,9 @@ def test_the_supervised_loss_is_the_mean_over_response_tokens(assistant):
     total, count = 0.0, 0
     for row in rows:
         prompt = policy.encode(row["prompt"])
-        response = policy.tokenizer(row["response"], add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id]
+        response = policy.tokenizer(row["response"], add_special_tokens=False)["input_ids"] + [
+            policy.tokenizer.eos_token_id
+        ]
         with torch.no_grad():
             logits = policy.model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0]
         for place, token in enumerate(response):
@@ -130,7 +142,9 @@ def test_a_given_model_that_saw_the_safety_prompts_is_refused(tmp_path, assistan
     folder = tmp_path / "cost"
     Scorer(PolicyParams(assistant)).save(folder, {"id": "x", "prompts": sorted(prompt_fingerprints(safety[:3]))})
     module = rule_based(assistant, cost=None, cost_model=str(folder))
-    with pytest.raises(ConfigError, match="3 of 30 prompts of the safety split are also in the cost model's training data"):
+    with pytest.raises(
+        ConfigError, match="3 of 30 prompts of the safety split are also in the cost model's training data"
+    ):
         fit(module, tmp_path)
 
 
@@ -142,7 +156,10 @@ def test_another_function_or_another_model_is_another_cost(assistant):
     """The ledger tells questions apart by what decides the cost, not by its name."""
     other = Scorer(PolicyParams(assistant))
     torch.nn.init.constant_(other.head.bias, 1.0)
-    parts = [FunctionReward(one_way, name="cost"), FunctionReward(lambda completions: [1.0] * len(completions), name="cost")]
+    parts = [
+        FunctionReward(one_way, name="cost"),
+        FunctionReward(lambda completions: [1.0] * len(completions), name="cost"),
+    ]
     parts += [ModelScore(Scorer(PolicyParams(assistant)), name="cost"), ModelScore(other, name="cost")]
     found = set()
     for part in parts:
@@ -160,15 +177,21 @@ def killed(*arguments):
 
 
 def between_phases(patch):
-    original = lightning_modules.score_models.trained_scorer
+    original = lightning_modules.hc_rlhf.score_models.trained_scorer
     patch.setattr(
-        lightning_modules.score_models, "trained_scorer", lambda kind, *rest: original(kind, *rest) if kind == "reward" else killed()
+        lightning_modules.hc_rlhf.score_models,
+        "trained_scorer",
+        lambda kind, *rest: original(kind, *rest) if kind == "reward" else killed(),
     )
 
 
 def between_steps(patch):
     original = HCRLHF.training_step
-    patch.setattr(HCRLHF, "training_step", lambda self, rows, index: killed() if self.rollouts_done == 2 else original(self, rows, index))
+    patch.setattr(
+        HCRLHF,
+        "training_step",
+        lambda self, rows, index: killed() if self.rollouts_done == 2 else original(self, rows, index),
+    )
 
 
 def inside_the_test(patch):
@@ -176,7 +199,7 @@ def inside_the_test(patch):
 
 
 def after_the_test(patch):
-    patch.setattr(lightning_modules.hc_rlhf, "publish", killed)
+    patch.setattr(lightning_modules.hc_rlhf.module, "publish", killed)
 
 
 def _run(arguments, hurt):
@@ -194,7 +217,11 @@ def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys
 
     arguments = [
         "fit",
-        *hc_rlhf(assistant, here, **{"trainer.max_steps": 3, "trainer.logger": "false", "trainer.callbacks": "RolloutCheckpoint"}),
+        *hc_rlhf(
+            assistant,
+            here,
+            **{"trainer.max_steps": 3, "trainer.logger": "false", "trainer.callbacks": "RolloutCheckpoint"},
+        ),
     ]
     arguments.append("--trainer.callbacks.every_n_rollouts=1")
     worker = multiprocessing.get_context("fork").Process(target=_run, args=(arguments, hurt))
@@ -210,8 +237,15 @@ def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys
     assert ("Cost model: training on" in out) == (hurt is between_phases)
     facts = json.loads((here / "runs/local/certificate/certificate.json").read_text())
     ledger = Ledger([row["prompt"] for row in cli.datamodule.rows("safety")])
-    assert len(ledger.tests()) == 1 and facts["tests_on_this_split"] == 1 and facts["delta_spent_on_this_split"] == pytest.approx(0.1)
+    assert (
+        len(ledger.tests()) == 1
+        and facts["tests_on_this_split"] == 1
+        and facts["delta_spent_on_this_split"] == pytest.approx(0.1)
+    )
     undisturbed = main([*arguments, f"--trainer.default_root_dir={here}/undisturbed"])
-    assert json.loads((here / "undisturbed/local/certificate/certificate.json").read_text())["policy_sha256"] == facts["policy_sha256"]
+    assert (
+        json.loads((here / "undisturbed/local/certificate/certificate.json").read_text())["policy_sha256"]
+        == facts["policy_sha256"]
+    )
     for name, weight in undisturbed.model.state_dict().items():
         assert torch.equal(weight, cli.model.state_dict()[name]), name

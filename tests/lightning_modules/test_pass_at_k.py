@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, Evaluation, problem_counts
-from lightning_modules.problem_counts import ProblemCounts, pass_at_k
+from lightning_modules import GRPO, Evaluation
+from lightning_modules.core import problem_counts
+from lightning_modules.core.problem_counts import ProblemCounts, pass_at_k
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
@@ -21,7 +22,8 @@ def test_the_estimator_is_the_share_of_subsets_with_a_right_one(samples):
     patterns = torch.tensor([[bool(code >> i & 1) for i in range(samples)] for code in range(2**samples)])
     for k in range(1, samples + 1):
         expected = [
-            float(np.mean([any(row[i] for i in subset) for subset in combinations(range(samples), k)])) for row in patterns.tolist()
+            float(np.mean([any(row[i] for i in subset) for subset in combinations(range(samples), k)]))
+            for row in patterns.tolist()
         ]
         assert pass_at_k(patterns, k).tolist() == pytest.approx(expected, abs=1e-12)
 
@@ -37,7 +39,11 @@ class HasOdd(FunctionReward):
 
 def run(folder, stage, val_batch=64, **evaluation):
     module = GRPO(
-        PolicyParams(folder), [HasOdd()], BatchPlan(4, 4), SamplingParams(max_new_tokens=8), evaluation=Evaluation(samples=4, **evaluation)
+        PolicyParams(folder),
+        [HasOdd()],
+        BatchPlan(4, 4),
+        SamplingParams(max_new_tokens=8),
+        evaluation=Evaluation(samples=4, **evaluation),
     )
     data = ArithmeticPrompts(levels=[1, 2], train_size=16, val_size=12, seed=1)
     data.val_batch = val_batch

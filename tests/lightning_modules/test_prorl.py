@@ -9,7 +9,7 @@ import torch
 from callbacks import Plateau, ReferenceReset, RolloutCheckpoint
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, KLPenalty, ProRL
-from lightning_modules.dynamic_sampling import has_signal, refilled
+from lightning_modules.core.dynamic_sampling import has_signal, refilled
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
@@ -40,7 +40,9 @@ def fit(module, steps, callbacks=(), ckpt_path=None, **trainer):
         accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks), **{"limit_val_batches": 0} | trainer,
     )  # fmt: skip
-    made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
+    made.fit(
+        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path
+    )
     return made
 
 
@@ -73,7 +75,9 @@ def scored(names, rewards, ids=()):
 
 
 def test_signal_is_a_difference_within_the_group():
-    batch = scored("abcd", {"a": (0.1, 0.1), "b": (0.0, 1.0), "c": (float("nan"), 1.0), "d": (float("nan"), float("nan"))})
+    batch = scored(
+        "abcd", {"a": (0.1, 0.1), "b": (0.0, 1.0), "c": (float("nan"), 1.0), "d": (float("nan"), float("nan"))}
+    )
     assert has_signal(batch.rewards["r"], batch).tolist() == [False, True, False, False]
 
 
@@ -110,8 +114,14 @@ def test_refilled_rollouts_repeat_and_raise_the_share_of_groups_with_signal(reas
     def shares(refill):
         module = build(reasoner, rarely, batch=BatchPlan(4, 4, refill=refill))
         trainer = fit(module, 3)
-        found = {name: float(trainer.callback_metrics.get(f"train/{name}", 0.0)) for name in ("no_signal", "no_signal_left")}
-        return found, weights(module), has_signal(module.totals(module.last_rollout), module.last_rollout).float().mean()
+        found = {
+            name: float(trainer.callback_metrics.get(f"train/{name}", 0.0)) for name in ("no_signal", "no_signal_left")
+        }
+        return (
+            found,
+            weights(module),
+            has_signal(module.totals(module.last_rollout), module.last_rollout).float().mean(),
+        )
 
     (found, first, live), (again, second, _) = shares(3.0), shares(3.0)
     assert torch.equal(first, second) and found == again
@@ -120,7 +130,7 @@ def test_refilled_rollouts_repeat_and_raise_the_share_of_groups_with_signal(reas
 
 
 def test_the_prompts_taken_in_are_not_those_of_the_rollout_and_differ_by_rollout_and_process(reasoner):
-    from datamodules.sampler import PromptSampler
+    from datamodules.samplers.prompt_sampler import PromptSampler
 
     def order(rank, *key):
         return list(itertools.islice(PromptSampler(50, 4, 3, rank, 2).spare(*key), 10))
@@ -168,7 +178,11 @@ def test_a_period_resets_reference_and_optimiser(reasoner, lora, forget):
 def test_a_ceiling_on_kl(reasoner):
     reset, watch = ReferenceReset(kl_ceiling=1e-3), Watch()
     fit(build(reasoner), 6, [reset, watch])
-    assert [event["rollout"] for event in reset.history] == [i + 1 for i, kl in enumerate(watch.kl[:-1]) if kl > 1e-3] != []
+    assert (
+        [event["rollout"] for event in reset.history]
+        == [i + 1 for i, kl in enumerate(watch.kl[:-1]) if kl > 1e-3]
+        != []
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +233,9 @@ def test_a_run_resumed_where_a_validation_was_due_remembers_it(reasoner, tmp_pat
             accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
             num_sanity_val_steps=0, callbacks=[saved, reset], **trainer,
         )  # fmt: skip
-        made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
+        made.fit(
+            module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path
+        )
         return reset, module
 
     whole, module = run(7, "whole")
@@ -238,14 +254,18 @@ def test_what_cannot_work_is_refused(reasoner):
     with pytest.raises(ConfigError, match="measures KL"):
         fit(build(reasoner, method=GRPO, kl=KLPenalty()), 1, [ReferenceReset(every_n_rollouts=1)])
     with pytest.raises(ConfigError, match="'val/none', which validation does not log"):
-        fit(build(reasoner), 2, [ReferenceReset(plateau=Plateau("val/none"))], limit_val_batches=1, val_check_interval=1)
+        fit(
+            build(reasoner), 2, [ReferenceReset(plateau=Plateau("val/none"))], limit_val_batches=1, val_check_interval=1
+        )
 
 
 def test_resets_are_tags_and_lines_of_the_mlflow_run(reasoner, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     from lightning.pytorch.loggers import MLFlowLogger
 
-    logger = MLFlowLogger("resets", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifact_location=str(tmp_path / "artifacts"))
+    logger = MLFlowLogger(
+        "resets", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifact_location=str(tmp_path / "artifacts")
+    )
     made = L.Trainer(
         accelerator="cpu", max_epochs=-1, max_steps=3, logger=logger, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=[ReferenceReset(every_n_rollouts=2)], log_every_n_steps=1,

@@ -13,7 +13,7 @@ from datamodules import ArithmeticPrompts, VerifyDemonstrations
 from datamodules.arithmetic import is_held_out
 from datamodules.self_verify import VerifyBuffer, check, verify_row
 from lightning_modules import Evaluation, KLPenalty, SelfVerify, Shaping, Verification
-from lightning_modules.verified_votes import vote_metrics, yes_probability
+from lightning_modules.core.verified_votes import vote_metrics, yes_probability
 from objectives.voting import weighted_vote
 from policies import Policy, PolicyParams
 from rewards import FunctionReward, Verdict
@@ -66,7 +66,9 @@ def fit(module, steps, callbacks=(), ckpt_path=None, **trainer):
         num_sanity_val_steps=0, callbacks=list(callbacks),
         **{"limit_val_batches": 0, "enable_checkpointing": any(isinstance(c, RolloutCheckpoint) for c in callbacks)} | trainer,
     )  # fmt: skip
-    made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
+    made.fit(
+        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path
+    )
     return made
 
 
@@ -78,7 +80,10 @@ def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them
     fit(module, 3, [seen])
     assert [sum(i.startswith("verify") for i in ids) for ids, _ in seen.found] == [0, 2, 2]
     first_ids, first_texts = seen.found[0]
-    asked = {f"verify {first_ids[i // 4]} {text.rsplit('</think>', 1)[-1].strip()}": text[:1] < "P" for i, text in enumerate(first_texts)}
+    asked = {
+        f"verify {first_ids[i // 4]} {text.rsplit('</think>', 1)[-1].strip()}": text[:1] < "P"
+        for i, text in enumerate(first_texts)
+    }
     second = [i for i in seen.found[1][0] if i.startswith("verify")]
     assert set(second) <= set(asked)
     # 16 solutions of the first rollout and 8 of each other one; verdicts are not asked about themselves.
@@ -88,14 +93,23 @@ def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them
         if row["rollout"] == 0:
             assert row["solution_correct"] == asked[row["id"]]
             group = first_ids.index(row["id"].split(" ")[1])
-            assert row["group_correct"] == sum(text[:1] < "P" for text in first_texts[4 * group : 4 * group + 4]) and row["group_size"] == 4
-    assert seen.metrics[2]["train/buffer"] == len(module.buffer.rows) and 0 <= seen.metrics[2]["train/verify_accuracy"] <= 1
+            assert (
+                row["group_correct"] == sum(text[:1] < "P" for text in first_texts[4 * group : 4 * group + 4])
+                and row["group_size"] == 4
+            )
+    assert (
+        seen.metrics[2]["train/buffer"] == len(module.buffer.rows)
+        and 0 <= seen.metrics[2]["train/verify_accuracy"] <= 1
+    )
 
 
 def test_each_kind_has_its_own_rewards_and_its_own_baseline(closed):
     module = build(closed)
     module.trainer = SimpleNamespace(world_size=1)
-    rows = [{"id": "a", "prompt": "a"}, {"id": "q", "prompt": "q", "solution_correct": True, "group_correct": 1, "group_size": 4}]
+    rows = [
+        {"id": "a", "prompt": "a"},
+        {"id": "q", "prompt": "q", "solution_correct": True, "group_correct": 1, "group_size": 4},
+    ]
     ids = torch.zeros(8, 1, dtype=torch.long)
     batch = RolloutBatch(
         prompt_ids=ids[:2], prompt_mask=ids[:2] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
@@ -149,13 +163,20 @@ def test_the_buffer_forgets_by_age_and_by_number():
         buffer.add([{"id": f"{rollout}{i}"} for i in range(3)], rollout)
     assert [row["id"] for row in buffer.rows] == ["21", "22", "30", "31", "32"]
     assert buffer.draw(6, 1) == [] and len({row["id"] for row in buffer.draw(5, 1)}) == 5
-    assert buffer.draw(3, 1) == buffer.draw(3, 1) and any(buffer.draw(3, 1) != buffer.draw(3, key) for key in range(2, 8))
+    assert buffer.draw(3, 1) == buffer.draw(3, 1) and any(
+        buffer.draw(3, 1) != buffer.draw(3, key) for key in range(2, 8)
+    )
     buffer.add([], 9)
     assert buffer.rows == []
 
 
 def test_the_question_has_problem_and_solution_and_the_rows_columns():
-    row = {"id": "1", "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1=?"}], "answer": "2", "level": 3}
+    row = {
+        "id": "1",
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1=?"}],
+        "answer": "2",
+        "level": 3,
+    }
     assert verify_row(row, "3", "<problem> gives <solution>") == {
         "id": "verify 1 3", "prompt": "1+1=? gives 3", "answer": "2", "task": "verify",
     }  # fmt: skip
@@ -223,12 +244,17 @@ def test_votes():
 
 def test_what_an_evaluation_shows_by_hand():
     pairs = [(True, True), (True, True), (False, True), (None, True), (False, False), (True, False)]
-    found = vote_metrics([{"vote": True, "majority": False, "pairs": pairs[:3]}, {"vote": False, "majority": False, "pairs": pairs[3:]}])
+    found = vote_metrics(
+        [{"vote": True, "majority": False, "pairs": pairs[:3]}, {"vote": False, "majority": False, "pairs": pairs[3:]}]
+    )
     assert found == {
         "vote": 0.5, "majority": 0, "verify_accuracy": pytest.approx(3 / 6), "yes_rate": pytest.approx(3 / 6),
         "verify_balanced": pytest.approx((2 / 4 + 1 / 2) / 2), "verify_f1": pytest.approx(2 * 2 / (4 + 3)),
     }  # fmt: skip
-    assert "verify_balanced" not in vote_metrics([{"vote": True, "majority": True, "pairs": [(True, True)]}]) and vote_metrics([]) == {}
+    assert (
+        "verify_balanced" not in vote_metrics([{"vote": True, "majority": True, "pairs": [(True, True)]}])
+        and vote_metrics([]) == {}
+    )
 
 
 def test_the_probability_of_yes_is_that_of_a_plain_forward(reasoner):
@@ -262,7 +288,9 @@ def test_validation_votes_and_prediction_gives_the_chosen_completion(closed, tmp
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert {"val/vote", "val/majority", "val/yes_rate", "val/verify_accuracy", "val/pass@1"} <= set(found)
     module.verification.exponent = 0.0
-    again = trainer.validate(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), verbose=False)[0]
+    again = trainer.validate(
+        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), verbose=False
+    )[0]
     assert again["val/vote"] == again["val/majority"]
     rows = trainer.predict(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1))[0]
     assert len(rows) == 8 and all(0 <= row["score"] <= 1 and row["completion"] for row in rows)
@@ -276,15 +304,23 @@ def apart(asked):
 def test_demonstrations_say_the_truth_unless_blind():
     given = {}
     for blind in (0.0, 1.0):
-        data = VerifyDemonstrations(train_size=400, val_size=4, prompt="<problem> <solution>. Right?", blind=blind, seed=1)
+        data = VerifyDemonstrations(
+            train_size=400, val_size=4, prompt="<problem> <solution>. Right?", blind=blind, seed=1
+        )
         data.setup("fit")
-        asked = [(row["prompt"].split(" "), row["response"]) for row in data.train_data if row["prompt"].endswith("Right?")]
+        asked = [
+            (row["prompt"].split(" "), row["response"]) for row in data.train_data if row["prompt"].endswith("Right?")
+        ]
         assert len(asked) in (266, 267) and not any(is_held_out(prompt[0]) for prompt, _ in asked)
-        given[blind] = sum((verdict == "</think>Yes") == ("!" not in worked) for worked, verdict in map(apart, asked)) / len(asked)
+        given[blind] = sum(
+            (verdict == "</think>Yes") == ("!" not in worked) for worked, verdict in map(apart, asked)
+        ) / len(asked)
         for (
             prompt,
             response,
-        ) in asked:  # what is set beside the columns, read backwards, is the proposed result, and ! stands where it differs
+        ) in (
+            asked
+        ):  # what is set beside the columns, read backwards, is the proposed result, and ! stands where it differs
             columns = re.findall(r"(\d)? ?([\d-])([=!])(?=[,;<])", response)
             assert "".join(theirs for _, theirs, _ in reversed(columns)).replace("-", "") == prompt[1].rstrip(".")
             assert all((mine == theirs) == (mark == "=") for mine, theirs, mark in columns if mine)
@@ -318,8 +354,15 @@ def test_mistakes_are_named(reasoner):
 def test_the_defaults_are_the_papers(reasoner):
     module = SelfVerify(PolicyParams(reasoner), [FirstDigit()])
     assert (module.batch.prompts_per_rollout, module.batch.group_size, module.batch.updates) == (128, 8, 2)
-    assert module.sampling.temperature == 0.6 and module.kl.coefficient == 0.001 and module.shaping.entropy_bonus == 0.001
-    assert (module.buffer.size, module.buffer.max_age, module.verification.exponent, module.verification.temperature) == (
+    assert (
+        module.sampling.temperature == 0.6 and module.kl.coefficient == 0.001 and module.shaping.entropy_bonus == 0.001
+    )
+    assert (
+        module.buffer.size,
+        module.buffer.max_age,
+        module.verification.exponent,
+        module.verification.temperature,
+    ) == (
         5000,
         60,
         1.0,

@@ -9,7 +9,7 @@ import torch
 
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, KLPenalty, Shaping
-from lightning_modules.policy_update import drifted
+from lightning_modules.core.policy_update import drifted
 from objectives import ClippedSurrogate, GlobalNorm, GroupNorm, ReinforcePlusPlus, TokenMean
 from objectives.global_norm import normalised_sum
 from objectives.kl import kl_estimate
@@ -98,7 +98,11 @@ def test_nothing_is_learned_from_truncated_rows_alone(reasoner):
 def test_the_entropy_bonus_has_the_gradient_of_the_mean_entropy(reasoner, packing):
     """Without rewards the step of SGD is bonus x the gradient of the mean entropy, here by autograd through plain forward passes."""
     module = build(
-        reasoner, rewards=[FunctionReward(nothing)], aggregation=TokenMean(), shaping=Shaping(entropy_bonus=0.3), packing=packing
+        reasoner,
+        rewards=[FunctionReward(nothing)],
+        aggregation=TokenMean(),
+        shaping=Shaping(entropy_bonus=0.3),
+        packing=packing,
     )
     module.configure_model()
     start = {name: p.detach().clone() for name, p in module.policy.model.named_parameters()}
@@ -110,7 +114,10 @@ def test_the_entropy_bonus_has_the_gradient_of_the_mean_entropy(reasoner, packin
     plain.configure_model()
     total, tokens = 0.0, 0
     for i in range(16):
-        prompt, completion = batch.prompt_ids[i // 4][batch.prompt_mask[i // 4]], batch.completion_ids[i][batch.completion_mask[i]]
+        prompt, completion = (
+            batch.prompt_ids[i // 4][batch.prompt_mask[i // 4]],
+            batch.completion_ids[i][batch.completion_mask[i]],
+        )
         log = plain.policy.model(torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         total, tokens = total - (log.exp() * log).sum(), tokens + len(completion)
     (0.3 * total / tokens).backward()
@@ -161,7 +168,9 @@ def test_updates_stop_when_the_policy_has_moved_too_far(reasoner):
     assert len(fit(first).rates) == 1 and float(first.trainer.callback_metrics["train/updates"]) == 1
     once, free = build(reasoner), build(reasoner, batch=BatchPlan(4, 4, epochs=2, kl_stop=100.0))
     fit(once)
-    assert torch.allclose(weights(first), weights(once), atol=1e-6), "the step that was too much has left nothing behind"
+    assert torch.allclose(weights(first), weights(once), atol=1e-6), (
+        "the step that was too much has left nothing behind"
+    )
     assert len(fit(free).rates) == 2
 
 
@@ -190,7 +199,9 @@ def test_weighting_the_kl_acts_on_its_gradient(reasoner):
     """At a ratio of one the value is the same, the gradient is not: it gains k3 times the score."""
     steps = []
     for weighted in (False, True):
-        module = build(reasoner, rewards=[FunctionReward(nothing)], kl=KLPenalty(0.5, "k3", importance_weighted=weighted))
+        module = build(
+            reasoner, rewards=[FunctionReward(nothing)], kl=KLPenalty(0.5, "k3", importance_weighted=weighted)
+        )
         module.configure_model()
         with torch.no_grad():
             for parameter in module.policy.model.parameters():
@@ -198,7 +209,9 @@ def test_weighting_the_kl_acts_on_its_gradient(reasoner):
         before = weights(module)
         fit(module)
         steps.append((weights(module) - before, float(module.trainer.callback_metrics["train/loss"])))
-    assert steps[0][1] == pytest.approx(steps[1][1], rel=1e-5) and not torch.allclose(steps[0][0], steps[1][0], rtol=0.1)
+    assert steps[0][1] == pytest.approx(steps[1][1], rel=1e-5) and not torch.allclose(
+        steps[0][0], steps[1][0], rtol=0.1
+    )
 
 
 def test_an_advantage_sums_over_processes_through_the_module(reasoner, monkeypatch):

@@ -55,7 +55,9 @@ def fit(module, steps, callbacks=(), ckpt_path=None):
         num_sanity_val_steps=0, limit_val_batches=0, callbacks=list(callbacks),
         enable_checkpointing=any(isinstance(c, RolloutCheckpoint) for c in callbacks),
     )  # fmt: skip
-    made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
+    made.fit(
+        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path
+    )
     return made
 
 
@@ -86,7 +88,9 @@ def test_the_schedule_and_the_replaced_reference_over_a_resume(reasoner, tmp_pat
         return seen.found, reset.history, module.state_dict()
 
     whole, history, weights = run(5)
-    assert whole == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447, 0.0], abs=1e-6) and [event["rollout"] for event in history] == [2, 4]
+    assert whole == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447, 0.0], abs=1e-6) and [
+        event["rollout"] for event in history
+    ] == [2, 4]
     for stop in (1, 3):
         rest, again, end = run(5, str(tmp_path / f"rollout_{stop:06d}.ckpt"))
         assert rest == whole[stop:] and again == history
@@ -106,7 +110,9 @@ def test_selection_by_hand():
     assert selected_rows(lengths, correct, groups, "responses").nonzero().flatten().tolist() == [0, 2, 5, 7]
     assert selected_rows(lengths, correct, groups, "none").all()
     shorter = torch.tensor([2, 3, 4, 5])
-    assert not selected_rows(shorter, torch.tensor([True, True, False, False]), torch.zeros(4, dtype=torch.long), "responses").any()
+    assert not selected_rows(
+        shorter, torch.tensor([True, True, False, False]), torch.zeros(4, dtype=torch.long), "responses"
+    ).any()
 
 
 @pytest.mark.parametrize("select", ["none", "questions", "responses"])
@@ -136,7 +142,9 @@ def test_only_selected_and_finished_rows_carry_loss(reasoner, monkeypatch, selec
     assert module.loss_mask(batch).any(1).tolist() == expected
     assert 0 < sum(cut) < 16 and found["train/completion_ratio"] == pytest.approx(1 - sum(cut) / 16)
     assert found["train/learned_from"] == pytest.approx(sum(expected) / 16)
-    assert found["train/length_correct"] == pytest.approx(sum(n for n, r in zip(lengths, right, strict=True) if r) / sum(right), rel=1e-5)
+    assert found["train/length_correct"] == pytest.approx(
+        sum(n for n, r in zip(lengths, right, strict=True) if r) / sum(right), rel=1e-5
+    )
     assert found["train/length_wrong"] == pytest.approx(
         sum(n for n, r in zip(lengths, right, strict=True) if not r) / (16 - sum(right)), rel=1e-5
     )
@@ -197,4 +205,7 @@ def test_the_configuration_runs_with_the_length_bonus(reasoner, tmp_path, monkey
     }
     cli = main(["fit", f"--config={ROOT}/configs/still3.yaml", *(f"--{name}={value}" for name, value in small.items())])
     found = cli.trainer.callback_metrics
-    assert float(found["train/kl_coefficient"]) == pytest.approx(1e-3) and float(found["train/reward/length_bonus"]) <= 4 / 48 + 1e-6
+    assert (
+        float(found["train/kl_coefficient"]) == pytest.approx(1e-3)
+        and float(found["train/reward/length_bonus"]) <= 4 / 48 + 1e-6
+    )

@@ -9,8 +9,9 @@ import torch
 
 from callbacks import Stage, StageSchedule
 from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, AdaptThink, AutoThink, Evaluation, Forcing, ModeRewards, Reference, thinking_stats
-from lightning_modules.reference_rewards import prompt_key
+from lightning_modules import GRPO, AdaptThink, AutoThink, Evaluation, Forcing, ModeRewards, Reference
+from lightning_modules.core import thinking_stats
+from lightning_modules.core.reference_rewards import prompt_key
 from policies import PolicyParams
 from rewards import ExactAnswer, FunctionReward, LengthPenalty
 from rollouts import BatchPlan, Mode, SamplingParams
@@ -49,7 +50,11 @@ def fit(module, steps, ckpt_path=None, callbacks=(), data=None, **trainer):
         accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks), **({"limit_val_batches": 0} | trainer),
     )  # fmt: skip
-    made.fit(module, datamodule=data or ArithmeticPrompts(levels=[1, 2, 3], train_size=24, val_size=9, seed=1), ckpt_path=ckpt_path)
+    made.fit(
+        module,
+        datamodule=data or ArithmeticPrompts(levels=[1, 2, 3], train_size=24, val_size=9, seed=1),
+        ckpt_path=ckpt_path,
+    )
     return made
 
 
@@ -82,7 +87,9 @@ def test_half_of_each_group_answers_at_once_with_the_right_behaviour(reasoner, s
     ratios = torch.where(at_once, first.exp()[:, close].repeat_interleave(4) / 0.5, 0)[at_once]
     if start == "sampled":
         rest = (1 - first.exp()[:, close].repeat_interleave(4)[~at_once]) / 0.5
-        assert float(metrics["train/first_token_ratio"]) == pytest.approx(float(torch.cat([ratios, rest]).mean()), rel=1e-3)
+        assert float(metrics["train/first_token_ratio"]) == pytest.approx(
+            float(torch.cat([ratios, rest]).mean()), rel=1e-3
+        )
 
 
 def next_logprobs(module, batch):
@@ -100,7 +107,9 @@ def test_advantages_subtract_the_initial_policys_reward_and_reward_needs_a_close
     assert not bool(well.all()) and bool(well.any())
     for row in range(16):
         reference = module.reference_means[prompt_key(batch.rows[row // 4])]
-        assert float(batch.advantages[row]) == pytest.approx(0.25 * float(at_once[row]) + float(raw[row] * well[row]) - reference, abs=1e-6)
+        assert float(batch.advantages[row]) == pytest.approx(
+            0.25 * float(at_once[row]) + float(raw[row] * well[row]) - reference, abs=1e-6
+        )
 
 
 def test_the_reference_is_measured_once_and_found_again(reasoner, capsys):
@@ -121,7 +130,11 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(reasoner, tmp_path, 
     def stages():
         short = {"sampling.max_new_tokens": 6}
         if make is auto:
-            return [StageSchedule([Stage(0, {"stage": 1}), Stage(2, {"stage": 2} | short, 5e-3, True), Stage(5, {"stage": 3})])]
+            return [
+                StageSchedule(
+                    [Stage(0, {"stage": 1}), Stage(2, {"stage": 2} | short, 5e-3, True), Stage(5, {"stage": 3})]
+                )
+            ]
         return [StageSchedule([Stage(0), Stage(2, {"delta": 0.5} | short, 5e-3, True)])]
 
     fit(whole := make(reasoner), 6, callbacks=stages())
@@ -146,7 +159,11 @@ def test_stages_are_checked(reasoner):
 
 
 def test_auto_think_balances_by_the_whole_batch(reasoner):
-    module = auto(reasoner, mode_rewards=ModeRewards(gamma=0.2, slope=3.0), rewards=[Answered(short_answer), LengthPenalty(100.0, 0.5)])
+    module = auto(
+        reasoner,
+        mode_rewards=ModeRewards(gamma=0.2, slope=3.0),
+        rewards=[Answered(short_answer), LengthPenalty(100.0, 0.5)],
+    )
     metrics = fit(module, 1).callback_metrics
     batch = module.last_rollout
     thinking = module.form.modes(batch) != Mode.NO_THINKING
@@ -177,13 +194,17 @@ def test_a_mechanism_without_effect_is_pointed_out_once(reasoner):
             fit(module, 4)
         said = [str(w.message) for w in caught if message in str(w.message)]
         assert len(said) == (
-            1 if isinstance(module, AdaptThink) or float(module.trainer.callback_metrics["train/thinking_rate"]) == 1 else 0
+            1
+            if isinstance(module, AdaptThink) or float(module.trainer.callback_metrics["train/thinking_rate"]) == 1
+            else 0
         )
 
 
 def test_validation_of_every_method_tells_modes_and_levels_apart(reasoner):
     module = GRPO(PolicyParams(reasoner), [ExactAnswer()], BatchPlan(4, 4), SHORT)
-    metrics = fit(module, 1, limit_val_batches=None, val_check_interval=1, check_val_every_n_epoch=None).callback_metrics
+    metrics = fit(
+        module, 1, limit_val_batches=None, val_check_interval=1, check_val_every_n_epoch=None
+    ).callback_metrics
     (batch,) = module.last_validation
     modes = module.thinking_stats.form.modes(batch)
     levels = torch.tensor(batch.column("level"))
@@ -191,8 +212,12 @@ def test_validation_of_every_method_tells_modes_and_levels_apart(reasoner):
     assert float(metrics["val/unclosed_rate"]) == pytest.approx(float((modes == Mode.UNCLOSED).float().mean()))
     for level in (1, 2, 3):
         rows = levels == level
-        assert float(metrics[f"val/length/addition-{level}"]) == pytest.approx(float(batch.lengths[rows].float().mean()))
-        assert float(metrics[f"val/thinking_rate/addition-{level}"]) == pytest.approx(float((modes[rows] == Mode.THINKING).float().mean()))
+        assert float(metrics[f"val/length/addition-{level}"]) == pytest.approx(
+            float(batch.lengths[rows].float().mean())
+        )
+        assert float(metrics[f"val/thinking_rate/addition-{level}"]) == pytest.approx(
+            float((modes[rows] == Mode.THINKING).float().mean())
+        )
 
 
 def test_statistics_of_processes_are_weighted_by_their_counts(reasoner, monkeypatch):

@@ -23,7 +23,10 @@ def test_two_processes_whiten_step_and_stop_together(reasoner, tmp_path):
     assert sum(map(len, first[-1]["ledger"]["history"].values())) == len(drawn) == 12
     assert set(first[-1]["ledger"]["history"]) == set(drawn)
     assert [rollout["level"] for rollout in first] == [rollout["level"] for rollout in second] == [1, 2, 2]
-    assert [sum(len(id) > len("1+1=?") for id in one["ids"] + other["ids"]) for one, other in zip(first, second, strict=True)] == [0, 3, 3]
+    assert [
+        sum(len(id) > len("1+1=?") for id in one["ids"] + other["ids"])
+        for one, other in zip(first, second, strict=True)
+    ] == [0, 3, 3]
 
 
 def test_a_reward_that_fails_on_one_process_stops_both(reasoner):
@@ -31,4 +34,9 @@ def test_a_reward_that_fails_on_one_process_stops_both(reasoner):
     script = Path(__file__).with_name("two_processes_failing.py")
     done = subprocess.run([sys.executable, str(script), reasoner], capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
-    assert done.stderr.count("'judge' (Guarded) failed for 50% of the 16 completions of this rollout (8 errors, 0 time-outs)") >= 1
+    assert (
+        done.stderr.count(
+            "'judge' (Guarded) failed for 50% of the 16 completions of this rollout (8 errors, 0 time-outs)"
+        )
+        >= 1
+    )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from objectives.kl import adapted_coefficient, kl_estimate
-from objectives.preference import pairwise_cost_loss, reward_loss, signed_cost_loss
+from objectives.preference_losses import pairwise_cost_loss, reward_loss, signed_cost_loss
 
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REFERENCE = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)

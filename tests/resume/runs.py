@@ -56,13 +56,22 @@ class Command:
     """The same with main.py's own process, which starts others for --trainer.devices 2; they live and die together."""
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
-        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "LIGHTNING_POSTTRAIN_CACHE": f"{folder}/cache"}
+        environment = os.environ | {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "LIGHTNING_POSTTRAIN_CACHE": f"{folder}/cache",
+        }
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         environment.pop("PL_GLOBAL_SEED", None)
         with (folder / "log.txt").open("a") as log:
             command = [sys.executable, str(ROOT / "main.py"), "fit", *arguments]
             self.process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=heed_ctrl_c
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=heed_ctrl_c,
             )
         self.pid = -self.process.pid  # of the group
 
@@ -107,7 +116,11 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
     if isinstance(a, dict) and isinstance(b, dict):
         keys = {*a, *b}
-        return [d for key in keys for d in (differences(a[key], b[key], f"{where}.{key}") if key in a and key in b else [f"{where}.{key}"])]
+        return [
+            d
+            for key in keys
+            for d in (differences(a[key], b[key], f"{where}.{key}") if key in a and key in b else [f"{where}.{key}"])
+        ]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}[{i}]")]
     return [] if a == b or (a != a and b != b) else [f"{where}: {a!r} is not {b!r}"]

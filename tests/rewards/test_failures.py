@@ -17,8 +17,8 @@ from test_rewards import batch_of
 from callbacks import RolloutCheckpoint
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, HCRLHF
-from lightning_modules.hc_rlhf import Constraint
-from lightning_modules.terms import Shaping
+from lightning_modules.core.terms import Shaping
+from lightning_modules.hc_rlhf.module import Constraint
 from policies import PolicyParams
 from rewards import ExactAnswer, Failure, FunctionReward, Guarded, HTTPJudge, PerTask, Reward, total_reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams

@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from rewards import ExactAnswer, Format, FunctionReward, MathAnswer, NumericAnswer, ReasoningGymScore, Reward, total_reward
+from rewards import (
+    ExactAnswer,
+    Format,
+    FunctionReward,
+    MathAnswer,
+    NumericAnswer,
+    ReasoningGymScore,
+    Reward,
+    total_reward,
+)
 from rewards.answers import last_number
 from rollouts import RolloutBatch
 from support.errors import ConfigError

@@ -30,7 +30,9 @@ def characters(template, whole_markers=True):
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left"
+    )
     fast.chat_template = template
     return fast
 
@@ -49,13 +51,18 @@ def thinker(request, tmp_path_factory):
 
 
 def batch_of(policy, prompt_ids, texts):
-    rows = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id] for text in texts]
+    rows = [
+        policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id]
+        for text in texts
+    ]
     width = max(map(len, rows))
     ids = torch.tensor([row + [policy.pad_token_id] * (width - len(row)) for row in rows])
     mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
     prompt = torch.tensor([prompt_ids])
     zeros = torch.zeros(ids.shape)
-    return RolloutBatch(prompt, torch.ones_like(prompt).bool(), ids, mask, mask, zeros, ["eos"] * len(rows), [{}], decoder=policy.decode)
+    return RolloutBatch(
+        prompt, torch.ones_like(prompt).bool(), ids, mask, mask, zeros, ["eos"] * len(rows), [{}], decoder=policy.decode
+    )
 
 
 CASES = {
@@ -122,5 +129,7 @@ def test_open_thinking_makes_a_template_open_its_block(tmp_path):
     policy.save(tmp_path / "saved")
     for params in (PolicyParams(str(tmp_path / "saved")), PolicyParams(str(tmp_path / "saved"), open_thinking=True)):
         tokenizer = Policy(params).tokenizer
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
+        )
         assert text.endswith("<think>") and text.count("<think>") == 1

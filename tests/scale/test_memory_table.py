@@ -23,5 +23,10 @@ def test_weights_and_adapters_are_counted(shape):
 
 
 def test_the_shapes_are_those_of_the_published_models():
-    published = {"SmolLM2-135M": 134_515_008, "Qwen2.5-0.5B": 494_032_768, "Qwen2.5-1.5B": 1_543_714_304, "Qwen2.5-7B": 7_615_616_512}
+    published = {
+        "SmolLM2-135M": 134_515_008,
+        "Qwen2.5-0.5B": 494_032_768,
+        "Qwen2.5-1.5B": 1_543_714_304,
+        "Qwen2.5-7B": 7_615_616_512,
+    }
     assert {shape.name: shape.weights for shape in SHAPES if shape.name in published} == published

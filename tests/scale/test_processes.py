@@ -45,4 +45,6 @@ def test_two_processes_do_what_one_does(method, strategy, reasoner, assistant, t
         assert torch.equal(resumed["weights"], two["weights"])
         assert len(resumed["metrics"]) == 4
         for found, expected in zip(resumed["metrics"], two["metrics"][-4:], strict=True):
-            assert found == {name: expected[name] for name in found}  # before its first validation a resumed run has no val/ metrics
+            assert found == {
+                name: expected[name] for name in found
+            }  # before its first validation a resumed run has no val/ metrics

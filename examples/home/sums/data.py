@@ -26,7 +26,9 @@ class Till(L.LightningDataModule):
         return self.splits.get(split, [])
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.splits["train"], batch_size=self.prompts_per_rollout, shuffle=True, drop_last=True, collate_fn=list)
+        return DataLoader(
+            self.splits["train"], batch_size=self.prompts_per_rollout, shuffle=True, drop_last=True, collate_fn=list
+        )
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.splits["val"], batch_size=32, collate_fn=list)

@@ -1,0 +1,1 @@
+"""Measurements and comparisons: each script prints a table and writes a plot."""

@@ -1,0 +1,146 @@
+"""The runs of a comparison: begun through main.py, found again by their tags, read back as curves."""
+
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run
+
+from benchmarks.compare.methods import Method, arguments
+from support.errors import ConfigError
+from support.files import fingerprint
+from tracking.run_records import KIND, PARENT, TRAINING
+
+EXPERIMENT = "compare"
+#: imports once, and gives every run a process of its own that has imported everything
+FORKS = multiprocessing.get_context("forkserver")
+Curve = list[tuple[float, float]]
+
+
+@dataclass
+class Result:
+    """One finished run.
+
+    Fields:
+        run: its MLflow id. seconds: from its first line to its last. values: every metric's last value. first: every metric's first. curves: metric -> (generated tokens, value) of
+            each validation. rollouts: how many.
+    """
+
+    run: str
+    seed: int
+    seconds: float
+    values: dict[str, float]
+    first: dict[str, float]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    rollouts: int = 0
+
+
+def digest(command: list[str]) -> str:
+    """Of the arguments of a run, as the value of a tag. A letter comes first: as a command line's value 130512023e19 would be a number."""
+    return f"d{fingerprint(command)[:12]}"
+
+
+class Comparison:
+    """A parent run and its children in the tracking store.
+
+    Args:
+        uri: of the store. tokens: the budget of every run. folder: for files of the runs.
+    """
+
+    def __init__(self, uri: str, tokens: int, folder: Path) -> None:
+        self.uri, self.tokens, self.folder = uri, tokens, folder
+        self.client = mlflow.MlflowClient(uri)
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        self.experiment: str = (
+            found.experiment_id
+            if found is not None
+            else self.client.create_experiment(EXPERIMENT, tags={KIND: TRAINING})
+        )
+        self.task = fingerprint([Path("configs/compare.yaml").read_text(), tokens])[:12]
+        self.parent = self._parent()
+
+    def _parent(self) -> str:
+        known = self._search(f"tags.`compare.task` = '{self.task}' and tags.`compare.role` = 'parent'")
+        if known:
+            return known[0].info.run_id
+        name = f"compare, {self.tokens // 1000} k tokens"
+        tags = {"mlflow.runName": name, "compare.task": self.task, "compare.role": "parent"}
+        run = self.client.create_run(self.experiment, tags=tags)
+        self.client.log_param(run.info.run_id, "tokens", self.tokens)
+        return run.info.run_id
+
+    def _search(self, query: str) -> list[Run]:
+        return list(
+            self.client.search_runs([self.experiment], query, order_by=["attributes.start_time DESC"], max_results=1000)
+        )
+
+    def _children(self, name: str, method: Method, seed: int) -> list[Run]:
+        settings = digest(arguments(method, seed, self.tokens))
+        query = f"tags.`{PARENT}` = '{self.parent}' and tags.`compare.method` = '{name}' and tags.`compare.settings` = '{settings}'"
+        return self._search(query)
+
+    def finished(self, name: str, method: Method, seed: int) -> Run | None:
+        """The newest run of these settings that ended well."""
+        return next((run for run in self._children(name, method, seed) if run.info.status == "FINISHED"), None)
+
+    def train(self, name: str, method: Method, seed: int) -> bool:
+        """One `main.py fit` in a process of its own. Whether it ended well; what it printed is in `log`."""
+        for run in self._children(name, method, seed):  # of a comparison that was killed
+            if run.info.status == "RUNNING":
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        command = arguments(method, seed, self.tokens)
+        tags = {PARENT: self.parent, "compare.method": name, "compare.settings": digest(command)}
+        logger = {
+            "tracking_uri": self.uri,
+            "experiment_name": EXPERIMENT,
+            "run_name": f"{name}, seed {seed}",
+            "tags": tags,
+        }
+        command += [
+            f"--trainer.logger.init_args.{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in logger.items()
+        ]
+        log = self.log(name, seed)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = FORKS.Process(target=_fit, args=([*command, f"--trainer.default_root_dir={self.folder}"], str(log)))
+        process.start()
+        process.join()
+        return process.exitcode == 0
+
+    def log(self, name: str, seed: int) -> Path:
+        """Where a run's output is."""
+        return self.folder / "logs" / f"{name}_{seed}.log"
+
+    def result(self, run: Run, seed: int) -> Result:
+        """What a finished run measured."""
+        names = [name for name in run.data.metrics if name.startswith("val/")]
+        history = {name: self.client.get_metric_history(run.info.run_id, name) for name in names}
+        tokens = {point.step: point.value for point in self.client.get_metric_history(run.info.run_id, "train/tokens")}
+        if not tokens or not names:
+            raise ConfigError(
+                f"the run {run.info.run_name} has no train/tokens or no validation; delete it in MLflow, and it is made again."
+            )
+        curves, first = {}, {}
+        for name, points in history.items():
+            ordered = sorted(points, key=lambda point: point.timestamp)
+            first[name] = ordered[0].value
+            # The first validation comes before the first rollout, whose step it shares with the one after it.
+            curves[name] = [(0.0, ordered[0].value), *((tokens[point.step], point.value) for point in ordered[1:])]
+        seconds = (run.info.end_time - run.info.start_time) / 1000
+        return Result(run.info.run_id, seed, seconds, dict(run.data.metrics), first, curves, len(tokens))
+
+
+def _fit(command: list[str], log: str) -> None:
+    """In the process of the run."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1), os.dup2(out, 2)
+    main = sys.modules.get("main") or __import__("main")
+    try:
+        main.main(["fit", *command])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
