@@ -3,7 +3,7 @@
 No Lightning, no tokenizer, no batch, no file in here: tensors in, tensors out.
 """
 
-from objectives.advantages import Advantage, GroupNorm, LeaveOneOut
+from objectives.advantages import Advantage, GroupNorm, LeaveOneOut, NoBaseline
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
@@ -29,6 +29,7 @@ __all__ = [
     "Hoeffding",
     "KTAE",
     "LeaveOneOut",
+    "NoBaseline",
     "PassAtK",
     "PolicyLoss",
     "PrefixTree",

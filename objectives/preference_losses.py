@@ -5,12 +5,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def reward_loss(preferred: Float[Tensor, "pairs"], other: Float[Tensor, "pairs"], regularisation: float = 1e-3) -> Float[Tensor, ""]:
+def reward_loss(
+    preferred: Float[Tensor, "pairs"], other: Float[Tensor, "pairs"], regularisation: float = 1e-3
+) -> Float[Tensor, ""]:
     """Bradley-Terry: mean of -log sigma(r_w - r_l), plus regularisation * mean(r^2) over both."""
     return -F.logsigmoid(preferred - other).mean() + regularisation * _mean_square(preferred, other)
 
 
-def pairwise_cost_loss(unsafer: Float[Tensor, "pairs"], safer: Float[Tensor, "pairs"], regularisation: float = 1e-3) -> Float[Tensor, ""]:
+def pairwise_cost_loss(
+    unsafer: Float[Tensor, "pairs"], safer: Float[Tensor, "pairs"], regularisation: float = 1e-3
+) -> Float[Tensor, ""]:
     """mean of -log sigma(c_unsafer - c_safer), plus regularisation. The zero of the scale stays arbitrary."""
     return -F.logsigmoid(unsafer - safer).mean() + regularisation * _mean_square(unsafer, safer)
 

@@ -186,7 +186,7 @@ def test_statistics_are_those_of_all_processes(make):
 
     def work(rank):
         advantage = make()
-        advantage.reduce = ranks.reduce_of(rank)
+        advantage.prepare(ranks.reduce_of(rank))
         found[rank] = call(advantage, REWARDS[3 * rank : 3 * rank + 3], GROUPS[:3], [MASK[:3], padded][rank])
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
