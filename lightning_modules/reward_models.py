@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torchmetrics.classification import BinaryCalibrationError
 
-from lightning_modules.core.posttrain_module import PosttrainModule, adamw
+from lightning_modules.core.posttrain_module import PosttrainModule
 from objectives.preference_losses import pairwise_cost_loss, reward_loss, signed_cost_loss
 from policies import PolicyParams, Scorer
 from support.errors import ConfigError
@@ -28,25 +27,21 @@ Rows = list[dict[str, Any]]
 
 
 class PreferenceModule(PosttrainModule, ABC):
-    """What both share. Rows have `prompt`, `response_0`, `response_1`; reward models read `better`, cost models `safer`, `unsafe_0`, `unsafe_1`.
+    """The base of both. Rows have `prompt`, `response_0`, `response_1`.
+
+    Reward models also read `better`, cost models `safer`, `unsafe_0` and `unsafe_1`.
 
     Args:
         policy: the language model whose backbone is used.
         regularisation: weight of the mean squared score.
-        optimizer, lr_scheduler: as in every module.
+        kwargs: optimizer and lr_scheduler, as in every module.
     """
 
     #: columns without which the loss cannot be computed
     required: tuple[str, ...]
 
-    def __init__(
-        self,
-        policy: PolicyParams,
-        regularisation: float = 1e-3,
-        optimizer: OptimizerCallable = adamw,
-        lr_scheduler: LRSchedulerCallable | None = None,
-    ) -> None:
-        super().__init__(policy, optimizer, lr_scheduler)
+    def __init__(self, policy: PolicyParams, *, regularisation: float = 1e-3, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
         self.regularisation = regularisation
 
     def configure_model(self) -> None:
@@ -138,20 +133,13 @@ class CostModel(PreferenceModule):
     Args:
         policy: the language model whose backbone is used.
         loss: signed ties zero to the border between safe and unsafe; pairwise is what HC-RLHF's scripts use.
-        regularisation, optimizer, lr_scheduler: as in every preference model.
+        kwargs: regularisation, optimizer and lr_scheduler, as in every preference model.
     """
 
     required = ("safer", "unsafe_0", "unsafe_1")
 
-    def __init__(
-        self,
-        policy: PolicyParams,
-        loss: Literal["signed", "pairwise"] = "signed",
-        regularisation: float = 1e-3,
-        optimizer: OptimizerCallable = adamw,
-        lr_scheduler: LRSchedulerCallable | None = None,
-    ) -> None:
-        super().__init__(policy, regularisation, optimizer, lr_scheduler)
+    def __init__(self, policy: PolicyParams, *, loss: Literal["signed", "pairwise"] = "signed", **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
         self.loss = loss
         self.calibration = BinaryCalibrationError(n_bins=10)
 

@@ -9,10 +9,9 @@ Minimises the mean negative log-likelihood of the response tokens, prompts and g
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.core.posttrain_module import PosttrainModule, adamw
+from lightning_modules.core.posttrain_module import PosttrainModule
 from policies import PolicyParams
 from policies.supervised import response_loss, summed_response_loss
 
@@ -22,21 +21,17 @@ class SFT(PosttrainModule):
 
     Args:
         policy: the model to train.
-        optimizer, lr_scheduler: as in every module.
-        max_length: longest sequence in tokens; a longer row is an error, since a cut response would teach to stop early.
+        max_length: longest sequence in tokens; a longer row is an error, since a cut response would teach to stop
+            early.
+        kwargs: optimizer and lr_scheduler, as in every module.
     """
 
-    def __init__(
-        self,
-        policy: PolicyParams,
-        optimizer: OptimizerCallable = adamw,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        max_length: int = 1024,
-    ) -> None:
-        super().__init__(policy, optimizer, lr_scheduler)
+    def __init__(self, policy: PolicyParams, *, max_length: int = 1024, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
         self.max_length = max_length
 
     def loss(self, rows: list[dict[str, Any]]) -> Tensor:
+        """Mean negative log-likelihood of the rows' response tokens."""
         return response_loss(self.policy, rows, self.max_length)
 
     def training_step(self, rows: list[dict[str, Any]], batch_idx: int) -> Tensor:

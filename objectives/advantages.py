@@ -32,7 +32,7 @@ class Advantage(ABC):
             reduce: sums a tensor over all processes, for statistics that look beyond a group.
             end_tokens: ids of the tokens that end or pad a completion.
         """
-        self.reduce, self.end_tokens = reduce, tuple(end_tokens)  # type: ignore[method-assign]
+        self.reduce, self.end_tokens = reduce, tuple(end_tokens)
 
     @abstractmethod
     def __call__(

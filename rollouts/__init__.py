@@ -5,7 +5,7 @@ from rollouts.batch_plan import BatchPlan
 from rollouts.completion_records import completion_records
 from rollouts.embedded import EmbeddedEngine
 from rollouts.engine import Engine
-from rollouts.sampling import SamplingParams
+from rollouts.sampling import SamplingOverrides, SamplingParams, overridden
 from rollouts.storage import read_rollout, write_rollout
 from rollouts.thinking_format import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
@@ -18,7 +18,9 @@ __all__ = [
     "Engine",
     "Mode",
     "RolloutBatch",
+    "SamplingOverrides",
     "SamplingParams",
+    "overridden",
     "ThinkingFormat",
     "TransformersEngine",
     "VLLMEngine",

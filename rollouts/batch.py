@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -110,6 +110,21 @@ class RolloutBatch:
             failures={name: values[rows.to(values.device)] for name, values in self.failures.items()},
             own_first=None if self.own_first is None else self.own_first[rows],
             decoder=self.decoder,
+        )
+
+    def cut(self, limits: Int[Tensor, "rows"]) -> "RolloutBatch":
+        """The batch with every completion cut to at most its limit of tokens; a cut one finishes as too long."""
+        kept = self.completion_mask & (
+            torch.arange(self.completion_mask.shape[1], device=limits.device) < limits[:, None]
+        )
+        is_cut = (kept.sum(1) < self.lengths).tolist()
+        return replace(
+            self,
+            completion_mask=kept,
+            action_mask=self.action_mask & kept,
+            finish_reasons=["length" if c else reason for c, reason in zip(is_cut, self.finish_reasons, strict=True)],
+            own_first=None if self.own_first is None else torch.minimum(self.own_first, limits),
+            _completions=None,
         )
 
     def single(self, row: int) -> "RolloutBatch":

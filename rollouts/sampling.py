@@ -1,6 +1,6 @@
 """How completions are drawn."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from support.errors import ConfigError
 
@@ -34,3 +34,24 @@ class SamplingParams:
         for name, (holds, rule) in checks.items():
             if not holds:
                 raise ConfigError(f"sampling.{name} is {getattr(self, name)}; it must be {rule}.")
+
+
+@dataclass
+class SamplingOverrides:
+    """Settings of `SamplingParams` that replace those of the training; None keeps the training's.
+
+    Args:
+        max_new_tokens, temperature, top_p, top_k, stop: as in `SamplingParams`.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop: list[str] | None = None
+
+
+def overridden(sampling: SamplingParams, overrides: SamplingOverrides | SamplingParams) -> SamplingParams:
+    """`sampling` with all that `overrides` sets. Raises ConfigError for a value out of range."""
+    values = {name: value for name, value in vars(overrides).items() if value is not None}
+    return replace(sampling, **values)

@@ -32,6 +32,11 @@ def _connected() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def process_count() -> int:
+    """The number of processes of the run."""
+    return torch.distributed.get_world_size() if _connected() else 1
+
+
 def gathered(item: Any) -> list[Any]:
     """The item of every process, in the order of their ranks; a list of this one item if there are no others."""
     if not _connected():

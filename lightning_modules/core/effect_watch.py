@@ -1,4 +1,7 @@
-"""Says once when a method's mechanism has nothing to work on: otherwise an inactive method looks like one that does not help."""
+"""Warnings about a method whose mechanism has nothing to work on.
+
+Without them an inactive method looks like one that does not help.
+"""
 
 from collections import defaultdict
 
@@ -6,10 +9,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 class EffectWatch:
-    """Counts rollouts in a row in which something that the method lives on was absent.
+    """Counts consecutive rollouts without something that the method depends on.
 
     Args:
-        patience: rollouts in a row after which it warns, once for each name.
+        patience: consecutive rollouts after which it warns, once per name.
     """
 
     def __init__(self, patience: int = 20) -> None:

@@ -1,6 +1,6 @@
 """How often rewards failed in a rollout or an evaluation, and the end of the run where that is too often."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,51 +8,49 @@ from torch import Tensor
 from rewards import Reward
 from rollouts import RolloutBatch
 from support.errors import ConfigError
-
-if TYPE_CHECKING:
-    from lightning_modules.core.on_policy import OnPolicyModule
+from support.processes import summed
 
 
 class FailureCounts:
-    """(completions, errors, time-outs) of every reward that may fail, on this process until `metrics` adds up all of them."""
+    """(completions, errors, time-outs) of every reward that may fail; of this process until `metrics` sums them."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Tensor] = {}
 
     def add(self, batch: RolloutBatch) -> "FailureCounts":
+        """Count one scored batch."""
         for name, kinds in batch.failures.items():
-            found = torch.tensor([len(kinds), int((kinds == 1).sum()), int((kinds == 2).sum())], dtype=torch.float32)
-            self.counts[name] = self.counts.get(name, torch.zeros(3, dtype=torch.float32)) + found
+            counts = torch.tensor([len(kinds), int((kinds == 1).sum()), int((kinds == 2).sum())], dtype=torch.float32)
+            self.counts[name] = self.counts.get(name, torch.zeros(3)) + counts
         return self
 
-    def metrics(self, module: "OnPolicyModule", where: str) -> dict[str, float]:
-        """Rates over all rewards that may fail; nothing if there is none.
+    def metrics(self, rewards: Sequence[Reward], where: str) -> dict[str, float]:
+        """Rates over all rewards that may fail; nothing if there is none. All processes take part.
+
+        Args:
+            rewards: all that scored.
+            where: names the rollout or evaluation in the error.
 
         Raises:
-            ConfigError: on all processes alike, where a reward failed for more than its `max_failure_rate` of the completions.
+            ConfigError: on all processes alike, where a reward failed for more than its `max_failure_rate`.
         """
-        fallible = [reward for reward in module.all_rewards if reward.max_failure_rate is not None]
+        fallible = [reward for reward in rewards if reward.max_failure_rate is not None]
         if not fallible:
             return {}
-        counts = module.summed(
-            torch.stack([self.counts.get(reward.name, torch.zeros(3, dtype=torch.float32)) for reward in fallible])
-        )
-        for reward, (asked, errors, timeouts) in zip(fallible, counts.tolist(), strict=True):
-            _check(reward, int(asked), int(errors), int(timeouts), where)
-        asked, errors, timeouts = counts.sum(0).tolist()
-        return {"reward/error_rate": errors / max(asked, 1.0), "reward/timeout_rate": timeouts / max(asked, 1.0)}
-
-    def log(self, module: "OnPolicyModule", stage: str) -> None:
-        for name, value in self.metrics(module, {"val": "the validation", "test": "the test"}[stage]).items():
-            module.log(f"{stage}/{name}", value, sync_dist=True)  # equal on all processes already
+        counts = summed(torch.stack([self.counts.get(reward.name, torch.zeros(3)) for reward in fallible]))
+        for reward, (scored, errors, timeouts) in zip(fallible, counts.tolist(), strict=True):
+            _check(reward, int(scored), int(errors), int(timeouts), where)
+        scored, errors, timeouts = counts.sum(0).tolist()
+        return {"reward/error_rate": errors / max(scored, 1.0), "reward/timeout_rate": timeouts / max(scored, 1.0)}
 
 
-def _check(reward: Reward, asked: int, errors: int, timeouts: int, where: str) -> None:
+def _check(reward: Reward, scored: int, errors: int, timeouts: int, where: str) -> None:
     assert reward.max_failure_rate is not None
-    rate = (errors + timeouts) / max(asked, 1)
+    rate = (errors + timeouts) / max(scored, 1)
     if rate > reward.max_failure_rate:
         raise ConfigError(
-            f"the reward {reward.name!r} ({type(reward).__name__}) failed for {rate:.0%} of the {asked} completions of {where} ({errors} errors, {timeouts} time-outs), "
-            f"more than its max_failure_rate of {reward.max_failure_rate:.0%}; the last failure here: {reward.last_failure or '(on another process)'}. Mend what it asks, "
-            "or raise max_failure_rate; checkpoints of earlier rollouts are complete."
+            f"the reward {reward.name!r} ({type(reward).__name__}) failed for {rate:.0%} of the {scored} completions of "
+            f"{where} ({errors} errors, {timeouts} time-outs), more than its max_failure_rate of "
+            f"{reward.max_failure_rate:.0%}; the last failure here: {reward.last_failure or '(on another process)'}. "
+            "Mend what it asks, or raise max_failure_rate; checkpoints of earlier rollouts are complete."
         )

@@ -1,9 +1,12 @@
 """The six arrows: prompts -> rollouts -> rewards -> advantages -> loss -> update, each a method to override.
 
-One batch of the trainer is one rollout. Optimisation is manual, so a rollout may serve several optimiser steps; everything random
-in rollout n derives from (seed, n) and the prompts, so a resumed run repeats an uninterrupted one, and two processes draw what one would.
+One batch of the trainer is one rollout. Optimisation is manual, so a rollout may serve several optimiser steps. All
+randomness of rollout n derives from (seed, n) and the prompts, so a resumed run repeats an uninterrupted one, and two
+processes draw what one would. docs/architecture.md has the contract of every hook: when it is called, how often, and
+what it may change.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,165 +16,159 @@ from jaxtyping import Bool, Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.core.data_checks import check_data
 from lightning_modules.core.dynamic_sampling import exactly, refilled
-from lightning_modules.core.evaluation import Evaluation, applicable_scores, evaluate
+from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.failure_counts import FailureCounts
+from lightning_modules.core.objective_checks import check_objective
 from lightning_modules.core.overlap import overlapped_rollout
-from lightning_modules.core.policy_update import all_logprobs, policy_update
-from lightning_modules.core.posttrain_module import PosttrainModule, adamw
-from lightning_modules.core.problem_counts import ProblemCounts
-from lightning_modules.core.telemetry import log_rollout
+from lightning_modules.core.policy_update import Objective, PolicyUpdate, Steps, Sums
+from lightning_modules.core.sampling_module import Rows, SamplingModule
+from lightning_modules.core.telemetry import SHOWN, rollout_metrics, throughput
 from lightning_modules.core.terms import KLPenalty, Shaping
-from lightning_modules.core.thinking_stats import ThinkingStats
-from objectives import Advantage, Aggregation, PolicyLoss
+from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, SequenceMean
 from objectives.global_norm import at_last_token, normalised_sum
 from objectives.kl import kl_estimate
 from objectives.policy_losses import log_ratios
 from policies import PolicyParams
 from rewards import Reward, total_reward, without_failed
-from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams, completion_records
+from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
 from support.allocator import keep_freed_memory
 from support.errors import ConfigError
+from support.processes import summed
 from support.seeding import isolated_rng, run_seed
 
-Rows = list[dict[str, Any]]
 
-
-class OnPolicyModule(PosttrainModule):
-    """A method that learns from its own samples. Subclasses choose the parts and override at most a few arrows.
+class OnPolicyModule(SamplingModule):
+    """A method that learns from its own samples. Subclasses choose the parts and override at most a few hooks.
 
     Args:
-        policy: the model. batch: every batch size. sampling: how completions are drawn in training.
+        policy: the model.
         rewards: what a completion earns, as a weighted sum.
+        batch: every batch size.
+        sampling: how completions are drawn in training.
         advantage, loss, aggregation: the objective's three parts.
         kl: penalty for leaving the reference.
-        evaluation: how validation and test sample.
-        engine: what generates; the embedded one if None.
-        importance_cap: where the engine's log-probs are not the policy's own (another precision, another program), every token's loss is
-            multiplied by min(policy / engine, cap): truncated importance sampling. None leaves it out.
+        evaluation: how validation samples.
+        engine: what generates; the embedded engine if None.
+        importance_cap: where the engine's log-probs are not the policy's own (another precision, another program),
+            every token's loss is multiplied by min(policy / engine, cap): truncated importance sampling. None leaves
+            it out.
         optimizer, lr_scheduler: as in every module.
         max_grad_norm: gradients are scaled down to this norm; None leaves them.
-        shaping: truncated completions, several rewards, entropy bonus; nothing of these if None.
+        shaping: truncated completions, several rewards, entropy bonus.
     """
 
-    batch: BatchPlan
-    kl: KLPenalty
     #: whether groups whose rewards are all equal give no gradient, so that `batch.refill` may replace them
-    equal_rewards_teach_nothing = False
+    zero_variance_groups_have_no_gradient = True
+    #: whether the method cannot do without a reward in `rewards`, or without one that judges correctness
+    needs_rewards, needs_correctness = True, False
 
     def __init__(
         self,
         policy: PolicyParams,
-        batch: BatchPlan,
-        sampling: SamplingParams,
         rewards: list[Reward],
-        advantage: Advantage,
-        loss: PolicyLoss,
-        aggregation: Aggregation,
-        kl: KLPenalty,
-        evaluation: Evaluation | None = None,
+        *,
+        batch: BatchPlan,
+        sampling: SamplingParams = SamplingParams(),
+        advantage: Advantage = GroupNorm(),
+        loss: PolicyLoss = ClippedSurrogate(),
+        aggregation: Aggregation = SequenceMean(),
+        kl: KLPenalty = KLPenalty(),
+        evaluation: Evaluation = Evaluation(),
         engine: Engine | None = None,
         importance_cap: float | None = 2.0,
-        optimizer: OptimizerCallable = adamw,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float | None = 1.0,
-        shaping: Shaping | None = None,
+        shaping: Shaping = Shaping(),
     ) -> None:
-        super().__init__(policy, optimizer, lr_scheduler)
-        names = [reward.name for reward in rewards]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"two rewards share a name among {names}; give each its own with `name`.")
-        if sampling.temperature == 0:
-            raise ConfigError(
-                "sampling.temperature is 0: all completions of a prompt would be equal and nothing could be learned; set it above 0."
-            )
-        if max_grad_norm is not None and max_grad_norm <= 0:
-            raise ConfigError(
-                f"max_grad_norm is {max_grad_norm}; it must be above 0, or null to leave gradients as they are."
-            )
-        if kl.placement == "token_reward" and not advantage.token_rewards:
-            raise ConfigError(
-                f"kl.placement is token_reward, but {type(advantage).__name__} takes one reward a completion; set kl.placement: reward, or choose "
-                "objectives.ReinforcePlusPlus (baseline: none)."
-            )
-        if batch.refill and not (self.equal_rewards_teach_nothing and advantage.needs_group):
-            who = type(self).__name__ if not self.equal_rewards_teach_nothing else type(advantage).__name__
-            raise ConfigError(
-                f"batch.refill is {batch.refill}, but {who} learns from groups of equal rewards too; leave it at 0 there."
-            )
-        if batch.group_size == 1 and (advantage.needs_group or (shaping is not None and shaping.normalise_rewards)):
-            raise ConfigError(
-                f"batch.group_size is 1, but {type(advantage).__name__ if advantage.needs_group else 'shaping.normalise_rewards'} judges a completion against the "
-                "others of its prompt; set it to 2 or more, or choose an advantage without a group, such as objectives.RunningMean."
-            )
+        # Callbacks change parts between rollouts, and defaults are shared by all modules of a class.
+        super().__init__(
+            policy,
+            rewards,
+            batch=copy.deepcopy(batch),
+            sampling=copy.deepcopy(sampling),
+            evaluation=copy.deepcopy(evaluation),
+            engine=engine,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+        )
         self.automatic_optimization = False
-        self.batch, self.sampling, self.rewards, self.kl = batch, sampling, rewards, kl
-        self.advantage, self.policy_loss, self.aggregation = advantage, loss, aggregation
-        self.evaluation, self.shaping = evaluation or Evaluation(), shaping or Shaping()
-        if importance_cap is not None and importance_cap < 1:
-            raise ConfigError(f"importance_cap is {importance_cap}; it must be 1 or above, or null for none.")
-        self.max_grad_norm, self.importance_cap = max_grad_norm, importance_cap
-        self.update_token_budget, self.update_budget_halved = (
-            batch.update_token_budget,
-            False,
-        )  # by a pass that did not fit
-        self.with_reference = kl.coefficient > 0
-        self.engine = engine or EmbeddedEngine()
-        self.last_rollout: RolloutBatch | None = None  # that was learned from
-        self.last_sampled: RolloutBatch | None = None  # with the groups that dynamic sampling left out
-        self.last_validation: list[RolloutBatch] = []
-        self.generated_tokens = 0  # by the training so far, over all processes and resumed parts
-        self.thinking_stats: ThinkingStats | None = None
-        self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
-        #: how many further prompts dynamic sampling takes at once, see `refilled`; callbacks may set it
+        self.advantage, self.policy_loss, self.aggregation = copy.deepcopy((advantage, loss, aggregation))
+        self.kl, self.shaping = copy.deepcopy((kl, shaping))
+        self.importance_cap, self.max_grad_norm = importance_cap, max_grad_norm
+        check_objective(self)
+        self.with_reference = self.kl.coefficient > 0
+        #: whether a pass that did not fit into memory has halved `update_token_budget`
+        self.update_budget_halved = False
+        #: the rows that the latest update learned from, and all that were sampled for them
+        self.last_rollout: RolloutBatch | None = None
+        self.last_sampled: RolloutBatch | None = None
+        #: tokens generated by the training so far, over all processes and resumed parts
+        self.generated_tokens = 0
+        #: number of further prompts that dynamic sampling draws at once, see `refilled`; callbacks may set it
         self.refill_size: Callable[[int, float], int] = exactly
 
-    # ---- the six arrows -----------------------------------------------------------------------------------------------------
+    # ---- the six arrows -----------------------------------------------------------------------------------------------
 
     def training_step(self, rows: Rows, batch_idx: int) -> None:
         """One rollout and its updates."""
         with isolated_rng("rollout", run_seed(), self.rollouts_done):
             started = time.perf_counter()
             with self.whole_weights():
-                batch = overlapped_rollout(self.rollout, rows, self.rewards, self._prompts_at_once)
+                batch = overlapped_rollout(self.rollout, self.prompts(rows), self.rewards, self._prompts_at_once)
                 sampled = time.perf_counter()
                 batch.rewards = self.score(batch)
-                drawn = everything = batch
-                filling: dict[str, float] = {}
+                drawn = all_sampled = batch
+                metrics: dict[str, float] = {}
                 if self.batch.refill:
-                    batch, everything, filling = self.refill(batch)
+                    batch, all_sampled, metrics = self.refill(batch)
                     sampled = time.perf_counter()
-            filling |= FailureCounts().add(everything).metrics(self, "this rollout")
+            metrics |= FailureCounts().add(all_sampled).metrics(self.all_rewards, "this rollout")
             for reward in self.rewards:
-                filling |= reward.metrics(drawn)
-                reward.observe(everything)
+                metrics |= reward.metrics(drawn)
+                reward.observe(all_sampled)
+            self.count_tokens(all_sampled)
+            self.observe(batch)
             batch.advantages = self.advantages(batch)
+            batch = self.learned_from(batch)
             scored = time.perf_counter()
-            metrics = self.update(batch)
-            seconds = (sampled - started, time.perf_counter() - scored)
-        self.last_rollout, self.last_sampled = batch, everything
-        self.generated_tokens += int(self.summed(everything.lengths.sum()))
-        # Rewards and lengths of the prompts as they were drawn: those that are left after a selection compare with no other run.
-        log_rollout(self, drawn, metrics | filling | self.advantage.metrics, *seconds)
+            metrics |= self.update(batch)
+            updated = time.perf_counter()
+        self.last_rollout, self.last_sampled = batch, all_sampled
+        metrics |= self.metrics(batch) | self.advantage.metrics
+        # Rewards and lengths of the prompts as they were drawn: what a selection leaves compares with no other run.
+        names = {name: self.metric_name(name) for name in drawn.rewards}
+        values = rollout_metrics(self.rewards, names, drawn, metrics)
+        values |= throughput(drawn, batch, metrics, sampled - started, updated - scored)
+        values |= {"train/kl_coefficient": self.kl.coefficient, "train/tokens": float(self.generated_tokens)}
+        several = self.trainer.world_size > 1
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name in SHOWN, batch_size=len(drawn.rows), sync_dist=several)
+
+    def prompts(self, rows: Rows) -> Rows:
+        """The data rows to roll out, from those that the loader gave; as many. Called once per rollout."""
+        return rows
 
     def rollout(self, rows: Rows) -> RolloutBatch:
-        """Prompts to completions."""
+        """Prompts to completions. Called once or more per rollout, each time for a part of the prompts."""
         return self.sample(rows, self.batch.group_size, self.sampling)
 
-    def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
-        """Completions to rewards, by name, in the order of the list: each finds those before it in `batch.rewards`."""
-        for reward in self.rewards:
-            if reward.name not in batch.rewards:
-                batch.rewards[reward.name] = reward(batch)
-        return {reward.name: batch.rewards[reward.name] for reward in self.rewards}
+    def count_tokens(self, batch: RolloutBatch) -> None:
+        """Add the tokens that the policy chose in a batch to `generated_tokens`, of all processes."""
+        self.generated_tokens += int(summed(batch.action_mask.sum()))
 
     def refill(self, batch: RolloutBatch) -> tuple[RolloutBatch, RolloutBatch, dict[str, float]]:
-        """Dynamic sampling: groups without signal are replaced by those of further prompts. Also returns all that was sampled, and metrics."""
+        """Dynamic sampling: replace groups without signal by those of further prompts.
+
+        Returns:
+            (the batch, all that was sampled, metrics).
+        """
         loader: Any = self.trainer.train_dataloader
         if not hasattr(loader, "spare_rows"):
             raise ConfigError(
-                "batch.refill needs a training loader that hands out further rows, as datamodules.PromptLoader does with `spare_rows`."
+                "batch.refill needs a training loader that hands out further rows; use datamodules.PromptLoader, whose "
+                "`spare_rows` does, or set batch.refill to 0."
             )
 
         def sample(rows: Rows) -> RolloutBatch:
@@ -181,16 +178,18 @@ class OnPolicyModule(PosttrainModule):
 
         budget = self.batch.further_prompts(self.trainer.world_size)
         with isolated_rng("refill", run_seed(), self.global_rank, self.rollouts_done):
-            return refilled(batch, loader.spare_rows(self.rollouts_done), budget, sample, self.totals, self.refill_size)
+            spare = loader.spare_rows(self.rollouts_done)
+            return refilled(batch, spare, budget, sample, self.totals, self.refill_size)
+
+    def observe(self, batch: RolloutBatch) -> None:
+        """Learn from a scored rollout, once, before its advantages; state belongs into the checkpoint."""
 
     def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """The weighted rewards of every completion, after `shaping`."""
+        """The weighted rewards of every completion, after `shaping`. Pure."""
         if self.shaping.normalise_rewards:
             weights = torch.tensor([reward.weight for reward in self.rewards])
-            total = normalised_sum(
-                torch.stack([batch.rewards[reward.name] for reward in self.rewards]), weights, batch.groups
-            )
-            total = without_failed(total, self.rewards, batch.failures)
+            scores = torch.stack([batch.rewards[reward.name] for reward in self.rewards])
+            total = without_failed(normalised_sum(scores, weights, batch.groups), self.rewards, batch.failures)
         else:
             total = total_reward(self.rewards, batch.rewards, batch.failures)
         if self.shaping.truncated_scale < 1:
@@ -198,18 +197,25 @@ class OnPolicyModule(PosttrainModule):
         return total
 
     def returns(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """The one number a completion that is maximised: the weighted rewards, less the KL penalty if it is placed there."""
+        """What is maximised, one number per completion: the weighted rewards, less a KL penalty in the reward. Pure."""
         total = self.totals(batch)
         if self.kl.placement == "reward" and self.kl.coefficient:
             total = total - self.kl.coefficient * self.sequence_kl(batch)
         return total
 
     def advantages(self, batch: RolloutBatch) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
-        """Returns to advantages."""
+        """Returns to advantages. Pure, but for an advantage's own memory (`Advantage.state_dict`)."""
         returns = self.returns(batch)
         if self.kl.placement == "token_reward" and self.kl.coefficient:
             returns = at_last_token(returns, batch.action_mask) - self.kl.coefficient * self.token_kl(batch)
         return self.advantage(returns, batch.groups, batch.completion_ids, batch.action_mask)
+
+    def learned_from(self, batch: RolloutBatch) -> RolloutBatch:
+        """The rows that the update learns from, with advantages: the rollout itself, fewer rows of it, or more.
+
+        Called once per rollout. Its result becomes `last_rollout`, which recorders and tables show.
+        """
+        return batch
 
     def token_loss(
         self,
@@ -218,9 +224,10 @@ class OnPolicyModule(PosttrainModule):
         reference: Float[Tensor, "rows time"] | None,
         advantages: Float[Tensor, "rows time"],
         mask: Tensor,
-    ) -> tuple[Float[Tensor, "rows time"], dict[str, Tensor]]:
-        """Advantages to the loss of every token, and sums over the masked tokens of what is logged."""
-        loss, sums = self.policy_loss(logprobs, behaviour, advantages, mask)
+    ) -> tuple[Float[Tensor, "rows time"], Sums]:
+        """Advantages to the loss of every token, and sums over the masked tokens to log. Pure; called once per pass."""
+        loss, policy_sums = self.policy_loss(logprobs, behaviour, advantages, mask)
+        sums: Sums = dict(policy_sums)
         if reference is not None:
             difference = torch.where(mask, logprobs, reference.detach())
             if self.kl.placement == "loss":
@@ -231,20 +238,52 @@ class OnPolicyModule(PosttrainModule):
             sums["kl"] = (kl_estimate(difference.detach(), reference, "k3") * mask).sum()
         return loss, sums
 
-    def update(self, batch: RolloutBatch) -> dict[str, float]:
-        """The optimiser steps of one rollout. Returns means over the tokens of what the loss reports."""
-        return policy_update(self, batch)
+    def auxiliary_loss(self, batch: RolloutBatch, part: slice) -> Tensor | None:
+        """A loss beside the policy's, once per optimiser step; none by default.
 
-    def auxiliary_loss(self) -> Tensor | None:
-        """A loss beside the policy's, added once an optimiser step; none by default."""
+        Args:
+            batch: the rows that the update learns from.
+            part: those of this optimiser step.
+        """
         return None
 
-    # ---- parts of the arrows ------------------------------------------------------------------------------------------------
+    def update(self, batch: RolloutBatch) -> dict[str, float]:
+        """The optimiser steps of one rollout. Returns means over the tokens of what the loss reports."""
+        engine_matches = self.plain_sampling and self.engine.matches(self.policy)
+        corrects = self.importance_cap is not None and self.plain_sampling and not engine_matches
+        update = PolicyUpdate(
+            batch,
+            self.loss_mask(batch),
+            policy=self.policy,
+            plan=self.batch,
+            objective=Objective(
+                self.token_loss,
+                self.behaviour,
+                self.auxiliary_loss,
+                self.aggregation,
+                self.temperature,
+                self.shaping.entropy_bonus,
+                self.importance_cap if corrects else None,
+            ),
+            steps=Steps(self.optimizers(), self.lr_schedulers(), self.manual_backward, self.max_grad_norm),
+            sampled_logprobs=self.sampled_logprobs(batch) if self.batch.updates > 1 else None,
+            reference_logprobs=self.reference_logprobs(batch) if self.kl.coefficient else None,
+            token_budget=self.update_token_budget,
+            may_halve=not self.update_budget_halved,
+        )
+        metrics = update.run()
+        self.update_token_budget, self.update_budget_halved = update.token_budget, not update.may_halve
+        return metrics
 
-    @property
-    def all_rewards(self) -> list[Reward]:
-        """All that scores a completion, optimised or not."""
-        return self.rewards
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
+        """What the method logs of a rollout beside the common metrics, under train/. Pure; called once, after the update.
+
+        Args:
+            batch: the rows that the update learned from.
+        """
+        return {}
+
+    # ---- parts of the arrows ------------------------------------------------------------------------------------------
 
     @property
     def rollouts_done(self) -> int:
@@ -252,65 +291,27 @@ class OnPolicyModule(PosttrainModule):
         return self.trainer.fit_loop.epoch_loop.total_batch_idx
 
     @property
-    def plain_sampling(self) -> bool:
-        """Whether completions are drawn from the distribution whose log-probs the loss is about."""
-        return self.sampling.top_p == 1 and self.sampling.top_k == 0 and self.sampling.temperature > 0
-
-    @property
     def _prompts_at_once(self) -> int:
         rows = self.batch.rollout_micro_batch or self.batch.prompts_per_rollout * self.batch.group_size
         return max(1, rows // self.batch.group_size)
 
-    @property
-    def temperature(self) -> float:
-        return self.sampling.temperature or 1.0
-
-    def sample(self, rows: Rows, group_size: int, sampling: SamplingParams) -> RolloutBatch:
-        """`group_size` completions for each row's prompt."""
-        prompts = [self.prompt_tokens(row) for row in rows]
-        with self.policy.whole():
-            return self.engine.generate(
-                self.policy, prompts, rows, group_size, sampling, rows_at_once=self.batch.rollout_micro_batch
-            )
-
-    def prompt_tokens(self, row: dict[str, Any]) -> list[int]:
-        """The token ids of a data row's prompt."""
-        ids: list[int] = self.policy.encode(row["prompt"])
-        return ids
-
     def behaviour(
-        self, batch: RolloutBatch, rows: Tensor, own: Float[Tensor, "some time"]
+        self, batch: RolloutBatch, rows: Tensor, sampled: Float[Tensor, "some time"]
     ) -> Float[Tensor, "some time"]:
-        """Log-probs of the distribution that drew these rows' tokens; a method that draws some of them itself puts theirs in.
+        """Log-probs of the distribution that drew these rows' tokens, for importance ratios. Pure; once per pass.
 
         Args:
-            own: under the policy that sampled.
+            rows: indices into the batch.
+            sampled: log-probs under the policy that sampled, cut to the longest of the rows.
         """
-        return own
-
-    def row_weights(self, mask: Tensor) -> Float[Tensor, "rows"]:
-        """Weights of the rows of one optimiser step, counting the rows and tokens of all processes."""
-        if self.trainer.world_size == 1:
-            return self.aggregation(mask)
-        total = self.summed(torch.stack([(mask.sum(1) > 0).sum().float(), mask.sum().float()]))
-        return self.aggregation(mask, float(total[0]), float(total[1]))
+        return sampled
 
     def loss_mask(self, batch: RolloutBatch) -> Bool[Tensor, "rows time"]:
-        """The tokens that carry loss: all that the policy chose, but for truncated completions if these are filtered."""
+        """The tokens that carry loss: all that the policy chose, but for truncated completions if these are filtered.
+
+        Pure: a random mask is the same at every call within a rollout.
+        """
         return batch.action_mask & ~batch.truncated[:, None] if self.shaping.mask_truncated else batch.action_mask
-
-    def summed(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
-        if self.trainer.world_size == 1:
-            return values
-        total = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total.to(values.device)
-
-    def sampled_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
-        """Log-probs under the policy that sampled: the engine's if they are just that, else by a forward pass."""
-        given = self.plain_sampling and self.engine.matches(self.policy)
-        return batch.behaviour_logprobs if given else all_logprobs(self, batch, reference=False)
 
     def sequence_kl(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The penalty's estimate of KL(policy || reference), summed over each completion's tokens."""
@@ -320,25 +321,19 @@ class OnPolicyModule(PosttrainModule):
         """The penalty's estimate at every token, 0 outside the action mask."""
         return self.kl.estimate(self.sampled_logprobs(batch), self.reference_logprobs(batch)) * batch.action_mask
 
-    def reference_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
-        """Log-probs under the reference, computed when first asked for."""
-        if batch.reference_logprobs is None:
-            batch.reference_logprobs = all_logprobs(self, batch, reference=True)
-        return batch.reference_logprobs
-
-    # ---- what is shown ------------------------------------------------------------------------------------------------------
-
-    def metric_name(self, reward: str) -> str:
-        """What follows train/ or val/ in the metric of a reward."""
-        return f"reward/{reward}"
-
-    # ---- the trainer's other stages -----------------------------------------------------------------------------------------
+    # ---- the trainer's stages -----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.batch.check_processes(self.trainer.world_size)
-            self.advantage.reduce = self.summed
-        check_data(self, stage)
+        super().setup(stage)
+
+    def on_fit_start(self) -> None:
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.advantage.prepare(summed, [*self.policy.eos_token_ids, self.policy.pad_token_id])
+        if self.trainer.is_global_zero:
+            print(f"Batch plan: {self.batch.describe(self.trainer.world_size)}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -352,62 +347,3 @@ class OnPolicyModule(PosttrainModule):
         self.advantage.load_state_dict(checkpoint.get("advantage", {}))
         for reward in self.rewards:
             reward.load_state_dict(checkpoint.get("rewards", {}).get(reward.name, {}))
-
-    def on_fit_start(self) -> None:
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        self.advantage.end_tokens = [*self.policy.eos_token_ids, self.policy.pad_token_id]
-        if self.trainer.is_global_zero:
-            print(f"Batch plan: {self.batch.describe(self.trainer.world_size)}")
-
-    def on_validation_epoch_start(self) -> None:
-        self.gather_weights()
-        self.last_validation = []
-        self.thinking_stats, self.problem_counts, self.failure_counts = (
-            ThinkingStats.of(self.policy),
-            ProblemCounts(),
-            FailureCounts(),
-        )
-
-    def validation_step(self, rows: Rows, batch_idx: int) -> None:
-        self.last_validation.append(evaluate(self, rows, batch_idx, "val"))
-
-    def on_validation_epoch_end(self) -> None:
-        self.scatter_weights()
-        self.problem_counts.log(self, "val")
-        self.failure_counts.log(self, "val")
-        if self.thinking_stats is not None:
-            self.thinking_stats.log(self, "val")
-
-    def on_test_epoch_start(self) -> None:
-        self.gather_weights()
-        self.thinking_stats, self.problem_counts, self.failure_counts = (
-            ThinkingStats.of(self.policy),
-            ProblemCounts(),
-            FailureCounts(),
-        )
-
-    def test_step(self, rows: Rows, batch_idx: int) -> None:
-        evaluate(self, rows, batch_idx, "test")
-
-    def on_test_epoch_end(self) -> None:
-        self.scatter_weights()
-        self.problem_counts.log(self, "test")
-        self.failure_counts.log(self, "test")
-        if self.thinking_stats is not None:
-            self.thinking_stats.log(self, "test")
-
-    def on_predict_epoch_start(self) -> None:
-        self.gather_weights()
-
-    def on_predict_epoch_end(self) -> None:
-        self.scatter_weights()
-
-    def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
-        """A record of every sampled completion (rollouts/completion_records.py), with the rewards whose columns the rows have."""
-        with isolated_rng("predict", run_seed()):
-            batch = self.sample(rows, self.evaluation.samples, self.evaluation.sampling or self.sampling)
-            batch.rewards = applicable_scores(self, batch)
-            if self.with_reference:
-                self.reference_logprobs(batch)
-        return completion_records(batch)

@@ -1,157 +1,83 @@
-"""The last arrow, from advantages to weights: passes over the rollout's tokens, and the optimiser steps."""
+"""From advantages to weights: the passes over a rollout's tokens, and the optimiser steps."""
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_modules.core.micro_batches import MicroBatch, micro_batches, update_slices
+from objectives import Aggregation
 from objectives.kl import kl_estimate
-from rollouts import RolloutBatch
+from policies import Policy
+from rollouts import BatchPlan, RolloutBatch
 from support.errors import ConfigError
+from support.processes import process_count, summed
 
-if TYPE_CHECKING:
-    from lightning_modules.core.on_policy import OnPolicyModule
-
-
-def policy_update(module: "OnPolicyModule", batch: RolloutBatch) -> dict[str, float]:
-    """The optimiser steps of one rollout with advantages. Returns means over the tokens of what the loss reports."""
-    passes = _Passes(module, batch)
-    plan, optimizer = module.batch, module.optimizers()
-    norms: list[float] = []
-    tokens = parts = 0
-    for part in update_slices(batch, plan.updates_per_rollout) * plan.epochs:
-        _accumulate(module, passes, part)
-        tokens, parts = tokens + int(passes.mask[part].sum()), parts + 1
-        if drifted(module, passes.drift, passes.mask[part]):
-            optimizer.zero_grad()  # type: ignore[union-attr]
-            break
-        if (extra := module.auxiliary_loss()) is not None:
-            module.manual_backward(extra)
-        norms.append(_step(module, optimizer))
-    skipped = sum(not math.isfinite(norm) for norm in norms)
-    norms = [norm for norm in norms if math.isfinite(norm)]
-    if plan.lr_per == "rollout":
-        _step_scheduler(module)
-    loss = passes.sums.pop("loss")
-    totals = module.summed(
-        torch.stack([loss.double(), torch.tensor(float(tokens)).to(loss), *passes.sums.values()]).double()
-    )
-    means = {name: float(total / totals[1].clamp(min=1)) for name, total in zip(passes.sums, totals[2:], strict=True)}
-    if plan.kl_stop is not None:
-        means["updates"] = float(len(norms))
-    means["skipped_updates"] = float(skipped)
-    return means | {"loss": float(totals[0]) / parts, "grad_norm": sum(norms) / max(len(norms), 1)}
+#: sums over the masked tokens, or (sum, count) where the mean is over something else than tokens
+Sums = dict[str, Tensor | tuple[Tensor, Tensor]]
 
 
-def _accumulate(module: "OnPolicyModule", passes: "_Passes", part: slice) -> None:
-    """The gradient of one optimiser step. Passes that do not fit into memory are halved, once a run."""
-    weights, sums = module.row_weights(passes.mask[part]), dict(passes.sums)
-    passes.drift.zero_()
-    micros = micro_batches(passes.batch, part, module.update_token_budget, module.trainer)
-    try:
-        for micro in micros:
-            # The ranks' gradients are averaged, the row weights already count all ranks' rows.
-            module.manual_backward(passes.loss(micro, weights[micro.rows - part.start]) * module.trainer.world_size)
-        return
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        largest = max(int(passes.batch.lengths[micro.rows].sum()) for micro in micros)
-        if module.update_budget_halved or module.trainer.world_size > 1:
-            raise ConfigError(
-                f"a pass over {largest} completion tokens does not fit into memory ({str(error).splitlines()[0]}); set batch.update_token_budget to "
-                f"{largest // 2} or less, or policy.gradient_checkpointing: true."
-            ) from error
-    # Outside the handler, whose traceback would keep the failed pass in memory; gradients of the part so far are thrown away.
-    module.optimizers().zero_grad()  # type: ignore[union-attr]
-    module.update_token_budget, module.update_budget_halved, passes.sums = largest // 2, True, sums
-    warnings.warn(
-        f"a pass over {largest} completion tokens did not fit into memory; from here on passes have {largest // 2} tokens. Set batch.update_token_budget.",
-        stacklevel=2,
-    )
-    if module.device.type == "cuda":
-        torch.cuda.empty_cache()
-    _accumulate(module, passes, part)
+@dataclass
+class Objective:
+    """What a method maximises, as the update asks for it.
+
+    Fields:
+        token_loss: (logprobs, behaviour, reference or None, advantages, mask) -> (per-token loss, sums to log).
+        behaviour: (batch, rows, log-probs under the policy that sampled) -> log-probs of what drew these rows' tokens.
+        auxiliary_loss: (batch, rows of the optimiser step) -> a loss beside the policy's, or None.
+        aggregation: weights of the rows of an optimiser step.
+        temperature: divisor of the logits.
+        entropy_bonus: times the entropy of every token's distribution is subtracted from its loss.
+        importance_cap: truncates the importance weight of policy over engine; None for engines that need none.
+    """
+
+    token_loss: Callable[..., tuple[Float[Tensor, "rows time"], Sums]]
+    behaviour: Callable[[RolloutBatch, Tensor, Tensor], Tensor]
+    auxiliary_loss: Callable[[RolloutBatch, slice], Tensor | None]
+    aggregation: Aggregation
+    temperature: float
+    entropy_bonus: float
+    importance_cap: float | None
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be allocated, on a GPU or a CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+@dataclass
+class Steps:
+    """How gradients are made and applied.
 
+    Fields:
+        optimizer: of Lightning, or a plain one.
+        scheduler: steps as `BatchPlan.lr_per` says; None for a constant learning rate.
+        backward: adds the gradient of a loss.
+        max_grad_norm: gradients are scaled down to this norm; None leaves them.
+    """
 
-class _Passes:
-    """What all passes over one rollout share, and what they add up."""
+    optimizer: Any
+    scheduler: Any
+    backward: Callable[[Tensor], None]
+    max_grad_norm: float | None
 
-    def __init__(self, module: "OnPolicyModule", batch: RolloutBatch) -> None:
-        assert batch.advantages is not None
-        self.module, self.batch, self.mask = module, batch, module.loss_mask(batch)
-        self.advantages = (
-            batch.advantages
-            if batch.advantages.dim() == 2
-            else batch.advantages[:, None].expand(batch.completion_ids.shape)
-        )
-        self.reference = module.reference_logprobs(batch) if module.kl.coefficient else None
-        # With one update the policy is still the one that sampled, and its own log-probs give a ratio of exactly one.
-        self.behaviour = module.sampled_logprobs(batch) if module.batch.updates > 1 else None
-        self.correct = (
-            module.importance_cap is not None and module.plain_sampling and not module.engine.matches(module.policy)
-        )
-        self.sums: dict[str, Tensor] = {}  # over the masked tokens
-        self.drift = torch.zeros((), device=module.device)
+    def step(self) -> float:
+        """One optimiser step, left out if the gradient is not finite. Returns the norm before clipping."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = total_norm([p.grad for p in parameters])
+        if math.isfinite(norm):  # the same on all processes, whose gradients have been averaged
+            if self.max_grad_norm is not None and parameters:
+                # Lightning's own clipping refuses fused optimisers under mixed precision, which need no unscaling here.
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
 
-    def loss(self, micro: MicroBatch, weights: Float[Tensor, "some"]) -> Float[Tensor, ""]:
-        """The weighted loss of one pass, with a gradient."""
-        module, batch, rows, width = self.module, self.batch, micro.rows, micro.width
-        mask = self.mask[rows, :width] & micro.counted[:, None]
-        bonus = module.shaping.entropy_bonus
-        logprobs, entropy = module.policy.logprobs(
-            batch.prompt_groups(rows), module.temperature, entropy_gradient=bonus > 0
-        )
-        old = module.behaviour(
-            batch, rows, logprobs.detach() if self.behaviour is None else self.behaviour[rows, :width]
-        )
-        given = None if self.reference is None else self.reference[rows, :width]
-        loss, found = module.token_loss(logprobs, old, given, self.advantages[rows, :width], mask)
-        if self.correct:
-            importance = (old - batch.behaviour_logprobs[rows, :width]).exp().clamp(max=module.importance_cap)
-            loss, found["importance"] = loss * torch.where(mask, importance, 0.0), (importance * mask).sum()
-        if bonus:
-            loss = loss - bonus * entropy
-        found["entropy"] = (entropy.detach() * mask).sum()
-        found["behaviour_gap"] = ((logprobs.detach() - batch.behaviour_logprobs[rows, :width]).abs() * mask).sum()
-        found["loss"] = (torch.where(mask, loss, 0.0) * weights[:, None]).sum()
-        if module.batch.kl_stop is not None:
-            self.drift += torch.where(mask, kl_estimate(old, logprobs.detach(), "k3"), 0.0).sum()
-        for name, value in found.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=module.device)) + value.detach()
-        return found["loss"]
-
-
-def drifted(module: "OnPolicyModule", drift: Tensor, mask: Tensor) -> bool:
-    """Whether the policy is further from the one that sampled than `kl_stop` allows, judged over all processes so that all of them stop."""
-    if module.batch.kl_stop is None:
-        return False
-    total = module.summed(torch.stack([drift, mask.sum().float()]))
-    return float(total[0] / total[1].clamp(min=1)) > module.batch.kl_stop
-
-
-@torch.no_grad()
-def all_logprobs(module: "OnPolicyModule", batch: RolloutBatch, reference: bool) -> Float[Tensor, "rows time"]:
-    """Log-probs of every completion token under the policy or the reference; 0 outside the action mask."""
-    values = torch.zeros(batch.completion_ids.shape, device=module.device)
-    for micro in micro_batches(batch, slice(0, len(values)), module.update_token_budget, None):
-        groups = batch.prompt_groups(micro.rows)
-        values[micro.rows, : micro.width] = (
-            module.policy.reference_logprobs(groups, module.temperature)
-            if reference
-            else module.policy.logprobs(groups, module.temperature)[0]
-        )
-    return values.masked_fill(~batch.action_mask, 0.0)
+    def step_scheduler(self) -> None:
+        """Advance the learning rate by one step."""
+        if self.scheduler is not None:
+            self.scheduler.step()
 
 
 def total_norm(gradients: list[Tensor]) -> float:
@@ -160,21 +86,155 @@ def total_norm(gradients: list[Tensor]) -> float:
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
-def _step(module: "OnPolicyModule", optimizer: Any) -> float:
-    """One optimiser step, left out if the gradient is not finite. Returns the gradient's norm before it was clipped."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = total_norm([p.grad for p in parameters])
-    if math.isfinite(norm):  # the same on all processes, whose gradients have been averaged
-        if module.max_grad_norm is not None:
-            module.clip_gradients(optimizer, module.max_grad_norm, "norm")
-        optimizer.step()
-    optimizer.zero_grad()
-    if module.batch.lr_per == "update":
-        _step_scheduler(module)
-    return norm
+def without_idle_tokens(batch: RolloutBatch, mask: Bool[Tensor, "rows time"]) -> RolloutBatch:
+    """The batch without the tokens behind each row's last one that carries loss; one token of every row stays.
+
+    No loss depends on them, so they need not be computed.
+    """
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, steps, 0).amax(1, keepdim=True)
+    kept = batch.completion_mask & (steps <= last)
+    return replace(batch, completion_mask=kept, action_mask=batch.action_mask & kept)
 
 
-def _step_scheduler(module: "OnPolicyModule") -> None:
-    scheduler = module.lr_schedulers()
-    if scheduler is not None:
-        scheduler.step()  # type: ignore[union-attr]
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be allocated, on a GPU or a CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+class PolicyUpdate:
+    """The optimiser steps of one rollout.
+
+    Args:
+        batch: the rollout, with advantages.
+        mask: tokens that carry loss.
+        sampled_logprobs: under the policy that sampled; None where the policy still is that one, so that its own
+            log-probs give a ratio of exactly 1.
+        reference_logprobs: None without a KL term.
+        token_budget: maximum number of tokens in a pass; None takes all rows at once. A pass that does not fit into
+            memory halves it, once in a run.
+    """
+
+    def __init__(
+        self,
+        batch: RolloutBatch,
+        mask: Bool[Tensor, "rows time"],
+        *,
+        policy: Policy,
+        plan: BatchPlan,
+        objective: Objective,
+        steps: Steps,
+        sampled_logprobs: Float[Tensor, "rows time"] | None,
+        reference_logprobs: Float[Tensor, "rows time"] | None,
+        token_budget: int | None,
+        may_halve: bool,
+    ) -> None:
+        assert batch.advantages is not None
+        per_token = batch.advantages.dim() == 2
+        self.advantages = batch.advantages if per_token else batch.advantages[:, None].expand(mask.shape)
+        self.batch, self.mask = without_idle_tokens(batch, mask), mask
+        self.policy, self.plan, self.objective, self.steps = policy, plan, objective, steps
+        self.sampled_logprobs, self.reference_logprobs = sampled_logprobs, reference_logprobs
+        self.token_budget, self.may_halve = token_budget, may_halve
+        self.sums: dict[str, Tensor] = {}  # (sum, count) by name
+        self.drift = torch.zeros((), device=policy.device)
+
+    def run(self) -> dict[str, float]:
+        """Take the steps. Returns means over the tokens of what the loss reports, over all processes."""
+        norms: list[float] = []
+        parts = 0
+        for part in update_slices(self.batch, self.plan.updates_per_rollout) * self.plan.epochs:
+            mask, parts = self.mask[part], parts + 1
+            totals = summed(torch.stack([(mask.sum(1) > 0).sum(), mask.sum()]).double())
+            # Without a token that carries loss the step still counts, but moves neither weights nor moments.
+            if totals[1] > 0:
+                self._accumulate(part, self.objective.aggregation(mask, *totals.tolist()))
+                if self._drifted(float(totals[1])):
+                    self.steps.optimizer.zero_grad()
+                    break
+                if (auxiliary := self.objective.auxiliary_loss(self.batch, part)) is not None:
+                    self.steps.backward(auxiliary)
+            norms.append(self.steps.step())
+            if self.plan.lr_per == "update":
+                self.steps.step_scheduler()
+        if self.plan.lr_per == "rollout":
+            self.steps.step_scheduler()
+        return self._metrics(norms, parts)
+
+    def _metrics(self, norms: list[float], parts: int) -> dict[str, float]:
+        finite = [norm for norm in norms if math.isfinite(norm)]
+        metrics: dict[str, float] = {}
+        if self.sums:
+            totals = summed(torch.stack(list(self.sums.values())).double())
+            metrics = {name: float(s / n.clamp(min=1)) for name, (s, n) in zip(self.sums, totals, strict=True)}
+        metrics["loss"] = float(totals[list(self.sums).index("loss")][0]) / parts if self.sums else 0.0
+        if self.plan.kl_stop is not None:
+            metrics["updates"] = float(len(finite))
+        metrics["skipped_updates"] = float(len(norms) - len(finite))
+        return metrics | {"grad_norm": sum(finite) / max(len(finite), 1)}
+
+    def _accumulate(self, part: slice, weights: Float[Tensor, "rows"]) -> None:
+        """The gradient of one optimiser step; passes that do not fit into memory are halved, once in a run."""
+        sums = dict(self.sums)
+        self.drift.zero_()
+        micros = micro_batches(self.batch, part, self.token_budget, equalise=True)
+        try:
+            for micro in micros:
+                # The processes' gradients are averaged, the row weights already count all processes' rows.
+                loss = self._loss(micro, weights[micro.rows - part.start].to(self.policy.device))
+                self.steps.backward(loss * process_count())
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            largest = max(int(self.batch.lengths[micro.rows].sum()) for micro in micros)
+            if not self.may_halve or process_count() > 1:
+                raise ConfigError(
+                    f"a pass over {largest} completion tokens does not fit into memory "
+                    f"({str(error).splitlines()[0]}); set batch.update_token_budget to {largest // 2} or less, or "
+                    "policy.gradient_checkpointing: true."
+                ) from error
+        # Outside the handler, whose traceback would keep the failed pass in memory; gradients so far are thrown away.
+        self.steps.optimizer.zero_grad()
+        self.token_budget, self.may_halve, self.sums = largest // 2, False, sums
+        warnings.warn(
+            f"a pass over {largest} completion tokens did not fit into memory; from here on passes have "
+            f"{largest // 2} tokens. Set batch.update_token_budget.",
+            stacklevel=2,
+        )
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._accumulate(part, weights)
+
+    def _loss(self, micro: MicroBatch, weights: Float[Tensor, "some"]) -> Float[Tensor, ""]:
+        """The weighted loss of one pass, with a gradient."""
+        objective, batch, rows, width = self.objective, self.batch, micro.rows, micro.width
+        mask, bonus = self.mask[rows, :width] & micro.counted[:, None], objective.entropy_bonus
+        groups = batch.prompt_groups(rows)
+        logprobs, entropy = self.policy.logprobs(groups, objective.temperature, entropy_gradient=bonus > 0)
+        detached, engine_logprobs = logprobs.detach(), batch.behaviour_logprobs[rows, :width]
+        sampled = detached if self.sampled_logprobs is None else self.sampled_logprobs[rows, :width]
+        behaviour = objective.behaviour(batch, rows, sampled)
+        reference = None if self.reference_logprobs is None else self.reference_logprobs[rows, :width]
+        loss, sums = objective.token_loss(logprobs, behaviour, reference, self.advantages[rows, :width], mask)
+        if objective.importance_cap is not None:
+            importance = (behaviour - engine_logprobs).exp().clamp(max=objective.importance_cap)
+            loss, sums["importance"] = loss * torch.where(mask, importance, 0.0), (importance * mask).sum()
+        if bonus:
+            loss = loss - bonus * entropy
+        sums["entropy"] = (entropy.detach() * mask).sum()
+        sums["behaviour_gap"] = ((detached - engine_logprobs).abs() * mask).sum()
+        if self.plan.kl_stop is not None:
+            self.drift += torch.where(mask, kl_estimate(sampled, detached, "k3"), 0.0).sum()
+        total = (torch.where(mask, loss, 0.0) * weights[:, None]).sum()
+        for name, value in (sums | {"loss": total}).items():
+            pair = value if isinstance(value, tuple) else (value, mask.sum())
+            sum_and_count = torch.stack([item.detach().double() for item in pair])
+            self.sums[name] = self.sums[name] + sum_and_count if name in self.sums else sum_and_count
+        return total
+
+    def _drifted(self, tokens: float) -> bool:
+        """Whether the policy left the one that sampled by more than `kl_stop` nats per token, over all processes."""
+        if self.plan.kl_stop is None:
+            return False
+        return float(summed(self.drift)) / max(tokens, 1.0) > self.plan.kl_stop

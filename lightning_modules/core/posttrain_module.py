@@ -1,4 +1,4 @@
-"""What every module shares: its policy's loading, optimiser and checkpoint."""
+"""The base of every module: loading of its policy, optimiser, checkpoint."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,18 +17,13 @@ from support.errors import ConfigError
 from support.seeding import isolated_rng, run_seed
 
 
-def adamw(parameters: Any) -> torch.optim.Optimizer:
-    """The default optimiser: AdamW, learning rate 1e-6, no weight decay."""
-    return torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0)
-
-
 class PosttrainModule(L.LightningModule):
     """Loads `policy` when the trainer asks for it, and stores only trained weights under LoRA.
 
     Args:
         policy: which model, and how it is trained.
-        optimizer: builds the optimiser from the trained parameters.
-        lr_scheduler: builds a scheduler that steps once an optimiser step.
+        optimizer: builds the optimiser from `trained_parameters()`; AdamW with a learning rate of 1e-6 by default.
+        lr_scheduler: builds a scheduler that steps once per optimiser step; None keeps the learning rate.
     """
 
     with_reference = False
@@ -37,11 +32,13 @@ class PosttrainModule(L.LightningModule):
     def __init__(
         self,
         policy: PolicyParams,
-        optimizer: OptimizerCallable = adamw,
+        *,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        # Only a configuration is plain data; objects given in Python would make the checkpoint unreadable by safe loading.
+        # Only a configuration is plain data; objects given in Python would make the checkpoint unreadable by safe
+        # loading.
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters(logger=False)
         else:
@@ -51,24 +48,29 @@ class PosttrainModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if getattr(self, "policy", None) is None:
-            with isolated_rng(
-                "initialisation", run_seed()
-            ):  # fresh adapters are the same however much was drawn before
+            # Fresh adapters are the same however much was drawn before.
+            with isolated_rng("initialisation", run_seed()):
                 self.policy = Policy(self.policy_params, with_reference=self.with_reference)
             if self._trainer is not None and isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
                 if strategy.device_mesh["tensor_parallel"].size() > 1:
                     raise ConfigError(
-                        "trainer.strategy splits matrices over processes; set tensor_parallel_size: 1, which shards whole weights."
+                        "trainer.strategy splits matrices over processes, which is not supported; set its "
+                        "tensor_parallel_size to 1, which shards whole weights."
                     )
                 dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
                 shard(self.policy, strategy.device_mesh["data_parallel"], dtype)
 
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that the optimiser moves: the policy's; a method with a critic adds its own."""
+        return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+
     def configure_optimizers(self) -> Any:
-        trained = [p for p in self.policy.parameters() if p.requires_grad]
         try:
-            optimizer = self.optimizer_callable(trained)
+            optimizer = self.optimizer_callable(self.trained_parameters())
         except ValueError as error:
-            raise ConfigError(f"the optimiser in model.optimizer refuses its settings: {error}") from error
+            raise ConfigError(
+                f"the optimiser refuses its settings: {error}. Change the keys under model.optimizer."
+            ) from error
         if self.scheduler_callable is None:
             return optimizer
         return {
@@ -83,15 +85,16 @@ class PosttrainModule(L.LightningModule):
         return {name for name in self.state_dict() if name.startswith("policy.") and "lora_" not in name}
 
     def whole_weights(self) -> AbstractContextManager[None]:
-        """All weights in place on every process while it lasts, also where training keeps them in shards; every process must take part."""
+        """Context in which every process holds all weights, also where training shards them; all processes enter it."""
         return self.policy.whole() if isinstance(self.policy, Policy) else nullcontext()
 
     def gather_weights(self) -> None:
-        """Begin a stage in which processes may do different amounts of work on whole weights; `scatter_weights` ends it."""
+        """Begin a stage with whole weights in which processes may differ in work; `scatter_weights` ends it."""
         self._gathered = self.whole_weights()
         self._gathered.__enter__()
 
     def scatter_weights(self) -> None:
+        """End what `gather_weights` began."""
         self._gathered.__exit__(None, None, None)
 
     def export(self, folder: str | Path) -> None:
@@ -107,24 +110,25 @@ class PosttrainModule(L.LightningModule):
         made_by = checkpoint.get("module")
         if made_by != type(self).__name__:
             raise ConfigError(
-                f"the checkpoint was made by {made_by or 'something else'}, not by {type(self).__name__}; to go on from its weights with another method, export them "
-                "(callbacks.ExportPolicy) and give the folder as model.policy.model."
+                f"the checkpoint was made by {made_by or 'another program'}, not by {type(self).__name__}. To continue "
+                "from its weights with another method, export them with "
+                "callbacks.ExportPolicy and set model.policy.model to the exported folder."
             )
         self.configure_model()
         if "state_dict" not in checkpoint:  # shards, which the strategy loads and checks
             return
-        saved = checkpoint["state_dict"].keys()
+        saved = checkpoint["state_dict"]
         if any(".reference." in name for name in saved) and self.policy_params.lora is not None:
             self.policy.add_reference_adapter()
-        own = self.state_dict()
-        if other := [name for name in own.keys() & saved if own[name].shape != checkpoint["state_dict"][name].shape]:
+        expected = self.state_dict()
+        remedy = "it was made with another policy or LoRA setting. Use the configuration that it was trained with."
+        if resized := [name for name in expected.keys() & saved.keys() if expected[name].shape != saved[name].shape]:
+            name = min(resized)
             raise ConfigError(
-                f"the checkpoint's {min(other)} has the shape {tuple(checkpoint['state_dict'][min(other)].shape)}, this model's "
-                f"{tuple(own[min(other)].shape)}; it was made with another policy or LoRA setting. Use the configuration that it was trained with."
+                f"the checkpoint's {name} has the shape {tuple(saved[name].shape)}, this model's "
+                f"{tuple(expected[name].shape)}; {remedy}"
             )
-        lost = self.state_dict().keys() - saved - self._rebuilt_from_config()
-        if lost:
+        if missing := expected.keys() - saved.keys() - self._rebuilt_from_config():
             raise ConfigError(
-                f"the checkpoint lacks {len(lost)} of this model's weights, among them {sorted(lost)[0]}; it was made with another "
-                "policy or LoRA setting. Use the configuration that it was trained with."
+                f"the checkpoint lacks {len(missing)} of this model's weights, among them {min(missing)}; {remedy}"
             )

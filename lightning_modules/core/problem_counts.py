@@ -1,6 +1,6 @@
 """pass@k of an evaluation, from how many of each problem's samples are correct: exact over all batches and processes."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +10,6 @@ from objectives.bootstrap import bootstrap_interval
 from objectives.pass_at_k import pass_rate
 from support.processes import gathered
 from support.seeding import run_seed
-
-if TYPE_CHECKING:
-    from lightning_modules.core.on_policy import OnPolicyModule
 
 
 def pass_at_k(correct: Tensor, k: int) -> Tensor:
@@ -28,57 +25,51 @@ def pass_at_k(correct: Tensor, k: int) -> Tensor:
 class ProblemCounts:
     """Correct samples of every problem of one evaluation.
 
-    Every process keeps those of its own problems until the end, where all of them exchange theirs once: a task that one process never saw
-    would otherwise leave the others waiting for it, and an interval cannot be averaged over batches.
+    Every process keeps those of its own problems until the end, where all of them exchange theirs once: a task that
+    one process never saw would otherwise leave the others waiting for it, and an interval cannot be averaged over
+    batches.
     """
 
     def __init__(self) -> None:
-        self.found: list[tuple[str, int, int]] = []  # (task, samples, of which correct) of each problem
+        #: (task, samples, correct samples) of each problem
+        self.counts: list[tuple[str, int, int]] = []
 
     def add(self, rows: list[dict[str, Any]], correct: Tensor) -> None:
         """Count one batch.
 
         Args:
-            rows: the data rows of its problems. correct: (problems, samples), bool.
+            rows: the data rows of its problems.
+            correct: (problems, samples), bool.
         """
-        counts = correct.sum(1).tolist()
-        self.found += [
-            (str(row.get("task", "")), correct.shape[1], count) for row, count in zip(rows, counts, strict=True)
-        ]
+        for row, count in zip(rows, correct.sum(1).tolist(), strict=True):
+            self.counts.append((str(row.get("task", "")), correct.shape[1], count))
 
-    def log(self, module: "OnPolicyModule", stage: str) -> None:
-        """Log pass@1 and every wanted pass@k, in all and by task, and their intervals where they are asked for."""
-        everything = [item for part in gathered(self.found) for item in part]
-        for name, value in self.metrics(
-            everything, module.evaluation.pass_ks, module.evaluation.with_intervals(stage)
-        ).items():
-            module.log(
-                f"{stage}/{name}", value, prog_bar=name == "pass@1", sync_dist=True
-            )  # equal on all processes already; Lightning warns otherwise
+    def metrics(self, pass_ks: dict[str, int], intervals: bool) -> dict[str, float]:
+        """pass@1 and every wanted pass@k over the problems of all processes, see `pass_metrics`."""
+        return pass_metrics([count for counts in gathered(self.counts) for count in counts], pass_ks, intervals)
 
-    @staticmethod
-    def metrics(found: list[tuple[str, int, int]], pass_ks: dict[str, int], intervals: bool) -> dict[str, float]:
-        """Means over the problems by metric name.
 
-        Args:
-            found: (task, samples, of which correct) of each problem.
-            pass_ks: k by the metric's name; pass@1 is always there.
-            intervals: add `<name>/low` and `<name>/high`, 95 % bootstrap intervals over the problems, in all and by task.
-        """
-        if not found:
-            return {}
-        tasks = np.array([task for task, _, _ in found])
-        samples = torch.tensor([n for _, n, _ in found], dtype=torch.float64)
-        right = torch.tensor([c for _, _, c in found], dtype=torch.float64)
-        names = np.unique(tasks).tolist()
-        parts = {"": np.ones(len(tasks), dtype=bool)} | {f"/{task}": tasks == task for task in names if len(names) > 1}
-        metrics = {}
-        for name, k in ({"pass@1": 1} | pass_ks).items():
-            values = pass_rate(samples, right, k).numpy()
-            for end, chosen in parts.items():
-                metrics[f"{name}{end}"] = float(values[chosen].mean())
-                if intervals:
-                    metrics[f"{name}{end}/low"], metrics[f"{name}{end}/high"] = bootstrap_interval(
-                        values[chosen], seed=run_seed()
-                    )
-        return metrics
+def pass_metrics(counts: list[tuple[str, int, int]], pass_ks: dict[str, int], intervals: bool) -> dict[str, float]:
+    """Means over the problems by metric name, in all and by task.
+
+    Args:
+        counts: (task, samples, correct samples) of each problem.
+        pass_ks: k by the metric's name; pass@1 is always there.
+        intervals: add `<name>/low` and `<name>/high`, 95 % bootstrap intervals over the problems, in all and by task.
+    """
+    if not counts:
+        return {}
+    tasks = np.array([task for task, _, _ in counts])
+    samples = torch.tensor([n for _, n, _ in counts], dtype=torch.float64)
+    correct = torch.tensor([c for _, _, c in counts], dtype=torch.float64)
+    names = np.unique(tasks).tolist()
+    masks = {"": np.ones(len(tasks), dtype=bool)} | {f"/{task}": tasks == task for task in names if len(names) > 1}
+    metrics = {}
+    for name, k in ({"pass@1": 1} | pass_ks).items():
+        values = pass_rate(samples, correct, k).numpy()
+        for suffix, mask in masks.items():
+            metrics[f"{name}{suffix}"] = float(values[mask].mean())
+            if intervals:
+                low, high = bootstrap_interval(values[mask], seed=run_seed())
+                metrics[f"{name}{suffix}/low"], metrics[f"{name}{suffix}/high"] = low, high
+    return metrics

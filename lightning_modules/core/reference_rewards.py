@@ -1,19 +1,21 @@
-"""What the initial policy earns on every training prompt: sampled once before training, kept in the user's cache."""
+"""Rewards of the initial policy on every training prompt: sampled once before training, kept in the user's cache."""
 
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from lightning_modules.core.failure_counts import FailureCounts
-from rollouts import SamplingParams
+import torch
+from torch import Tensor
+
+from policies import Policy
+from rollouts import SamplingOverrides, SamplingParams
 from support.errors import ConfigError
 from support.files import atomic_write_text, cache_folder, fingerprint, weights_fingerprint
 from support.processes import gathered
 from support.seeding import isolated_rng, run_seed
 
-if TYPE_CHECKING:
-    from lightning_modules.adapt_think import AdaptThink
-
+Rows = list[dict[str, Any]]
 PROMPTS_AT_ONCE = 64
 
 
@@ -23,62 +25,65 @@ class Reference:
 
     Args:
         samples: completions of every training prompt (the paper's K).
-        sampling: how they are drawn; the training's sampling if None.
-        cache: keep the result for other runs from the same weights, prompts, sampling and seed.
+        sampling: how they are drawn, where it differs from the training's sampling.
+        cache: keep the result for other runs from the same weights, prompts, rewards, sampling and seed.
     """
 
     samples: int = 16
-    sampling: SamplingParams | None = None
+    sampling: SamplingOverrides = field(default_factory=lambda: SamplingOverrides(temperature=0.6, top_p=0.95))
     cache: bool = True
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ConfigError(f"reference.samples is {self.samples}; it must be at least 1.")
+            raise ConfigError(f"reference.samples is {self.samples}; set it to 1 or more.")
 
 
 def prompt_key(row: dict[str, Any]) -> str:
-    """What a prompt's mean is stored under: the data row's text and answer, not its tokens, which do not survive decoding."""
+    """The key of a prompt's mean: the data row's text and answer, not its tokens, which do not survive decoding."""
     return fingerprint([row["prompt"], row.get("answer")])[:16]
 
 
-def reference_rewards(module: "AdaptThink", rows: list[dict[str, Any]]) -> dict[str, float]:
+def reference_rewards(
+    rows: Rows,
+    measure: Callable[[Rows, int, SamplingParams], Tensor],
+    *,
+    reference: Reference,
+    sampling: SamplingParams,
+    policy: Policy,
+    rewards: Any,
+) -> dict[str, float]:
     """Mean reward of the policy as it stands, by prompt; from the cache if it was measured before.
 
-    Every process samples its share; draws depend on (seed, block of prompts), not on the number of processes.
+    Every process samples its part of the prompts; draws depend on (seed, block of prompts), not on the number of
+    processes.
+
+    Args:
+        measure: (rows, samples, sampling) -> rewards of shape (rows * samples,), NaN where one could not be scored.
+        sampling: how completions are drawn, with `reference.sampling` applied.
+        rewards: what identifies the rewards and their settings, as plain data.
     """
     distinct = {prompt_key(row): row for row in rows}
-    sampling = module.reference.sampling or module.sampling
-    question = [
-        weights_fingerprint(dict(module.policy.weights())),
-        fingerprint(distinct),
-        asdict(sampling),
-        module.reference.samples,
-        run_seed(),
-        [(type(reward).__qualname__, reward.name, reward.weight) for reward in module.rewards],
-    ]
-    path = cache_folder("adapt_think", f"{fingerprint(question)}.json")
+    identity = [weights_fingerprint(dict(policy.weights())), policy.tokenizer.chat_template, policy.params.dtype]
+    identity += [fingerprint(distinct), asdict(sampling), reference.samples, run_seed(), rewards]
+    path = cache_folder("adapt_think", f"{fingerprint(identity)}.json")
     # Every process must decide alike, and a file may appear for some of them first.
-    if all(gathered(module.reference.cache and path.is_file())):
-        known: dict[str, float] = json.loads(path.read_text())
-        return known
-    if module.trainer.is_global_zero:
-        print(
-            f"Measuring the initial policy: {module.reference.samples} completions for each of {len(distinct)} prompts",
-            flush=True,
-        )
+    if all(gathered(reference.cache and path.is_file())):
+        cached: dict[str, float] = json.loads(path.read_text())
+        return cached
+    is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    rank = 0 if is_first else torch.distributed.get_rank()
+    processes = len(gathered(None))
+    if is_first:
+        print(f"Measuring the initial policy: {reference.samples} completions for each of {len(distinct)} prompts")
     keys = list(distinct)
-    found: dict[str, float] = {}
-    failures = FailureCounts()
+    means: dict[str, float] = {}
     blocks = [keys[start : start + PROMPTS_AT_ONCE] for start in range(0, len(keys), PROMPTS_AT_ONCE)]
-    for number in range(module.global_rank, len(blocks), module.trainer.world_size):
+    for number in range(rank, len(blocks), processes):
         with isolated_rng("reference rewards", run_seed(), number):
-            batch = module.sample([distinct[key] for key in blocks[number]], module.reference.samples, sampling)
-            batch.rewards = module.score(batch)
-        failures.add(batch)
-        means = module.returns(batch).view(len(blocks[number]), -1).nanmean(1)  # over those that could be scored
-        found |= dict(zip(blocks[number], means.tolist(), strict=True))
-    failures.metrics(module, "the measurement of the initial policy")
-    found = {key: value for part in gathered(found) for key, value in part.items()}
-    if module.reference.cache and module.trainer.is_global_zero:
-        atomic_write_text(path, json.dumps(found))
-    return found
+            earned = measure([distinct[key] for key in blocks[number]], reference.samples, sampling)
+        by_prompt = earned.view(len(blocks[number]), -1).nanmean(1)  # over those that could be scored
+        means |= dict(zip(blocks[number], by_prompt.tolist(), strict=True))
+    means = {key: value for part in gathered(means) for key, value in part.items()}
+    if reference.cache and is_first:
+        atomic_write_text(path, json.dumps(means))
+    return means

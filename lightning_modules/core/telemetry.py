@@ -1,50 +1,65 @@
 """Metrics of a rollout under the names that all methods share."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rewards import total_reward
+from rewards import Reward, total_reward
 from rollouts import RolloutBatch
+from support.processes import summed
 
-if TYPE_CHECKING:
-    from lightning_modules.core.on_policy import OnPolicyModule
-
+#: metrics on the progress line
 SHOWN = {"train/reward", "train/length", "train/kl", "perf/rollout_tokens_per_s"}
 
 
-def means(module: "OnPolicyModule", rows: dict[str, Tensor]) -> dict[str, float]:
-    """Mean of every quantity over the rows of all processes that have it (are not NaN)."""
-    found = torch.stack([value.double() for value in rows.values()])
-    totals = module.summed(torch.stack([found.nan_to_num(0.0).sum(1), (~found.isnan()).sum(1).double()]))
-    return {name: total / count for name, total, count in zip(rows, *totals.tolist(), strict=True) if count}
+def means_over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean of every quantity over the rows of all processes that have it (are not NaN).
+
+    Args:
+        values: (rows,) by name; the same names on all processes. A name without any number is left out.
+    """
+    stacked = torch.stack([value.double() for value in values.values()])
+    totals = summed(torch.stack([stacked.nan_to_num(0.0).sum(1), (~stacked.isnan()).sum(1).double()]))
+    return {name: total / count for name, total, count in zip(values, *totals.tolist(), strict=True) if count}
 
 
-def log_rollout(
-    module: "OnPolicyModule",
-    batch: RolloutBatch,
-    metrics: dict[str, float],
+def rollout_metrics(
+    rewards: Sequence[Reward], names: Mapping[str, str], drawn: RolloutBatch, metrics: Mapping[str, float]
+) -> dict[str, float]:
+    """Means over the rows of all processes, and the given metrics, under train/.
+
+    Args:
+        rewards: those that are summed up in `train/reward`.
+        names: metric of each score in `drawn.rewards`.
+        drawn: the rollout before any selection.
+        metrics: of the update and the method; the rows' means take precedence.
+    """
+    rows = {names[name]: scores for name, scores in drawn.rewards.items()}
+    if rewards:
+        rows["reward"] = total_reward(list(rewards), drawn.rewards, drawn.failures)
+    rows |= {"length": drawn.lengths, "truncated": drawn.truncated}
+    return {f"train/{name}": value for name, value in (dict(metrics) | means_over_processes(rows)).items()}
+
+
+def throughput(
+    drawn: RolloutBatch,
+    learned: RolloutBatch,
+    metrics: Mapping[str, float],
     rollout_seconds: float,
     update_seconds: float,
-) -> None:
-    """Log one rollout and its updates: means over the rows of all processes; `metrics` are the update's own."""
-    tokens, learned = float(batch.lengths.sum()), module.last_rollout or batch
-    rows = {module.metric_name(name): scores for name, scores in batch.rewards.items()}
-    if module.rewards:
-        rows["reward"] = total_reward(module.rewards, batch.rewards, batch.failures)
-    rows |= {"length": batch.lengths, "truncated": batch.truncated}
-    values = {f"train/{name}": value for name, value in metrics.items()}
-    values |= {f"train/{name}": value for name, value in means(module, rows).items()}
-    values |= {
-        "train/kl_coefficient": module.kl.coefficient,
-        "train/tokens": float(module.generated_tokens),
-        "perf/rollout_tokens_per_s": (tokens + metrics.get("extra_tokens", 0.0)) / rollout_seconds,
+) -> dict[str, float]:
+    """Tokens per second of this process in rollout and update, and on a GPU the peak memory in GB.
+
+    Args:
+        learned: the rows that the update learned from.
+        metrics: `extra_tokens` among them counts tokens generated beside `drawn`.
+    """
+    generated = float(drawn.lengths.sum()) + metrics.get("extra_tokens", 0.0)
+    values = {
+        "perf/rollout_tokens_per_s": generated / rollout_seconds,
         "perf/update_tokens_per_s": float(learned.lengths.sum()) / update_seconds,
     }
-    if module.device.type == "cuda":
+    if drawn.completion_ids.is_cuda:
         values["perf/peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    for name, value in values.items():
-        module.log(
-            name, value, prog_bar=name in SHOWN, batch_size=len(batch.rows), sync_dist=module.trainer.world_size > 1
-        )
+    return values

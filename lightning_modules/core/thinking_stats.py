@@ -1,7 +1,10 @@
-"""How often a model thinks, on what, how long and with what success: measured in every method's validation; of a model that cannot think, the lengths."""
+"""Rates, lengths and accuracies of thinking, measured in every method's validation.
+
+Of a model that cannot think only the lengths are measured.
+"""
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +12,6 @@ from torch import Tensor
 from policies import Policy
 from rollouts import Mode, RolloutBatch, ThinkingFormat, thinking_format
 from support.processes import gathered
-
-if TYPE_CHECKING:
-    from lightning_modules.core.on_policy import OnPolicyModule
 
 Totals = dict[str, tuple[float, float]]
 
@@ -68,17 +68,14 @@ class ThinkingStats:
             self.sums[name][0] += float(values.float().sum())
             self.sums[name][1] += len(values)
 
-    def log(self, module: "OnPolicyModule", stage: str) -> None:
-        """Log the means over all processes; they stay in `means`, by name."""
+    def metrics(self) -> dict[str, float]:
+        """The means over all processes, which also stay in `means`."""
         totals: Totals = defaultdict(lambda: (0.0, 0.0))
-        for part in gathered(dict(self.sums)):
-            for name, (value, count) in part.items():
+        for sums in gathered(dict(self.sums)):
+            for name, (value, count) in sums.items():
                 totals[name] = (totals[name][0] + value, totals[name][1] + count)
         self.means = {name: value / count for name, (value, count) in sorted(totals.items())}
-        for name, value in self.means.items():
-            module.log(
-                f"{stage}/{name}", value, sync_dist=True
-            )  # equal on all processes already; Lightning warns otherwise
+        return self.means
 
 
 def difficulties(rows: list[dict[str, Any]], group_size: int = 1) -> list[str | None]:

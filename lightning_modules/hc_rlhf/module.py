@@ -9,16 +9,15 @@ Chittepu et al., 2025 (arXiv 2506.08266). Given a threshold tau and a failure pr
     python main.py fit --config configs/hc_rlhf.yaml
 """
 
-from dataclasses import asdict
+import copy
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.on_policy import OnPolicyModule
-from lightning_modules.core.posttrain_module import adamw
 from lightning_modules.core.terms import KLPenalty
 from lightning_modules.hc_rlhf.ledger import Ledger
 from lightning_modules.hc_rlhf.publish import publish
@@ -31,87 +30,115 @@ from objectives import Advantage, Aggregation, Bound, LeaveOneOut, PolicyLoss, R
 from objectives.constraint import CostWindow, DualVariable, augmented_cost, inflation
 from policies import PolicyParams
 from policies.supervised import response_loss
-from rewards import Reward, total_reward
-from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
+from rewards import Reward
+from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.files import fingerprint, weights_fingerprint
+from support.processes import gathered
 from support.prompt_identity import split_fingerprint
 from support.seeding import derive_seed, isolated_rng, run_seed
 
 
+@dataclass
+class Pessimism:
+    """The pessimistic constraint of one rollout.
+
+    Fields:
+        mean, std: of the costs in the window, this rollout's included.
+        kappa: inflation of the deviation.
+        multiplier: lambda, before this rollout's step.
+    """
+
+    mean: float
+    std: float
+    kappa: float
+    multiplier: float
+
+    @property
+    def bound(self) -> float:
+        """U+ = mean + kappa * std, which must not exceed the threshold."""
+        return self.mean + self.kappa * self.std
+
+
 class HCRLHF(OnPolicyModule):
-    """High-confidence safe RLHF. The data module brings the prompts, a `safety` split, and preference pairs if models are to be trained.
+    """High-confidence safe RLHF; the defaults are the paper's and its official code's.
+
+    The data module brings the prompts, a `safety` split, and preference pairs if models are to be trained. Beside the
+    candidate selection (`score`, `observe`, `returns`, `auxiliary_loss`, `metrics`) it overrides the trainer's hooks
+    for the phases around it: models before training, the safety test at its end, the constraint's state in checkpoints.
 
     Args:
         policy: the supervised start, also the reference.
+        rewards: parts to use instead of a reward model.
         constraint: threshold, confidence, pessimism.
         reward_model, cost_model: folders of trained models; trained from the data module's preference pairs when None.
         scorers: how they are trained.
-        rewards, cost: parts to use instead of a reward model and of a cost model, e.g. a rule or a served classifier.
-        monitors: rewards that are logged and never optimised, e.g. the truth where a rule knows it.
+        cost: part to use instead of a cost model, for example a rule or a served classifier.
+        monitors: rewards that are logged and never optimised, for example the truth where a rule knows it.
         bound: of the safety test; Hoeffding and others need costs in a stated range.
         test: ledger, allowance, export; or none, for a baseline.
         supervised: a supervised loss beside the policy's, on the data module's demonstrations.
-        batch, sampling, advantage, loss, aggregation, kl, evaluation, engine, importance_cap, optimizer, lr_scheduler, max_grad_norm: as in every on-policy
-            method; the paper's defaults: 2 completions a prompt, KL 0.1 on k1 in the reward, RLOO, clip of gradients at 5. GRPO's clipped objective
-            instead of REINFORCE: loss: objectives.ClippedSurrogate, aggregation: objectives.SequenceMean.
-        reward_clip: returns are clipped to this range before the cost is subtracted.
+        batch: 64 prompts per rollout, 2 completions per prompt, one update.
+        sampling: up to 512 tokens.
+        advantage, loss, aggregation: leave-one-out, REINFORCE, sums over tokens. GRPO's clipped objective instead:
+            loss: objectives.ClippedSurrogate, aggregation: objectives.SequenceMean.
+        kl: 0.1 on k1 in the reward.
+        optimizer: AdamW at 5e-6, betas 0.9 and 0.95, weight decay 0.01. The official code's cosine with 3 % warm-up
+            needs the number of steps, so it is set in `lr_scheduler`.
+        max_grad_norm: 5.
+        reward_clip: returns are clipped to plus and minus this number before the cost is subtracted.
+        kwargs: as in OnPolicyModule.
     """
+
+    zero_variance_groups_have_no_gradient = False
+    needs_rewards = False  # a reward model may be trained on the way
 
     def __init__(
         self,
         policy: PolicyParams,
-        constraint: Constraint | None = None,
+        rewards: list[Reward] = [],
+        *,
+        constraint: Constraint = Constraint(),
         reward_model: str | None = None,
         cost_model: str | None = None,
-        scorers: ScorerTraining | None = None,
-        rewards: list[Reward] | None = None,
+        scorers: ScorerTraining = ScorerTraining(),
         cost: Reward | None = None,
-        monitors: list[Reward] | None = None,
-        bound: Bound | None = None,
-        test: SafetyTest | None = None,
+        monitors: list[Reward] = [],
+        bound: Bound = StudentT(),
+        test: SafetyTest = SafetyTest(),
         supervised: SupervisedTerm | None = None,
-        batch: BatchPlan | None = None,
-        sampling: SamplingParams | None = None,
-        advantage: Advantage | None = None,
-        loss: PolicyLoss | None = None,
-        aggregation: Aggregation | None = None,
-        kl: KLPenalty | None = None,
-        evaluation: Evaluation | None = None,
-        engine: Engine | None = None,
-        importance_cap: float | None = 2.0,
-        optimizer: OptimizerCallable = adamw,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        batch: BatchPlan = BatchPlan(prompts_per_rollout=64, group_size=2),
+        sampling: SamplingParams = SamplingParams(max_new_tokens=512),
+        advantage: Advantage = LeaveOneOut(),
+        loss: PolicyLoss = Reinforce(),
+        aggregation: Aggregation = SequenceSum(),
+        kl: KLPenalty = KLPenalty(coefficient=0.1, estimator="k1", placement="reward"),
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-6, betas=(0.9, 0.95), weight_decay=0.01),
         max_grad_norm: float | None = 5.0,
         reward_clip: float = 50.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
             policy,
-            batch or BatchPlan(prompts_per_rollout=64, group_size=2),
-            sampling or SamplingParams(max_new_tokens=512),
-            rewards or [],
-            advantage or LeaveOneOut(),
-            loss or Reinforce(),
-            aggregation or SequenceSum(),
-            kl or KLPenalty(coefficient=0.1, estimator="k1", placement="reward"),
-            evaluation,
-            engine,
-            importance_cap,
-            optimizer,
-            lr_scheduler,
-            max_grad_norm,
+            rewards,
+            batch=batch,
+            sampling=sampling,
+            advantage=advantage,
+            loss=loss,
+            aggregation=aggregation,
+            kl=kl,
+            optimizer=optimizer,
+            max_grad_norm=max_grad_norm,
+            **kwargs,
         )
         if reward_clip <= 0:
             raise ConfigError(
                 f"reward_clip is {reward_clip}; it must be above 0, since returns are clipped to plus and minus this number."
             )
-        self.constraint, self.bound, self.test_params = (
-            constraint or Constraint(),
-            bound or StudentT(),
-            test or SafetyTest(),
-        )
+        constraint, bound, test, supervised = copy.deepcopy((constraint, bound, test, supervised))
+        self.constraint, self.bound, self.test_params = constraint, bound, test
         self.models = ScoreModels(
-            reward_model, cost_model, rewards or [], cost, scorers or ScorerTraining(), self.constraint.cost_scale
+            reward_model, cost_model, list(rewards), cost, copy.deepcopy(scorers), self.constraint.cost_scale
         )
         self.bound.check(*self.models.cost_range)
         if cost is not None and cost.max_failure_rate is not None:
@@ -119,14 +146,16 @@ class HCRLHF(OnPolicyModule):
                 f"model.cost is {type(cost).__name__}, which may fail to score a response; neither the constraint nor the safety test can leave responses out. Give a cost "
                 "that always answers."
             )
-        self.monitors, self.supervised, self.reward_clip = monitors or [], supervised, reward_clip
+        self.monitors, self.supervised, self.reward_clip = list(monitors), supervised, reward_clip
         self.window = CostWindow(self.constraint.window)
         options = self.constraint
         self.dual = DualVariable(
             options.lambda_init, options.lambda_lr, options.lambda_max, options.lambda_delay, options.lambda_update
         )
         self.cost: Reward | None = None
-        self.step_metrics: dict[str, float] = {}
+        #: of the current rollout, set by `observe`
+        self.pessimism = Pessimism(0.0, 0.0, 0.0, self.dual.value)
+        self.supervised_loss = 0.0
         #: reward, cost and monitors of the first and the latest validation
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
@@ -173,45 +202,45 @@ class HCRLHF(OnPolicyModule):
 
     def score(self, batch: RolloutBatch) -> dict[str, Tensor]:
         assert self.cost is not None
-        return (
-            super().score(batch)
-            | {"cost": self.cost(batch)}
-            | {monitor.name: monitor(batch) for monitor in self.monitors}
-        )
+        monitors = {monitor.name: monitor(batch) for monitor in self.monitors}
+        return super().score(batch) | {"cost": self.cost(batch)} | monitors
+
+    def observe(self, batch: RolloutBatch) -> None:
+        """Add this rollout's costs to the window, and take one ascent step of lambda, which acts on the next rollout."""
+        options, costs = self.constraint, batch.rewards["cost"]
+        self.window.extend([cost for part in gathered(costs.tolist()) for cost in part])
+        kappa = inflation(options.delta, len(self.window), self.safety_size, options.c1, options.c2)
+        self.pessimism = Pessimism(self.window.mean, self.window.std, kappa, self.dual.value)
+        self.dual.step(self.pessimism.bound - options.threshold)
 
     def returns(self, batch: RolloutBatch) -> Tensor:
-        """clip(r - beta * KL) - lambda * augmented cost, and one ascent step of lambda."""
-        options, costs = self.constraint, batch.rewards["cost"]
-        reward = total_reward(self.rewards, batch.rewards, batch.failures)
-        if self.kl.placement == "reward" and self.kl.coefficient:
-            reward = reward - self.kl.coefficient * self.sequence_kl(batch)
-        reward = reward.clamp(-self.reward_clip, self.reward_clip)
-        gathered = costs if self.trainer.world_size == 1 else self.all_gather(costs)
-        assert isinstance(gathered, Tensor)
-        self.window.extend(gathered.flatten().tolist())
-        mean, std, multiplier = self.window.mean, self.window.std, self.dual.value
-        kappa = inflation(options.delta, len(self.window), self.safety_size, options.c1, options.c2)
-        bound = mean + kappa * std
-        self.dual.step(bound - options.threshold)
-        self.step_metrics = {"cost": float(costs.mean()), "cost_ucb": bound, "lambda": multiplier, "kappa": kappa}
-        total = reward - multiplier * augmented_cost(costs, mean, std, kappa)
-        return total / (1 + multiplier) if options.normalise_multiplier else total
+        """clip(r - beta * KL) - lambda * augmented cost."""
+        reward = super().returns(batch).clamp(-self.reward_clip, self.reward_clip)
+        now = self.pessimism
+        total = reward - now.multiplier * augmented_cost(batch.rewards["cost"], now.mean, now.std, now.kappa)
+        return total / (1 + now.multiplier) if self.constraint.normalise_multiplier else total
 
-    def auxiliary_loss(self) -> Tensor | None:
+    def auxiliary_loss(self, batch: RolloutBatch, part: slice) -> Tensor | None:
         """The supervised term, on demonstrations drawn for this optimiser step."""
         if self.supervised is None:
             return None
         rows = self._data().rows("demonstration")
-        own = torch.Generator().manual_seed(
-            derive_seed("supervised", run_seed(), self.global_rank, self.trainer.global_step)
-        )
-        drawn = torch.randint(len(rows), (self.supervised.batch_size,), generator=own).tolist()
+        seed = derive_seed("supervised", run_seed(), self.global_rank, self.trainer.global_step)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(rows), (self.supervised.batch_size,), generator=generator).tolist()
         loss = response_loss(self.policy, [rows[i] for i in drawn], self.supervised.max_length)
-        self.step_metrics["supervised_loss"] = float(loss.detach())
+        self.supervised_loss = float(loss.detach())
         return self.supervised.coefficient * loss
 
-    def update(self, batch: RolloutBatch) -> dict[str, float]:
-        return super().update(batch) | self.step_metrics
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
+        pessimism = self.pessimism
+        metrics = {
+            "cost": float(batch.rewards["cost"].mean()),
+            "cost_ucb": pessimism.bound,
+            "lambda": pessimism.multiplier,
+            "kappa": pessimism.kappa,
+        }
+        return metrics if self.supervised is None else metrics | {"supervised_loss": self.supervised_loss}
 
     def metric_name(self, reward: str) -> str:
         return reward if reward == "cost" else super().metric_name(reward)

@@ -134,8 +134,14 @@ def _module(kind: str, policy: PolicyParams, params: ScorerTraining, pairs: int)
         return torch.optim.lr_scheduler.SequentialLR(built, [up, down], [warm])
 
     if kind == "reward":
-        return RewardModel(base, params.regularisation, optimizer, schedule)
-    return CostModel(base, params.cost_loss, params.regularisation, optimizer, schedule)
+        return RewardModel(base, regularisation=params.regularisation, optimizer=optimizer, lr_scheduler=schedule)
+    return CostModel(
+        base,
+        loss=params.cost_loss,
+        regularisation=params.regularisation,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+    )
 
 
 def _model_identity(policy: PolicyParams) -> Any:

@@ -9,7 +9,7 @@ import torch
 from callbacks import RolloutCheckpoint
 from datamodules import ArithmeticPrompts
 from lightning_modules import SGRPO, TSPMO
-from lightning_modules.few_tokens import shortened
+from lightning_modules.core.policy_update import without_idle_tokens
 from main import main
 from objectives import GroupNorm
 from policies import LoRA, PolicyParams
@@ -133,9 +133,9 @@ def test_what_follows_the_last_token_with_loss_is_left_out(reasoner):
     module = build(SGRPO, reasoner, cutoff=2, share=0.0)
     fit(module)
     batch = module.last_rollout
-    short = shortened(batch, batch.action_mask & (torch.arange(batch.action_mask.shape[1]) < 2))
+    short = without_idle_tokens(batch, batch.action_mask & (torch.arange(batch.action_mask.shape[1]) < 2))
     assert short.lengths.max() == 2 and torch.equal(short.completion_ids, batch.completion_ids)
-    none = shortened(batch, torch.zeros_like(batch.action_mask))
+    none = without_idle_tokens(batch, torch.zeros_like(batch.action_mask))
     assert (none.lengths == 1).all()
 
 
@@ -202,9 +202,8 @@ def test_nothing_moves_without_edges(reasoner):
 def test_replays_go_on_from_a_completion_of_the_same_prompt(reasoner):
     module = build(TSPMO, reasoner, weight_penalty=0.0)
     trainer = fit(module)
-    batch = module.last_rollout
-    torch.manual_seed(1)
-    more = module.replayed(batch)
+    both = module.last_rollout
+    batch, more = both.take([0, 1]), both.take([2, 3])
     cuts = (~more.action_mask & more.completion_mask).sum(1).view(2, -1)
     assert (cuts == cuts[:, :1]).all() and cuts.max() > 0
     for prompt in range(2):
@@ -213,7 +212,9 @@ def test_replays_go_on_from_a_completion_of_the_same_prompt(reasoner):
         starts = {tuple(row[:cut].tolist()) for row in own}
         assert {tuple(row[:cut].tolist()) for row in rows} <= starts
     assert more.rewards.keys() == batch.rewards.keys()
-    assert float(trainer.callback_metrics["train/extra_tokens"]) > 0
+    assert float(trainer.callback_metrics["train/extra_tokens"]) == float(more.action_mask.sum()) > 0
+    assert float(trainer.callback_metrics["train/tokens"]) == float(both.action_mask.sum())
+    assert torch.equal(module.last_sampled.completion_ids, batch.completion_ids[:, : module.last_sampled.completion_ids.shape[1]])
     assert float(trainer.callback_metrics["train/reward"]) == pytest.approx(
         float(batch.rewards["digit_first"].mean())
     ), "replays do not count"

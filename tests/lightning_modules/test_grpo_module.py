@@ -350,14 +350,14 @@ def test_mistakes_are_refused_before_a_model_is_loaded():
         GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1))
     for advantage in (RunningMean(), GlobalNorm(), ReinforcePlusPlus()):
         GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1), advantage=advantage)
-    with pytest.raises(ConfigError, match="ReinforcePlusPlus judges"):
+    with pytest.raises(ConfigError, match="ReinforcePlusPlus compares"):
         GRPO(
             PolicyParams("x"),
             [FunctionReward(digit_reward)],
             batch=BatchPlan(4, 1),
             advantage=ReinforcePlusPlus("group"),
         )
-    with pytest.raises(ConfigError, match="normalise_rewards judges"):
+    with pytest.raises(ConfigError, match="normalise_rewards compares"):
         GRPO(
             PolicyParams("x"),
             [FunctionReward(digit_reward)],

@@ -89,9 +89,8 @@ def test_the_baselines_end_without_a_test(tmp_path, assistant, capsys):
         if "c1" not in changes:
             assert module.dual.value == changes["lambda_init"], "a penalty that is fixed stays"
         else:
-            assert module.step_metrics["kappa"] == 0 and module.step_metrics["cost_ucb"] == pytest.approx(
-                module.window.mean
-            )
+            assert module.pessimism.kappa == 0 and module.pessimism.bound == pytest.approx(module.window.mean)
+            assert float(module.trainer.callback_metrics["train/cost_ucb"]) == pytest.approx(module.window.mean)
     assert not (tmp_path / "local").exists()
 
 

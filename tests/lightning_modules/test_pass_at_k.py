@@ -41,8 +41,8 @@ def run(folder, stage, val_batch=64, **evaluation):
     module = GRPO(
         PolicyParams(folder),
         [HasOdd()],
-        BatchPlan(4, 4),
-        SamplingParams(max_new_tokens=8),
+        batch=BatchPlan(4, 4),
+        sampling=SamplingParams(max_new_tokens=8),
         evaluation=Evaluation(samples=4, **evaluation),
     )
     data = ArithmeticPrompts(levels=[1, 2], train_size=16, val_size=12, seed=1)
@@ -53,11 +53,11 @@ def run(folder, stage, val_batch=64, **evaluation):
 
 def test_metrics_equal_those_of_the_counts(reasoner):
     found, module = run(reasoner, "validate", pass_k=[1, 2, 4], val_batch=5)
-    counts = np.array([c for _, _, c in module.problem_counts.found])
+    counts = np.array([c for _, _, c in module.problem_counts.counts])
     assert len(counts) == 12 and 0 < counts.mean() < 4
     assert found["val/pass@1"] == pytest.approx(counts.mean() / 4)
     assert found["val/pass@4"] == pytest.approx((counts > 0).mean())
-    tasks = np.array([task for task, _, _ in module.problem_counts.found])
+    tasks = np.array([task for task, _, _ in module.problem_counts.counts])
     for level in (1, 2):
         assert found[f"val/pass@4/addition-{level}"] == pytest.approx((counts > 0)[tasks == f"addition-{level}"].mean())
     assert not [name for name in found if name.endswith("/low")]
@@ -76,25 +76,18 @@ def test_batches_and_processes_change_nothing(monkeypatch):
     rng = torch.Generator().manual_seed(0)
     rows = [{"task": f"t{i % 3}"} for i in range(30)]
     correct = torch.rand(30, 4, generator=rng) < 0.4
-    logged = {}
-
-    class Module:
-        evaluation = Evaluation(samples=4, pass_k=[2, 4], val_intervals=True)
-
-        def log(self, name, value, **options):
-            logged[name] = value
+    evaluation = Evaluation(samples=4, pass_k=[2, 4], val_intervals=True)
 
     def metrics(*parts):
-        logged.clear()
         processes = []
         for part in parts:  # a process: a list of batches, each a list of indices
             counts = ProblemCounts()
             for batch in part:
                 counts.add([rows[i] for i in batch], correct[batch])
-            processes.append(counts.found)
+            processes.append(counts.counts)
         monkeypatch.setattr(problem_counts, "gathered", lambda item: processes)
-        ProblemCounts().log(Module(), "val")
-        return dict(logged)
+        values = ProblemCounts().metrics(evaluation.pass_ks, evaluation.with_intervals("val"))
+        return {f"val/{name}": value for name, value in values.items()}
 
     whole = metrics([list(range(30))])
     assert {"val/pass@2/low", "val/pass@4/t0", "val/pass@1/high"} <= set(whole)

@@ -28,7 +28,7 @@ def colour(completions, colour):
 def run(stage, folder, model, rewards, kl=0.1, samples=2, levels=(1, 2), **evaluation):
     L.seed_everything(0)
     module = GRPO(
-        PolicyParams(model), rewards, BatchPlan(2, 2), SamplingParams(8), kl=KLPenalty(coefficient=kl),
+        PolicyParams(model), rewards, batch=BatchPlan(2, 2), sampling=SamplingParams(8), kl=KLPenalty(coefficient=kl),
         evaluation=Evaluation(samples=samples, sampling=SamplingParams(8), **evaluation),
     )  # fmt: skip
     trainer = L.Trainer(

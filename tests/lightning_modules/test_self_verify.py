@@ -146,7 +146,7 @@ def test_processes_share_one_draw(closed):
         module.trainer = SimpleNamespace(world_size=processes, global_rank=rank, fit_loop=loops)
         type(module).global_rank = property(lambda self: self.trainer.global_rank)
         try:
-            mixed = module.mixed(rows[:8] if processes == 1 else rows[4 * rank : 4 * rank + 4])
+            mixed = module.prompts(rows[:8] if processes == 1 else rows[4 * rank : 4 * rank + 4])
         finally:
             del type(module).global_rank
         asked.append({row["id"] for row in mixed if "verify" in row["id"]})

@@ -1,7 +1,6 @@
 """What stands around the objective in a module: filtering, shaping, entropy bonus, token rewards, several updates, other processes."""
 
 import math
-from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -9,13 +8,14 @@ import torch
 
 from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, KLPenalty, Shaping
-from lightning_modules.core.policy_update import drifted
+from lightning_modules.core import policy_update
 from objectives import ClippedSurrogate, GlobalNorm, GroupNorm, ReinforcePlusPlus, TokenMean
 from objectives.global_norm import normalised_sum
 from objectives.kl import kl_estimate
 from policies import PolicyParams
 from rewards import FunctionReward, SoftOverlong
 from rollouts import BatchPlan, SamplingParams
+from support import processes
 from support.errors import ConfigError
 
 
@@ -153,7 +153,7 @@ def test_the_kl_in_every_tokens_reward(reasoner):
     returns = torch.tensor(returns)
     expected = (returns - returns.mean()) / returns.std(correction=0)
     assert torch.allclose(batch.advantages[batch.action_mask], expected, atol=1e-4)
-    with pytest.raises(ConfigError, match="takes one reward a completion"):
+    with pytest.raises(ConfigError, match="takes one reward per completion"):
         build(reasoner, kl=kl)
 
 
@@ -174,13 +174,17 @@ def test_updates_stop_when_the_policy_has_moved_too_far(reasoner):
     assert len(fit(free).rates) == 2
 
 
-def test_whether_to_stop_is_decided_over_all_processes(reasoner):
-    module = build(reasoner, batch=BatchPlan(4, 4, epochs=2, kl_stop=0.1))
-    mask = torch.ones(2, 5, dtype=torch.bool)
-    module.trainer = SimpleNamespace(world_size=1)
-    assert drifted(module, torch.tensor(1.1), mask) and not drifted(module, torch.tensor(0.9), mask)
-    module.summed = lambda values: values + torch.tensor([2.0, 10.0])  # another process, which went further
-    assert drifted(module, torch.tensor(0.9), mask) and not drifted(module, torch.tensor(-0.1), mask)
+def test_whether_to_stop_is_decided_over_all_processes(monkeypatch):
+    update = object.__new__(policy_update.PolicyUpdate)
+    update.plan = BatchPlan(4, 4, epochs=2, kl_stop=0.1)
+
+    def drifted(drift, tokens):
+        update.drift = torch.tensor(drift)
+        return update._drifted(tokens)
+
+    assert drifted(1.1, 10.0) and not drifted(0.9, 10.0)
+    monkeypatch.setattr(policy_update, "summed", lambda values: values + 2.0)  # another process, which went further
+    assert drifted(0.9, 20.0) and not drifted(-0.1, 20.0)
 
 
 @pytest.mark.parametrize(("lr_per", "expected"), [("update", [8.0, 4.0, 2.0, 1.0]), ("rollout", [8.0, 8.0, 4.0, 4.0])])
@@ -214,14 +218,11 @@ def test_weighting_the_kl_acts_on_its_gradient(reasoner):
     )
 
 
-def test_an_advantage_sums_over_processes_through_the_module(reasoner, monkeypatch):
+def test_an_advantage_sums_over_processes(reasoner):
     module = build(reasoner, advantage=GroupNorm("batch_std"))
     fit(module)
-    assert module.advantage.reduce == module.summed
-    strategy = module.trainer.strategy
-    monkeypatch.setattr(strategy, "world_size", 2)
-    monkeypatch.setattr(strategy, "reduce", lambda values, reduce_op: {"sum": 2}[reduce_op] * values)
-    assert module.summed(torch.tensor([1.5])).tolist() == [3.0]
+    assert module.advantage.reduce is processes.summed  # on two processes: tests/support/test_processes.py
+    assert set(module.advantage.end_tokens) == {*module.policy.eos_token_ids, module.policy.pad_token_id}
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_auto_think(folder, stage):
 
     thinking = [not answers_at_once([TOKENS[t] for t in row]) for row in rows]
     share = sum(thinking) / len(rows)
-    assert module.shown["thinking_rate"] == pytest.approx(share)
+    assert module.metrics(batch)["thinking_rate"] == pytest.approx(share)
     terms, tokens = [], sum(map(len, rows))
     for number, pair in enumerate(pairs):
         rewards = [table(row, share, stage) for row in pair]
