@@ -31,12 +31,27 @@ class Bound(ABC):
             low, high: smallest and largest cost that can occur. two_points: whether nothing lies between them.
         """
 
+    @abstractmethod
+    def width(self, mean: float, std: float, samples: int, delta: float) -> float:
+        """Distance of the bound from the mean for `samples` costs with this mean and Bessel-corrected deviation.
+
+        Candidate selection anticipates the safety test with it. Raises ValueError for moments that the costs cannot have.
+        """
+
+    def slope(self, mean: float, std: float, samples: int, delta: float) -> float:
+        """Derivative of the width by the deviation, at a fixed mean: the pull on the spread of the costs in candidate selection."""
+        step = 1e-3 * std
+        if step == 0.0:
+            return 0.0
+        ends = [self.width(mean, std + sign * step, samples, delta) for sign in (1, -1)]
+        return (ends[0] - ends[1]) / (2 * step)
+
     @property
     def name(self) -> str:
         return type(self).__name__
 
 
-class _Ranged(Bound):
+class RangedBound(Bound):
     """A bound that needs a stated range.
 
     Args:
@@ -59,23 +74,43 @@ class _Ranged(Bound):
                 "constraint.cost_scale: probability, state the range in model.bound.init_args, or choose another bound."
             )
 
+    def check_moments(self, mean: float, std: float) -> None:
+        """Refuse moments that costs in the range cannot have. Raises ValueError."""
+        if not (self.low <= mean <= self.high and 0 <= std < math.inf):
+            raise ValueError(
+                f"{self.name} was told that costs lie in [{self.low:g}, {self.high:g}], but their mean is {mean:g} and their deviation {std:g}; "
+                "state the true range, or choose a bounded cost."
+            )
 
-def _checked(costs: Tensor, delta: float, minimum: int) -> Tensor:
+
+def check_delta(delta: float) -> None:
+    """Refuse an error probability that is none. Raises ValueError."""
     if not 0 < delta < 1:
-        raise ValueError(f"delta must lie strictly between 0 and 1, got {delta}.")
+        raise ValueError(f"delta is {delta}; it must lie strictly between 0 and 1, since it is the probability that the bound fails.")
+
+
+def checked_costs(costs: Float[Tensor, "samples"], delta: float, minimum: int) -> Float[Tensor, "samples"]:
+    """The costs in double precision. Raises ValueError for delta, for fewer than `minimum` costs and for costs that are not finite."""
+    check_delta(delta)
     costs = costs.detach().double().flatten()
     if costs.numel() < minimum:
         raise ValueError(f"a confidence bound needs at least {minimum} costs, got {costs.numel()}.")
-    if not torch.isfinite(costs).all():
-        raise ValueError(f"{int((~torch.isfinite(costs)).sum())} of {costs.numel()} costs are NaN or infinite.")
+    wrong = (~torch.isfinite(costs)).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {costs.numel()} costs are NaN or infinite, the first at position {wrong[0]}; a bound on the mean needs every "
+            "cost. Use a cost that always answers, or sample these responses again before the test."
+        )
     return costs
 
 
-def _in_range(costs: Tensor, low: float, high: float, name: str) -> Tensor:
-    if bool((costs < low).any() | (costs > high).any()):
+def costs_in_range(costs: Float[Tensor, "samples"], low: float, high: float, name: str) -> Float[Tensor, "samples"]:
+    """The costs. Raises ValueError if one of them lies outside [low, high]."""
+    wrong = ((costs < low) | (costs > high)).nonzero().flatten().tolist()
+    if wrong:
         raise ValueError(
-            f"{name} was told that costs lie in [{low}, {high}] but saw [{float(costs.min()):.4g}, {float(costs.max()):.4g}]; "
-            "state the true range, or choose a bounded cost."
+            f"{name} was told that costs lie in [{low:g}, {high:g}], but {len(wrong)} of {costs.numel()} do not, the first at position "
+            f"{wrong[0]}: {float(costs[wrong[0]]):.6g}; state the true range, or choose a bounded cost."
         )
     return costs
 
@@ -91,32 +126,52 @@ class StudentT(Bound):
     assumption = "the mean of the costs is normally distributed (Student's t); not exact for skewed costs and few samples"
 
     def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
-        costs = _checked(costs, delta, 2)
+        costs = checked_costs(costs, delta, 2)
         # Deviations from one of the costs: equal costs have a deviation of exactly zero.
         deviation = float((costs - costs[0]).std())
         return float(costs.mean()) + student_t_quantile(delta, costs.numel()) * deviation / math.sqrt(costs.numel())
 
+    def width(self, mean: float, std: float, samples: int, delta: float) -> float:
+        return self.slope(mean, std, samples, delta) * std
 
-class Hoeffding(_Ranged):
+    def slope(self, mean: float, std: float, samples: int, delta: float) -> float:
+        """t_{1-delta, samples-1} / sqrt(samples)."""
+        return student_t_quantile(delta, samples) / math.sqrt(samples)
+
+
+class Hoeffding(RangedBound):
     """mean + (high - low) * sqrt(ln(1/delta) / (2m)) (Hoeffding 1963, theorem 2)."""
 
     kind = "Hoeffding"
 
     def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
-        costs = _in_range(_checked(costs, delta, 1), self.low, self.high, self.name)
-        return float(costs.mean()) + (self.high - self.low) * math.sqrt(math.log(1 / delta) / (2 * costs.numel()))
+        costs = costs_in_range(checked_costs(costs, delta, 1), self.low, self.high, self.name)
+        return float(costs.mean()) + self._width(costs.numel(), delta)
+
+    def _width(self, samples: int, delta: float) -> float:
+        return (self.high - self.low) * math.sqrt(math.log(1 / delta) / (2 * samples))
+
+    def width(self, mean: float, std: float, samples: int, delta: float) -> float:
+        self.check_moments(mean, std)
+        return self._width(samples, delta)
 
 
-class EmpiricalBernstein(_Ranged):
+class EmpiricalBernstein(RangedBound):
     """mean + sqrt(2 var ln(2/delta) / m) + 7 (high - low) ln(2/delta) / (3 (m - 1)) (Maurer & Pontil 2009, theorem 4)."""
 
     kind = "empirical Bernstein"
 
     def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
-        costs = _in_range(_checked(costs, delta, 2), self.low, self.high, self.name)
-        m, log_term = costs.numel(), math.log(2 / delta)
-        spread = math.sqrt(2 * float(costs.var()) * log_term / m)
-        return float(costs.mean()) + spread + 7 * (self.high - self.low) * log_term / (3 * (m - 1))
+        costs = costs_in_range(checked_costs(costs, delta, 2), self.low, self.high, self.name)
+        return float(costs.mean()) + self._width(float(costs.std()), costs.numel(), delta)
+
+    def _width(self, std: float, samples: int, delta: float) -> float:
+        log_term = math.log(2 / delta)
+        return std * math.sqrt(2 * log_term / samples) + 7 * (self.high - self.low) * log_term / (3 * (samples - 1))
+
+    def width(self, mean: float, std: float, samples: int, delta: float) -> float:
+        self.check_moments(mean, std)
+        return self._width(std, samples, delta)
 
 
 class ClopperPearson(Bound):
@@ -131,8 +186,22 @@ class ClopperPearson(Bound):
             )
 
     def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
-        costs = _checked(costs, delta, 1)
+        costs = checked_costs(costs, delta, 1)
         if not bool(((costs == 0) | (costs == 1)).all()):
             raise ValueError("ClopperPearson needs costs that are exactly 0 or 1; use another bound, or a 0/1 cost.")
-        k, m = int(costs.sum()), costs.numel()
-        return 1.0 if k == m else float(stats.beta.ppf(1 - delta, k + 1, m - k))
+        return self._upper(int(costs.sum()), costs.numel(), delta)
+
+    @staticmethod
+    def _upper(ones: float, samples: int, delta: float) -> float:
+        return 1.0 if ones == samples else float(stats.beta.ppf(1 - delta, ones + 1, samples - ones))
+
+    def width(self, mean: float, std: float, samples: int, delta: float) -> float:
+        if not 0 <= mean <= 1:
+            raise ValueError(
+                f"ClopperPearson needs costs that are exactly 0 or 1, but their mean is {mean:g}; use another bound, or a 0/1 cost."
+            )
+        return self._upper(mean * samples, samples, delta) - mean
+
+    def slope(self, mean: float, std: float, samples: int, delta: float) -> float:
+        """z_{1-delta} / sqrt(samples): the width of the normal limit, since mean and deviation of 0/1 costs cannot vary alone."""
+        return float(stats.norm.ppf(1 - delta)) / math.sqrt(samples)

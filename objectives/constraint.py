@@ -9,21 +9,51 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from objectives.bounds import student_t_quantile
+from objectives.bounds import Bound, StudentT
 from support.errors import ConfigError
 
 
-def inflation(delta: float, samples: int, safety_samples: int, c1: float, c2: float) -> float:
-    """kappa = C1 * t_{1-delta, n-1} / sqrt(n) + C2 * t_{1-delta, m-1} / sqrt(m).
+def inflation(
+    delta: float,
+    samples: int,
+    safety_samples: int,
+    c1: float,
+    c2: float,
+    bound: Bound | None = None,
+    mean: float = 0.0,
+    std: float = 0.0,
+) -> float:
+    """kappa = C1 * slope_n + C2 * slope_m, the derivative of `pessimistic_bound` by the deviation.
 
-    The first term covers estimating the cost from `samples` = n rollouts, the second anticipates the safety test on
-    `safety_samples` = m prompts.
+    With Student's t, the default and the paper's: kappa = C1 * t_{1-delta, n-1} / sqrt(n) + C2 * t_{1-delta, m-1} / sqrt(m).
+    Arguments and errors as in `pessimistic_bound`.
     """
+    _check_sizes(samples, safety_samples)
+    bound = bound or StudentT()
+    candidate = c1 * bound.slope(mean, std, samples, delta)
+    test = c2 * bound.slope(mean, std, safety_samples, delta)
+    return candidate + test
+
+
+def pessimistic_bound(
+    delta: float, samples: int, safety_samples: int, c1: float, c2: float, bound: Bound, mean: float, std: float
+) -> float:
+    """U+ = mean + C1 * width_n + C2 * width_m, with the widths of the safety test's bound; mean + kappa * std for Student's t.
+
+    The first width covers estimating the cost from `samples` = n rollouts, the second anticipates the safety test on
+    `safety_samples` = m prompts.
+
+    Args:
+        delta: error probability of the safety test itself, after its division among several tests.
+        c1, c2: factors of pessimism. bound: of the safety test. mean, std: of the n costs.
+    """
+    _check_sizes(samples, safety_samples)
+    return mean + c1 * bound.width(mean, std, samples, delta) + c2 * bound.width(mean, std, safety_samples, delta)
+
+
+def _check_sizes(samples: int, safety_samples: int) -> None:
     if samples < 2 or safety_samples < 2:
         raise ValueError(f"inflation needs at least 2 samples on both sides, got n={samples}, m={safety_samples}.")
-    candidate = c1 * student_t_quantile(delta, samples) / math.sqrt(samples)
-    test = c2 * student_t_quantile(delta, safety_samples) / math.sqrt(safety_samples)
-    return candidate + test
 
 
 def augmented_cost(costs: Float[Tensor, "rows"], mean: float, std: float, kappa: float, floor: float = 1e-6) -> Float[Tensor, "rows"]:
