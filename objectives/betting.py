@@ -3,8 +3,9 @@
 A bettor starts with capital 1 and bets against the claim "the mean is at least m". With costs x scaled to [0, 1]:
     K_t(m) = product over i <= t of (1 - lambda_i(m) * (x_i - m)),   0 <= lambda_i(m) <= c / (1 - m),   c < 1.
 The bet lambda_i may depend on x_1, ..., x_{i-1} only. If the mean is at least m, no bet wins on average, so K_t(m) is a
-non-negative supermartingale, and Ville's inequality gives P(K_t(m) >= 1/delta for some t) <= delta. Every m whose capital
-has reached 1/delta is rejected. K_t(m) never falls as m grows, so the rejected values are an interval [U, 1]; U is the bound.
+non-negative supermartingale, and Ville's inequality gives P(K_t(m) >= 1/delta for some t) <= delta. Every m whose
+capital has reached 1/delta is rejected. K_t(m) never falls as m grows, so the rejected values are an interval [U, 1],
+and U is the bound.
 
 The bets are the paper's predictable plug-in (section 4; theorem 3 with the upper side alone):
     lambda_i = sqrt(2 ln(1/delta) / (pace_i * v_{i-1})), capped at c / (1 - m),
@@ -27,7 +28,9 @@ from support.errors import ConfigError
 LARGEST_BET = 0.75
 
 
-def plug_in_bets(costs: Float[Tensor, "*rows samples"], delta: float, horizon: int | None) -> Float[Tensor, "*rows samples"]:
+def plug_in_bets(
+    costs: Float[Tensor, "*rows samples"], delta: float, horizon: int | None
+) -> Float[Tensor, "*rows samples"]:
     """lambda_i before the cap, for costs in [0, 1]; entry i uses the costs before i only.
 
     Args:
@@ -41,7 +44,9 @@ def plug_in_bets(costs: Float[Tensor, "*rows samples"], delta: float, horizon: i
     return (2 * math.log(1 / delta) / (pace * before)).sqrt()
 
 
-def log_capital(costs: Float[Tensor, "*rows samples"], bets: Float[Tensor, "*rows samples"], mean: float) -> Float[Tensor, "*rows samples"]:
+def log_capital(
+    costs: Float[Tensor, "*rows samples"], bets: Float[Tensor, "*rows samples"], mean: float
+) -> Float[Tensor, "*rows samples"]:
     """ln K_t(mean) after every cost, for costs and claimed mean in [0, 1] and bets before their cap."""
     return torch.log1p(-bets.clamp(max=_cap(mean)) * (costs - mean)).cumsum(-1)
 
@@ -57,10 +62,10 @@ def _cap(mean: float) -> float:
 
 
 class Betting(RangedBound):
-    """Betting bound: exact at every number of costs, for any distribution on the range, and close to Student's t in width.
+    """Betting bound: valid for any number of costs and any distribution on the range, at a width near Student's t.
 
-    The bound depends on the order of the costs, so the order is drawn once, from `seed` and the number of costs alone. A seed that was
-    chosen after the costs were seen voids the bound; `assumption` names it.
+    The bound depends on the order of the costs. The order is drawn from `seed` and the number of costs alone, and
+    `assumption` names the seed. A seed that was chosen after the costs were seen voids the bound.
 
     Args:
         low: smallest cost that can occur.
@@ -93,9 +98,9 @@ class Betting(RangedBound):
         return ConfidenceSequence(self.low, self.high, delta, horizon)
 
     def width(self, mean: float, std: float, samples: int, delta: float) -> float:
-        """Width expected of costs with this mean and deviation, at worst: the deviation comes from rare costs at `high`.
+        """Expected width for costs with this mean and deviation, where the deviation comes from rare costs at `high`.
 
-        Of all distributions on the range with two given moments that one has the smallest expected logarithm of the capital.
+        Of all distributions on the range with these two moments, this one has the smallest expected log capital.
         """
         self.check_moments(mean, std)
         scale = self.high - self.low
@@ -117,14 +122,15 @@ class Betting(RangedBound):
             rare, usual = torch.log1p(-size * (1 - claim)), torch.log1p(-size * (lower_point - claim))
             end = float((probability * rare + (1 - probability) * usual).sum())
             noise = probability * (1 - probability) * float(((rare - usual) ** 2).sum())
-            # Median of the running maximum of a Brownian bridge that ends at `end`: its capital was larger before with probability 1/2.
+            # The maximum over time is larger than the end: a Brownian bridge from 0 to `end` with this variance has
+            # passed `goal` on its way with probability exp(-2 goal (goal - end) / noise); the median counts.
             return end >= goal - noise * math.log(2) / (2 * goal)
 
         return scale * (_smallest(reached, centre) - centre)
 
 
 def _smallest(holds: Callable[[float], bool], low: float = 0.0) -> float:
-    """Smallest claim in [low, 1] for which `holds`, rounded up; 1 if there is none. `holds` must stay true once it is."""
+    """Smallest claim in [low, 1] for which `holds`, rounded up; 1 if there is none. `holds` must be monotone."""
     if not holds(1 - 1e-12):
         return 1.0
     high = 1 - 1e-12
@@ -135,11 +141,12 @@ def _smallest(holds: Callable[[float], bool], low: float = 0.0) -> float:
 
 
 class ConfidenceSequence:
-    """Upper bounds on the mean that hold at all times at once, so the caller may look after every batch and stop at will.
+    """Upper bounds on the mean that hold at all times at once: look after every batch, stop at any time.
 
-    P(the true mean exceeds `upper` at any time) <= delta, for independent costs in [low, high] (arXiv 2010.09686, theorem 3).
-    With `horizon` equal to the number of costs of a fixed test, and the costs in the order of `Betting.order`, the decision
-    equals that of the fixed test: `below` is true at some time if and only if the fixed bound is at most the threshold.
+    P(the true mean exceeds `upper` at any time) <= delta, for independent costs in [low, high] (arXiv 2010.09686,
+    theorem 3). With `horizon` equal to the number of costs of a fixed test, and the costs in the order of
+    `Betting.order`, the decision equals that of the fixed test: `below` is true at some time if and only if the fixed
+    bound is at most the threshold.
 
     Args:
         low: smallest cost that can occur.
@@ -151,7 +158,9 @@ class ConfidenceSequence:
     def __init__(self, low: float, high: float, delta: float, horizon: int | None = None) -> None:
         check_delta(delta)
         if horizon is not None and horizon < 1:
-            raise ConfigError(f"the horizon of a confidence sequence is {horizon}; it must be at least 1, or None for no stated end.")
+            raise ConfigError(
+                f"the horizon of a confidence sequence is {horizon}; it must be at least 1, or None for no stated end."
+            )
         self.low, self.high, self.delta, self.horizon = low, high, delta, horizon
         self._costs = torch.zeros(0, dtype=torch.float64)
 
@@ -160,12 +169,13 @@ class ConfidenceSequence:
         return self._costs.numel()
 
     def update(self, costs: Float[Tensor, "batch"]) -> None:
-        """Take the next costs, in order. Raises ValueError for costs that are NaN, out of the range or beyond the horizon."""
+        """Take the next costs, in order. Raises ValueError for costs that are NaN, out of range or past the horizon."""
         costs = costs_in_range(checked_costs(costs, self.delta, 0), self.low, self.high, Betting.__name__).cpu()
         if self.horizon is not None and len(self) + costs.numel() > self.horizon:
             raise ValueError(
-                f"the confidence sequence was set up for {self.horizon} costs and would hold {len(self) + costs.numel()}; "
-                "its bets were tuned to that number. Start a sequence with a larger horizon, on fresh costs."
+                f"the confidence sequence was set up for {self.horizon} costs and would hold "
+                f"{len(self) + costs.numel()}; its bets were tuned to {self.horizon}. Start a sequence with a larger "
+                "horizon, on fresh costs."
             )
         self._costs = torch.cat([self._costs, costs])
 
@@ -184,7 +194,8 @@ class ConfidenceSequence:
     def decide(self, threshold: float) -> bool | None:
         """True once the mean is below the threshold, False once this cannot be shown any more, None while it is open.
 
-        False needs a horizon, and costs no error probability: the capital could not reach 1/delta even if every cost to come were `low`.
+        False needs a horizon. It costs no error probability: the capital could not reach 1/delta even if all remaining
+        costs were `low`.
         """
         if self.below(threshold):
             return True
@@ -199,17 +210,18 @@ class ConfidenceSequence:
         return None if reachable and len(self) < self.horizon else False
 
     def state_dict(self) -> dict[str, object]:
-        """Plain data, from which another sequence with the same settings continues."""
+        """Settings and costs as plain data, from which another sequence with the same settings continues."""
         settings = {name: getattr(self, name) for name in ("low", "high", "delta", "horizon")}
         return {**settings, "costs": self._costs.tolist()}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue where the other sequence stood. Raises ValueError if its settings differ: bets must not change in between."""
+        """Continue where the other sequence stood. Raises ValueError if the settings differ: bets would change."""
         for name in ("low", "high", "delta", "horizon"):
             if state[name] != getattr(self, name):
                 raise ValueError(
-                    f"the saved confidence sequence has {name} {state[name]}, this one {getattr(self, name)}; a sequence that continues with "
-                    f"other settings does not keep its error probability. Set {name} to {state[name]}, or start on fresh costs."
+                    f"the saved confidence sequence has {name} {state[name]}, this one {getattr(self, name)}; a "
+                    "sequence that continues with other settings does not keep its error probability. "
+                    f"Set {name} to {state[name]}, or start on fresh costs."
                 )
         self._costs = torch.zeros(0, dtype=torch.float64)
         self.update(torch.tensor(state["costs"], dtype=torch.float64))
@@ -226,7 +238,9 @@ class ConfidenceSequence:
         return bool((log_capital(costs, bets, claim) >= math.log(1 / self.delta)).any())
 
 
-def largest_gain(costs: Float[Tensor, "*rows samples"], delta: float, horizon: int, mean: float) -> Float[Tensor, "*rows"]:
+def largest_gain(
+    costs: Float[Tensor, "*rows samples"], delta: float, horizon: int, mean: float
+) -> Float[Tensor, "*rows"]:
     """The most that ln K(mean) can still grow after these costs in [0, 1], until `horizon` costs are seen.
 
     A cost wins at most lambda * mean, and v_{j-1} is at least (spread so far) / j, which bounds every lambda_j to come.

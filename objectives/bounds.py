@@ -35,11 +35,11 @@ class Bound(ABC):
     def width(self, mean: float, std: float, samples: int, delta: float) -> float:
         """Distance of the bound from the mean for `samples` costs with this mean and Bessel-corrected deviation.
 
-        Candidate selection anticipates the safety test with it. Raises ValueError for moments that the costs cannot have.
+        Candidate selection anticipates the safety test with it. Raises ValueError for moments that cannot occur.
         """
 
     def slope(self, mean: float, std: float, samples: int, delta: float) -> float:
-        """Derivative of the width by the deviation, at a fixed mean: the pull on the spread of the costs in candidate selection."""
+        """Derivative of the width with respect to the deviation, at a fixed mean; candidate selection's kappa."""
         step = 1e-3 * std
         if step == 0.0:
             return 0.0
@@ -70,27 +70,33 @@ class RangedBound(Bound):
     def check(self, low: float, high: float, two_points: bool) -> None:
         if low < self.low or high > self.high:
             raise ConfigError(
-                f"the bound {self.name} holds for costs in [{self.low:g}, {self.high:g}], but costs can lie in [{low:g}, {high:g}]; choose "
-                "constraint.cost_scale: probability, state the range in model.bound.init_args, or choose another bound."
+                f"the bound {self.name} holds for costs in [{self.low:g}, {self.high:g}], but costs can lie in "
+                f"[{low:g}, {high:g}]; choose constraint.cost_scale: probability, state the range in "
+                "model.bound.init_args, or choose another bound."
             )
 
     def check_moments(self, mean: float, std: float) -> None:
         """Refuse moments that costs in the range cannot have. Raises ValueError."""
         if not (self.low <= mean <= self.high and 0 <= std < math.inf):
             raise ValueError(
-                f"{self.name} was told that costs lie in [{self.low:g}, {self.high:g}], but their mean is {mean:g} and their deviation {std:g}; "
-                "state the true range, or choose a bounded cost."
+                f"{self.name} was told that costs lie in [{self.low:g}, {self.high:g}], but their mean is {mean:g} and "
+                f"their deviation {std:g}; state the true range, or choose a bounded cost."
             )
 
 
 def check_delta(delta: float) -> None:
     """Refuse an error probability that is none. Raises ValueError."""
     if not 0 < delta < 1:
-        raise ValueError(f"delta is {delta}; it must lie strictly between 0 and 1, since it is the probability that the bound fails.")
+        raise ValueError(
+            f"delta is {delta}; it must lie strictly between 0 and 1, since it is the probability that the bound fails."
+        )
 
 
 def checked_costs(costs: Float[Tensor, "samples"], delta: float, minimum: int) -> Float[Tensor, "samples"]:
-    """The costs in double precision. Raises ValueError for delta, for fewer than `minimum` costs and for costs that are not finite."""
+    """The costs in double precision.
+
+    Raises ValueError for delta outside (0, 1), fewer than `minimum` costs, and costs that are not finite.
+    """
     check_delta(delta)
     costs = costs.detach().double().flatten()
     if costs.numel() < minimum:
@@ -98,8 +104,8 @@ def checked_costs(costs: Float[Tensor, "samples"], delta: float, minimum: int) -
     wrong = (~torch.isfinite(costs)).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of {costs.numel()} costs are NaN or infinite, the first at position {wrong[0]}; a bound on the mean needs every "
-            "cost. Use a cost that always answers, or sample these responses again before the test."
+            f"{len(wrong)} of {costs.numel()} costs are NaN or infinite, the first at position {wrong[0]}; a bound on "
+            "the mean needs every cost. Use a cost that always answers, or sample these responses again before the test."
         )
     return costs
 
@@ -109,8 +115,8 @@ def costs_in_range(costs: Float[Tensor, "samples"], low: float, high: float, nam
     wrong = ((costs < low) | (costs > high)).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(
-            f"{name} was told that costs lie in [{low:g}, {high:g}], but {len(wrong)} of {costs.numel()} do not, the first at position "
-            f"{wrong[0]}: {float(costs[wrong[0]]):.6g}; state the true range, or choose a bounded cost."
+            f"{name} was told that costs lie in [{low:g}, {high:g}], but {len(wrong)} of {costs.numel()} do not, "
+            f"the first at position {wrong[0]}: {float(costs[wrong[0]]):.6g}; state the true range, or choose a bounded cost."
         )
     return costs
 
@@ -123,7 +129,9 @@ def student_t_quantile(delta: float, samples: int) -> float:
 class StudentT(Bound):
     """mean + t_{1-delta, m-1} * std / sqrt(m), std Bessel-corrected: the paper's test (HC-RLHF, arXiv 2506.08266)."""
 
-    assumption = "the mean of the costs is normally distributed (Student's t); not exact for skewed costs and few samples"
+    assumption = (
+        "the mean of the costs is normally distributed (Student's t); not exact for skewed costs and few samples"
+    )
 
     def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
         costs = checked_costs(costs, delta, 2)
@@ -157,7 +165,10 @@ class Hoeffding(RangedBound):
 
 
 class EmpiricalBernstein(RangedBound):
-    """mean + sqrt(2 var ln(2/delta) / m) + 7 (high - low) ln(2/delta) / (3 (m - 1)) (Maurer & Pontil 2009, theorem 4)."""
+    """mean + sqrt(2 var ln(2/delta) / m) + 7 (high - low) ln(2/delta) / (3 (m - 1)).
+
+    Source: Maurer & Pontil 2009, theorem 4.
+    """
 
     kind = "empirical Bernstein"
 
@@ -175,14 +186,18 @@ class EmpiricalBernstein(RangedBound):
 
 
 class ClopperPearson(Bound):
-    """The exact binomial bound for costs that are 0 or 1: the (1 - delta) quantile of Beta(k + 1, m - k) (Clopper & Pearson 1934)."""
+    """The exact binomial bound for costs that are 0 or 1: the (1 - delta) quantile of Beta(k + 1, m - k).
+
+    Source: Clopper & Pearson 1934.
+    """
 
     assumption = "every cost is 0 or 1 (Clopper-Pearson); exact"
 
     def check(self, low: float, high: float, two_points: bool) -> None:
         if not two_points or (low, high) != (0.0, 1.0):
             raise ConfigError(
-                "the bound ClopperPearson is for costs that are 0 or 1; choose constraint.cost_scale: unsafe, or another bound."
+                "the bound ClopperPearson is for costs that are 0 or 1; choose constraint.cost_scale: unsafe, or "
+                "another bound."
             )
 
     def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:
@@ -198,10 +213,11 @@ class ClopperPearson(Bound):
     def width(self, mean: float, std: float, samples: int, delta: float) -> float:
         if not 0 <= mean <= 1:
             raise ValueError(
-                f"ClopperPearson needs costs that are exactly 0 or 1, but their mean is {mean:g}; use another bound, or a 0/1 cost."
+                f"ClopperPearson needs costs that are exactly 0 or 1, but their mean is {mean:g}; use another bound, "
+                "or a 0/1 cost."
             )
         return self._upper(mean * samples, samples, delta) - mean
 
     def slope(self, mean: float, std: float, samples: int, delta: float) -> float:
-        """z_{1-delta} / sqrt(samples): the width of the normal limit, since mean and deviation of 0/1 costs cannot vary alone."""
+        """z_{1-delta} / sqrt(samples), from the normal limit: mean and deviation of 0/1 costs cannot vary alone."""
         return float(stats.norm.ppf(1 - delta)) / math.sqrt(samples)

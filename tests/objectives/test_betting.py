@@ -10,7 +10,10 @@ from objectives import Betting, ConfidenceSequence
 from objectives.betting import plug_in_bets
 from support.errors import ConfigError
 
-SEQUENCES = {size: torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)), dtype=torch.float64) for size in (1, 2, 3, 5, 9)}
+SEQUENCES = {
+    size: torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)), dtype=torch.float64)
+    for size in (1, 2, 3, 5, 9)
+}
 
 
 def direct_bound(costs: list[float], delta: float, horizon: int | None, grid: int = 2000) -> float:
@@ -43,7 +46,11 @@ def test_fails_at_most_delta_of_the_time_on_every_binary_sequence(size, delta):
 
 
 def test_fails_at_most_delta_of_the_time_on_three_values_of_another_range():
-    values, weights, delta = torch.tensor([-1.0, 0.5, 4.0], dtype=torch.float64), torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64), 0.3
+    values, weights, delta = (
+        torch.tensor([-1.0, 0.5, 4.0], dtype=torch.float64),
+        torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64),
+        0.3,
+    )
     mean, bound, failed = float((values * weights).sum()), Betting(-1, 4), 0.0
     for picks in itertools.product(range(3), repeat=6):
         if bound(values[list(picks)], delta) < mean:
@@ -100,7 +107,9 @@ def test_invariant_under_affine_maps_of_the_range():
     costs = torch.rand(200, generator=torch.Generator().manual_seed(4), dtype=torch.float64) ** 3
     upper = Betting()(costs, 0.1)
     for low, high in ((-5.0, -1.0), (0.0, 100.0), (-0.3, 0.4)):
-        assert Betting(low, high)(low + (high - low) * costs, 0.1) == pytest.approx(low + (high - low) * upper, rel=1e-9)
+        assert Betting(low, high)(low + (high - low) * costs, 0.1) == pytest.approx(
+            low + (high - low) * upper, rel=1e-9
+        )
         assert Betting(low, high).width(low + (high - low) * 0.3, (high - low) * 0.1, 50, 0.1) == pytest.approx(
             (high - low) * Betting().width(0.3, 0.1, 50, 0.1), rel=1e-6
         )
@@ -182,7 +191,11 @@ def test_continues_from_its_state_and_refuses_other_settings():
     second.load_state_dict(state)
     second.update(costs[40:])
     assert second.upper == whole.upper and len(second) == 90
-    for other in (ConfidenceSequence(0, 3, 0.2, 100), ConfidenceSequence(0, 3, 0.1), ConfidenceSequence(0, 2, 0.1, 100)):
+    for other in (
+        ConfidenceSequence(0, 3, 0.2, 100),
+        ConfidenceSequence(0, 3, 0.1),
+        ConfidenceSequence(0, 2, 0.1, 100),
+    ):
         with pytest.raises(ValueError, match="error probability"):
             other.load_state_dict(state)
 
@@ -192,7 +205,10 @@ def test_continues_from_its_state_and_refuses_other_settings():
     [
         ([0.1, math.nan], r"1 of 2 costs are NaN or infinite, the first at position 1.*always answers"),
         ([0.1, math.inf], "NaN or infinite"),
-        ([0.1, 0.2, 1.01], r"costs lie in \[0, 1\], but 1 of 3 do not, the first at position 2: 1\.01; state the true range"),
+        (
+            [0.1, 0.2, 1.01],
+            r"costs lie in \[0, 1\], but 1 of 3 do not, the first at position 2: 1\.01; state the true range",
+        ),
         ([-0.01], "the first at position 0: -0.01"),
         ([], "at least 1 cost"),
     ],

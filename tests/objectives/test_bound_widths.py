@@ -44,7 +44,9 @@ def test_widths_shrink_with_more_samples_and_with_larger_delta(bound):
     assert bound.width(0.2, 0.15, 100, 0.05) > bound.width(0.2, 0.15, 100, 0.2) > 0
 
 
-@pytest.mark.parametrize("bound", [StudentT(), Hoeffding(), EmpiricalBernstein(), Betting()], ids=lambda bound: bound.name)
+@pytest.mark.parametrize(
+    "bound", [StudentT(), Hoeffding(), EmpiricalBernstein(), Betting()], ids=lambda bound: bound.name
+)
 @pytest.mark.parametrize("std", [0.02, 0.1, 0.25])
 def test_the_slope_is_the_derivative_of_the_width(bound, std):
     for samples in (50, 1000):
@@ -80,7 +82,7 @@ def test_pessimism_with_student_t_is_the_papers():
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda bound: bound.name)
 @pytest.mark.parametrize("kind", ["binary", "rare", "normal"])
 def test_a_candidate_that_meets_the_constraint_exactly_passes_every_bounds_own_test_about_half_the_time(bound, kind):
-    """Without the first term and with C2 = 1; with another bound's width a candidate would pass nearly always or never."""
+    """Without the first term and with C2 = 1; with another bound's width it would pass nearly always or never."""
     if bound.name == "ClopperPearson" and kind != "binary":
         return
     generator = torch.Generator().manual_seed(2)
