@@ -105,7 +105,7 @@ def checked_costs(costs: Float[Tensor, "samples"], delta: float, minimum: int) -
     if wrong:
         raise ValueError(
             f"{len(wrong)} of {costs.numel()} costs are NaN or infinite, the first at position {wrong[0]}; a bound on "
-            "the mean needs every cost. Use a cost that always answers, or sample these responses again before the test."
+            "the mean needs every cost. Use a cost that always answers, or sample these responses again."
         )
     return costs
 
@@ -116,7 +116,8 @@ def costs_in_range(costs: Float[Tensor, "samples"], low: float, high: float, nam
     if wrong:
         raise ValueError(
             f"{name} was told that costs lie in [{low:g}, {high:g}], but {len(wrong)} of {costs.numel()} do not, "
-            f"the first at position {wrong[0]}: {float(costs[wrong[0]]):.6g}; state the true range, or choose a bounded cost."
+            f"the first at position {wrong[0]}: {float(costs[wrong[0]]):.6g}; state the true range, or choose a "
+            "bounded cost."
         )
     return costs
 
