@@ -1,6 +1,6 @@
 """Compare the confidence bounds of the safety test: errors, power, width, and what stopping early saves.
 
-    python benchmarks/safety_bounds.py                   # about 3 minutes; rewrites the tables of the page and the plot
+    python benchmarks/safety_bounds.py                   # minutes; rewrites the tables of the page and the plot
 
 No training. Tests are simulated on costs whose true mean is known:
 - at the threshold: a candidate that passes is an error, and at most delta of the tests may be one;
@@ -107,13 +107,15 @@ def fixed_tests(repetitions: int) -> dict[tuple[str, int, float, str, float], in
     return counts
 
 
+def short(rate: float, digits: int) -> str:
+    """A rate in few characters: .123, 0 or 1."""
+    return f"{rate:.{digits}f}".removeprefix("0") if 0 < rate < 1 else f"{rate:g}"
+
+
 def share(count: int, total: int) -> str:
-    """Rate and its 95 % Clopper-Pearson interval, in few characters."""
-    rate, low, high = (
-        f"{value:.3f}".replace("0.", ".") if 0 < value < 1 else f"{value:g}"
-        for value in (count / total, *interval(count, total))
-    )
-    return f"{rate} [{low}, {high}]"
+    """Rate and its 95 % Clopper-Pearson interval."""
+    low, high = interval(count, total)
+    return f"{short(count / total, 3)} [{short(low, 3)}, {short(high, 3)}]"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -140,7 +142,7 @@ def power_table(counts: dict[tuple[str, int, float, str, float], int], repetitio
             cells = [shape, str(size)]
             for name in BOUNDS:
                 shares = [counts.get((shape, size, DELTA, name, ratio)) for ratio in RATIOS[:0:-1]]
-                cells.append(" / ".join("-" if count is None else f"{count / repetitions:.2f}" for count in shares))
+                cells.append(" / ".join("-" if count is None else short(count / repetitions, 2) for count in shares))
             rows.append([cell.replace("- / - / -", "-") for cell in cells])
     return table(["costs", "prompts", *BOUNDS], rows)
 
@@ -246,8 +248,9 @@ def main(
     counts = fixed_tests(repetitions)
     cells = {name: [key for key in counts if key[3] == name and key[4] == 1.0] for name in BOUNDS}
     above = {name: sum(interval(counts[key], repetitions)[0] > key[2] for key in keys) for name, keys in cells.items()}
-    summary = "; ".join(f"{name} {above[name]} of {len(keys)}" for name, keys in cells.items())
-    parts = [f"Cells whose error rate is above delta beyond its 95 % interval, for delta {DELTAS}: {summary}.\n"]
+    summary = [f"{above[name]} of {len(keys)}" for name, keys in cells.items()]
+    parts = ["**Summary**, cells whose error rate is above delta beyond its 95 % interval, of all three deltas:\n"]
+    parts.append(table(list(BOUNDS), [summary]))
     for delta in DELTAS:
         parts.append(
             f"**Errors, delta = {delta:g}**, share of {repetitions:,} tests that pass a candidate at the threshold:\n"

@@ -16,6 +16,7 @@ The bets are the paper's predictable plug-in (section 4; theorem 3 with the uppe
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -61,6 +62,7 @@ def _cap(mean: float) -> float:
     return LARGEST_BET / (1 - mean) if mean < 1 else math.inf
 
 
+@dataclass
 class Betting(RangedBound):
     """Betting bound: valid for any number of costs and any distribution on the range, at a width near Student's t.
 
@@ -73,12 +75,13 @@ class Betting(RangedBound):
         seed: of the order.
     """
 
+    seed: int = 0
+
     kind = "betting, predictable plug-in"
 
-    def __init__(self, low: float = 0.0, high: float = 1.0, seed: int = 0) -> None:
-        super().__init__(low, high)
-        self.seed = seed
-        self.assumption += f"; the order of the costs was drawn beforehand with seed {seed}"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.assumption += f"; the order of the costs was drawn beforehand with seed {self.seed}"
 
     def order(self, samples: int) -> Int[Tensor, "samples"]:
         """Positions of the costs in the order of the bets; the same on every machine and version."""

@@ -5,6 +5,8 @@ A bound answers: below which number does the true mean lie with probability at l
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -51,6 +53,7 @@ class Bound(ABC):
         return type(self).__name__
 
 
+@dataclass
 class RangedBound(Bound):
     """A bound that needs a stated range.
 
@@ -59,13 +62,20 @@ class RangedBound(Bound):
         high: largest cost that can occur.
     """
 
-    kind: str
+    low: float = 0.0
+    high: float = 1.0
 
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        if not low < high:
-            raise ConfigError(f"{type(self).__name__}: low must be below high, got [{low}, {high}].")
-        self.low, self.high = low, high
-        self.assumption = f"every cost lies in [{low:g}, {high:g}] ({self.kind}); exact for any distribution on it"
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ConfigError(
+                f"{self.name}: low must be below high and both finite, got [{self.low}, {self.high}]; state the "
+                "smallest and the largest cost that can occur."
+            )
+        # In full: bounds with different settings must not have the same assumption.
+        low, high = (f"{end:g}" if float(f"{end:g}") == end else repr(end) for end in (self.low, self.high))
+        self.assumption = f"every cost lies in [{low}, {high}] ({self.kind}); exact for any distribution on it"
 
     def check(self, low: float, high: float, two_points: bool) -> None:
         if low < self.low or high > self.high:
@@ -127,6 +137,7 @@ def student_t_quantile(delta: float, samples: int) -> float:
     return float(stats.t.ppf(1 - delta, samples - 1))
 
 
+@dataclass
 class StudentT(Bound):
     """mean + t_{1-delta, m-1} * std / sqrt(m), std Bessel-corrected: the paper's test (HC-RLHF, arXiv 2506.08266)."""
 
@@ -148,6 +159,7 @@ class StudentT(Bound):
         return student_t_quantile(delta, samples) / math.sqrt(samples)
 
 
+@dataclass
 class Hoeffding(RangedBound):
     """mean + (high - low) * sqrt(ln(1/delta) / (2m)) (Hoeffding 1963, theorem 2)."""
 
@@ -165,6 +177,7 @@ class Hoeffding(RangedBound):
         return self._width(samples, delta)
 
 
+@dataclass
 class EmpiricalBernstein(RangedBound):
     """mean + sqrt(2 var ln(2/delta) / m) + 7 (high - low) ln(2/delta) / (3 (m - 1)).
 
@@ -186,6 +199,7 @@ class EmpiricalBernstein(RangedBound):
         return self._width(std, samples, delta)
 
 
+@dataclass
 class ClopperPearson(Bound):
     """The exact binomial bound for costs that are 0 or 1: the (1 - delta) quantile of Beta(k + 1, m - k).
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from objectives import Betting, ConfidenceSequence
+from objectives import Betting, ConfidenceSequence, Hoeffding
 from objectives.betting import plug_in_bets
 from support.errors import ConfigError
 
@@ -129,6 +129,14 @@ def test_the_seed_alone_draws_the_order_and_the_assumption_names_it():
     assert Betting().order(8).tolist() == [3, 7, 5, 2, 4, 1, 6, 0]
 
 
+def test_bounds_with_different_settings_have_different_assumptions():
+    """A recorded verdict is looked up by the assumption, so two bounds that differ at all must differ in it."""
+    settings = [(0.0, 1.0), (0.0, 1.0 + 1e-9), (0.0, 1 / 3), (0.0, 0.333333), (-1e-7, 1.0)]
+    assumptions = [kind(low, high).assumption for kind in (Betting, Hoeffding) for low, high in settings]
+    assumptions += [Betting(seed=seed).assumption for seed in (1, 2)]
+    assert len(set(assumptions)) == len(assumptions)
+
+
 def test_extremes():
     assert Betting()(torch.ones(50), 0.1) == 1.0
     assert Betting()(torch.zeros(1), 0.01) == 1.0  # one cost shows nothing
@@ -232,6 +240,8 @@ def test_unusable_settings_are_refused():
         Betting().sequence(0.1, horizon=0)
     with pytest.raises(ConfigError, match="low must be below high"):
         Betting(1, 1)
+    with pytest.raises(ConfigError, match="both finite"):
+        Betting(0, math.inf)
     with pytest.raises(ConfigError, match="cost_scale: probability"):
         Betting().check(-math.inf, math.inf, False)
     sequence = Betting().sequence(0.1, horizon=3)
