@@ -210,7 +210,7 @@ class ConfidenceSequence:
         costs, bets = self._bets()
         capital = float(log_capital(costs, bets, claim)[-1]) if len(self) else 0.0
         reachable = capital + float(largest_gain(costs, self.delta, self.horizon, claim)) >= math.log(1 / self.delta)
-        return None if reachable and len(self) < self.horizon else False
+        return None if reachable else False
 
     def state_dict(self) -> dict[str, object]:
         """Settings and costs as plain data, from which another sequence with the same settings continues."""

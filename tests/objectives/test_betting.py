@@ -12,7 +12,7 @@ from support.errors import ConfigError
 
 SEQUENCES = {
     size: torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)), dtype=torch.float64)
-    for size in (1, 2, 3, 5, 9)
+    for size in (1, 2, 3, 5, 7, 9)
 }
 
 
@@ -33,8 +33,8 @@ def direct_bound(costs: list[float], delta: float, horizon: int | None, grid: in
     return 1.0
 
 
-@pytest.mark.parametrize("size", SEQUENCES)
-@pytest.mark.parametrize("delta", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+@pytest.mark.parametrize("delta", [0.1, 0.5])
 def test_fails_at_most_delta_of_the_time_on_every_binary_sequence(size, delta):
     """Summed over all sequences, so no sampling error: P(bound < true mean) <= delta."""
     uppers = torch.tensor([Betting()(sequence, delta) for sequence in SEQUENCES[size]])
@@ -58,19 +58,20 @@ def test_fails_at_most_delta_of_the_time_on_three_values_of_another_range():
     assert 0 < failed <= delta
 
 
-@pytest.mark.parametrize("horizon", [None, 9])
+@pytest.mark.parametrize("horizon", [None, 7])
 def test_an_observer_who_looks_after_every_cost_is_misled_at_most_delta_of_the_time(horizon):
-    delta = 0.25
+    delta, shares = 0.25, []
     for mean in (0.1, 0.4, 0.7):
         misled = 0.0
-        for costs in SEQUENCES[9]:
+        for costs in SEQUENCES[7]:
             sequence, wrong = Betting().sequence(delta, horizon), False
             for cost in costs:
                 sequence.update(cost[None])
                 wrong = wrong or sequence.below(mean)
             ones = int(costs.sum())
-            misled += wrong * mean**ones * (1 - mean) ** (9 - ones)
-        assert misled <= delta
+            misled += wrong * mean**ones * (1 - mean) ** (7 - ones)
+        shares.append(misled)
+    assert 0 < max(shares) <= delta
 
 
 @pytest.mark.parametrize("horizon", [None, 60])
