@@ -5,6 +5,7 @@ No Lightning, no tokenizer, no batch, no file in here: tensors in, tensors out.
 
 from objectives.advantages import Advantage, GroupNorm, LeaveOneOut, NoBaseline
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
+from objectives.betting import Betting, ConfidenceSequence
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
@@ -18,10 +19,12 @@ from objectives.weighted_losses import CISPO, SAPO, VESPO
 __all__ = [
     "Advantage",
     "Aggregation",
+    "Betting",
     "Bound",
     "CISPO",
     "ClippedSurrogate",
     "ClopperPearson",
+    "ConfidenceSequence",
     "ConstantLength",
     "EmpiricalBernstein",
     "GlobalNorm",
