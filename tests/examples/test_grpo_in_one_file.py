@@ -14,6 +14,7 @@ import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from examples import grpo_in_one_file as example
 from lightning_modules import GRPO, KLPenalty
@@ -38,7 +39,7 @@ def configured(**changes):
 
 
 class Replay(Engine):
-    """Returns the completions of given rollouts, one rollout per call, after a check that they answer the same prompts."""
+    """Returns the completions of recorded rollouts, one rollout per call, and checks that the prompts are the same."""
 
     def __init__(self, rollouts):
         self.rollouts = iter(rollouts)
@@ -125,7 +126,7 @@ def initial(config):
 
 
 def fit_example(config, monkeypatch, rollouts=None):
-    """(weights, rollouts) of the example's own `train`; where rollouts are given, it trains on these instead of sampling."""
+    """(weights, rollouts) of the example's `train`, which takes `rollouts` instead of sampling if there are some."""
     seen, replayed, sample = [], iter(rollouts or []), example.sample
 
     def watched(*arguments):
@@ -145,8 +146,8 @@ def largest(difference):
 def test_weights_equal_those_of_the_module(name, sampler, monkeypatch):
     """Three rollouts on the same prompts with the same completions, which either of the two has sampled.
 
-    AdamW divides by the root of the mean square plus its eps of 1e-8. Where a gradient is as small as that, its rounding is
-    scaled up to a whole step; with 1e-5 the weights show whether the gradients are equal.
+    AdamW divides by the root of the mean square plus its eps of 1e-8. Where a gradient is as small as that, rounding
+    is scaled up to a whole step; with 1e-5 the weights show whether the gradients are equal.
     """
     monkeypatch.setattr(torch.optim, "AdamW", partial(torch.optim.AdamW, eps=1e-5))
     config = configured(**SETTINGS[name])
@@ -191,6 +192,28 @@ def test_samples_come_from_the_distribution_of_the_log_probs(reasoner):
         chi_square = float(((tokens.bincount(minlength=len(probs)) - expected) ** 2 / expected).sum())
         freedom = len(probs) - 1
         assert abs(chi_square - freedom) < 5 * (2 * freedom) ** 0.5
+
+
+def test_advantages_are_normalised_within_a_group():
+    """Mean 0.25 and deviation 0.5 (of a sample, divided by G - 1); a group of equal rewards has none."""
+    advantages = example.group_advantages(torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 1]), 4)
+    assert advantages.tolist() == pytest.approx([1.49970006, *[-0.49990002] * 3, 0, 0, 0, 0], abs=1e-7)
+
+
+def test_log_probs_do_not_depend_on_the_padding():
+    """On a model with absolute positions, where a prompt that is counted from its padding would be another one."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=1, n_head=2)).eval()
+    ids, padding = torch.randint(1, 40, (2, 7)), torch.zeros(2, 3, dtype=torch.long)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])  # three tokens of the prompt, four of the completion
+    attention = torch.cat([torch.ones(2, 3, dtype=torch.long), mask.long()], 1)
+    with torch.no_grad():
+        padded = torch.cat([padding, ids], 1), torch.cat([padding, attention], 1)
+        logprobs = example.token_logprobs(model, example.Rollout(*padded, mask))
+        for row, length in ((0, 7), (1, 5)):
+            alone = model(ids[row : row + 1, :length]).logits[0].log_softmax(-1)
+            expected = [float(alone[place - 1, ids[row, place]]) for place in range(3, length)]
+            assert logprobs[row][mask[row]].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
