@@ -258,7 +258,7 @@ def test_the_script_raises_the_reward():
     assert (program, arguments) == ("python", [str(SCRIPT.relative_to(ROOT))])
     without_ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, *arguments, "--steps", "8", "--prompts", "8", "--seed", "0"]
-    done = subprocess.run(command, cwd=ROOT, env=without_ours, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=without_ours, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rewards = [float(line.split("mean reward")[1].split()[0]) for line in done.stdout.splitlines()]
     assert len(rewards) == 8 and sum(rewards[-3:]) > sum(rewards[:3]) + 0.5, rewards
