@@ -71,7 +71,7 @@ def fences(page):
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})
 FENCES = [(page, language, text, before) for page in PAGES for language, text, before in fences(page)]
 MAIN = [c for c in COMMANDS if re.match(r"(srun )?(python main\.py|lightning-posttrain) ", c)]
-SCRIPTS = [c for c in COMMANDS if re.match(r"python (benchmarks|assets)/", c)]
+SCRIPTS = [c for c in COMMANDS if re.match(r"python (assets|benchmarks|examples)/", c)]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 SETTINGS = [c for c in COMMANDS if c.startswith(("#", "export OMP_NUM_THREADS="))]
 PIP = [c for c in COMMANDS if c.startswith("pip install ")]
@@ -141,7 +141,10 @@ def test_a_script_has_the_options_that_it_is_given(command):
         if getattr(c.func, "id", "") in ("auto_cli", "CLI") and isinstance(c.args[0], ast.Name)
     ]
     known = {argument.arg for entry in entries for argument in functions.get(entry, [])}
-    known |= {c.args[0].value.lstrip("-") for c in calls if getattr(c.func, "attr", "") == "add_argument" and c.args}
+    added = [call.args[0] for call in calls if getattr(call.func, "attr", "") == "add_argument" and call.args]
+    known |= {name.value.lstrip("-") for name in added if isinstance(name, ast.Constant)}
+    if any(isinstance(name, ast.JoinedStr) for name in added):  # an option for every field of a dataclass
+        known |= {node.target.id for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)}
     options = {option.removeprefix("--").partition("=")[0] for option in given if option.startswith("--")}
     assert options <= known | {"config"}, f"{name} knows {sorted(known)}"
     for option, value in pairwise(given):
