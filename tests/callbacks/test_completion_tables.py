@@ -8,12 +8,12 @@ import torch
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from callbacks import CompletionsTable
-from callbacks.completions import LONGEST, TABLES, newest
+from callbacks.completions import MAX_TAG_LENGTH, TABLES, newest
 from rollouts import RolloutBatch
 
 
 def test_the_tag_holds_the_newest_tables_that_fit():
-    assert LONGEST == MAX_TAG_VAL_LENGTH
+    assert MAX_TAG_LENGTH == MAX_TAG_VAL_LENGTH
     tables = [{"path": f"completions/val_{n:06d}.json", "type": "table"} for n in range(1000)]
     kept = json.loads(newest(tables))
     assert kept == tables[-len(kept) :] and len(json.dumps([tables[0], *kept])) > MAX_TAG_VAL_LENGTH >= len(

@@ -77,7 +77,7 @@ def test_the_chances_follow_the_shares_from_the_second_pass_on():
 
 def test_how_many_further_prompts():
     greso = GRESO()
-    greso.most = 30
+    greso.max_prompts = 30
     assert greso.further(4, 0.5) == 10 and greso.further(4, 0.0) == 5 and greso.further(4, 1.0) == 30
     greso.smallest = 8
     assert greso.further(1, 0.0) == 8
