@@ -69,7 +69,8 @@ class LaserMonitor(L.Callback):
         if every_n_rollouts < 1 or size < 1 or samples < 3:
             raise ConfigError(
                 f"LaserMonitor: every_n_rollouts is {every_n_rollouts}, size {size} and samples {samples}, but it "
-                "needs every_n_rollouts >= 1, size >= 1 and samples >= 3. Change these arguments of callbacks.LaserMonitor."
+                "needs every_n_rollouts >= 1, size >= 1 and samples >= 3. Change these arguments of "
+                "callbacks.LaserMonitor."
             )
         if not 1 <= shortest <= longest or interval < 1:
             raise ConfigError(
