@@ -249,7 +249,7 @@ def test_a_run_saves_completions_and_a_resumed_one_repeats_it(reasoner, tmp_path
 
 
 def test_mistakes_are_refused():
-    with pytest.raises(ConfigError, match="chances above 0"):
+    with pytest.raises(ConfigError, match="probabilities above 0"):
         GRESO(p_easy=0.0)
     with pytest.raises(ConfigError, match="hard_at < easy_at"):
         GRESO(easy_at=0.1, hard_at=0.1)

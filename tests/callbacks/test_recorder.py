@@ -119,7 +119,7 @@ def test_advantages_by_token_and_every_other_rollout(reasoner, tmp_path):
 def test_what_cannot_be_recorded_or_read_is_said(reasoner, tmp_path):
     with pytest.raises(ConfigError, match="every_n_rollouts is 0"):
         RolloutRecorder(0)
-    with pytest.raises(ConfigError, match="SFT has none"):
+    with pytest.raises(ConfigError, match="SFT makes none"):
         RolloutRecorder().on_fit_start(None, SFT(PolicyParams(reasoner)))
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
     for name in ("other.parquet", "none.parquet"):
