@@ -1,4 +1,5 @@
-"""The comparison: intervals against printed tables, the front against its definition, a page that needs nothing else, and real runs that are not repeated."""
+"""The comparison: intervals against printed tables, the front against its definition, a self-contained page, and real
+runs that are not repeated."""
 
 import itertools
 import math
@@ -24,7 +25,7 @@ EVERY = METHODS | OBJECTIVES | {"hc_rlhf": HELP_DESK}
 
 
 def test_intervals_are_those_of_students_table():
-    # t(0.975) for 2, 4 and 9 degrees of freedom as printed: 4.303, 2.776, 2.262; the deviations below are 1, 1 and 1 by construction.
+    # Printed t(0.975) for 2, 4, 9 degrees of freedom: 4.303, 2.776, 2.262; the deviations below are 1 by construction.
     for count, quantile in ((3, 4.303), (5, 2.776), (10, 2.262)):
         spread = math.sqrt((count - 1) / 2)
         found = interval([10 + spread, 10 - spread, *[10.0] * (count - 2)])

@@ -32,7 +32,8 @@ def test_a_run_with_more_tables_than_a_tag_can_name_goes_on(tmp_path, empty_stor
     ids = torch.zeros(2, 1, dtype=torch.long)
     batch = RolloutBatch(
         prompt_ids=ids, prompt_mask=ids == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * 2, rows=[{"prompt": "a"}, {"prompt": "b"}], decoder=lambda ids, mask: ["x"] * len(ids),
+        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * 2, rows=[{"prompt": "a"}, {"prompt": "b"}],
+        decoder=lambda ids, mask: ["x"] * len(ids),
     )  # fmt: skip
     monkeypatch.setattr("callbacks.completions.mlflow_runs", lambda trainer: [(client, run)])
     for done in range(138, 144):

@@ -83,7 +83,8 @@ def scored(texts, clause="!AB & AC"):
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     batch = RolloutBatch(
         prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts), rows=[{"id": "1", "prompt": "?", "clause": clause}],
+        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts),
+        rows=[{"id": "1", "prompt": "?", "clause": clause}],
     )  # fmt: skip
     batch._completions = texts
     return batch
@@ -141,7 +142,7 @@ def test_mistakes_are_named():
         SaturnCurriculum(1.0)
 
 
-# ---- the curriculum ------------------------------------------------------------------------------------------------------------
+# ---- the curriculum --------------------------------------------------------------------------------------------------
 
 
 class Told(L.Callback):
