@@ -74,8 +74,8 @@ def main(
             print(f"[{count}/{len(missing)}] {name}, seed {seed}: {outcome}", flush=True)
             if not succeeded:
                 failed.append(f"{name}, seed {seed} (see {comparison.log(name, seed)})")
-    found = {name: results(comparison, name, method, seeds) for name, method in everything.items()}
-    write(comparison, found, compared, ui, failed)
+    results_by_method = {name: results(comparison, name, method, seeds) for name, method in everything.items()}
+    write(comparison, results_by_method, compared, ui, failed)
     if failed:
         raise ConfigError(
             f"{len(failed)} runs failed: {'; '.join(failed)}. The report has the others; run the same command again to "
@@ -90,10 +90,14 @@ def results(comparison: Comparison, name: str, method: Method, seeds: int) -> li
 
 
 def write(
-    comparison: Comparison, found: dict[str, list[Result]], methods: dict[str, Method], ui: str, failed: list[str]
+    comparison: Comparison,
+    results_by_method: dict[str, list[Result]],
+    methods: dict[str, Method],
+    ui: str,
+    failed: list[str],
 ) -> None:
     """Write the report as a file and as an artifact, and the means as metrics of the parent run."""
-    measured = {name: rows for name, rows in found.items() if name in methods and rows}
+    measured = {name: rows for name, rows in results_by_method.items() if name in methods and rows}
     facts = {
         "methods": str(len(measured)),
         "seeds": str(max((len(rows) for rows in measured.values()), default=0)),
@@ -101,7 +105,7 @@ def write(
         "initial policy": "assets/tiny_switcher, 0.8 M weights",
         "problems": "64 for training, 140 held out, 4 samples each",
     }
-    page = Report(measured, methods, found.get("hc_rlhf", []), ui, comparison.experiment, facts, failed)
+    page = Report(measured, methods, results_by_method.get("hc_rlhf", []), ui, comparison.experiment, facts, failed)
     path = FOLDER / "report.html"
     atomic_write_text(path, page.html())
     client, parent = comparison.client, comparison.parent

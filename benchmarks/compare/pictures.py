@@ -30,16 +30,18 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def pareto(found: Mapping[str, Sequence[Result]], start: tuple[float, float], titles: Mapping[str, str]) -> str:
+def pareto(
+    results_by_method: Mapping[str, Sequence[Result]], start: tuple[float, float], titles: Mapping[str, str]
+) -> str:
     """Picture of pass@1 against the mean completion length, with both intervals and the Pareto front.
 
     Args:
-        found: method -> its results.
+        results_by_method: method -> its results.
         start: (length, pass@1) of the initial policy.
         titles: method -> label.
     """
     points, halves = {"": start}, {"": (math.nan, math.nan)}
-    for name, results in found.items():
+    for name, results in results_by_method.items():
         length, accuracy = (
             interval([result.values[metric] for result in results]) for metric in ("val/length", "val/pass1")
         )
@@ -109,26 +111,29 @@ def _label(panel, names: Mapping[str, str], points: Mapping[str, tuple[float, fl
 
 
 def learning_curves(
-    found: Mapping[str, Sequence[Result]], titles: Mapping[str, str], metric: str = "val/pass1", beside: str = "grpo"
+    results_by_method: Mapping[str, Sequence[Result]],
+    titles: Mapping[str, str],
+    metric: str = "val/pass1",
+    beside: str = "grpo",
 ) -> str:
     """Picture of pass@1 against generated tokens, one panel per method.
 
     A panel has a thin line per seed, their mean, and GRPO's mean in grey.
     """
     columns = 4
-    rows = math.ceil(len(found) / columns)
+    rows = math.ceil(len(results_by_method) / columns)
     with rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.75 * rows + 0.4), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-        for panel, (name, results) in zip(panels, found.items(), strict=False):
-            if beside in found and name != beside:
-                panel.plot(*_mean_curve(found[beside], metric), color=GREY, linewidth=1.2, linestyle="--")
+        for panel, (name, results) in zip(panels, results_by_method.items(), strict=False):
+            if beside in results_by_method and name != beside:
+                panel.plot(*_mean_curve(results_by_method[beside], metric), color=GREY, linewidth=1.2, linestyle="--")
             for result in results:
                 panel.plot(*_thousands(result.curves[metric]), color=BLUE, linewidth=0.6, alpha=0.45)
             panel.plot(*_mean_curve(results, metric), color=BLUE, linewidth=1.8)
             panel.set_title(titles[name], fontsize=9, loc="left")
             panel.grid(alpha=0.25)
-        for panel in panels[len(found) :]:
+        for panel in panels[len(results_by_method) :]:
             panel.set_visible(False)
         figure.supxlabel("generated tokens, thousands", fontsize=9)
         figure.supylabel("pass@1", fontsize=9)

@@ -91,7 +91,7 @@ class Report:
     """The report of all methods.
 
     Args:
-        found: method -> its finished runs.
+        results_by_method: method -> its finished runs.
         methods: all methods that were compared.
         help_desk: HC-RLHF's runs.
         ui: address of MLflow's pages.
@@ -102,7 +102,7 @@ class Report:
 
     def __init__(
         self,
-        found: Mapping[str, list[Result]],
+        results_by_method: Mapping[str, list[Result]],
         methods: Mapping[str, Method],
         help_desk: list[Result],
         ui: str,
@@ -110,12 +110,14 @@ class Report:
         facts: Mapping[str, str],
         failed: Sequence[str],
     ) -> None:
-        self.found = {name: results for name, results in found.items() if results}
+        self.results_by_method = {name: results for name, results in results_by_method.items() if results}
         self.methods, self.help_desk = methods, help_desk
         self.ui, self.experiment, self.facts, self.failed = ui, experiment, facts, failed
         self.titles = {name: method.title for name, method in methods.items()}
         #: the method whose first validation measures the initial policy under the plain chat template
-        self.plain = next((name for name in self.found if name != "auto_think"), next(iter(self.found), ""))
+        self.plain = next(
+            (name for name in self.results_by_method if name != "auto_think"), next(iter(self.results_by_method), "")
+        )
 
     def link(self, result: Result) -> str:
         """A link to a run, with its seed as text."""
@@ -124,11 +126,11 @@ class Report:
 
     def start(self, name: str) -> Interval | None:
         """A validation metric of the initial policy."""
-        return interval(list(by_seed(self.found[self.plain], start_of(name)).values()))
+        return interval(list(by_seed(self.results_by_method[self.plain], start_of(name)).values()))
 
     def compare_link(self) -> str:
         """Address of MLflow's page that compares all runs."""
-        runs = [result.run for results in self.found.values() for result in results]
+        runs = [result.run for results in self.results_by_method.values() for result in results]
         query = f"runs={json.dumps(runs, separators=(',', ':'))}&experiments={json.dumps([self.experiment])}"
         return html.escape(f"{self.ui}/#/compare-runs?{query}", quote=True)
 
@@ -136,22 +138,25 @@ class Report:
         """All methods on the common task, the most accurate first."""
         best = {
             column.heading: clear_best(
-                {name: by_seed(results, column.value) for name, results in self.found.items()}, column.larger
+                {name: by_seed(results, column.value) for name, results in self.results_by_method.items()},
+                column.larger,
             )
             for column in COLUMNS
-            if column.larger is not None and len(self.found) > 1
+            if column.larger is not None and len(self.results_by_method) > 1
         }
-        accuracy = {name: by_seed(results, COLUMNS[0].value) for name, results in self.found.items()}
-        order = sorted(self.found, key=lambda name: -sum(accuracy[name].values()) / len(self.found[name]))
+        accuracy = {name: by_seed(results, COLUMNS[0].value) for name, results in self.results_by_method.items()}
+        order = sorted(
+            self.results_by_method, key=lambda name: -sum(accuracy[name].values()) / len(self.results_by_method[name])
+        )
         start = [number(self.start(column.start), column.digits) if column.start else "" for column in COLUMNS]
         rows = [_row("initial policy", start, "", "start")]
         for name in order:
             cells, classes = [], []
             for column in COLUMNS:
-                values = by_seed(self.found[name], column.value)
+                values = by_seed(self.results_by_method[name], column.value)
                 cells.append(number(interval(list(values.values())), column.digits))
                 classes.append("best" if best.get(column.heading) == name else self.change(name, column))
-            runs = " ".join(self.link(result) for result in self.found[name])
+            runs = " ".join(self.link(result) for result in self.results_by_method[name])
             paper = self.methods[name].paper
             title = html.escape(self.titles[name]) + (f" <i>{paper}</i>" if paper else "")
             rows.append(_row(title, cells, runs, classes=classes))
@@ -162,7 +167,7 @@ class Report:
         the difference excludes zero."""
         if not column.start or column.larger is None:
             return ""
-        results = self.found[name]
+        results = self.results_by_method[name]
         gain = difference(by_seed(results, column.value), by_seed(results, start_of(column.start)))
         if gain is None or not gain.excludes_zero:
             return ""
@@ -172,7 +177,7 @@ class Report:
         """A short table for the description of the parent run."""
         columns = [column for column in COLUMNS if column.start]
         rows = []
-        for name, results in self.found.items():
+        for name, results in self.results_by_method.items():
             cells = []
             for column in columns:
                 value = interval(list(by_seed(results, column.value).values()))
@@ -207,7 +212,7 @@ class Report:
             f'<div class="facts">{facts}</div>',
             *([f"<p><b>Failed runs:</b> {html.escape('; '.join(self.failed))}</p>"] if self.failed else []),
         ]
-        if self.found:
+        if self.results_by_method:
             parts += self._results()
         if self.help_desk:
             parts += [
@@ -221,7 +226,7 @@ class Report:
 
     def _results(self) -> list[str]:
         """The table and the pictures of the common task."""
-        seeds = max(len(results) for results in self.found.values())
+        seeds = max(len(results) for results in self.results_by_method.values())
         length, accuracy = self.start("val/length"), self.start("val/pass1")
         start = (length.mean, accuracy.mean) if length and accuracy else (math.nan, math.nan)
         link = f'<a href="{self.compare_link()}">All of these runs on MLflow\'s compare page</a>'
@@ -231,9 +236,9 @@ class Report:
             f"<p>{READING.format(seeds=seeds)}</p>",
             f"<p>{link} (while <code>make ui</code> runs).</p>",
             "<h2>Accuracy against length</h2>",
-            _figure(pareto(self.found, start, self.titles), FRONT_CAPTION),
+            _figure(pareto(self.results_by_method, start, self.titles), FRONT_CAPTION),
             "<h2>Learning curves</h2>",
-            _figure(learning_curves(self.found, self.titles), CURVES_CAPTION),
+            _figure(learning_curves(self.results_by_method, self.titles), CURVES_CAPTION),
         ]
 
 
