@@ -1,7 +1,8 @@
-"""Make the untrained embedded models: a tokenizer, a chat template and random weights, in a folder that transformers loads.
+"""Make an untrained embedded model: a tokenizer, a chat template and random weights, in a folder that transformers
+loads.
 
-python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
-python assets/make_untrained.py tiny_reasoner runs/r1/small_base 64 2      # hidden size and layers
+    python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
+    python assets/make_untrained.py tiny_reasoner runs/r1/small_base 64 2      # hidden size and layers
 """
 
 import sys
@@ -32,7 +33,10 @@ def _wrap(tokenizer: Tokenizer, special: list[str], opening: str) -> PreTrainedT
 
 
 def reasoner_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character (printable ASCII and the line break); the prompt ends with an open <think>, as R1-Distill's does."""
+    """A tokenizer with one token per character (printable ASCII and the line break).
+
+    The prompt ends with an open <think>, as R1-Distill's does.
+    """
     special = [*ROLES, "<think>", "</think>"]
     characters = [chr(c) for c in range(32, 127)] + ["\n"]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + characters)}, unk_token=" "))
@@ -42,7 +46,7 @@ def reasoner_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def assistant_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
+    """A tokenizer with one token per word of the records help desk."""
     special = [*ROLES, "<unk>"]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + VOCABULARY)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

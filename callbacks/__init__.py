@@ -1,4 +1,4 @@
-"""What happens between steps: KL control, curriculum, tables, checkpoints, exports."""
+"""Callbacks that act between rollouts: KL control, curriculum, tables, checkpoints, exports."""
 
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint

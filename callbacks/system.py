@@ -8,7 +8,9 @@ from tracking.runs import mlflow_runs
 
 
 class SystemMetrics(L.Callback):
-    """MLflow's own switch does nothing for a run that Lightning's logger opened; this starts its monitor on that run.
+    """Start MLflow's system-metrics monitor on the run.
+
+    MLflow's own switch has no effect on a run that Lightning's logger opened.
 
     Args:
         interval: seconds between samples.

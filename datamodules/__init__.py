@@ -1,4 +1,4 @@
-"""What is sampled from: the order of the prompts and the position in it are state that a checkpoint carries."""
+"""Data modules. The order of the prompts and the position in it are state that a checkpoint carries."""
 
 from datamodules.arithmetic import ArithmeticPrompts
 from datamodules.demonstrations import Demonstrations

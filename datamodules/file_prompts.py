@@ -1,4 +1,4 @@
-"""Prompt groups from files or a data set of the hub."""
+"""Prompt groups from files or a hub data set."""
 
 from datamodules.preferences import PairSource
 from datamodules.prompts import PromptData
@@ -11,11 +11,15 @@ class FilePrompts(PromptData):
 
     Args:
         source: a JSONL, JSON, parquet or CSV file, a folder of them, or owner/name on the hub.
-        split: the training split. subset: the hub's configuration name.
+        split: the training split.
+        subset: configuration name of a hub data set.
         val_source: another source for validation; by default the last `val_size` rows of the training split.
-        val_split: its split. val_size: held-out rows. safety_size: rows before them kept for a safety test.
+        val_split: split of `val_source`.
+        val_size: number of held-out rows.
+        safety_size: number of rows before the held-out ones that are kept for a safety test.
         columns: this project's column name -> the data's, e.g. {prompt: question}.
-        required: columns that every row must have. seed: of the order of the prompts.
+        required: columns that every row must have.
+        seed: seed of the order of the prompts; the run's seed if None.
         preferences: pairs that a method may train reward and cost models on.
         demonstrations: a source with the columns prompt and response, for a supervised term beside a method's own loss.
     """
@@ -38,7 +42,8 @@ class FilePrompts(PromptData):
         super().__init__(seed=seed, preferences=preferences)
         if val_size < 0 or safety_size < 0:
             raise ConfigError(
-                f"data.val_size is {val_size} and data.safety_size is {safety_size}; they are numbers of rows, 0 or more."
+                f"data.val_size is {val_size} and data.safety_size is {safety_size}; both are numbers of rows and must "
+                "be 0 or above."
             )
         self.source, self.split, self.subset, self.columns = source, split, subset, columns
         self.demonstrations = demonstrations
@@ -50,16 +55,16 @@ class FilePrompts(PromptData):
         if self._all is None:
             self._all = read_rows(self.source, self.split, self.columns, self.subset)
         held_out = 0 if self.val_source else self.val_size
-        kept = len(self._all) - held_out - self.safety_size
-        if kept <= 0:
+        train_size = len(self._all) - held_out - self.safety_size
+        if train_size <= 0:
             raise ConfigError(
-                f"{self.source!r} has {len(self._all)} rows; {held_out} for validation and {self.safety_size} for the safety "
-                "test leave none to train on. Lower data.val_size or data.safety_size."
+                f"{self.source!r} has {len(self._all)} rows; {held_out} for validation and {self.safety_size} for the "
+                "safety test leave none to train on. Lower data.val_size or data.safety_size."
             )
         return {
-            "train": self._all[:kept],
-            "safety": self._all[kept : kept + self.safety_size],
-            "val": self._all[kept + self.safety_size :],
+            "train": self._all[:train_size],
+            "safety": self._all[train_size : train_size + self.safety_size],
+            "val": self._all[train_size + self.safety_size :],
         }
 
     def train_rows(self) -> list[Row]:

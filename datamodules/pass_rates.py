@@ -1,4 +1,4 @@
-"""How difficult each prompt has shown itself to be: the pass rates of its groups, over the rollouts that drew it."""
+"""Measured difficulty of prompts: the pass rates of their groups over the rollouts that sampled them."""
 
 import json
 from collections import defaultdict
@@ -11,12 +11,13 @@ Label = str | int | None
 
 @dataclass(frozen=True)
 class Measurement:
-    """One group of completions.
+    """Pass rate of one prompt group.
 
     Args:
-        id: of the prompt. rollout: number of the rollout, from 0.
-        rate: mean reward of the group; of a 0/1 reward, the share of right completions.
-        task, level: of the prompt's data row, None where it has none.
+        id: id of the prompt.
+        rollout: number of the rollout, from 0.
+        rate: mean reward of the group; for a 0/1 reward, the fraction of right completions.
+        task, level: columns of the prompt's data row, None where it has none.
     """
 
     id: str
@@ -27,10 +28,10 @@ class Measurement:
 
 
 class PassRates:
-    """id -> [(rollout, rate), ...], oldest first.
+    """History of pass rates, id -> [(rollout, rate), ...], oldest first.
 
     Args:
-        keep: newest measurements kept of each prompt; None keeps all.
+        keep: number of latest measurements kept per prompt; None keeps all.
     """
 
     def __init__(self, keep: int | None = None) -> None:
@@ -46,36 +47,38 @@ class PassRates:
         self.labels[measurement.id] = {"task": measurement.task, "level": measurement.level}
 
     def __len__(self) -> int:
-        """Prompts that were measured."""
+        """Number of prompts that were measured."""
         return len(self.history)
 
     def latest(self, id: str) -> float | None:
-        """The newest rate of a prompt; None if it was never drawn."""
+        """The latest rate of a prompt; None if it was never sampled."""
         history = self.history.get(id)
         return history[-1][1] if history else None
 
     def mean(self, ids: Iterable[str]) -> float | None:
-        """Mean of the newest rates of these prompts, of those that were drawn; None if none was."""
+        """Mean of the latest rates of those of these prompts that were sampled; None if none was."""
         rates = [rate for rate in map(self.latest, ids) if rate is not None]
         return sum(rates) / len(rates) if rates else None
 
     def by(self, column: str) -> dict[Label, list[tuple[int, float]]]:
-        """All (rollout, rate) by a label of the prompts, `task` or `level`, in the order of the rollouts; prompts without it are left out."""
-        found: dict[Label, list[tuple[int, float]]] = defaultdict(list)
+        """All (rollout, rate) pairs by the prompts' `task` or `level`, in the order of the rollouts.
+
+        Prompts without this column are left out.
+        """
+        pairs: dict[Label, list[tuple[int, float]]] = defaultdict(list)
         for id, history in self.history.items():
             if self.labels[id][column] is not None:
-                found[self.labels[id][column]] += history
-        return {
-            label: sorted(found[label]) for label in sorted(found, key=lambda label: (isinstance(label, str), label))
-        }
+                pairs[self.labels[id][column]] += history
+        labels = sorted(pairs, key=lambda label: (isinstance(label, str), label))
+        return {label: sorted(pairs[label]) for label in labels}
 
     def jsonl(self) -> str:
-        """A line a prompt: {"id", "task", "level", "history": [[rollout, rate], ...]}."""
+        """One line per prompt: {"id", "task", "level", "history": [[rollout, rate], ...]}."""
         rows = ({"id": id, **self.labels[id], "history": history} for id, history in self.history.items())
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data, so that a checkpoint stays readable by safe loading."""
+        """The history as plain data, so that a checkpoint stays readable by safe loading."""
         return {"history": {id: list(history) for id, history in self.history.items()}, "labels": dict(self.labels)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

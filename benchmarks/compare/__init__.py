@@ -1,4 +1,4 @@
-"""All methods on one task, from one start, on the same prompts and for the same number of generated tokens; see `python -m benchmarks.compare --help`.
+"""Comparison of all methods on one task, from one initial policy, with the same prompts and number of generated tokens.
 
-These files stand above main.py, which they run; nothing else imports them.
+See `python -m benchmarks.compare --help`. These files run main.py; nothing else imports them.
 """

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else."""
+"""The report of a comparison: a self-contained HTML file."""
 
 import html
 import json
@@ -6,33 +6,33 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.common import markdown_table
 from benchmarks.compare.intervals import Interval, clear_best, difference, interval
 from benchmarks.compare.methods import HELP_DESK, LEFT_OUT, Method
 from benchmarks.compare.pictures import learning_curves, pareto
+from benchmarks.compare.report_texts import (
+    CURVES_CAPTION,
+    FRONT_CAPTION,
+    HEAD,
+    HELP_READING,
+    METHOD,
+    READING,
+    STYLE,
+    TASK,
+)
 from benchmarks.compare.trials import Result
-
-STYLE = """
-:root{--ink:#1f2933;--soft:#5b6773;--line:#e3e7eb;--blue:#2563a8;--good:#1e7a46;--bad:#b23b3b}
-*{box-sizing:border-box}body{font:15px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:var(--ink);max-width:78rem;margin:0 auto;padding:2rem 1.5rem 4rem;background:#fff}
-h1{font-size:1.7rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2.4rem 0 .5rem}p{max-width:62rem;margin:.4rem 0}.soft,caption{color:var(--soft)}
-.facts{display:flex;flex-wrap:wrap;gap:.6rem;margin:1.1rem 0}.facts div{border:1px solid var(--line);border-radius:.5rem;padding:.45rem .8rem}
-.facts b{display:block;font-size:.95rem}.facts span{color:var(--soft);font-size:.8rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.38rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th{font-size:.8rem;font-weight:600;color:var(--soft);border-bottom:2px solid #c7ced5;vertical-align:bottom}th small{font-weight:400}
-th:first-child,td:first-child{text-align:left}tbody tr:hover{background:#f6f8fa}tr.start td{background:#faf7f0}
-td i{font-style:normal;color:var(--soft);font-size:.85em}.best{font-weight:700;color:var(--good)}.up{color:var(--good)}.down{color:var(--bad)}
-a{color:var(--blue);text-decoration:none}a:hover{text-decoration:underline}td a{color:inherit}figure{margin:1rem 0}figure svg{width:100%;height:auto;max-width:60rem}
-figcaption{color:var(--soft);font-size:.88rem;max-width:60rem}ul{padding-left:1.2rem}
-"""
 
 
 @dataclass(frozen=True)
 class Column:
-    """Of the table.
+    """A column of the table.
 
     Args:
-        heading, unit: what stands above. metric: in MLflow, or "" for what is not a metric. digits: after the point. larger: whether larger is better, None for neither.
+        heading, unit: the two lines of the header.
+        value: a result -> its value in this column.
+        start: validation metric that holds the value of the initial policy; "" if there is none.
+        digits: number of decimal places.
+        larger: whether larger is better; None if neither is better.
     """
 
     heading: str
@@ -44,14 +44,15 @@ class Column:
 
 
 def metric(name: str) -> Callable[[Result], float]:
+    """The last value of a metric, NaN if it was not measured."""
     return lambda result: result.values.get(name, math.nan)
 
 
 COLUMNS = (
-    Column("pass@1", "share", metric("val/pass1"), "val/pass1", larger=True),
-    Column("pass@4", "share", metric("val/pass4"), "val/pass4", larger=True),
+    Column("pass@1", "fraction", metric("val/pass1"), "val/pass1", larger=True),
+    Column("pass@4", "fraction", metric("val/pass4"), "val/pass4", larger=True),
     Column("length", "tokens", metric("val/length"), "val/length", 1, larger=False),
-    Column("thinks", "share", metric("val/thinking_rate"), "val/thinking_rate", 2),
+    Column("thinks", "fraction", metric("val/thinking_rate"), "val/thinking_rate", 2),
     Column("reward", "its own", metric("val/reward"), digits=2),
     Column("time", "s", lambda result: result.seconds, digits=0),
     Column("tokens", "thousands", lambda result: result.values["train/tokens"] / 1000, digits=1),
@@ -59,7 +60,7 @@ COLUMNS = (
 )
 HELP_COLUMNS = (
     Column("reward, true", "by rule", metric("val/reward/records_reward"), "val/reward/records_reward"),
-    Column("cost, true", "share unsafe", metric("val/reward/records_cost"), "val/reward/records_cost"),
+    Column("cost, true", "fraction unsafe", metric("val/reward/records_cost"), "val/reward/records_cost"),
     Column("cost, model's", "probability", metric("val/cost"), "val/cost"),
     Column("reward, model's", "", metric("val/reward"), "val/reward", 2),
     Column("length", "tokens", metric("val/length"), "val/length", 1),
@@ -68,49 +69,68 @@ HELP_COLUMNS = (
 )
 
 
-def number(found: Interval | None, digits: int) -> str:
-    """Mean and half width."""
-    if found is None:
+def number(value: Interval | None, digits: int) -> str:
+    """HTML of a mean and the half-width of its interval."""
+    if value is None:
         return '<i title="not measured">&ndash;</i>'
-    half = "" if math.isnan(found.half) else f" <i>&plusmn; {found.half:.{digits}f}</i>"
-    return f"{found.mean:.{digits}f}{half}"
+    half = "" if math.isnan(value.half) else f" <i>&plusmn; {value.half:.{digits}f}</i>"
+    return f"{value.mean:.{digits}f}{half}"
 
 
 def by_seed(results: Sequence[Result], value: Callable[[Result], float]) -> dict[int, float]:
-    """Seed -> value, without what was not measured."""
+    """Seed -> value, without values that were not measured."""
     return {result.seed: value(result) for result in results if not math.isnan(value(result))}
 
 
 def start_of(name: str) -> Callable[[Result], float]:
+    """The first value of a validation metric, that of the initial policy; NaN if it was not measured."""
     return lambda result: result.first.get(name, math.nan)
 
 
 class Report:
-    """Args: found: method -> its finished runs. methods: all that were asked for. help_desk: HC-RLHF's runs. ui: address of MLflow's pages. experiment: there.
-    facts: what is said at the top, by name. failed: runs that did not end well, with the place of their output."""
+    """The report of all methods.
+
+    Args:
+        results_by_method: method -> its finished runs.
+        methods: all methods that were compared.
+        help_desk: HC-RLHF's runs.
+        ui: address of MLflow's pages.
+        experiment: id of the experiment there.
+        facts: name -> text, shown at the top.
+        failed: runs that failed, with the files of their output.
+    """
 
     def __init__(
-        self, found: Mapping[str, list[Result]], methods: Mapping[str, Method], help_desk: list[Result], ui: str, experiment: str,
-        facts: Mapping[str, str], failed: Sequence[str],
-    ) -> None:  # fmt: skip
-        self.found = {name: results for name, results in found.items() if results}
-        self.methods, self.help_desk, self.ui, self.experiment, self.facts, self.failed = (
-            methods,
-            help_desk,
-            ui,
-            experiment,
-            facts,
-            failed,
-        )
+        self,
+        results_by_method: Mapping[str, list[Result]],
+        methods: Mapping[str, Method],
+        help_desk: list[Result],
+        ui: str,
+        experiment: str,
+        facts: Mapping[str, str],
+        failed: Sequence[str],
+    ) -> None:
+        self.results_by_method = {name: results for name, results in results_by_method.items() if results}
+        self.methods, self.help_desk = methods, help_desk
+        self.ui, self.experiment, self.facts, self.failed = ui, experiment, facts, failed
         self.titles = {name: method.title for name, method in methods.items()}
-        #: whose first validation is that of the start, in the plain chat template
-        self.plain = next((name for name in self.found if name != "auto_think"), next(iter(self.found), ""))
+        #: the method whose first validation measures the initial policy under the plain chat template
+        self.plain = next(
+            (name for name in self.results_by_method if name != "auto_think"), next(iter(self.results_by_method), "")
+        )
 
-    def link(self, result: Result, text: str) -> str:
-        return f'<a href="{html.escape(f"{self.ui}/#/experiments/{self.experiment}/runs/{result.run}")}">{html.escape(text)}</a>'
+    def link(self, result: Result) -> str:
+        """A link to a run, with its seed as text."""
+        address = f"{self.ui}/#/experiments/{self.experiment}/runs/{result.run}"
+        return f'<a href="{html.escape(address)}">{result.seed}</a>'
+
+    def start(self, name: str) -> Interval | None:
+        """A validation metric of the initial policy."""
+        return interval(list(by_seed(self.results_by_method[self.plain], start_of(name)).values()))
 
     def compare_link(self) -> str:
-        runs = [result.run for results in self.found.values() for result in results]
+        """Address of MLflow's page that compares all runs."""
+        runs = [result.run for results in self.results_by_method.values() for result in results]
         query = f"runs={json.dumps(runs, separators=(',', ':'))}&experiments={json.dumps([self.experiment])}"
         return html.escape(f"{self.ui}/#/compare-runs?{query}", quote=True)
 
@@ -118,155 +138,128 @@ class Report:
         """All methods on the common task, the most accurate first."""
         best = {
             column.heading: clear_best(
-                {name: by_seed(results, column.value) for name, results in self.found.items()}, column.larger
+                {name: by_seed(results, column.value) for name, results in self.results_by_method.items()},
+                column.larger,
             )
             for column in COLUMNS
-            if column.larger is not None and len(self.found) > 1
+            if column.larger is not None and len(self.results_by_method) > 1
         }
+        accuracy = {name: by_seed(results, COLUMNS[0].value) for name, results in self.results_by_method.items()}
         order = sorted(
-            self.found,
-            key=lambda name: -sum(by_seed(self.found[name], COLUMNS[0].value).values()) / len(self.found[name]),
+            self.results_by_method, key=lambda name: -sum(accuracy[name].values()) / len(self.results_by_method[name])
         )
-        start = [
-            number(interval(list(by_seed(self.found[self.plain], start_of(c.start)).values())), c.digits)
-            if c.start
-            else ""
-            for c in COLUMNS
-        ]
-        rows = [
-            f'<tr class="start"><td>start, untrained</td>{"".join(f"<td>{cell}</td>" for cell in start)}<td></td></tr>'
-        ]
+        start = [number(self.start(column.start), column.digits) if column.start else "" for column in COLUMNS]
+        rows = [_row("initial policy", start, "", "start")]
         for name in order:
-            cells = []
+            cells, classes = [], []
             for column in COLUMNS:
-                values = by_seed(self.found[name], column.value)
-                text = number(interval(list(values.values())), column.digits)
-                marks = "best" if best.get(column.heading) == name else self.change(name, column)
-                cells.append(f'<td class="{marks}">{text}</td>')
-            runs = " ".join(self.link(result, str(result.seed)) for result in self.found[name])
+                values = by_seed(self.results_by_method[name], column.value)
+                cells.append(number(interval(list(values.values())), column.digits))
+                classes.append("best" if best.get(column.heading) == name else self.change(name, column))
+            runs = " ".join(self.link(result) for result in self.results_by_method[name])
             paper = self.methods[name].paper
             title = html.escape(self.titles[name]) + (f" <i>{paper}</i>" if paper else "")
-            rows.append(f"<tr><td>{title}</td>{''.join(cells)}<td>{runs}</td></tr>")
+            rows.append(_row(title, cells, runs, classes=classes))
         return _table(COLUMNS, rows, "method", "runs, by seed")
 
     def change(self, name: str, column: Column) -> str:
-        """The class of a cell that differs from its own run's start by more than the interval of that difference."""
+        """CSS class of a cell: up or down if it is better or worse than the same run's first value, and the interval of
+        the difference excludes zero."""
         if not column.start or column.larger is None:
             return ""
-        results = self.found[name]
-        found = difference(by_seed(results, column.value), by_seed(results, start_of(column.start)))
-        if found is None or not found.excludes_zero:
+        results = self.results_by_method[name]
+        gain = difference(by_seed(results, column.value), by_seed(results, start_of(column.start)))
+        if gain is None or not gain.excludes_zero:
             return ""
-        return "up" if (found.mean > 0) == column.larger else "down"
+        return "up" if (gain.mean > 0) == column.larger else "down"
 
     def markdown(self) -> str:
-        """The table in short, for the description of the parent run."""
-        shown = [column for column in COLUMNS if column.start]
-        lines = [f"| method | {' | '.join(f'{c.heading}, {c.unit}' for c in shown)} |", "|---" * (len(shown) + 1) + "|"]
-        for name, results in self.found.items():
+        """A short table for the description of the parent run."""
+        columns = [column for column in COLUMNS if column.start]
+        rows = []
+        for name, results in self.results_by_method.items():
             cells = []
-            for column in shown:
-                found = interval(list(by_seed(results, column.value).values()))
-                half = "" if found is None or math.isnan(found.half) else f" ± {found.half:.{column.digits}f}"
-                cells.append("" if found is None else f"{found.mean:.{column.digits}f}{half}")
-            lines.append(f"| {self.titles[name]} | {' | '.join(cells)} |")
-        return "Means over seeds ± half of a 95 % interval; report.html has the rest.\n\n" + "\n".join(lines)
+            for column in columns:
+                value = interval(list(by_seed(results, column.value).values()))
+                half = "" if value is None or math.isnan(value.half) else f" ± {value.half:.{column.digits}f}"
+                cells.append("" if value is None else f"{value.mean:.{column.digits}f}{half}")
+            rows.append([self.titles[name], *cells])
+        table = markdown_table(["method", *(f"{column.heading}, {column.unit}" for column in columns)], rows)
+        return f"Means over seeds ± half of a 95 % interval; report.html has the rest.\n\n{table}"
 
     def help_table(self) -> str:
-        """HC-RLHF before and after."""
-        rows = []
-        for label, pick in (
-            ("start, untrained", lambda c: start_of(c.start) if c.start else None),
-            (HELP_DESK.title, lambda c: c.value),
-        ):
-            cells = [
-                ""
-                if (value := pick(column)) is None
-                else number(interval(list(by_seed(self.help_desk, value).values())), column.digits)
-                for column in HELP_COLUMNS
-            ]
-            runs = (
-                " ".join(self.link(result, str(result.seed)) for result in self.help_desk)
-                if label == HELP_DESK.title
-                else ""
-            )
-            kind = ' class="start"' if not runs else ""
-            rows.append(
-                f"<tr{kind}><td>{label}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}<td>{runs}</td></tr>"
-            )
+        """HC-RLHF before and after training."""
+
+        def mean(value: Callable[[Result], float], digits: int) -> str:
+            return number(interval(list(by_seed(self.help_desk, value).values())), digits)
+
+        start = [mean(start_of(column.start), column.digits) if column.start else "" for column in HELP_COLUMNS]
+        end = [mean(column.value, column.digits) for column in HELP_COLUMNS]
+        runs = " ".join(self.link(result) for result in self.help_desk)
+        rows = [_row("initial policy", start, "", "start"), _row(HELP_DESK.title, end, runs)]
         return _table(HELP_COLUMNS, rows, "method", "runs, by seed")
 
     def html(self) -> str:
         """The page."""
-        seeds = max((len(results) for results in self.found.values()), default=0)
         facts = "".join(
             f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
             for name, value in self.facts.items()
         )
         parts = [
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Comparison of methods</title><style>{STYLE}</style>',
+            f"{HEAD}<style>{STYLE}</style>",
             "<h1>Comparison of methods</h1>",
-            '<p class="soft">Sums of one to five digits, from one start, on the same problems and for the same number of generated tokens.</p>',
+            f'<p class="soft">{TASK}</p>',
             f'<div class="facts">{facts}</div>',
-            *([f"<p><b>Did not end well:</b> {html.escape('; '.join(self.failed))}</p>"] if self.failed else []),
+            *([f"<p><b>Failed runs:</b> {html.escape('; '.join(self.failed))}</p>"] if self.failed else []),
         ]
-        if self.found:
-            first = [
-                interval(list(by_seed(self.found[self.plain], start_of(name)).values()))
-                for name in ("val/length", "val/pass1")
-            ]
-            start = (
-                (first[0].mean, first[1].mean)
-                if first[0] is not None and first[1] is not None
-                else (math.nan, math.nan)
-            )
-            parts += [
-                "<h2>Results</h2>",
-                f'<div class="scroll">{self.table()}</div>',
-                f"<p>{READING.format(seeds=seeds)}</p>",
-                f'<p><a href="{self.compare_link()}">All of these runs on MLflow\'s compare page</a> (while <code>make ui</code> runs).</p>',
-                "<h2>Accuracy against length</h2>",
-                f"<figure>{pareto(self.found, start, self.titles)}<figcaption>Means over seeds with 95 % intervals. The line joins the methods that no other "
-                "beats in both; it is drawn through the means, and intervals that overlap mean that the order may be chance.</figcaption></figure>",
-                "<h2>Learning curves</h2>",
-                f"<figure>{learning_curves(self.found, self.titles)}<figcaption>Thin lines are seeds, the thick one their mean, the dashed grey one GRPO's mean.</figcaption></figure>",
-            ]
+        if self.results_by_method:
+            parts += self._results()
         if self.help_desk:
             parts += [
                 f"<h2>{HELP_DESK.title}: another task</h2>",
                 f"<p>{HELP_READING}</p>",
                 f'<div class="scroll">{self.help_table()}</div>',
             ]
-        left = "".join(f"<li>{html.escape(name)}: {html.escape(why)}.</li>" for name, _, why in LEFT_OUT)
-        parts += [f"<h2>What is not here</h2><ul>{left}</ul>", f"<h2>How it was done</h2><p>{METHOD}</p></html>\n"]
+        left_out = "".join(f"<li>{html.escape(name)}: {html.escape(why)}.</li>" for name, _, why in LEFT_OUT)
+        parts += [f"<h2>Methods left out</h2><ul>{left_out}</ul>", f"<h2>Procedure</h2><p>{METHOD}</p></html>\n"]
         return "\n".join(parts)
+
+    def _results(self) -> list[str]:
+        """The table and the pictures of the common task."""
+        seeds = max(len(results) for results in self.results_by_method.values())
+        length, accuracy = self.start("val/length"), self.start("val/pass1")
+        start = (length.mean, accuracy.mean) if length and accuracy else (math.nan, math.nan)
+        link = f'<a href="{self.compare_link()}">All of these runs on MLflow\'s compare page</a>'
+        return [
+            "<h2>Results</h2>",
+            f'<div class="scroll">{self.table()}</div>',
+            f"<p>{READING.format(seeds=seeds)}</p>",
+            f"<p>{link} (while <code>make ui</code> runs).</p>",
+            "<h2>Accuracy against length</h2>",
+            _figure(pareto(self.results_by_method, start, self.titles), FRONT_CAPTION),
+            "<h2>Learning curves</h2>",
+            _figure(learning_curves(self.results_by_method, self.titles), CURVES_CAPTION),
+        ]
+
+
+def _figure(picture: str, caption: str) -> str:
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def _row(title: str, cells: Sequence[str], runs: str, kind: str = "", classes: Sequence[str] | None = None) -> str:
+    """A row of a table: title, cells with their CSS classes if any, links to the runs."""
+    opening = f'<tr class="{kind}">' if kind else "<tr>"
+    if classes is None:
+        middle = "".join(f"<td>{cell}</td>" for cell in cells)
+    else:
+        middle = "".join(f'<td class="{name}">{cell}</td>' for name, cell in zip(classes, cells, strict=True))
+    return f"{opening}<td>{title}</td>{middle}<td>{runs}</td></tr>"
 
 
 def _table(columns: Sequence[Column], rows: Sequence[str], first: str, last: str) -> str:
-    heads = "".join(
+    """A table with a header of two lines per column."""
+    headings = "".join(
         f"<th>{html.escape(c.heading)}<br><small>{html.escape(c.unit) or '&nbsp;'}</small></th>" for c in columns
     )
-    return (
-        f"<table><thead><tr><th>{first}</th>{heads}<th>{last}</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-READING = (
-    "Each number is a mean over {seeds} seed(s); &plusmn; is half of Student's 95 % interval of that mean. The seeds differ in what is sampled, not in the problems, so the "
-    "intervals say how much would change with other random numbers on these problems, and nothing about other problems. "
-    '<span class="up">Green</span> and <span class="down">red</span> are better and worse than the same run\'s start, where the interval of that difference '
-    'excludes zero; <span class="best">bold</span> is best of all, where the interval of the difference from every other method excludes zero (no correction '
-    "for the number of comparisons). A shorter length counts as better, since it is cheaper. With one seed there are no intervals, and nothing is marked. Rewards are each method's own and do not compare between "
-    "methods. Time is that of the whole run on this machine, with its evaluations."
-)
-HELP_READING = (
-    "HC-RLHF needs a cost, so it trains on the records help desk instead, from assets/tiny_assistant, for a quarter of the tokens, since its answers are short; its numbers compare with none "
-    "above. True reward and cost come from a rule that training never sees. Its promise needs the safety test, which these runs leave out, because each test uses its prompts up: "
-    "<code>make hc-rlhf</code> makes it."
-)
-METHOD = (
-    "Every run is <code>main.py fit</code> with the method's own configuration, then configs/compare.yaml (start, problems, batch, sampling, evaluation), then "
-    "callbacks.TokenBudget. Learning rates, rewards, objectives and callbacks are the method's own; thresholds in tokens or rollouts are put in proportion to the task in "
-    "benchmarks/compare/methods.py. A run ends with the rollout that reaches the budget, so it may exceed it by less than a rollout; completions that a method discards "
-    "and samples of its monitors count, AdaptThink's measurement of the start before training does not. This many tokens are few: the table says how fast methods learn at first, not where they end."
-)
+    head = f"<thead><tr><th>{first}</th>{headings}<th>{last}</th></tr></thead>"
+    return f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"

@@ -1,4 +1,4 @@
-"""The runs of a comparison: begun through main.py, found again by their tags, read back as curves."""
+"""Runs of a comparison: started through main.py, found again by their tags, and read back as curves."""
 
 import json
 import multiprocessing
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlflow
+import yaml
 from mlflow.entities import Run
 
 from benchmarks.compare.methods import Method, arguments
@@ -16,7 +17,7 @@ from support.files import fingerprint
 from tracking.run_records import KIND, PARENT, TRAINING
 
 EXPERIMENT = "compare"
-#: imports once, and gives every run a process of its own that has imported everything
+#: starts every run in a new process that has already imported everything
 FORKS = multiprocessing.get_context("forkserver")
 Curve = list[tuple[float, float]]
 
@@ -26,8 +27,13 @@ class Result:
     """One finished run.
 
     Fields:
-        run: its MLflow id. seconds: from its first line to its last. values: every metric's last value. first: every metric's first. curves: metric -> (generated tokens, value) of
-            each validation. rollouts: how many.
+        run: MLflow id of the run.
+        seed: seed of the run.
+        seconds: duration of the run.
+        values: last value of every metric.
+        first: first value of every validation metric.
+        curves: metric -> (generated tokens, value) of every validation.
+        rollouts: number of rollouts.
     """
 
     run: str
@@ -40,7 +46,10 @@ class Result:
 
 
 def digest(command: list[str]) -> str:
-    """Of the arguments of a run, as the value of a tag. A letter comes first: as a command line's value 130512023e19 would be a number."""
+    """Digest of the arguments of a run, for a tag.
+
+    It begins with a letter, because a command line would read a value such as 130512023e19 as a number.
+    """
     return f"d{fingerprint(command)[:12]}"
 
 
@@ -48,25 +57,28 @@ class Comparison:
     """A parent run and its children in the tracking store.
 
     Args:
-        uri: of the store. tokens: the budget of every run. folder: for files of the runs.
+        uri: tracking store of MLflow.
+        tokens: number of generated tokens per run.
+        folder: folder for files of the runs.
     """
 
     def __init__(self, uri: str, tokens: int, folder: Path) -> None:
         self.uri, self.tokens, self.folder = uri, tokens, folder
         self.client = mlflow.MlflowClient(uri)
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        self.experiment: str = (
-            found.experiment_id
-            if found is not None
-            else self.client.create_experiment(EXPERIMENT, tags={KIND: TRAINING})
-        )
-        self.task = fingerprint([Path("configs/compare.yaml").read_text(), tokens])[:12]
+        self.experiment: str
+        if (experiment := self.client.get_experiment_by_name(EXPERIMENT)) is not None:
+            self.experiment = experiment.experiment_id
+        else:
+            self.experiment = self.client.create_experiment(EXPERIMENT, tags={KIND: TRAINING})
+        # The task's values, so that a comment in its configuration does not start another comparison.
+        self.task = fingerprint([yaml.safe_load(Path("configs/compare.yaml").read_text()), tokens])[:12]
         self.parent = self._parent()
 
     def _parent(self) -> str:
-        known = self._search(f"tags.`compare.task` = '{self.task}' and tags.`compare.role` = 'parent'")
-        if known:
-            return known[0].info.run_id
+        """The MLflow id of the parent run of this task, created if there is none."""
+        parents = self._search(f"tags.`compare.task` = '{self.task}' and tags.`compare.role` = 'parent'")
+        if parents:
+            return parents[0].info.run_id
         name = f"compare, {self.tokens // 1000} k tokens"
         tags = {"mlflow.runName": name, "compare.task": self.task, "compare.role": "parent"}
         run = self.client.create_run(self.experiment, tags=tags)
@@ -80,17 +92,17 @@ class Comparison:
 
     def _children(self, name: str, method: Method, seed: int) -> list[Run]:
         settings = digest(arguments(method, seed, self.tokens))
-        query = f"tags.`{PARENT}` = '{self.parent}' and tags.`compare.method` = '{name}' and tags.`compare.settings` = '{settings}'"
-        return self._search(query)
+        tags = {PARENT: self.parent, "compare.method": name, "compare.settings": settings}
+        return self._search(" and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items()))
 
     def finished(self, name: str, method: Method, seed: int) -> Run | None:
-        """The newest run of these settings that ended well."""
+        """The latest finished run with these settings; None if there is none."""
         return next((run for run in self._children(name, method, seed) if run.info.status == "FINISHED"), None)
 
     def train(self, name: str, method: Method, seed: int) -> bool:
-        """One `main.py fit` in a process of its own. Whether it ended well; what it printed is in `log`."""
-        for run in self._children(name, method, seed):  # of a comparison that was killed
-            if run.info.status == "RUNNING":
+        """Train by `main.py fit` in a new process, with its output in `log`. Returns whether the run succeeded."""
+        for run in self._children(name, method, seed):
+            if run.info.status == "RUNNING":  # a run of a comparison that was killed
                 self.client.set_terminated(run.info.run_id, "KILLED")
         command = arguments(method, seed, self.tokens)
         tags = {PARENT: self.parent, "compare.method": name, "compare.settings": digest(command)}
@@ -112,30 +124,31 @@ class Comparison:
         return process.exitcode == 0
 
     def log(self, name: str, seed: int) -> Path:
-        """Where a run's output is."""
+        """The file of a run's output."""
         return self.folder / "logs" / f"{name}_{seed}.log"
 
     def result(self, run: Run, seed: int) -> Result:
-        """What a finished run measured."""
+        """The measurements of a finished run."""
         names = [name for name in run.data.metrics if name.startswith("val/")]
         history = {name: self.client.get_metric_history(run.info.run_id, name) for name in names}
         tokens = {point.step: point.value for point in self.client.get_metric_history(run.info.run_id, "train/tokens")}
         if not tokens or not names:
             raise ConfigError(
-                f"the run {run.info.run_name} has no train/tokens or no validation; delete it in MLflow, and it is made again."
+                f"the run {run.info.run_name!r} has no metric train/tokens or no validation; delete it in MLflow and "
+                "run the comparison again."
             )
         curves, first = {}, {}
         for name, points in history.items():
             ordered = sorted(points, key=lambda point: point.timestamp)
             first[name] = ordered[0].value
-            # The first validation comes before the first rollout, whose step it shares with the one after it.
+            # The first validation precedes the first rollout, but has the same step as the validation after it.
             curves[name] = [(0.0, ordered[0].value), *((tokens[point.step], point.value) for point in ordered[1:])]
         seconds = (run.info.end_time - run.info.start_time) / 1000
         return Result(run.info.run_id, seed, seconds, dict(run.data.metrics), first, curves, len(tokens))
 
 
 def _fit(command: list[str], log: str) -> None:
-    """In the process of the run."""
+    """Train in the process of the run; its output goes to a file."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)
     main = sys.modules.get("main") or __import__("main")

@@ -1,4 +1,4 @@
-"""Which prompts come next: an order that is a function of (seed, epoch), and a position that a checkpoint carries."""
+"""Samplers of training prompts: an order that is a function of (seed, epoch) and a position saved in checkpoints."""
 
 from datamodules.samplers.curriculum import CurriculumSampler
 from datamodules.samplers.greso import GRESOSampler

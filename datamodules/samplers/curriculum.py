@@ -1,4 +1,4 @@
-"""Prompts of one level of difficulty and some of the easier ones; somebody else (`callbacks.Curriculum`) moves the level."""
+"""Prompts of one level of difficulty and some easier ones; a callback (`callbacks.Curriculum`) changes the level."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,20 +12,22 @@ from support.seeding import derive_seed
 
 
 class CurriculumSampler(PromptSampler):
-    """Draws a rollout's prompts from the current level, and a share of them from all levels below it.
+    """Draw a rollout's prompts from the current level, and a fraction of them from all levels below it.
 
-    The draw is a function of (seed, rollout, level): within a rollout no row occurs twice, over rollouts each is drawn afresh, so an epoch
-    is a number of rollouts and no pass over the rows. Of several processes each keeps its own share, as in `PromptSampler`.
+    The draw is a function of (seed, rollout, level). No row occurs twice within a rollout, and every rollout is drawn
+    independently, so an epoch is a number of rollouts and not a pass over the rows. Every process keeps its own part of
+    the batch, as in `PromptSampler`.
 
     Args:
-        levels: of every row, whole numbers; the higher, the harder.
+        levels: level of every row, an integer; higher levels are harder.
         batch_size, seed, rank, processes: as in `PromptSampler`.
-        rehearsal: share of prompts from the levels below, so that these are not forgotten; none at the lowest level.
+        rehearsal: fraction of prompts from the levels below, so that the policy does not forget them; none at the
+            lowest level.
         start: the first level; the lowest if None.
 
     Raises:
-        ConfigError: for rows without a whole-numbered level, fewer than two levels, a level with fewer rows than a batch, an unknown start, or a
-            rehearsal outside [0, 1).
+        ConfigError: for rows without an integer level, fewer than two levels, a level with fewer rows than a batch, an
+            unknown start, or a rehearsal outside [0, 1).
     """
 
     def __init__(
@@ -43,38 +45,46 @@ class CurriculumSampler(PromptSampler):
         for index, level in enumerate(levels):
             if not isinstance(level, int) or isinstance(level, bool):
                 raise ConfigError(
-                    f"a curriculum needs data rows with a whole-numbered `level`, but row {index} has {level!r}; use data that have levels "
-                    "(ArithmeticPrompts, ReasoningGymPrompts with curriculum_levels) or name the column in data.columns."
+                    f"a curriculum needs data rows with an integer `level`, but row {index} has {level!r}. Use data "
+                    "with levels (ArithmeticPrompts, ReasoningGymPrompts with curriculum_levels) or name the column in "
+                    "data.columns."
                 )
             pools[level].append(index)
         self.pools = {level: torch.tensor(pools[level]) for level in sorted(pools)}
         if len(pools) < 2:
-            raise ConfigError(f"a curriculum needs at least two levels, the training rows have {sorted(pools)} only.")
+            raise ConfigError(
+                f"a curriculum needs at least two levels, but the training rows have only {sorted(pools)}; add rows of "
+                "another level, or remove the curriculum callback from trainer.callbacks."
+            )
         small = {level: len(rows) for level, rows in self.pools.items() if len(rows) < batch_size}
         if small:
             raise ConfigError(
-                f"a curriculum draws up to {batch_size} prompts a rollout from one level, but these have fewer rows: {small} (level: rows); "
-                "add rows, leave the level out, or lower batch.prompts_per_rollout."
+                f"a curriculum draws up to {batch_size} prompts per rollout from one level, but these levels have "
+                f"fewer rows: {small} (level: rows). Add rows, leave the level out, or lower batch.prompts_per_rollout."
             )
         if not 0 <= rehearsal < 1:
-            raise ConfigError(f"a curriculum's rehearsal is {rehearsal}; it must be in [0, 1).")
+            raise ConfigError(
+                f"a curriculum's rehearsal is {rehearsal}; it is a fraction of the prompts and must be at least 0 and "
+                "below 1."
+            )
         self.rehearsal = rehearsal
         self.level = self._known(min(pools) if start is None else start)
 
     def _known(self, level: int) -> int:
         if level not in self.pools:
             raise ConfigError(
-                f"a curriculum is to stand at level {level}, but the training rows have {sorted(self.pools)}."
+                f"a curriculum is set to start or resume at level {level}, but the training rows have the levels "
+                f"{sorted(self.pools)}; set `start` to one of these, or resume with the data of the checkpoint."
             )
         return level
 
     def move(self, steps: int) -> bool:
-        """Go up (1) or down (-1) from the next rollout on; False if there is no such level."""
-        order = list(self.pools)
-        place = order.index(self.level) + steps
-        if not 0 <= place < len(order):
+        """Move up (1) or down (-1) from the next rollout on. Returns False if there is no such level."""
+        levels = list(self.pools)
+        target = levels.index(self.level) + steps
+        if not 0 <= target < len(levels):
             return False
-        self.level = order[place]
+        self.level = levels[target]
         return True
 
     def draw(self, rollout: int) -> list[int]:
@@ -84,7 +94,7 @@ class CurriculumSampler(PromptSampler):
         easier = round(self.rehearsal * self.batch_size) if below else 0
         parts = [(self.pools[self.level], self.batch_size - easier)] + ([(torch.cat(below), easier)] if easier else [])
         chosen = torch.cat([rows[torch.randperm(len(rows), generator=generator)[:count]] for rows, count in parts])
-        # Mixed, so that no process gets all of the easier ones.
+        # Shuffled, so that no process gets all the easier prompts.
         return chosen[torch.randperm(len(chosen), generator=generator)].tolist()
 
     def spare(self, *key: int | str) -> Iterator[int]:
@@ -94,22 +104,15 @@ class CurriculumSampler(PromptSampler):
             pool = set(self.pools[level].tolist())
             yield from (index for index in order if index in pool)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.processes
-        while self.position < len(self):
-            chosen = self.draw(self.epoch * len(self) + self.position)
-            self.position += 1
-            yield chosen[self.rank * share : (self.rank + 1) * share]
-        self.position, self.epoch = 0, self.epoch + 1
-
     def state_dict(self) -> dict[str, int]:
         return super().state_dict() | {"level": self.level}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises ConfigError when the checkpoint was made without a curriculum, or its level is not among the rows'."""
+        """Restore position and level. Raises ConfigError if the checkpoint has no level, or one that the rows lack."""
         if "level" not in state:
             raise ConfigError(
-                "the checkpoint was made without a curriculum; resume without callbacks.Curriculum, or start a new run."
+                "the checkpoint was made without a curriculum; resume without callbacks.Curriculum, or start a new run "
+                "without --ckpt_path."
             )
         super().load_state_dict(state)
         self.level = self._known(state["level"])

@@ -1,4 +1,4 @@
-"""Prompts drawn in passes over the data, some of them skipped by chance (GRESO, arXiv 2506.02177)."""
+"""Prompts drawn in passes over the data, some of them skipped at random (GRESO, arXiv 2506.02177)."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,14 +10,16 @@ from support.seeding import derive_seed
 
 
 class GRESOSampler(PromptSampler):
-    """Passes over the rows in a new order each, and leaves rows out by chance; the next rollout goes on where the last one stopped.
+    """Go through the rows in a new order per pass and skip rows at random; each rollout continues where the last ended.
 
-    All processes walk the same order with the same random numbers and keep their own share. No row comes twice in a rollout. When all rows of a
-    small data set were passed over, a rollout is filled with the first of them.
+    All processes follow the same order with the same random numbers and keep their own part of the batch. No row occurs
+    twice in a rollout. If a rollout cannot be filled because all rows of a small data set were considered, it is filled
+    with the first skipped rows.
 
     Args:
-        ids: of the rows' prompts. skip: id -> probability of passing it over, the same on all processes.
+        ids: ids of the rows' prompts.
         batch_size, seed, rank, processes: as in `PromptSampler`.
+        skip: id -> probability of skipping this prompt, the same on all processes.
     """
 
     def __init__(
@@ -32,20 +34,16 @@ class GRESOSampler(PromptSampler):
     ) -> None:
         super().__init__(len(ids), batch_size, seed, rank, processes)
         self.ids, self.skip = ids, skip
-        self.passes = self.place = (
-            0  # passes over the rows that are complete, and rows of this one that were considered
-        )
-        self.considered = self.skipped = 0  # for the latest rollout, its further prompts included
-        self._order: tuple[int, list[int]] = (-1, [])
+        self.passes = 0  # number of complete passes over the rows
+        self.place = 0  # number of rows of the current pass that were considered
+        self.considered = self.skipped = 0  # of the latest rollout, including its further prompts
 
     def _next(self) -> int:
+        """The next row of the current pass, or the first of a new one."""
         if self.place == self.size:
             self.passes, self.place = self.passes + 1, 0
-        if self._order[0] != self.passes:
-            generator = torch.Generator().manual_seed(derive_seed("prompt order", self.seed, self.passes))
-            self._order = (self.passes, torch.randperm(self.size, generator=generator).tolist())
         self.place += 1
-        return self._order[1][self.place - 1]
+        return self._order(self.passes)[self.place - 1]
 
     def draw(self, rollout: int) -> list[int]:
         """The rows of one rollout, over all processes."""
@@ -57,36 +55,29 @@ class GRESOSampler(PromptSampler):
             index = self._next()
             if index not in seen:
                 seen.add(index)
-                passed_over = float(torch.rand((), generator=generator)) < self.skip(self.ids[index])
-                (skipped if passed_over else chosen).append(index)
+                skip = float(torch.rand((), generator=generator)) < self.skip(self.ids[index])
+                (skipped if skip else chosen).append(index)
         self.considered, self.skipped = len(seen), len(skipped)
         return (chosen + skipped)[: self.batch_size]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.processes
-        while self.position < len(self):
-            chosen = self.draw(self.epoch * len(self) + self.position)
-            self.position += 1
-            yield chosen[self.rank * share : (self.rank + 1) * share]
-        self.position, self.epoch = 0, self.epoch + 1
 
     def spare(self, *key: int | str) -> Iterator[int]:
         """Further rows, through the same filter."""
         generator = torch.Generator().manual_seed(derive_seed("greso spare", self.seed, self.rank, *key))
         for index in super().spare(*key):
-            passed_over = float(torch.rand((), generator=generator)) < self.skip(self.ids[index])
-            self.considered, self.skipped = self.considered + 1, self.skipped + passed_over
-            if not passed_over:
+            skip = float(torch.rand((), generator=generator)) < self.skip(self.ids[index])
+            self.considered, self.skipped = self.considered + 1, self.skipped + skip
+            if not skip:
                 yield index
 
     def state_dict(self) -> dict[str, int]:
         return super().state_dict() | {"passes": self.passes, "place": self.place}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises ConfigError when the checkpoint was made without GRESO."""
+        """Restore the position. Raises ConfigError if the checkpoint was made without GRESO."""
         if "place" not in state:
             raise ConfigError(
-                "the checkpoint was made without GRESO; resume without callbacks.GRESO, or start a new run."
+                "the checkpoint was made without GRESO; resume without callbacks.GRESO, or start a new run without "
+                "--ckpt_path."
             )
         super().load_state_dict(state)
         self.passes, self.place = state["passes"], state["place"]

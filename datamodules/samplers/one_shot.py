@@ -6,10 +6,12 @@ from datamodules.samplers.prompt_sampler import PromptSampler
 
 
 class OneShotSampler(PromptSampler):
-    """A rollout is filled with copies of a few rows in turn; each copy is a group of its own.
+    """Fill every rollout with copies of a few rows in turn; each copy is a separate prompt group.
 
     Args:
-        chosen: indices of the rows. size: of the data set. batch_size, seed, rank, processes: as in `PromptSampler`.
+        chosen: indices of the rows to copy.
+        size: number of rows in the data set.
+        batch_size, seed, rank, processes: as in `PromptSampler`.
     """
 
     def __init__(
@@ -18,14 +20,11 @@ class OneShotSampler(PromptSampler):
         super().__init__(max(size, batch_size), batch_size, seed, rank, processes)
         self.chosen = list(chosen)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.processes
-        while self.position < len(self):
-            first = (self.epoch * len(self) + self.position) * self.batch_size + self.rank * share
-            self.position += 1
-            yield [self.chosen[place % len(self.chosen)] for place in range(first, first + share)]
-        self.position, self.epoch = 0, self.epoch + 1
+    def draw(self, rollout: int) -> list[int]:
+        """The rows of one rollout, over all processes."""
+        first = rollout * self.batch_size
+        return [self.chosen[number % len(self.chosen)] for number in range(first, first + self.batch_size)]
 
     def spare(self, *key: int | str) -> Iterator[int]:
-        """Nothing: there are no further prompts."""
+        """No rows: there are no further prompts."""
         return iter(())

@@ -1,4 +1,5 @@
-"""The comparison: intervals against printed tables, the front against its definition, a page that needs nothing else, and real runs that are not repeated."""
+"""The comparison: intervals against printed tables, the front against its definition, a self-contained page, and real
+runs that are not repeated."""
 
 import itertools
 import math
@@ -24,7 +25,7 @@ EVERY = METHODS | OBJECTIVES | {"hc_rlhf": HELP_DESK}
 
 
 def test_intervals_are_those_of_students_table():
-    # t(0.975) for 2, 4 and 9 degrees of freedom as printed: 4.303, 2.776, 2.262; the deviations below are 1, 1 and 1 by construction.
+    # Printed t(0.975) for 2, 4, 9 degrees of freedom: 4.303, 2.776, 2.262; the deviations below are 1 by construction.
     for count, quantile in ((3, 4.303), (5, 2.776), (10, 2.262)):
         spread = math.sqrt((count - 1) / 2)
         found = interval([10 + spread, 10 - spread, *[10.0] * (count - 2)])
@@ -165,8 +166,8 @@ def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch):
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    assert "1 runs, 0 of them done before" in compared()
-    assert "1 runs, 1 of them done before" in compared()
+    assert "1 runs, of which 0 were made before" in compared()
+    assert "1 runs, of which 1 were made before" in compared()
     store = os.environ["MLFLOW_TRACKING_URI"]
     client = mlflow.MlflowClient(store)
     experiment = client.get_experiment_by_name("compare").experiment_id
@@ -186,7 +187,7 @@ def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch):
     # a run that was killed: it is closed, and made again
     client.delete_run(child.info.run_id)
     killed = client.create_run(experiment, tags=child.data.tags)
-    assert "1 runs, 0 of them done before" in compared()
+    assert "1 runs, of which 0 were made before" in compared()
     assert (
         client.get_run(killed.info.run_id).info.status == "KILLED"
         and comparison.finished("grpo", METHODS["grpo"], 0) is not None
@@ -194,7 +195,7 @@ def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch):
     wrong = subprocess.run(
         [*command, "--methods=[grop]"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
-    assert wrong.returncode == 2 and "--methods names 'grop'" in wrong.stderr
+    assert wrong.returncode == 2 and "--methods has 'grop'" in wrong.stderr
 
 
 def test_a_digest_stays_a_text_on_a_command_line():

@@ -8,12 +8,12 @@ import torch
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from callbacks import CompletionsTable
-from callbacks.completions import LONGEST, TABLES, newest
+from callbacks.completions import MAX_TAG_LENGTH, TABLES, newest
 from rollouts import RolloutBatch
 
 
 def test_the_tag_holds_the_newest_tables_that_fit():
-    assert LONGEST == MAX_TAG_VAL_LENGTH
+    assert MAX_TAG_LENGTH == MAX_TAG_VAL_LENGTH
     tables = [{"path": f"completions/val_{n:06d}.json", "type": "table"} for n in range(1000)]
     kept = json.loads(newest(tables))
     assert kept == tables[-len(kept) :] and len(json.dumps([tables[0], *kept])) > MAX_TAG_VAL_LENGTH >= len(
@@ -32,7 +32,8 @@ def test_a_run_with_more_tables_than_a_tag_can_name_goes_on(tmp_path, empty_stor
     ids = torch.zeros(2, 1, dtype=torch.long)
     batch = RolloutBatch(
         prompt_ids=ids, prompt_mask=ids == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * 2, rows=[{"prompt": "a"}, {"prompt": "b"}], decoder=lambda ids, mask: ["x"] * len(ids),
+        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * 2, rows=[{"prompt": "a"}, {"prompt": "b"}],
+        decoder=lambda ids, mask: ["x"] * len(ids),
     )  # fmt: skip
     monkeypatch.setattr("callbacks.completions.mlflow_runs", lambda trainer: [(client, run)])
     for done in range(138, 144):

@@ -1,4 +1,4 @@
-"""The level of the training prompts: it follows the pass rate both ways, over a resume and on several processes alike."""
+"""Level of the training prompts: it follows the pass rate both ways, across a resume and on several processes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ def level_of(row):
     return LEVELS[row]
 
 
-# ---- the sampler ---------------------------------------------------------------------------------------------------------------
+# ---- the sampler -----------------------------------------------------------------------------------------------------
 
 
 def test_a_draw_is_the_current_level_and_a_share_of_the_easier_ones():
@@ -105,11 +105,11 @@ def test_checkpoints_of_other_samplers_are_refused():
         CurriculumSampler(LEVELS, 8, 1).load_state_dict(CurriculumSampler(LEVELS, 8, 1).state_dict() | {"level": 4})
 
 
-# ---- the callback --------------------------------------------------------------------------------------------------------------
+# ---- the callback ----------------------------------------------------------------------------------------------------
 
 
 def follow(rates, window=2, start=1, state=None):
-    """The level before every rollout when all groups of the current level have the given rate, groups below it a rate of one."""
+    """The level before every rollout if all groups of the current level have a given rate, and easier groups 1."""
     ledger, curriculum = DifficultyLedger(), Curriculum(raise_at=0.8, lower_at=0.3, window=window)
     sampler = CurriculumSampler(LEVELS, 8, 1, start=start)
     trainer = SimpleNamespace(
@@ -166,7 +166,7 @@ def test_mistakes_are_refused():
         curriculum.on_train_start(SimpleNamespace(train_dataloader=plain), None)
 
 
-# ---- in a run ------------------------------------------------------------------------------------------------------------------
+# ---- in a run --------------------------------------------------------------------------------------------------------
 
 
 class Judge(FunctionReward):

@@ -1,4 +1,4 @@
-"""The pass rate of every prompt: what is kept, what a resumed run knows, what several processes know, what is written."""
+"""Pass rates of all prompts: their history, across a resume and on several processes, and the files written."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_a_resumed_ledger_is_the_uninterrupted_one_and_files_tell_it(reasoner, t
         number, rate = whole.rates.history[row["id"]][-1]
         assert number == 4 and rate == pytest.approx(sum(digits(rollout.completions[4 * i : 4 * i + 4])) / 4)
     assert sum(map(len, whole.rates.history.values())) == 20 and len(whole.rates) == 8
-    # the checkpoint is written by a callback that stands before the ledger, and still holds the rollout that it was made after
+    # The callback that writes the checkpoint precedes the ledger; the checkpoint still holds the latest rollout.
     fit(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
     resumed, _, _ = fit(reasoner, tmp_path / "rest", 5, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
     assert resumed.rates.state_dict() == whole.rates.state_dict()

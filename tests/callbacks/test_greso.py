@@ -1,4 +1,4 @@
-"""GRESO: whom it skips and how often, over passes, a resume and several processes; how many further prompts it asks for."""
+"""GRESO: skipped prompts and their number, across passes, a resume and several processes; number of further prompts."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +77,7 @@ def test_the_chances_follow_the_shares_from_the_second_pass_on():
 
 def test_how_many_further_prompts():
     greso = GRESO()
-    greso.most = 30
+    greso.max_prompts = 30
     assert greso.further(4, 0.5) == 10 and greso.further(4, 0.0) == 5 and greso.further(4, 1.0) == 30
     greso.smallest = 8
     assert greso.further(1, 0.0) == 8
@@ -87,10 +87,11 @@ def test_dynamic_sampling_asks_for_that_many_and_leaves_out_what_is_too_much():
     def scored(names):
         tokens = torch.tensor([[ord(name)] for name in names for _ in range(2)])
         ones = torch.ones_like(tokens, dtype=torch.bool)
+        scores = [value for name in names for value in ((0.0, 1.0) if name.isupper() else (1.0, 1.0))]
         return RolloutBatch(
-            prompt_ids=tokens[::2], prompt_mask=ones[::2], completion_ids=tokens, completion_mask=ones, action_mask=ones,
-            behaviour_logprobs=-tokens.float(), finish_reasons=["eos"] * len(tokens), rows=[{"id": name} for name in names],
-            rewards={"r": torch.tensor([value for name in names for value in ((0.0, 1.0) if name.isupper() else (1.0, 1.0))])},
+            prompt_ids=tokens[::2], prompt_mask=ones[::2], completion_ids=tokens, completion_mask=ones,
+            action_mask=ones, behaviour_logprobs=-tokens.float(), finish_reasons=["eos"] * len(tokens),
+            rows=[{"id": name} for name in names], rewards={"r": torch.tensor(scores)},
         )  # fmt: skip
 
     asked = []
@@ -114,7 +115,7 @@ def test_dynamic_sampling_asks_for_that_many_and_leaves_out_what_is_too_much():
     assert [row["id"] for row in full.rows] == ["F", "B"] and len(sampled.rows) == 5 and metrics["extra_prompts"] == 3
 
 
-# ---- the sampler ---------------------------------------------------------------------------------------------------------------
+# ---- the sampler -----------------------------------------------------------------------------------------------------
 
 IDS = [f"{kind}{i}" for i in range(30) for kind in "elh"]  # a third easy, a third learnable, a third hard
 
@@ -181,11 +182,11 @@ def test_the_sampler_resumes_within_a_pass_and_over_its_end(stop):
     assert begin + drawn(second, 40 - stop) == whole
 
 
-# ---- in a run ------------------------------------------------------------------------------------------------------------------
+# ---- in a run --------------------------------------------------------------------------------------------------------
 
 
 class Judge(FunctionReward):
-    """Sums that end in 0, 1 or 2 are always right, in 3, 4 or 5 always wrong, others by the parity of the completion's length."""
+    """Answers that end in 0 to 2 are always right, in 3 to 5 always wrong, others by the parity of the length."""
 
     is_correctness = True
 
@@ -249,7 +250,7 @@ def test_a_run_saves_completions_and_a_resumed_one_repeats_it(reasoner, tmp_path
 
 
 def test_mistakes_are_refused():
-    with pytest.raises(ConfigError, match="chances above 0"):
+    with pytest.raises(ConfigError, match="probabilities above 0"):
         GRESO(p_easy=0.0)
     with pytest.raises(ConfigError, match="hard_at < easy_at"):
         GRESO(easy_at=0.1, hard_at=0.1)

@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
     folder = tmp_path / "local/checkpoints"
     with pytest.raises(
         ConfigError,
-        match=r"after rollout 2 cannot be written to .*No space left.*last whole one is .*rollout_000001\.ckpt",
+        match=r"rollout 2 cannot be written to .*No space left.*last complete checkpoint is .*rollout_000001\.ckpt",
     ):
         run(
             reasoner,

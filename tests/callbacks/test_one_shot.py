@@ -52,9 +52,9 @@ def test_histories_are_read_and_mistakes_refused(tmp_path):
         read_history(path, 3)
     for text in ("no json", '{"id": "a"}', "[1]"):
         (tmp_path / "other").write_text(text)
-        with pytest.raises(ConfigError, match="is no pass_rates.jsonl"):
+        with pytest.raises(ConfigError, match="is not a readable pass_rates.jsonl"):
             read_history(tmp_path / "other")
-    with pytest.raises(ConfigError, match="is no pass_rates.jsonl"):
+    with pytest.raises(ConfigError, match="is not a readable pass_rates.jsonl"):
         read_history(tmp_path / "nowhere")
     for options in ({}, {"history": "h", "ids": ["a"]}):
         with pytest.raises(ConfigError, match="either `history`"):

@@ -100,7 +100,8 @@ def test_advantages_and_losses_of_another_objective_offline(reasoner, tmp_path):
         ]
         own = totals[row % 4]
         assert float(found[row]) == pytest.approx(own - (sum(totals) - own) / 3, abs=1e-5)
-    # The first rollout's policy is the one that sampled, and the reference: the ratio is 1, the penalty 0, and the loss is minus the mean advantage.
+    # In the first rollout the policy is the behaviour policy and the reference: the ratio is 1, the penalty 0, and the
+    # loss is minus the mean advantage.
     behaviour, mask = batch.behaviour_logprobs, batch.action_mask
     for advantages, expected in ((logged, keep.losses[0]), (found, -float(found.mean()))):
         loss, _ = ClippedSurrogate()(behaviour, behaviour, advantages[:, None].expand(mask.shape), mask)
@@ -119,7 +120,7 @@ def test_advantages_by_token_and_every_other_rollout(reasoner, tmp_path):
 def test_what_cannot_be_recorded_or_read_is_said(reasoner, tmp_path):
     with pytest.raises(ConfigError, match="every_n_rollouts is 0"):
         RolloutRecorder(0)
-    with pytest.raises(ConfigError, match="SFT has none"):
+    with pytest.raises(ConfigError, match="SFT makes none"):
         RolloutRecorder().on_fit_start(None, SFT(PolicyParams(reasoner)))
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
     for name in ("other.parquet", "none.parquet"):

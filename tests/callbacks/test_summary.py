@@ -8,9 +8,10 @@ from main import main
 
 def run(reasoner, *more):
     return main([
-        "fit", "--config=configs/grpo.yaml", f"--model.policy.model={reasoner}", "--model.batch.prompts_per_rollout=2", "--model.batch.group_size=2",
-        "--model.sampling.max_new_tokens=8", "--model.evaluation.sampling.max_new_tokens=4", "--data.val_size=4", "--trainer.accelerator=cpu",
-        "--trainer.val_check_interval=2", *more,
+        "fit", "--config=configs/grpo.yaml", f"--model.policy.model={reasoner}", "--model.batch.prompts_per_rollout=2",
+        "--model.batch.group_size=2", "--model.sampling.max_new_tokens=8", "--data.val_size=4",
+        "--model.evaluation.sampling.max_new_tokens=4", "--trainer.accelerator=cpu", "--trainer.val_check_interval=2",
+        *more,
     ])  # fmt: skip
 
 

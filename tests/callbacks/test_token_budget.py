@@ -1,4 +1,4 @@
-"""A run ends with the rollout that reaches its budget, counted by hand from the completions, and a resumed one ends at the same place."""
+"""A run ends with the rollout that reaches its token budget, counted from the completions; so does a resumed run."""
 
 import lightning as L
 import pytest

@@ -75,5 +75,5 @@ def test_impossible_sizes_are_refused(arguments, message):
 
 
 def test_another_data_set_is_refused_on_resume():
-    with pytest.raises(ConfigError, match="size=11, this run has 12"):
+    with pytest.raises(ConfigError, match="size=11, but this run has size=12"):
         PromptSampler(12, 2, 1).load_state_dict(PromptSampler(11, 2, 1).state_dict())

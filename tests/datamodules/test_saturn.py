@@ -83,7 +83,8 @@ def scored(texts, clause="!AB & AC"):
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     batch = RolloutBatch(
         prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts), rows=[{"id": "1", "prompt": "?", "clause": clause}],
+        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts),
+        rows=[{"id": "1", "prompt": "?", "clause": clause}],
     )  # fmt: skip
     batch._completions = texts
     return batch
@@ -129,7 +130,7 @@ def test_levels_are_ordered_and_no_formula_is_on_both_sides():
 
 def test_mistakes_are_named():
     for level in ([4, 3, 2], [2, 3, 10], [2, 3], [0, 3, 1], [2, 17, 3]):
-        with pytest.raises(ConfigError, match="cannot be made"):
+        with pytest.raises(ConfigError, match="is impossible"):
             SaturnPrompts([level])
     with pytest.raises(ConfigError, match="fewer than 500 training formulas"):
         SaturnPrompts([[2, 3, 3]], train_size=500).rows("train")
@@ -141,7 +142,7 @@ def test_mistakes_are_named():
         SaturnCurriculum(1.0)
 
 
-# ---- the curriculum ------------------------------------------------------------------------------------------------------------
+# ---- the curriculum --------------------------------------------------------------------------------------------------
 
 
 class Told(L.Callback):

@@ -130,7 +130,7 @@ def test_bad_files_are_named(tmp_path):
         FilePrompts(path, val_size=1, safety_size=-1)
     with pytest.raises(ConfigError, match="val_size is -5"):
         Demonstrations(path, val_size=-5)
-    with pytest.raises(ConfigError, match="names 'question' for 'prompt'"):
+    with pytest.raises(ConfigError, match="maps 'prompt' to 'question'"):
         FilePrompts(path, columns={"prompt": "question"}, val_size=1).rows("train")
     with pytest.raises(ConfigError, match="leave none to train on"):
         FilePrompts(path, val_size=3).rows("train")
@@ -200,8 +200,8 @@ def test_reasoning_gym_levels():
     )
     for tasks, levels, message in (
         ({"chain_sum": {}}, [0, 11], "of 'chain_sum' end at 10"),
-        ({"chain_sum": {}}, [], "different whole numbers"),
-        ({"chain_sum": {}}, [1, 1], "different whole numbers"),
+        ({"chain_sum": {}}, [], "different integers"),
+        ({"chain_sum": {}}, [1, 1], "different integers"),
         ({"gsm_symbolic": {}}, [0, 1], "no curriculum for 'gsm_symbolic'"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -149,11 +149,11 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(reasoner, tmp_path, 
 
 
 def test_stages_are_checked(reasoner):
-    with pytest.raises(ConfigError, match="first stage begins at 0"):
+    with pytest.raises(ConfigError, match="must begin with 0"):
         StageSchedule([Stage(1)])
     with pytest.raises(ConfigError, match="sampling.max_tokens"):
         fit(auto(reasoner), 1, callbacks=[StageSchedule([Stage(0, {"sampling.max_tokens": 3})])])
-    with pytest.raises(ConfigError, match="lr_scheduler sets it"):
+    with pytest.raises(ConfigError, match="lr_scheduler overwrites it"):
         module = auto(reasoner, lr_scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o))
         fit(module, 1, callbacks=[StageSchedule([Stage(0, lr=1e-3)])])
 

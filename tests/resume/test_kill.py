@@ -185,7 +185,7 @@ def test_sigterm_saves_and_says_so(command, tmp_path):
     (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
     assert (
         damage(saved) is None
-        and f"is in {saved.relative_to(folder)}; go on with --ckpt_path last" in (folder / "log.txt").read_text()
+        and f"is in {saved.relative_to(folder)}; continue with --ckpt_path last" in (folder / "log.txt").read_text()
     )
     assert finish(start([*arguments, "--ckpt_path=last"], folder)) == 0
     assert metrics(folder) == metrics(undisturbed)
@@ -255,7 +255,7 @@ def test_one_ctrl_c_saves_and_says_so(command, tmp_path):
     log = (folder / "log.txt").read_text()
     assert (
         damage(saved) is None
-        and "Press it again to stop at once" in log
+        and "Press Ctrl+C again to stop at once" in log
         and f"SIGINT: the state after rollout {int(saved.stem[-6:])} is in" in log
     )
 
@@ -283,7 +283,7 @@ def test_a_second_ctrl_c_stops_at_once(where, command, tmp_path):
     process = Command(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000001.json")))
     os.kill(process.pid, signal.SIGINT)
-    wait_for(lambda: "Press it again" in (folder / "log.txt").read_text())
+    wait_for(lambda: "Press Ctrl+C again" in (folder / "log.txt").read_text())
     wait_for((folder / "reached").exists)
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == 1
@@ -305,7 +305,7 @@ def test_sigterm_ends_two_processes(told, command, tmp_path):
     newest = max(folder.glob("runs/*/checkpoints/*.ckpt"))
     assert (
         damage(newest) is None
-        and f"is in {newest.relative_to(folder)}; go on with --ckpt_path last" in (folder / "log.txt").read_text()
+        and f"is in {newest.relative_to(folder)}; continue with --ckpt_path last" in (folder / "log.txt").read_text()
     )
 
 

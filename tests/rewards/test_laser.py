@@ -153,7 +153,7 @@ def test_watching_alone_changes_nothing(reasoner, tmp_path):
 def test_a_monitor_without_a_reward_to_serve_is_refused(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"trainer.callbacks": "[{class_path: callbacks.LaserMonitor}]"}
-    with pytest.raises(ConfigError, match="list one of them in model.rewards"):
+    with pytest.raises(ConfigError, match="Add one of them"):
         run_config(["laser"], reasoner, **given)
     with pytest.raises(ConfigError, match="samples >= 3"):
         LaserMonitor(samples=2)
