@@ -111,7 +111,8 @@ def wrong_answer(module: Any, data: Any) -> str | None:
         return None
     for reward in module.rewards:
         if not (
-            reward.is_correctness or (isinstance(reward, FunctionReward) and "answer" in inspect.signature(reward.function).parameters)
+            reward.is_correctness
+            or (isinstance(reward, FunctionReward) and "answer" in inspect.signature(reward.function).parameters)
         ):
             continue
         empty, _, right, wrong = _by_answer(batch.rewards[reward.name])
@@ -134,8 +135,15 @@ def _scored(module: Any, data: Any) -> RolloutBatch | None:
     prompts = [module.prompt_tokens(row) for row in rows]
     texts = []
     for row in rows:
-        wrong = next((str(other["answer"]) for other in rows if str(other["answer"]) != str(row["answer"])), f"{row['answer']}0")
-        texts += ["", row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"], str(row["answer"]), wrong]
+        wrong = next(
+            (str(other["answer"]) for other in rows if str(other["answer"]) != str(row["answer"])), f"{row['answer']}0"
+        )
+        texts += [
+            "",
+            row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],
+            str(row["answer"]),
+            wrong,
+        ]
     batch = written(module.policy, prompts, rows, texts)
     if any(ends_open(text) for text in module.policy.decode(batch.prompt_ids, batch.prompt_mask)):
         batch = written(module.policy, prompts, rows, [f"</think>{text}" for text in texts])

@@ -6,7 +6,10 @@ from typing import Literal
 
 
 def weighted_vote(
-    answers: Sequence[str], scores: Sequence[float], exponent: float = 1.0, form: Literal["power", "exponential"] = "power"
+    answers: Sequence[str],
+    scores: Sequence[float],
+    exponent: float = 1.0,
+    form: Literal["power", "exponential"] = "power",
 ) -> int:
     """The place of the first sample with the winning answer, argmax_a sum_{i: answer_i = a} s_i^exponent.
 

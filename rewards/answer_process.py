@@ -32,7 +32,9 @@ class _Process:
         with self.lock:
             if self.child is None or self.child.poll() is not None:
                 command = [sys.executable, "-P", __file__]
-                self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                self.child = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
             assert self.child.stdin and self.child.stdout
             self.asked += 1
             try:
@@ -75,7 +77,9 @@ def _judge(kind: str) -> Callable[..., Any]:
 
         def score(answer: str, entry: str) -> float:
             data = json.loads(entry)
-            return float(reasoning_gym.get_score_answer_fn(data["metadata"]["source_dataset"])(answer=answer, entry=data))
+            return float(
+                reasoning_gym.get_score_answer_fn(data["metadata"]["source_dataset"])(answer=answer, entry=data)
+            )
 
         return score
     from math_verify import parse, verify
@@ -83,7 +87,9 @@ def _judge(kind: str) -> Callable[..., Any]:
     # Their time limits are signals, which do not interrupt C code.
     if kind == "readable":
         return lambda text: bool(parse(text, parsing_timeout=None))
-    return lambda wanted, given: bool(verify(parse(wanted, parsing_timeout=None), parse(given, parsing_timeout=None), timeout_seconds=None))
+    return lambda wanted, given: bool(
+        verify(parse(wanted, parsing_timeout=None), parse(given, parsing_timeout=None), timeout_seconds=None)
+    )
 
 
 def _serve() -> None:

@@ -32,7 +32,10 @@ class ExactAnswer(Reward):
     is_correctness = True
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        return [float(found == str(wanted).strip()) for found, wanted in zip(answers(batch), batch.column("answer"), strict=True)]
+        return [
+            float(found == str(wanted).strip())
+            for found, wanted in zip(answers(batch), batch.column("answer"), strict=True)
+        ]
 
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer")
@@ -63,7 +66,10 @@ class NumericAnswer(Reward):
 
     def score(self, batch: RolloutBatch) -> list[float]:
         pairs = zip(answers(batch), batch.column("answer"), strict=True)
-        return [float((found := last_number(text)) is not None and found == last_number(str(wanted))) for text, wanted in pairs]
+        return [
+            float((found := last_number(text)) is not None and found == last_number(str(wanted)))
+            for text, wanted in pairs
+        ]
 
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer")
@@ -94,7 +100,10 @@ class Format(Reward):
     """
 
     def __init__(
-        self, pattern: str = r"(?:(?!</think>)[\s\S])*</think>(?:(?!</?think>)[\s\S])*\S\s*", weight: float = 1.0, name: str | None = None
+        self,
+        pattern: str = r"(?:(?!</think>)[\s\S])*</think>(?:(?!</?think>)[\s\S])*\S\s*",
+        weight: float = 1.0,
+        name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
         try:

@@ -72,7 +72,12 @@ class Guarded(Reward):
             )
         self.reward, self.timeout_s = reward, timeout_s
         self.max_failure_rate = failure_rate(max_failure_rate, "Guarded")
-        self.is_correctness, self.may_abstain, self.span, self.waits = reward.is_correctness, reward.may_abstain, reward.span, reward.waits
+        self.is_correctness, self.may_abstain, self.span, self.waits = (
+            reward.is_correctness,
+            reward.may_abstain,
+            reward.span,
+            reward.waits,
+        )
 
     def score(self, batch: RolloutBatch) -> list[float | Failure]:
         return [self._one(batch.single(row)) for row in range(len(batch.finish_reasons))]
@@ -111,5 +116,7 @@ class Guarded(Reward):
 def failure_rate(rate: float, who: str) -> float:
     """A share of completions. Raises ConfigError for anything else."""
     if not 0 <= rate <= 1:
-        raise ConfigError(f"{who}: max_failure_rate is {rate}; it is a share of the completions of a rollout, between 0 and 1.")
+        raise ConfigError(
+            f"{who}: max_failure_rate is {rate}; it is a share of the completions of a rollout, between 0 and 1."
+        )
     return rate

@@ -46,7 +46,9 @@ class GradedAnswer(Reward):
     ) -> None:
         super().__init__(weight, name)
         if not malformed <= wrong < 1:
-            raise ConfigError(f"GradedAnswer: needs malformed <= wrong < 1, got malformed={malformed} and wrong={wrong}.")
+            raise ConfigError(
+                f"GradedAnswer: needs malformed <= wrong < 1, got malformed={malformed} and wrong={wrong}."
+            )
         self.answer, self.form = answer or ExactAnswer(), form or Format()
         self.wrong, self.malformed = wrong, malformed
 
@@ -83,7 +85,9 @@ class StepBonus(JudgedReward):
         return self.alpha * self.earns(batch)
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        return super().metrics(batch) | means({"laser_target": self.targets_of(batch), "laser_bonus": self.earns(batch)})
+        return super().metrics(batch) | means(
+            {"laser_target": self.targets_of(batch), "laser_bonus": self.earns(batch)}
+        )
 
 
 class Laser(StepBonus):
@@ -96,7 +100,12 @@ class Laser(StepBonus):
     """
 
     def __init__(
-        self, target: int, alpha: float = 0.5, correctness: str = "graded_answer", weight: float = 1.0, name: str | None = None
+        self,
+        target: int,
+        alpha: float = 0.5,
+        correctness: str = "graded_answer",
+        weight: float = 1.0,
+        name: str | None = None,
     ) -> None:
         super().__init__(alpha, correctness, weight, name)
         if target < 1:
@@ -117,7 +126,9 @@ class LaserD(StepBonus):
         alpha, correctness, weight, name: as in Laser.
     """
 
-    def __init__(self, alpha: float = 0.5, correctness: str = "graded_answer", weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, alpha: float = 0.5, correctness: str = "graded_answer", weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(alpha, correctness, weight, name)
         self.targets: dict[str, int | None] = dict.fromkeys(BUCKETS)
 

@@ -41,7 +41,9 @@ class CosineLength(JudgedReward):
     ) -> None:
         super().__init__(correctness, weight, name)
         if max_length < 1:
-            raise ConfigError(f"CosineLength: max_length is {max_length}; it must be 1 or above, usually sampling.max_new_tokens.")
+            raise ConfigError(
+                f"CosineLength: max_length is {max_length}; it must be 1 or above, usually sampling.max_new_tokens."
+            )
         self.max_length, self.ends = max_length, {True: correct, False: wrong}
         self.characters, self.clamp = count == "characters", clamp
 
@@ -84,4 +86,6 @@ class TagCount(Reward):
     """Half a point for <think> at the end of exactly one line, half for exactly one </think> on a line of its own."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        return [0.5 * (text.count("<think>\n") == 1) + 0.5 * (text.count("\n</think>\n") == 1) for text in batch.completions]
+        return [
+            0.5 * (text.count("<think>\n") == 1) + 0.5 * (text.count("\n</think>\n") == 1) for text in batch.completions
+        ]

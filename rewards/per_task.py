@@ -34,14 +34,20 @@ class PerTask(Reward):
     """
 
     def __init__(
-        self, rewards: dict[str, Reward], scales: dict[str, float] | None = None, weight: float = 1.0, name: str | None = None
+        self,
+        rewards: dict[str, Reward],
+        scales: dict[str, float] | None = None,
+        weight: float = 1.0,
+        name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
         self.rewards, self.scales = rewards, scales or {}
         if not rewards:
             raise ConfigError("PerTask has no rewards; name one for each task, or a `default`.")
         if weighted := [task for task, reward in rewards.items() if reward.weight != 1]:
-            raise ConfigError(f"PerTask: the reward of {weighted[0]!r} has a weight, which would not act; scale the family with `scales`.")
+            raise ConfigError(
+                f"PerTask: the reward of {weighted[0]!r} has a weight, which would not act; scale the family with `scales`."
+            )
         for task, scale in self.scales.items():
             if scale <= 0 or not (task in rewards or "default" in rewards):
                 raise ConfigError(
@@ -63,7 +69,8 @@ class PerTask(Reward):
 
     def _scales(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return torch.tensor(
-            [self.scales.get(family(batch.rows[i]), 1.0) for i in batch.groups.tolist()], device=batch.completion_ids.device
+            [self.scales.get(family(batch.rows[i]), 1.0) for i in batch.groups.tolist()],
+            device=batch.completion_ids.device,
         )
 
     def score(self, batch: RolloutBatch) -> Sequence[float | Failure] | Float[Tensor, "rows"]:

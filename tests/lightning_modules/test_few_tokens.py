@@ -214,7 +214,9 @@ def test_replays_go_on_from_a_completion_of_the_same_prompt(reasoner):
     assert more.rewards.keys() == batch.rewards.keys()
     assert float(trainer.callback_metrics["train/extra_tokens"]) == float(more.action_mask.sum()) > 0
     assert float(trainer.callback_metrics["train/tokens"]) == float(both.action_mask.sum())
-    assert torch.equal(module.last_sampled.completion_ids, batch.completion_ids[:, : module.last_sampled.completion_ids.shape[1]])
+    assert torch.equal(
+        module.last_sampled.completion_ids, batch.completion_ids[:, : module.last_sampled.completion_ids.shape[1]]
+    )
     assert float(trainer.callback_metrics["train/reward"]) == pytest.approx(
         float(batch.rewards["digit_first"].mean())
     ), "replays do not count"

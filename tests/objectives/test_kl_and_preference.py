@@ -29,7 +29,9 @@ def test_expected_gradients_k2_gives_the_kl_gradient_and_k1_none():
     exact = torch.autograd.grad((theta.softmax(0) * (theta.log_softmax(0) - REFERENCE.log())).sum(), theta)[0]
 
     def expected(estimator):
-        return torch.autograd.grad((POLICY * kl_estimate(theta.log_softmax(0), REFERENCE.log(), estimator)).sum(), theta)[0]
+        return torch.autograd.grad(
+            (POLICY * kl_estimate(theta.log_softmax(0), REFERENCE.log(), estimator)).sum(), theta
+        )[0]
 
     assert torch.allclose(expected("k2"), exact, atol=1e-12)
     assert torch.allclose(expected("k1"), torch.zeros(3, dtype=torch.float64), atol=1e-12)

@@ -50,7 +50,10 @@ def padded(rows):
 
 def by_hand(token, rows, right, weights=(1.0, 1.0), top=1.0, k1=2.0, b0=0.5):
     """The key of a token, from the specification, in plain floats."""
-    good, bad = [r for r, ok in zip(rows, right, strict=True) if ok], [r for r, ok in zip(rows, right, strict=True) if not ok]
+    good, bad = (
+        [r for r, ok in zip(rows, right, strict=True) if ok],
+        [r for r, ok in zip(rows, right, strict=True) if not ok],
+    )
     a, b = sum(token in r for r in good), sum(token in r for r in bad)
     c, d = len(good) - a, len(bad) - b
     n = len(rows)
@@ -91,7 +94,9 @@ def test_keys_are_those_of_the_formulas(options):
     weights = (options.get("fisher", 1.0), options.get("gain", 1.0))
     for row, found in zip(ROWS, keys.tolist(), strict=True):
         for token, value in zip(row, found, strict=False):
-            expected = by_hand(token, ROWS, RIGHT, weights, options.get("top", 1.0), options.get("k1", 2.0), options.get("b", 0.5))
+            expected = by_hand(
+                token, ROWS, RIGHT, weights, options.get("top", 1.0), options.get("k1", 2.0), options.get("b", 0.5)
+            )
             assert value == pytest.approx(expected, abs=1e-9), token
         assert not any(found[len(row) :])
 
@@ -107,7 +112,11 @@ def test_what_the_paper_promises_of_keys():
     ended.end_tokens = [5]
     assert (ended.keys(rewards, tokens, mask)[tokens == 5] == 0).all()
     assert KTAE(clamp=0.5).keys(rewards, tokens, mask)[0, 0] < 0.5
-    assert KTAE().keys(torch.ones(6), tokens, mask).abs().sum() == KTAE().keys(torch.zeros(6), tokens, mask).abs().sum() == 0
+    assert (
+        KTAE().keys(torch.ones(6), tokens, mask).abs().sum()
+        == KTAE().keys(torch.zeros(6), tokens, mask).abs().sum()
+        == 0
+    )
 
 
 def test_groups_do_not_mix_and_keys_are_added_to_the_base():

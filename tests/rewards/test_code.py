@@ -70,7 +70,10 @@ COMPLETIONS = [
     ("    return 2 if x == 1 else 0", 2 / 3),
     ("    return 1 / x", 0),
     ("    while x: pass\n    return 0", 0),
-    ("    if x == 2:\n        while True: pass\n    return 2 * x", 2 / 3),  # a loop that is never finished does not count
+    (
+        "    if x == 2:\n        while True: pass\n    return 2 * x",
+        2 / 3,
+    ),  # a loop that is never finished does not count
     ("    return", 0),
     ("    return (", 0),
     ("```python\nimport os\ndef f(x):\n    os._exit(0)\n```", 0),
@@ -104,7 +107,13 @@ def test_asserts_in_a_list_as_mbpp_has_them():
 
 def test_programs_that_read_and_print():
     row = {"prompt": "Add.", "cases": [{"input": "1 2\n", "output": "3"}, {"input": "5 5", "output": "10\n"}]}
-    texts = ["```python\nprint(sum(map(int, input().split())))\n```", "print(3)", "print(3); exit(1)", "x", "while True: print(3)"]
+    texts = [
+        "```python\nprint(sum(map(int, input().split())))\n```",
+        "print(3)",
+        "print(3); exit(1)",
+        "x",
+        "while True: print(3)",
+    ]
     assert reward(workers=3)(batch_of(texts, [row])).tolist() == [1, 0.5, 0, 0, 0]
     assert same_output("a \nb\n\n", "a\nb") and not same_output("a b", "ab") and not same_output(" a", "a")
 
@@ -190,7 +199,9 @@ def test_the_overlay_and_the_docs_rewards_are_configurations(capsys):
     assert found["model"]["init_args"]["policy"]["model"] == "smollm2-135m-instruct"
     assert found["data"] == {"class_path": "datamodules.HumanEvalPrompts", "init_args": found["data"]["init_args"]}
     yaml_blocks = re.findall(
-        r"```yaml\n(.*?)```", (root / "docs/sandbox.md").read_text() + (root / "docs/reliability.md").read_text(), re.DOTALL
+        r"```yaml\n(.*?)```",
+        (root / "docs/sandbox.md").read_text() + (root / "docs/reliability.md").read_text(),
+        re.DOTALL,
     )
     blocks = [yaml.safe_load(block) for block in yaml_blocks]
     rewards_given = [r for block in blocks for r in block.get("rewards") or block["model"]["init_args"]["rewards"]]
@@ -200,4 +211,8 @@ def test_the_overlay_and_the_docs_rewards_are_configurations(capsys):
     parser = ArgumentParser()
     parser.add_argument("--rewards", type=list[Reward])
     made = parser.instantiate(parser.parse_object({"rewards": rewards_given})).rewards
-    assert made[0].limits == Limits(wall_s=3, memory_mb=256) and made[1].timeout_s == 20 and isinstance(made[2].reward, ExactAnswer)
+    assert (
+        made[0].limits == Limits(wall_s=3, memory_mb=256)
+        and made[1].timeout_s == 20
+        and isinstance(made[2].reward, ExactAnswer)
+    )
