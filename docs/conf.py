@@ -51,8 +51,7 @@ templates_path = ["site"]
 html_additional_pages = {"index": "front.html"}
 
 CONTENTS = {
-    "How to": ["docs/howto/*", "examples/home/README", "docs/scaling", "docs/sandbox", "docs/reliability"],
-    "Background": ["docs/background/*"],
+    "How to": ["docs/howto/*", "examples/home/README", "docs/scaling", "docs/sandbox", "docs/reliability", "docs/background/safety_bounds"],
     "Methods": ["docs/grpo", "docs/objectives", "docs/hc_rlhf", "docs/prorl", "docs/r1", "docs/*"],
     "Reference": ["docs/reference/*"],
     "Project": ["docs/decisions", "docs/papers", "docs/speed", "CONTRIBUTING", "CHANGELOG"],
