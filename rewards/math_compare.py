@@ -1,0 +1,405 @@
+"""Whether two mathematical answers are the same: numbers with units, words, times, lists, intervals, equations; sympy for what is left.
+
+What needs no algebra is decided where it is asked. The rest raises NeedsAlgebra there and is asked again in an answer process (rewards/answer_process.py), which
+loads this file without the rest of the project.
+"""
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from rewards.math_text import (
+    CACHED,
+    DOLLAR,
+    FUNCTIONS,
+    answers_in,
+    bracketed,
+    elements,
+    is_readable,
+    is_text,
+    key,
+    spelled,
+    split_top,
+    time_of,
+    words_of,
+)
+from rewards.number_text import NUMBER, number_of
+from rewards.units import is_unit, same_amount, unit_of
+
+#: equal(first, second) and value(text), from sympy
+Algebra = tuple[Callable[[str, str], bool], Callable[[str], float | None]]
+
+
+class NeedsAlgebra(Exception):
+    """Two expressions that only a computer algebra system can compare."""
+
+
+class Unreadable(Exception):
+    """The gold answer says nothing that could be compared."""
+
+
+# ---- numbers with units ---------------------------------------------------------------------------------------------------------
+
+_CURRENCY = f"[{DOLLAR}€£¥₹]"
+_UNWRAP = re.compile(r"\\text\s?\{([^{}]{0,200})\}")
+_UNIT = re.compile(rf"(?:{_CURRENCY}|%|\^?\\circ\s?[CF]?|[^\W\d_][\w ./^{{}}'-]{{0,60}})")
+_BASE = re.compile(r"([0-9A-Fa-f]+)\s?(?:_\s?\{?\s?(\d{1,2})\s?\}?|\(?\s?(?:\\text\{\s?)?(?:in )?base\s?\}?\s?(\d{1,2})\s?\)?)")
+
+
+@lru_cache(maxsize=CACHED)
+def quantity(text: str, letters: bool = False) -> tuple[Fraction, str | None] | None:
+    """(number, unit or None) of a text that is a number with or without a unit; None for anything else.
+
+    Args:
+        letters: a single letter behind the number is a unit such as m, not a variable.
+    """
+    whole = spelled(text)
+    wrapped = "\\text" in whole
+    whole = _UNWRAP.sub(r" \1 ", whole).strip()
+    negative = re.match(rf"([-+]?)\s?({_CURRENCY})\s?", whole)
+    prefix = negative[2] if negative else None
+    if negative:
+        whole = negative[1] + whole[negative.end() :]
+    match = NUMBER.match(whole)
+    value = number_of(match[0]) if match else None
+    if match is None or value is None:
+        return None
+    rest = whole[match.end() :].strip()
+    if not rest:
+        return value, prefix and prefix.replace(DOLLAR, "\\$")
+    if not _UNIT.fullmatch(rest) or (len(rest.strip(".")) == 1 and rest.isalpha() and not (wrapped or letters)):
+        return None
+    if not wrapped and not is_unit(_unit_name(rest)) and (whole[match.end()] != " " or not re.search(r"[^\W\d_]{3}", rest) or "^" in rest):
+        return None  # 2k, 3 x, 5ab: products
+    return value, _unit_name(rest) if not prefix else prefix.replace(DOLLAR, "\\$")
+
+
+def _unit_name(text: str) -> str:
+    return text.replace("^\\circ", "°").replace("\\circ", "°").replace(DOLLAR, "\\$").strip()
+
+
+def _same_numbers(first: Fraction, second: Fraction, texts: tuple[str, str]) -> bool:
+    """Equal, or one is the other rounded or cut to six places or more."""
+    if first == second:
+        return True
+    for text, (rounded, exact) in zip(texts, ((first, second), (second, first)), strict=True):
+        places = re.search(r"\.(\d{6,30})\D*$", text)
+        if places and exact.denominator not in (1,) and abs(rounded - exact) < Fraction(1, 10 ** len(places[1])):
+            other = re.search(r"\.(\d+)\D*$", texts[1] if text is texts[0] else texts[0])
+            return other is None or len(other[1]) > len(places[1])
+    return False
+
+
+def based(text: str) -> tuple[str, int] | None:
+    """(digits, base) of a number whose base is written, such as 2516_8."""
+    match = _BASE.fullmatch(spelled(text))
+    return (match[1].upper().lstrip("0") or "0", int(match[2] or match[3])) if match else None
+
+
+# ---- the comparison ---------------------------------------------------------------------------------------------------------------
+
+
+def grade(gold: str, completion: str, algebra: Algebra | None = None) -> bool:
+    """Whether a completion (without its reasoning) gives the gold answer.
+
+    Raises:
+        Unreadable: the gold answer says nothing. NeedsAlgebra: only an answer process can tell.
+    """
+    if not is_readable(gold):
+        raise Unreadable(gold)
+    for candidate in answers_in(completion):
+        if key(candidate) == key(gold):
+            return True
+        clean = is_clean(candidate)
+        if (clean or is_text(gold)) and same(gold, candidate, algebra):
+            return True
+        if clean:
+            return False
+    return False
+
+
+@lru_cache(maxsize=CACHED)
+def is_clean(candidate: str) -> bool:
+    """Whether a candidate is an answer of its own, after which no other part of the completion is looked at; sentences are none."""
+    if quantity(candidate) is not None or time_of(candidate) is not None:
+        return True
+    bare = re.sub(r"\\[a-zA-Z]+", " ", _UNWRAP.sub(" ", spelled(candidate)))
+    return not any(word.lower() not in FUNCTIONS and not is_unit(word) for word in re.findall(r"[^\W\d_]{3,}|[^\x00-\x7f]", bare))
+
+
+def same(gold: str, answer: str, algebra: Algebra | None = None) -> bool:
+    """Whether two answers are the same, where the gold one decides what form is asked for."""
+    if not key(answer):
+        return False
+    if key(gold) == key(answer):
+        return True
+    if (amount := quantity(gold, letters=True)) is None or based(gold):
+        if (clock := time_of(gold)) is not None:
+            return _same_time(clock, time_of(answer))
+        if is_text(gold):
+            return _same_words(gold, answer)
+    if (base := based(gold)) is not None:
+        return base == based(answer)
+    if amount is not None:
+        return _same_amount(gold, amount, answer, algebra)
+    return _same_structure(gold, answer, algebra)
+
+
+def _same_time(gold: tuple[int, int, int, str | None], answer: tuple[int, int, int, str | None] | None) -> bool:
+    return answer is not None and gold[:3] == answer[:3] and (gold[3] is None or answer[3] is None or gold[3] == answer[3])
+
+
+def _same_words(gold: str, answer: str) -> bool:
+    wanted, words = words_of(gold), words_of(answer)
+    if words == wanted:
+        return True
+    tail = re.split(r"\b(?:answer|result)\s+(?:is|=|:)\s*|[:：]\s*|(?:答案)?是", words)[-1]
+    return words_of(tail) == wanted or re.sub(r"[\s-]", "", words) == re.sub(r"[\s-]", "", wanted)
+
+
+def _same_amount(gold: str, amount: tuple[Fraction, str | None], answer: str, algebra: Algebra | None) -> bool:
+    answer = _asserted(gold, answer, algebra)
+    if answer is None:
+        return False
+    number = quantity(answer, letters=True)
+    if number is None:
+        if len(elements(answer)) > 1 or based(answer) or bracketed(answer) and len(elements(bracketed(answer)[1], True)) > 1:  # type: ignore[index]
+            return False
+        return _same_expression(gold, answer, algebra)
+    if amount[1] is None and number[1] is None:
+        return _same_numbers(amount[0], number[0], (spelled(gold), spelled(answer)))
+    return same_amount(amount[0], amount[1], number[0], number[1])
+
+
+# ---- equations ---------------------------------------------------------------------------------------------------------------------
+
+
+def _asserted(gold: str, answer: str, algebra: Algebra | None) -> str | None:
+    """What an answer says of a gold one that is no equation: the right-hand side of `x = 5`; None for a false equation such as 2 + 2 = 5."""
+    exact = re.split(r"\\approx(?![a-zA-Z])|\\sim(?:eq)?(?![a-zA-Z])", spelled(answer))
+    if len(exact) > 1:
+        gold_number = number_of(spelled(gold))
+        answer = next((part for part in exact if gold_number is not None and number_of(part) == gold_number), exact[0])
+    sides = [side.strip() for side in split_top(spelled(answer), ("=",))]
+    if len(sides) < 2:
+        return answer.strip() or None
+    if not all(sides) or not _holds(sides, algebra):
+        return None
+    if sides[-1] == "0" and re.search(r"[a-zA-Z].*[-+]|[-+].*[a-zA-Z]", sides[-2]):
+        return None  # 5x - 7y + 4 = 0 is an equation, not the value 0
+    return sides[0] if re.fullmatch(r"[a-zA-Z]", sides[-1]) and not re.fullmatch(r"[a-zA-Z]", sides[0]) else sides[-1]
+
+
+def _holds(sides: list[str], algebra: Algebra | None) -> bool:
+    """Whether the sides of an equation that are numbers are the same one, up to rounding; sides with variables assert, they are not checked."""
+    values = []
+    for side in sides:
+        amount = quantity(side)
+        if amount is not None:
+            values.append(float(amount[0]))
+        elif re.search(r"[+*/^()!]|\d\s?-|\\(?:frac|sqrt|cdot|times)", side) and not re.search(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])", re.sub(r"\\[a-zA-Z]+", "\\\\", side)):
+            if algebra is None:
+                raise NeedsAlgebra(side)
+            if (value := algebra[1](side)) is not None:
+                values.append(value)
+    return all(abs(value - values[0]) <= 0.01 * max(abs(value), abs(values[0])) for value in values)
+
+
+_ORDER = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|<|>")
+
+
+def _interval(text: str) -> str:
+    """An inequality of one variable as the interval it means: 0 \\le x < 1 is [0,1); other texts stay. `x \\in` in front is left out."""
+    text = re.sub(r"^[a-zA-Z]\s?\\in(?![a-zA-Z])\s?", "", spelled(text))
+    signs, sides = _ORDER.findall(text), [side.strip() for side in _ORDER.split(text)]
+    variable = [place for place, side in enumerate(sides) if re.fullmatch(r"[a-zA-Z]", side)]
+    if not signs or len(variable) != 1 or len(sides) != len(signs) + 1 or len(signs) > 2 or not all(sides):
+        return text
+    up = [sign in ("<", "\\le") for sign in signs]
+    closed = ["\\" in sign for sign in signs]
+    if len(signs) == 1:
+        limit, variable_left = sides[1 - variable[0]], variable[0] == 0
+        if up[0] == variable_left:
+            return f"(-\\infty,{limit}{']' if closed[0] else ')'}"
+        return f"{'[' if closed[0] else '('}{limit},\\infty)"
+    if variable[0] != 1 or up[0] != up[1]:
+        return text
+    low, high = (sides[0], sides[2]) if up[0] else (sides[2], sides[0])
+    left, right = (closed[0], closed[1]) if up[0] else (closed[1], closed[0])
+    return f"{'[' if left else '('}{low},{high}{']' if right else ')'}"
+
+
+# ---- lists, sets, tuples, intervals ------------------------------------------------------------------------------------------------
+
+
+def _expanded(parts: list[str]) -> list[str]:
+    """Every part with a plus-minus sign as two."""
+    return [
+        version
+        for part in parts
+        for version in (
+            [re.sub(r"\\pm(?![a-zA-Z])", "+", re.sub(r"\\mp(?![a-zA-Z])", "-", part)).lstrip("+ "),
+             re.sub(r"\\pm(?![a-zA-Z])", "-", re.sub(r"\\mp(?![a-zA-Z])", "+", part))]
+            if re.search(r"\\[pm]{2}(?![a-zA-Z])", part) else [part]
+        )
+    ]  # fmt: skip
+
+
+def _members(text: str) -> tuple[str, list[str]]:
+    """(kind, members): "list" for values in any order, "union" of sets, "tuple(]" and the like for brackets, "one" for a single expression."""
+    text = _interval(text)
+    union = re.split(r"\\cup(?![a-zA-Z])", text)
+    if len(union) > 1:
+        return "union", [part.strip() for part in union]
+    if (parts := elements(text)) and len(expanded := _expanded(parts)) > 1:
+        return "list", expanded
+    enclosed = bracketed(text)
+    if enclosed is None:
+        return "one", [text]
+    opening, inner, closing = enclosed
+    inner_parts = elements(inner, bracketed=True)
+    if opening == "\\{":
+        return "list", _expanded(inner_parts)
+    if len(inner_parts) > 1:
+        return f"tuple{opening}{closing}", inner_parts
+    return "one", [text]
+
+
+def _same_structure(gold: str, answer: str, algebra: Algebra | None) -> bool:
+    kind, wanted = _members(gold)
+    is_equation = kind == "one" and len(split_top(wanted[0], ("=",))) > 1
+    if not is_equation and kind != "list":
+        asserted = _asserted(gold, answer, algebra)
+        if asserted is None:
+            return False
+        answer = asserted
+    answer_kind, members = _members(answer)
+    if kind != answer_kind:
+        return kind == "list" and len(wanted) == 1 and answer_kind == "one" and same(wanted[0], answer, algebra)
+    if kind == "one":
+        return _same_equation(wanted[0], members[0], algebra) if is_equation else _same_expression(wanted[0], members[0], algebra)
+    if len(wanted) != len(members):
+        return False
+    if kind.startswith("tuple"):
+        return all(same(first, second, algebra) for first, second in zip(wanted, members, strict=True))
+    return _matched(wanted, members, algebra)
+
+
+def _matched(wanted: list[str], members: list[str], algebra: Algebra | None) -> bool:
+    """Whether each wanted value is one of the members, each of which counts once."""
+    if len(wanted) > 64:
+        return sorted(map(key, wanted)) == sorted(map(key, members))
+    left = list(members)
+    for value in wanted:
+        place = next((i for i, member in enumerate(left) if key(member) == key(value)), None)
+        if place is None:
+            place = next((i for i, member in enumerate(left) if same(value, member, algebra)), None)
+        if place is None:
+            return False
+        del left[place]
+    return True
+
+
+# ---- expressions -------------------------------------------------------------------------------------------------------------------
+
+_TRAILING_UNIT = re.compile(r"(?:\\text\s?\{([^{}]{1,60})\}\s?((?:\^\s?\{?[23]\}?)?)|\^\\circ|%)\s?$")
+
+
+def _without_unit(text: str) -> tuple[str, str | None]:
+    match = _TRAILING_UNIT.search(spelled(text)[-90:])
+    if not match:
+        return spelled(text), None
+    return spelled(text)[: -len(match[0])].strip(), _unit_name((match[1] + match[2].replace(" ", "")) if match[1] else match[0])
+
+
+def _same_expression(gold: str, answer: str, algebra: Algebra | None) -> bool:
+    (first, first_unit), (second, second_unit) = _without_unit(gold), _without_unit(answer)
+    if first_unit and second_unit and is_unit(first_unit) and is_unit(second_unit) and unit_of(first_unit) != unit_of(second_unit):
+        return False
+    if key(first) == key(second) and first:
+        return True
+    if not first or not second or len(first) > 2000 or len(second) > 2000:
+        return False
+    if algebra is None:
+        raise NeedsAlgebra(gold)
+    return algebra[0](first, second)
+
+
+def _same_equation(gold: str, answer: str, algebra: Algebra | None) -> bool:
+    """A gold equation: the same one, an equivalent one, or the right-hand side alone if the left one is a single variable."""
+    wanted, sides = ([side.strip() for side in split_top(spelled(text), ("=",))] for text in (gold, answer))
+    name = re.compile(r"[a-zA-Z](?:_\w)?|[a-zA-Z]\s?\([a-zA-Z]\)|\\[a-z]+")
+    assigned = name.fullmatch(wanted[0]) is not None
+    if len(sides) == 1:
+        return assigned and same(wanted[-1], sides[0], algebra)
+    if not all(sides) or not all(wanted) or not _holds(sides, algebra):
+        return False
+    if assigned and key(wanted[0]) == key(sides[0]):
+        return same(wanted[-1], sides[-1], algebra)
+    if assigned and key(wanted[0]) == key(sides[-1]):
+        return same(wanted[-1], sides[0], algebra)
+    if algebra is None:
+        raise NeedsAlgebra(gold)
+    return algebra[0](f"{wanted[0]}={wanted[-1]}", f"{sides[0]}={sides[-1]}")
+
+
+# ---- sympy, in an answer process -----------------------------------------------------------------------------------------------------
+
+
+def sympy_algebra() -> Algebra:
+    """Equality by math-verify and sympy, and the value of an expression without variables."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    @lru_cache(maxsize=256)
+    def parsed(text: str) -> Any:
+        return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
+
+    def equal(first: str, second: str) -> bool:
+        if "=" in first and "=" in second:
+            return _equivalent(parsed(first), parsed(second))
+        return bool(verify(parsed(first), parsed(second), timeout_seconds=None))
+
+    def value(text: str) -> float | None:
+        try:
+            return float(parsed(text)[0].doit().evalf())
+        except (TypeError, ValueError, IndexError, AttributeError, OverflowError):
+            return None
+
+    return equal, value
+
+
+def _equivalent(first: Any, second: Any) -> bool:
+    """Whether two equations have the same solutions: the differences of their sides are proportional."""
+    from sympy import Eq, simplify
+
+    if not first or not second or not isinstance(first[0], Eq) or not isinstance(second[0], Eq):
+        return False
+    one, other = first[0].lhs - first[0].rhs, second[0].lhs - second[0].rhs
+    if one.free_symbols != other.free_symbols or not one.free_symbols or other == 0:
+        return False
+    ratio = simplify(one.doit() / other.doit())
+    return bool(ratio.is_number and ratio != 0 and ratio.is_finite)
+
+
+def readable_by_algebra(text: str) -> bool:
+    """Whether math-verify reads a text as an expression."""
+    from math_verify import LatexExtractionConfig, parse
+
+    return bool(parse(f"${spelled(text)}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None))  # type: ignore[arg-type]
+
+
+def is_comparable(gold: str) -> bool:
+    """Whether something can be said about answers to a gold one without sympy: it is a number, a time, words; or what it consists of is.
+
+    Raises NeedsAlgebra where only sympy can tell whether it reads it.
+    """
+    if not is_readable(gold):
+        return False
+    if quantity(gold, letters=True) is not None or time_of(gold) or is_text(gold) or based(gold):
+        return True
+    kind, members = _members(gold)
+    if kind != "one":
+        return all(is_comparable(member) for member in members)
+    raise NeedsAlgebra(gold)
