@@ -15,7 +15,10 @@ _LETTER = r"[\[(*_$\s\"']{0,20}([A-Ja-j])\b(?!['’])"
 _STATED = [
     re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathrm|textbf)\s*\{)?\s*\(?([A-Ja-j])\)?\s*\.?\s*\}"),
     re.compile(r"<answer>\s*\(?([A-Ja-j])\b"),
-    re.compile(r"(?i:\banswer|\bchoice|\boption)s?\W{0,40}(?i:is|would be|must be|should be|to be)?\W{0,4}?(?i:option|choice)?" + _LETTER),
+    re.compile(
+        r"(?i:\banswer|\bchoice|\boption)s?\W{0,40}(?i:is|would be|must be|should be|to be)?\W{0,4}?(?i:option|choice)?"
+        + _LETTER
+    ),
 ]
 _ALONE = re.compile(r"(?<![\w'’])[(\[*]*([A-J])(?:[)\].:*]+|(?=\s*$)|(?![\w'’]))")
 
@@ -64,7 +67,9 @@ class MultipleChoice(Reward):
     def score(self, batch: RolloutBatch) -> list[float]:
         rows = [batch.rows[i] for i in batch.groups.tolist()]
         found = [stated_letter(text, self._options(row)) for text, row in zip(answers(batch), rows, strict=True)]
-        return [float(letter is not None and letter == self._wanted(row)) for letter, row in zip(found, rows, strict=True)]
+        return [
+            float(letter is not None and letter == self._wanted(row)) for letter, row in zip(found, rows, strict=True)
+        ]
 
     def _options(self, row: dict[str, Any]) -> int:
         return len(row["choices"]) if row.get("choices") else self.options

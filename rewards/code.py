@@ -66,7 +66,10 @@ def program_of(prompt: str, completion: str, entry_point: str) -> str:
     lines = code.lstrip("\n").split("\n")
     if lines[0] and not lines[0][0].isspace():
         lines[0] = "    " + lines[0]  # decoding took the first blanks away
-    end = next((i for i, line in enumerate(lines) if line.strip() and not line[0].isspace() and line[0] not in ")]}"), len(lines))
+    end = next(
+        (i for i, line in enumerate(lines) if line.strip() and not line[0].isspace() and line[0] not in ")]}"),
+        len(lines),
+    )
     return prompt.rstrip(" \t") + ("" if prompt.endswith("\n") else "\n") + "\n".join(lines[:end]) + "\n"
 
 
@@ -80,7 +83,9 @@ class _Asserts(ast.NodeTransformer):
         if not any(isinstance(part, (ast.Call, ast.Name)) for part in ast.walk(node.test)):
             return node  # `assert True` tests nothing
         condition = ast.Lambda(ast.arguments([], [], None, [], [], None, []), node.test)
-        call = ast.Call(ast.Name("_test", ast.Load()), [ast.Constant(self.count), ast.Constant(self.depth > 0), condition], [])
+        call = ast.Call(
+            ast.Name("_test", ast.Load()), [ast.Constant(self.count), ast.Constant(self.depth > 0), condition], []
+        )
         self.count += 1
         return ast.Expr(call)
 
@@ -118,7 +123,9 @@ def passed(output: str) -> int:
 
 def same_output(found: str, wanted: str) -> bool:
     """Equal but for blanks at the ends of lines and blank lines at the end."""
-    return [line.rstrip() for line in found.rstrip().split("\n")] == [line.rstrip() for line in wanted.rstrip().split("\n")]
+    return [line.rstrip() for line in found.rstrip().split("\n")] == [
+        line.rstrip() for line in wanted.rstrip().split("\n")
+    ]
 
 
 class CodeTests(Reward):
@@ -161,7 +168,9 @@ class CodeTests(Reward):
 
     def _one(self, row: dict[str, Any], completion: str) -> float | Failure:
         try:
-            right, count = self._cases(row["cases"], code_of(completion)) if row.get("cases") else self._tests(row, completion)
+            right, count = (
+                self._cases(row["cases"], code_of(completion)) if row.get("cases") else self._tests(row, completion)
+            )
         except SandboxError as error:
             return Failure("error", str(error))
         return right / count if self.graded else float(right == count)

@@ -45,7 +45,9 @@ class Unreadable(Exception):
 _CURRENCY = f"[{DOLLAR}€£¥₹]"
 _UNWRAP = re.compile(r"\\text\s?\{([^{}]{0,200})\}")
 _UNIT = re.compile(rf"(?:{_CURRENCY}|%|\^?\\circ\s?[CF]?|[^\W\d_][\w ./^{{}}'-]{{0,60}})")
-_BASE = re.compile(r"([0-9A-Fa-f]+)\s?(?:_\s?\{?\s?(\d{1,2})\s?\}?|\(?\s?(?:\\text\{\s?)?(?:in )?base\s?\}?\s?(\d{1,2})\s?\)?)")
+_BASE = re.compile(
+    r"([0-9A-Fa-f]+)\s?(?:_\s?\{?\s?(\d{1,2})\s?\}?|\(?\s?(?:\\text\{\s?)?(?:in )?base\s?\}?\s?(\d{1,2})\s?\)?)"
+)
 
 
 @lru_cache(maxsize=CACHED)
@@ -71,7 +73,11 @@ def quantity(text: str, letters: bool = False) -> tuple[Fraction, str | None] | 
         return value, prefix and prefix.replace(DOLLAR, "\\$")
     if not _UNIT.fullmatch(rest) or (len(rest.strip(".")) == 1 and rest.isalpha() and not (wrapped or letters)):
         return None
-    if not wrapped and not is_unit(_unit_name(rest)) and (whole[match.end()] != " " or not re.search(r"[^\W\d_]{3}", rest) or "^" in rest):
+    if (
+        not wrapped
+        and not is_unit(_unit_name(rest))
+        and (whole[match.end()] != " " or not re.search(r"[^\W\d_]{3}", rest) or "^" in rest)
+    ):
         return None  # 2k, 3 x, 5ab: products
     return value, _unit_name(rest) if not prefix else prefix.replace(DOLLAR, "\\$")
 
@@ -126,7 +132,9 @@ def is_clean(candidate: str) -> bool:
     if quantity(candidate) is not None or time_of(candidate) is not None:
         return True
     bare = re.sub(r"\\[a-zA-Z]+", " ", _UNWRAP.sub(" ", spelled(candidate)))
-    return not any(word.lower() not in FUNCTIONS and not is_unit(word) for word in re.findall(r"[^\W\d_]{3,}|[^\x00-\x7f]", bare))
+    return not any(
+        word.lower() not in FUNCTIONS and not is_unit(word) for word in re.findall(r"[^\W\d_]{3,}|[^\x00-\x7f]", bare)
+    )
 
 
 def same(gold: str, answer: str, algebra: Algebra | None = None) -> bool:
@@ -148,7 +156,9 @@ def same(gold: str, answer: str, algebra: Algebra | None = None) -> bool:
 
 
 def _same_time(gold: tuple[int, int, int, str | None], answer: tuple[int, int, int, str | None] | None) -> bool:
-    return answer is not None and gold[:3] == answer[:3] and (gold[3] is None or answer[3] is None or gold[3] == answer[3])
+    return (
+        answer is not None and gold[:3] == answer[:3] and (gold[3] is None or answer[3] is None or gold[3] == answer[3])
+    )
 
 
 def _same_words(gold: str, answer: str) -> bool:
@@ -165,7 +175,12 @@ def _same_amount(gold: str, amount: tuple[Fraction, str | None], answer: str, al
         return False
     number = quantity(answer, letters=True)
     if number is None:
-        if len(elements(answer)) > 1 or based(answer) or bracketed(answer) and len(elements(bracketed(answer)[1], True)) > 1:  # type: ignore[index]
+        if (
+            len(elements(answer)) > 1
+            or based(answer)
+            or bracketed(answer)
+            and len(elements(bracketed(answer)[1], True)) > 1
+        ):  # type: ignore[index]
             return False
         return _same_expression(gold, answer, algebra)
     if amount[1] is None and number[1] is None:
@@ -199,7 +214,9 @@ def _holds(sides: list[str], algebra: Algebra | None) -> bool:
         amount = quantity(side)
         if amount is not None:
             values.append(float(amount[0]))
-        elif re.search(r"[+*/^()!]|\d\s?-|\\(?:frac|sqrt|cdot|times)", side) and not re.search(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])", re.sub(r"\\[a-zA-Z]+", "\\\\", side)):
+        elif re.search(r"[+*/^()!]|\d\s?-|\\(?:frac|sqrt|cdot|times)", side) and not re.search(
+            r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])", re.sub(r"\\[a-zA-Z]+", "\\\\", side)
+        ):
             if algebra is None:
                 raise NeedsAlgebra(side)
             if (value := algebra[1](side)) is not None:
@@ -279,7 +296,11 @@ def _same_structure(gold: str, answer: str, algebra: Algebra | None) -> bool:
     if kind != answer_kind:
         return kind == "list" and len(wanted) == 1 and answer_kind == "one" and same(wanted[0], answer, algebra)
     if kind == "one":
-        return _same_equation(wanted[0], members[0], algebra) if is_equation else _same_expression(wanted[0], members[0], algebra)
+        return (
+            _same_equation(wanted[0], members[0], algebra)
+            if is_equation
+            else _same_expression(wanted[0], members[0], algebra)
+        )
     if len(wanted) != len(members):
         return False
     if kind.startswith("tuple"):
@@ -311,12 +332,20 @@ def _without_unit(text: str) -> tuple[str, str | None]:
     match = _TRAILING_UNIT.search(spelled(text)[-90:])
     if not match:
         return spelled(text), None
-    return spelled(text)[: -len(match[0])].strip(), _unit_name((match[1] + match[2].replace(" ", "")) if match[1] else match[0])
+    return spelled(text)[: -len(match[0])].strip(), _unit_name(
+        (match[1] + match[2].replace(" ", "")) if match[1] else match[0]
+    )
 
 
 def _same_expression(gold: str, answer: str, algebra: Algebra | None) -> bool:
     (first, first_unit), (second, second_unit) = _without_unit(gold), _without_unit(answer)
-    if first_unit and second_unit and is_unit(first_unit) and is_unit(second_unit) and unit_of(first_unit) != unit_of(second_unit):
+    if (
+        first_unit
+        and second_unit
+        and is_unit(first_unit)
+        and is_unit(second_unit)
+        and unit_of(first_unit) != unit_of(second_unit)
+    ):
         return False
     if key(first) == key(second) and first:
         return True
@@ -387,7 +416,9 @@ def readable_by_algebra(text: str) -> bool:
     """Whether math-verify reads a text as an expression."""
     from math_verify import LatexExtractionConfig, parse
 
-    return bool(parse(f"${spelled(text)}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None))  # type: ignore[arg-type]
+    return bool(
+        parse(f"${spelled(text)}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+    )  # type: ignore[arg-type]
 
 
 def is_comparable(gold: str) -> bool:

@@ -11,6 +11,8 @@ from typing import Literal
 from rewards.answers import MathAnswer
 from rewards.base import Reward
 from rewards.judged import JudgedReward, means
+from rewards.math_compare import quantity
+from rewards.math_text import is_text
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
@@ -41,7 +43,9 @@ class CosineLength(JudgedReward):
     ) -> None:
         super().__init__(correctness, weight, name)
         if max_length < 1:
-            raise ConfigError(f"CosineLength: max_length is {max_length}; it must be 1 or above, usually sampling.max_new_tokens.")
+            raise ConfigError(
+                f"CosineLength: max_length is {max_length}; it must be 1 or above, usually sampling.max_new_tokens."
+            )
         self.max_length, self.ends = max_length, {True: correct, False: wrong}
         self.characters, self.clamp = count == "characters", clamp
 
@@ -62,15 +66,14 @@ class CosineLength(JudgedReward):
 
 
 class ParsableMathAnswer(MathAnswer):
-    """As MathAnswer; does not apply to rows whose own answer math-verify cannot read. Alone, the code gives such rows 1, which teaches as little."""
+    """As MathAnswer; does not apply to rows whose own answer is no mathematics, words among them.
 
-    may_abstain = True
+    Alone, the code gives such rows 1, which teaches as little.
+    """
 
-    def score(self, batch: RolloutBatch) -> list[float]:
-        from math_verify import parse
-
-        readable = [bool(parse(str(wanted), parsing_timeout=None)) for wanted in batch.column("answer")]
-        return [score if known else math.nan for known, score in zip(readable, super().score(batch), strict=True)]
+    def _readable(self, golds: list[str]) -> dict[str, bool]:
+        readable = super()._readable(golds)
+        return {gold: known and (quantity(gold) is not None or not is_text(gold)) for gold, known in readable.items()}
 
 
 class LineFormat(Reward):
@@ -84,4 +87,6 @@ class TagCount(Reward):
     """Half a point for <think> at the end of exactly one line, half for exactly one </think> on a line of its own."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        return [0.5 * (text.count("<think>\n") == 1) + 0.5 * (text.count("\n</think>\n") == 1) for text in batch.completions]
+        return [
+            0.5 * (text.count("<think>\n") == 1) + 0.5 * (text.count("\n</think>\n") == 1) for text in batch.completions
+        ]

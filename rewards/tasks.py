@@ -61,7 +61,9 @@ class ReasoningGymScore(Reward):
 
     is_correctness = True
 
-    def __init__(self, extract: Literal["tags", "number", "text"] = "tags", weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, extract: Literal["tags", "number", "text"] = "tags", weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(weight, name)
         self.extract = extract
 
