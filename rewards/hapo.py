@@ -130,9 +130,18 @@ class NgramRepetition(Reward):
         self.n = n
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        return [-self.share(ids[mask].tolist()) for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+        return [
+            -self.share(ids[mask].tolist())
+            for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)
+        ]
 
     def share(self, tokens: list[int]) -> float:
         """Of one completion."""
-        inside = {place + i for starts in places(tokens, self.n).values() if len(starts) > 1 for place in starts for i in range(self.n)}
+        inside = {
+            place + i
+            for starts in places(tokens, self.n).values()
+            if len(starts) > 1
+            for place in starts
+            for i in range(self.n)
+        }
         return len(inside) / max(1, len(tokens))

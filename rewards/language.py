@@ -7,7 +7,9 @@ from typing import Literal
 from rewards.base import Reward
 from rollouts import RolloutBatch
 
-Script = Literal["LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "HANGUL", "CJK", "HIRAGANA", "KATAKANA", "THAI"]
+Script = Literal[
+    "LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "HANGUL", "CJK", "HIRAGANA", "KATAKANA", "THAI"
+]
 #: scripts without spaces between words, where a character counts as one
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI"}
 
@@ -46,7 +48,9 @@ class LanguageConsistency(Reward):
 
     span = (0.0, 1.0, False)
 
-    def __init__(self, script: Script = "LATIN", without_words: float = 0.0, weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, script: Script = "LATIN", without_words: float = 0.0, weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(weight, name)
         self.script, self.without_words = script, without_words
 

@@ -20,6 +20,7 @@ from rewards.math_text import (
     is_readable,
     is_text,
     key,
+    last_box,
     spelled,
     split_top,
     time_of,
@@ -44,10 +45,10 @@ class Unreadable(Exception):
 
 _CURRENCY = f"[{DOLLAR}€£¥₹]"
 _UNWRAP = re.compile(r"\\text\s?\{([^{}]{0,200})\}")
-_UNIT = re.compile(rf"(?:{_CURRENCY}|%|\^?\\circ\s?[CF]?|[^\W\d_][\w ./^{{}}'-]{{0,60}})")
-_BASE = re.compile(
-    r"([0-9A-Fa-f]+)\s?(?:_\s?\{?\s?(\d{1,2})\s?\}?|\(?\s?(?:\\text\{\s?)?(?:in )?base\s?\}?\s?(\d{1,2})\s?\)?)"
+_UNIT = re.compile(
+    rf"(?:{_CURRENCY}|%|\^?\\circ\s?[CF]?|(?!(?:and|or)\b)[^\W\d_](?:[^\W\d_]|[ ./^{{}}'-]|(?<=[a-z^{{])[23](?!\d)){{0,60}})"
 )
+_BASE = re.compile(r"([0-9A-Fa-f]+)\s{0,3}(?:_\s?\{?\s?(\d{1,2})\s?\}?|\(?\s?(?:in )?base\s{0,3}(\d{1,2})\s?\)?)\s?")
 
 
 @lru_cache(maxsize=CACHED)
@@ -100,7 +101,7 @@ def _same_numbers(first: Fraction, second: Fraction, texts: tuple[str, str]) -> 
 
 def based(text: str) -> tuple[str, int] | None:
     """(digits, base) of a number whose base is written, such as 2516_8."""
-    match = _BASE.fullmatch(spelled(text))
+    match = _BASE.fullmatch(_UNWRAP.sub(r" \1 ", spelled(text)))
     return (match[1].upper().lstrip("0") or "0", int(match[2] or match[3])) if match else None
 
 
@@ -115,7 +116,10 @@ def grade(gold: str, completion: str, algebra: Algebra | None = None) -> bool:
     """
     if not is_readable(gold):
         raise Unreadable(gold)
-    for candidate in answers_in(completion):
+    candidates = answers_in(completion)
+    if last_box(completion) is not None:
+        return same(gold, candidates[0], algebra)
+    for candidate in candidates:
         if key(candidate) == key(gold):
             return True
         clean = is_clean(candidate)
@@ -131,10 +135,9 @@ def is_clean(candidate: str) -> bool:
     """Whether a candidate is an answer of its own, after which no other part of the completion is looked at; sentences are none."""
     if quantity(candidate) is not None or time_of(candidate) is not None:
         return True
-    bare = re.sub(r"\\[a-zA-Z]+", " ", _UNWRAP.sub(" ", spelled(candidate)))
-    return not any(
-        word.lower() not in FUNCTIONS and not is_unit(word) for word in re.findall(r"[^\W\d_]{3,}|[^\x00-\x7f]", bare)
-    )
+    bare = re.sub(r"\\(?:begin|end)\s?\{[a-z]+\}|\\[a-zA-Z]+", " ", _UNWRAP.sub(" ", spelled(candidate)))
+    words = re.findall(r"[^\W\d_]{3,}|[^\x00-\x7f]|\b(?:so|it|we|no|to|of|by|be|as|at|an|he)\b", bare, re.IGNORECASE)
+    return not any(word.lower() not in FUNCTIONS and not is_unit(word) for word in words)
 
 
 def same(gold: str, answer: str, algebra: Algebra | None = None) -> bool:
@@ -264,17 +267,35 @@ def _expanded(parts: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
+_MATRIX = re.compile(r"\\begin\{(pmatrix|matrix|array)\}(?:\{[lcr|\s]{0,20}\})?(.*)\\end\{\1\}", re.DOTALL)
+
+
+def _cells(text: str) -> tuple[str, list[str]] | None:
+    """("tuple of rows and columns", cells) of a matrix that is all of the text."""
+    match = _MATRIX.fullmatch(text)
+    if not match or "\\begin" in match[2]:
+        return None
+    rows = [row.split("&") for row in match[2].replace("\\\\", "\x02").strip(" \x02").split("\x02")]
+    if len({len(row) for row in rows}) != 1:
+        return None
+    return f"tuple {len(rows)}x{len(rows[0])}", [cell.strip() for row in rows for cell in row]
+
+
 def _members(text: str) -> tuple[str, list[str]]:
-    """(kind, members): "list" for values in any order, "union" of sets, "tuple(]" and the like for brackets, "one" for a single expression."""
+    """(kind, members): "list" for values in any order, "union" of sets, "tuple(]" and the like for brackets
+    and matrices, "one" for a single expression."""
     text = _interval(text)
     union = re.split(r"\\cup(?![a-zA-Z])", text)
     if len(union) > 1:
         return "union", [part.strip() for part in union]
-    if (parts := elements(text)) and len(expanded := _expanded(parts)) > 1:
-        return "list", expanded
+    if len(parts := elements(text)) > 1:
+        return "list", _expanded(parts)
+    if (cells := _cells(text)) is not None:
+        return cells
     enclosed = bracketed(text)
     if enclosed is None:
-        return "one", [text]
+        expanded = _expanded([text])
+        return ("list" if len(expanded) > 1 else "one"), expanded
     opening, inner, closing = enclosed
     inner_parts = elements(inner, bracketed=True)
     if opening == "\\{":
@@ -386,9 +407,11 @@ def sympy_algebra() -> Algebra:
         return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
 
     def equal(first: str, second: str) -> bool:
+        one, other = parsed(first), parsed(second)
         if "=" in first and "=" in second:
-            return _equivalent(parsed(first), parsed(second))
-        return bool(verify(parsed(first), parsed(second), timeout_seconds=None))
+            return _equivalent(one, other)
+        verdict = _at_points(one[0], other[0]) if one and other else None
+        return bool(verify(one, other, timeout_seconds=None)) if verdict is None else verdict
 
     def value(text: str) -> float | None:
         try:
@@ -397,6 +420,39 @@ def sympy_algebra() -> Algebra:
             return None
 
     return equal, value
+
+
+#: where expressions with variables are compared, irrational enough to meet no special value
+_POINTS = ("0.7390851332", "-1.2824271291", "2.6854520010", "-0.3141592654")
+
+
+def _at_points(first: Any, second: Any) -> bool | None:
+    """Whether two expressions have the same values at some points; None where they have none, or are nearly alike.
+
+    Costs a hundredth of a simplification, which most pairs of a right and a wrong answer then do without.
+    """
+    from sympy import Expr, Float, nan, zoo
+
+    if not isinstance(first, Expr) or not isinstance(second, Expr):
+        return None
+    names, alike = sorted(first.free_symbols | second.free_symbols, key=str), 0
+    if len(names) > 6:
+        return None
+    points = len(_POINTS) if names else 1
+    for shift in range(points):
+        at = {
+            name: Float(_POINTS[(shift + place) % len(_POINTS)], 30) * (place + 1) for place, name in enumerate(names)
+        }
+        values = [expression.doit().subs(at).evalf(30) for expression in (first, second)]
+        if any(not value.is_number or value in (nan, zoo) or value.is_finite is not True for value in values):
+            continue
+        distance, size = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]), 1)
+        if distance > size * 1e-5:
+            return False
+        if distance > size * 1e-24:
+            return None
+        alike += 1
+    return True if alike == points else None
 
 
 def _equivalent(first: Any, second: Any) -> bool:
@@ -413,12 +469,21 @@ def _equivalent(first: Any, second: Any) -> bool:
 
 
 def readable_by_algebra(text: str) -> bool:
-    """Whether math-verify reads a text as an expression."""
+    """Whether math-verify reads a text as an expression, and computes it within the time of an answer process."""
     from math_verify import LatexExtractionConfig, parse
 
-    return bool(
-        parse(f"${spelled(text)}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-    )  # type: ignore[arg-type]
+    expressions = parse(
+        f"${spelled(text)}$",
+        [LatexExtractionConfig()],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,  # type: ignore[arg-type]
+    )
+    for expression in expressions:
+        try:
+            expression.doit().evalf()
+        except (TypeError, ValueError, AttributeError):
+            pass  # a set, a relation: nothing to compute
+    return bool(expressions)
 
 
 def is_comparable(gold: str) -> bool:

@@ -86,7 +86,7 @@ def answers_in(text: str) -> list[str]:
     """
     if found := boxes(text):
         return [", ".join(_joined_at_end(text, found))]
-    text = text.strip()
+    text = text.strip().strip("*_ ")
     candidates = []
     if "\n" not in text and len(text) <= 400:
         candidates.append(text)
@@ -196,7 +196,7 @@ FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt
               "tanh", "det", "gcd", "lcm", "mod", "deg", "abs", "pi", "and", "or", "if", "is", "for", "infty", "inf"}  # fmt: skip
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_TIME = re.compile(r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s?(?:(a|p)\.?\s?m\.?)?", re.IGNORECASE)
+_TIME = re.compile(r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s{0,3}(?:(a|p)\.?\s?m\.?)?", re.IGNORECASE)
 
 
 @lru_cache(maxsize=CACHED)

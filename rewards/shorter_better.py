@@ -27,7 +27,9 @@ class ShorterBetter(JudgedReward):
         correctness, weight, name: as in every JudgedReward; the authors' alpha is the correctness reward's weight, 2.
     """
 
-    def __init__(self, beta: float = 0.001, correctness: str = "exact_answer", weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, beta: float = 0.001, correctness: str = "exact_answer", weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(correctness, weight, name)
         if beta < 0:
             raise ConfigError(f"ShorterBetter: beta is {beta}; it is a price on tokens, 0 or above.")

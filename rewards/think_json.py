@@ -17,7 +17,9 @@ from support.errors import ConfigError
 
 Part = Literal["parsed", "match", "length", "noise", "exact", "valid"]
 PARTS: tuple[Part, ...] = ("parsed", "match", "length", "noise", "exact", "valid")
-_BLOCKS = re.compile(r"\s*<think>((?!</?(?:think|answer)>)[\s\S])*</think>\s*<answer>((?!</?(?:think|answer)>)[\s\S])*</answer>\s*")
+_BLOCKS = re.compile(
+    r"\s*<think>((?!</?(?:think|answer)>)[\s\S])*</think>\s*<answer>((?!</?(?:think|answer)>)[\s\S])*</answer>\s*"
+)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,7 +85,9 @@ def _validator(schema: str) -> Any:
     try:
         import jsonschema
     except ImportError as error:
-        raise ConfigError("validating against a schema needs the package jsonschema: pip install jsonschema.") from error
+        raise ConfigError(
+            "validating against a schema needs the package jsonschema: pip install jsonschema."
+        ) from error
     return jsonschema.validators.validator_for(json.loads(schema))(json.loads(schema))
 
 
@@ -99,7 +103,9 @@ class _OnObjects(Reward):
         """The score of an object, None where the answer is none."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        texts = [object_text(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)]
+        texts = [
+            object_text(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)
+        ]
         found = []
         for text, answer, schema in zip(texts, batch.column("answer"), batch.column("schema"), strict=True):
             given = strict_object(text)
@@ -110,7 +116,9 @@ class _OnObjects(Reward):
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer", *(["schema"] if self.validates else []))
         if not isinstance(row["answer"], str) or strict_object(row["answer"]) is None:
-            raise ConfigError(f"the reward {self.name!r} needs JSON objects, but the answer of row {row.get('id')!r} is {row['answer']!r}.")
+            raise ConfigError(
+                f"the reward {self.name!r} needs JSON objects, but the answer of row {row.get('id')!r} is {row['answer']!r}."
+            )
         if self.validates:
             _validator(str(row["schema"]))
 
@@ -126,10 +134,14 @@ class FilledSchema(_OnObjects):
 
     is_correctness = True
 
-    def __init__(self, share: float = 0.5, validate: bool = False, weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, share: float = 0.5, validate: bool = False, weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(validate, weight, name)
         if not 0 <= share <= 1:
-            raise ConfigError(f"FilledSchema: share is {share}; it is the match ratio's share of the reward, between 0 and 1.")
+            raise ConfigError(
+                f"FilledSchema: share is {share}; it is the match ratio's share of the reward, between 0 and 1."
+            )
         self.share = share
 
     def one(self, given: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
