@@ -114,6 +114,7 @@ class RolloutBatch:
             failures={name: values[rows.to(values.device)] for name, values in self.failures.items()},
             own_first=None if self.own_first is None else self.own_first[rows],
             decoder=self.decoder,
+            _completions=None if self._completions is None else [self._completions[row] for row in rows.tolist()],
         )
 
     def single(self, row: int) -> "RolloutBatch":

@@ -33,14 +33,15 @@ def yes_probability(policy: Policy, batch: RolloutBatch) -> Float[Tensor, "rows"
     """pi(Yes | prompt, what the completion says before its verdict) at temperature 1; 0 where it gives no verdict.
 
     Args:
-        batch: completions that end with Yes or No.
+        batch: completions that end with Yes or No, in any case; pi(Yes) is then of the word in the same case.
     """
 
     def tokens(text: str) -> list[int]:
         ids: list[int] = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    words = [(tokens(space + "Yes"), tokens(space + "No")) for space in ("", " ")]
+    cases = (("Yes", "No"), ("yes", "no"), ("YES", "NO"))  # as the reward for verdicts reads them
+    words = [(tokens(space + yes), tokens(space + no)) for space in ("", " ") for yes, no in cases]
     given = [ids[:length] for ids, length in zip(batch.completion_ids.tolist(), batch.lengths.tolist(), strict=True)]
     cuts = {i: cut for i, ids in enumerate(given) if (cut := _cut(ids, words))}
     found, device = torch.zeros(len(given), device=batch.completion_ids.device), batch.completion_ids.device
