@@ -86,7 +86,7 @@ def answers_in(text: str) -> list[str]:
     """
     if found := boxes(text):
         return [", ".join(_joined_at_end(text, found))]
-    text = text.strip().strip("*_ ")
+    text = text.strip().strip("*_# ")
     candidates = []
     if "\n" not in text and len(text) <= 400:
         candidates.append(text)

@@ -179,6 +179,12 @@ FORMS: dict[str, list[tuple[str, str, bool]]] = {
         (r"\log_2 8", r"\boxed{3}", True),
     ],
     "other scripts and signs": [
+        ("-5", r"\boxed{＋5}", False),
+        ("-5", r"\boxed{﹣5}", True),
+        ("42", r"\boxed{४२}", True),
+        ("42", r"\boxed{४३}", False),
+        (r"x^2", r"\boxed{x²}", True),
+        (r"x^2", r"\boxed{x³}", False),
         ("−5", r"\boxed{-5}", True),
         ("-5", r"\boxed{−5}", True),
         ("42", r"\boxed{４２}", True),

@@ -41,4 +41,11 @@ def run_config(names, model, *arguments, **changes):
         "trainer.enable_progress_bar": "false",
         "trainer.accelerator": "cpu",
     } | changes
-    return main(["fit", *(f"--config={ROOT}/configs/{name}.yaml" for name in names), *arguments, *(f"--{k}={v}" for k, v in small.items())])
+    return main(
+        [
+            "fit",
+            *(f"--config={ROOT}/configs/{name}.yaml" for name in names),
+            *arguments,
+            *(f"--{k}={v}" for k, v in small.items()),
+        ]
+    )

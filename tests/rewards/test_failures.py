@@ -95,7 +95,9 @@ def test_a_failed_reward_voids_the_sum_and_one_that_abstains_does_not():
 
 
 def test_failures_travel_with_their_completions():
-    parts = [batch_of(texts, ROWS) for texts in (["good", "raise", "good", "good"], ["raise", "raise", "good", "raise"])]
+    parts = [
+        batch_of(texts, ROWS) for texts in (["good", "raise", "good", "good"], ["raise", "raise", "good", "raise"])
+    ]
     for part in parts:
         part.rewards = {"mine": Guarded(ByText(name="mine"))(part)}
     whole = RolloutBatch.concatenate(parts)
@@ -181,7 +183,9 @@ def asked(url, texts=("a", "bb", "ccc", "dddd"), **options):
 def test_a_judge_gets_the_texts_and_the_columns_in_their_order(monkeypatch):
     monkeypatch.setenv("JUDGE_TOKEN", "secret")
     with served(by_length) as (url, questions):
-        values, failures, _ = asked(url, columns=["answer"], per_request=3, workers=1, token_variable="JUDGE_TOKEN", timeout_s=5)
+        values, failures, _ = asked(
+            url, columns=["answer"], per_request=3, workers=1, token_variable="JUDGE_TOKEN", timeout_s=5
+        )
     assert values.tolist() == [1, 2, 3, 4] and failures == [0] * 4
     first, second = questions
     assert first[0] == {"prompts": ["p", "p", "q"], "completions": ["a", "bb", "ccc"], "answer": ["x", "x", "y"]}
@@ -373,8 +377,13 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_when_the_judge_is_back(reason
     whole = run(ByLength(), tmp_path / "whole")
     with pytest.raises(ConfigError, match="'judge'.* failed for 88% .* ConnectionError: down"):
         run(ByLength(down_from=18), tmp_path / "stopped")  # one of the third rollout's eight calls is answered
-    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["rollout_000001.ckpt", "rollout_000002.ckpt"]
-    assert torch.equal(run(ByLength(), tmp_path / "again", ckpt_path=str(tmp_path / "stopped/rollout_000002.ckpt")), whole)
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == [
+        "rollout_000001.ckpt",
+        "rollout_000002.ckpt",
+    ]
+    assert torch.equal(
+        run(ByLength(), tmp_path / "again", ckpt_path=str(tmp_path / "stopped/rollout_000002.ckpt")), whole
+    )
 
 
 def test_a_judge_that_is_down_is_seen_in_the_validation(reasoner, tmp_path):
@@ -396,7 +405,12 @@ def test_rewards_that_wait_fail_in_their_threads(reasoner, tmp_path):
 
 def test_a_cost_that_may_fail_is_refused():
     with pytest.raises(ConfigError, match="model.cost is HTTPJudge, which may fail"):
-        HCRLHF(PolicyParams("none"), rewards=[ByText()], cost=HTTPJudge("http://localhost"), constraint=Constraint(cost_scale="raw"))
+        HCRLHF(
+            PolicyParams("none"),
+            rewards=[ByText()],
+            cost=HTTPJudge("http://localhost"),
+            constraint=Constraint(cost_scale="raw"),
+        )
 
 
 def test_a_failure_without_a_limit_is_a_fault_of_the_reward():

@@ -40,7 +40,9 @@ def test_with_weight_one_the_order_of_right_and_wrong_is_kept():
 
 def test_the_linear_form():
     batch = batch_of([5, 10, 11, 13, 30, 5, 11, 13, 30], [1] * 5 + [0] * 4)
-    assert remembering(shape="linear", p0=10.0)(batch).tolist() == pytest.approx([0.5, 0, 0, -0.2, -0.7, 0, 0, -0.2, -1], abs=1e-6)
+    assert remembering(shape="linear", p0=10.0)(batch).tolist() == pytest.approx(
+        [0.5, 0, 0, -0.2, -0.7, 0, 0, -0.2, -1], abs=1e-6
+    )
 
 
 def test_the_first_visit_knows_nothing_and_the_memory_is_the_shortest_right_one():
@@ -98,7 +100,9 @@ def fit(reasoner, folder, steps, ckpt_path=None, callbacks=()):
         enable_model_summary=False, val_check_interval=2, check_val_every_n_epoch=None, num_sanity_val_steps=0, callbacks=[*callbacks, seen],
         default_root_dir=folder,
     )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=8, val_size=4, seed=1), ckpt_path=ckpt_path)
+    trainer.fit(
+        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=8, val_size=4, seed=1), ckpt_path=ckpt_path
+    )
     return module, seen.found
 
 
@@ -113,7 +117,9 @@ class Histories(L.Callback):
 
 def test_a_resumed_run_remembers_and_histories_never_grow(reasoner, tmp_path):
     whole, seen = fit(reasoner, tmp_path / "whole", 6)
-    assert [known for known, _ in seen[:2]] == [0, 0] and all(known > 0 for known, _ in seen[2:]), "two rollouts are an epoch"
+    assert [known for known, _ in seen[:2]] == [0, 0] and all(known > 0 for known, _ in seen[2:]), (
+        "two rollouts are an epoch"
+    )
     for (_, before), (_, after) in zip(seen, seen[1:], strict=False):
         assert all(after[id] <= tokens for id, tokens in before.items())
     drawn = {row["id"] for row in whole.last_rollout.rows}
@@ -123,7 +129,9 @@ def test_a_resumed_run_remembers_and_histories_never_grow(reasoner, tmp_path):
     fit(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
     resumed, rest = fit(reasoner, tmp_path / "rest", 6, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
     assert rest == seen[3:]
-    weights = [torch.cat([p.detach().flatten() for p in module.policy.model.parameters()]) for module in (whole, resumed)]
+    weights = [
+        torch.cat([p.detach().flatten() for p in module.policy.model.parameters()]) for module in (whole, resumed)
+    ]
     assert torch.equal(*weights)
 
 

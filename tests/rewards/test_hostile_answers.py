@@ -20,7 +20,9 @@ def test_every_task_whose_scorer_evaluates_answers_is_known():
     found = {
         name
         for name, (kind, _) in DATASETS.items()
-        if re.search(r"\b(eval|exec)\(answer|parse_expr\((user_)?answer|sympify\((user_)?answer", inspect.getsource(kind))
+        if re.search(
+            r"\b(eval|exec)\(answer|parse_expr\((user_)?answer|sympify\((user_)?answer", inspect.getsource(kind)
+        )
     }
     assert found == EVALUATED | COMPUTED
 
@@ -51,7 +53,18 @@ def test_an_answer_is_not_executed_and_a_right_one_counts(task, tmp_path):
 def test_what_is_a_value():
     for text in ("[[1, 2], [3]]", "['a', 'b']", "ABC", "-1", "1 0\n0 1", "_ _ Q _"):
         assert is_value(text)
-    for text in ("f(1)", "a.b", "a[0]", "[x for x in y]", "1*2", "9**9", "lambda: 0", "f'{x}'", "__builtins__", "(a := 1)"):
+    for text in (
+        "f(1)",
+        "a.b",
+        "a[0]",
+        "[x for x in y]",
+        "1*2",
+        "9**9",
+        "lambda: 0",
+        "f'{x}'",
+        "__builtins__",
+        "(a := 1)",
+    ):
         assert not is_value(text)
     for text in ("3*(4+5)/2", "x**2/2 + sin(2*x) - C", "-x"):
         assert is_value(text, formula=True)
@@ -75,7 +88,9 @@ def test_answers_that_never_end_are_wrong(monkeypatch):
     monkeypatch.setattr(answer_process, "_process", process := answer_process._Process())
     judged.cache_clear()
     rows = [{"prompt": "?", "answer": "$42$"}]
-    assert MathAnswer()(batch_of(["$41+1$", "9**9**9", "$42$"], rows)).tolist() == [1, 0, 1], "the one after it is judged by a new process"
+    assert MathAnswer()(batch_of(["$41+1$", "9**9**9", "$42$"], rows)).tolist() == [1, 0, 1], (
+        "the one after it is judged by a new process"
+    )
     first = process.child.pid
     entry = reasoning_gym.create_dataset("countdown", size=1, seed=0)[0]
     gym = [{"prompt": "?", "entry": json.dumps(entry)}]
@@ -106,13 +121,25 @@ def test_an_interrupted_question_is_not_answered_by_the_next(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["9" * 5000, "1/" + "0" * 5000, "9" * 5000 + "/" + "9" * 5000, "-" * 5000 + "1", "1," * 5000, "1e99999999", "٣", "²"]
+    "text",
+    [
+        "9" * 5000,
+        "1/" + "0" * 5000,
+        "9" * 5000 + "/" + "9" * 5000,
+        "-" * 5000 + "1",
+        "1," * 5000,
+        "1e99999999",
+        "٣",
+        "²",
+    ],
 )
 def test_numbers_of_any_length(text):
     assert NumericAnswer()(batch_of([text], [{"prompt": "?", "answer": "7"}])).tolist() == [0]
 
 
-@pytest.mark.parametrize("entry", ["", "{", "[]", "5", "{}", '{"metadata": {}}', '{"metadata": {"source_dataset": "no_such_task"}}', 7])
+@pytest.mark.parametrize(
+    "entry", ["", "{", "[]", "5", "{}", '{"metadata": {}}', '{"metadata": {"source_dataset": "no_such_task"}}', 7]
+)
 def test_an_entry_that_is_none_is_refused_by_its_row(entry):
     with pytest.raises(ConfigError, match="row 'x'"):
         ReasoningGymScore().check_columns({"id": "x", "prompt": "?", "entry": entry})

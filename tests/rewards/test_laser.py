@@ -57,7 +57,11 @@ def test_every_difficulty_has_its_target_and_a_batch_without_one_its_longest():
     reward.targets |= {"easy": 4, "medium": 6}
     assert reward(batch).tolist() == [0.25, 0, 0, 0.25, 0, 0, 0, 0, 0]
     shown = reward.metrics(batch)
-    assert shown["laser_target/easy"] == 4 and "laser_target/hard" not in shown and shown["laser_share/easy"] == pytest.approx(1 / 3)
+    assert (
+        shown["laser_target/easy"] == 4
+        and "laser_target/hard" not in shown
+        and shown["laser_share/easy"] == pytest.approx(1 / 3)
+    )
     again = LaserD()
     again.load_state_dict(reward.state_dict())
     assert again.targets == {"easy": 4, "medium": 6, "hard": None}
@@ -67,7 +71,9 @@ def test_every_difficulty_has_its_target_and_a_batch_without_one_its_longest():
 
 def test_a_wrong_answer_in_form_may_explore_unless_it_repeats_itself():
     repeating = [1, 2, 3, 4, 5, 1, 2, 3, 4, 6, 1, 2, 3, 4, 7, 8, 9, 10]
-    batch = batch_of([18, 18, 18, 4], [-0.5, -0.5, -1, -0.5], name="graded_answer", token_ids=[list(range(18)), repeating])
+    batch = batch_of(
+        [18, 18, 18, 4], [-0.5, -0.5, -1, -0.5], name="graded_answer", token_ids=[list(range(18)), repeating]
+    )
     for reward, expected in ((LaserDE(), [0, -0.5, -1, -0.5]), (LaserDE(ngram=None), [0, 0, -1, -0.5])):
         reward.targets["hard"] = 10
         assert total(GradedAnswer(), reward, batch) == expected
@@ -97,7 +103,11 @@ def test_targets_by_hand():
     assert target_length([200], 1, candidates) is None and target_length([], 5, candidates) is None
     assert LaserMonitor(samples=8).expected == {"easy": 5, "medium": 2, "hard": 1}
     assert LaserMonitor(samples=8, counts="ceil").expected == {"easy": 6, "medium": 3, "hard": 1}
-    assert LaserMonitor(samples=6).expected == LaserMonitor(samples=6, counts="ceil").expected == {"easy": 4, "medium": 2, "hard": 1}
+    assert (
+        LaserMonitor(samples=6).expected
+        == LaserMonitor(samples=6, counts="ceil").expected
+        == {"easy": 4, "medium": 2, "hard": 1}
+    )
 
 
 def starts_with_a_digit(completions):
@@ -114,7 +124,9 @@ def fit(reasoner, folder, steps, ckpt_path=None, logger=False, callbacks=(), mon
         accelerator="cpu", max_epochs=-1, max_steps=steps, logger=logger, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=[*callbacks, *([monitor] if monitored else [])], default_root_dir=folder,
     )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=16, val_size=4, seed=1), ckpt_path=ckpt_path)
+    trainer.fit(
+        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=16, val_size=4, seed=1), ckpt_path=ckpt_path
+    )
     return module, monitor, trainer
 
 
@@ -133,10 +145,18 @@ def test_a_resumed_run_has_the_targets_and_weights_of_the_uninterrupted_one(reas
         if target is None:
             assert not lengths
         else:
-            covered = [candidate for candidate in range(4, 25, 4) if expected * sum(n <= candidate for n in lengths) >= len(lengths)]
+            covered = [
+                candidate
+                for candidate in range(4, 25, 4)
+                if expected * sum(n <= candidate for n in lengths) >= len(lengths)
+            ]
             assert target == covered[0]
-    assert "figures/laser_coverage.png" in {file.path for file in mlflow.MlflowClient(uri).list_artifacts(logger.run_id, "figures")}
-    assert sum(float(trainer.callback_metrics[f"train/laser_monitor/{bucket}"]) for bucket in monitor.expected) == pytest.approx(1)
+    assert "figures/laser_coverage.png" in {
+        file.path for file in mlflow.MlflowClient(uri).list_artifacts(logger.run_id, "figures")
+    }
+    assert sum(
+        float(trainer.callback_metrics[f"train/laser_monitor/{bucket}"]) for bucket in monitor.expected
+    ) == pytest.approx(1)
     fit(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
     resumed, _, _ = fit(reasoner, tmp_path / "rest", 4, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
     assert torch.equal(state(resumed)[0], state(whole)[0]) and state(resumed)[1] == state(whole)[1]
@@ -164,4 +184,7 @@ def test_the_shipped_configurations_run(reasoner, tmp_path, monkeypatch):
     plain = run_config(["laser"], reasoner, **{"trainer.callbacks": "[]"})
     assert plain.model.rewards[1].target == 34 and float(plain.trainer.callback_metrics["train/laser_target"]) == 34
     dynamic = run_config(["laser", "laser_d"], reasoner)
-    assert isinstance(dynamic.model.rewards[1], LaserD) and float(dynamic.trainer.callback_metrics["train/laser_monitor_tokens"]) > 0
+    assert (
+        isinstance(dynamic.model.rewards[1], LaserD)
+        and float(dynamic.trainer.callback_metrics["train/laser_monitor_tokens"]) > 0
+    )

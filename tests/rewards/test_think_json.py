@@ -15,7 +15,9 @@ from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False})
+SCHEMA = json.dumps(
+    {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+)
 
 
 def scored(reward, texts, answer, opened=False, **row):
@@ -59,7 +61,13 @@ def scored(reward, texts, answer, opened=False, **row):
     ],
 )
 def test_the_json_reward(given, wanted, score):
-    texts = [given, f"<answer>{given}</answer>", f"x</think>y<answer>{given}</answer>", f"<answer>{given}", f"{given}</think>"]
+    texts = [
+        given,
+        f"<answer>{given}</answer>",
+        f"x</think>y<answer>{given}</answer>",
+        f"<answer>{given}",
+        f"{given}</think>",
+    ]
     found = scored(FilledSchema(), texts, wanted)
     assert found == [pytest.approx(score)] * 4 + [0.0]
     exact = scored(JsonPart("exact"), texts[:1], wanted)
@@ -132,12 +140,13 @@ def test_objects_satisfy_their_schemas_and_come_from_their_texts():
     )
     demonstrations.setup("fit")
     texts = [
-        row["response"].removeprefix("</think>").removeprefix("<answer>").removesuffix("</answer>") for row in demonstrations.train_data
+        row["response"].removeprefix("</think>").removeprefix("<answer>").removesuffix("</answer>")
+        for row in demonstrations.train_data
     ]
     parsed = [strict_object(text) is not None for text in texts]
-    assert 0.12 < sum(parsed) / 300 < 0.28 and not {row["prompt"].split(" {")[0] for row in demonstrations.train_data} & {
-        row["prompt"].split(" {")[0] for row in val
-    }
+    assert 0.12 < sum(parsed) / 300 < 0.28 and not {
+        row["prompt"].split(" {")[0] for row in demonstrations.train_data
+    } & {row["prompt"].split(" {")[0] for row in val}
 
 
 def test_mistakes_are_named():
@@ -169,9 +178,13 @@ def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
         "trainer.enable_progress_bar": "false",
         "trainer.accelerator": "cpu",
     }
-    cli = main(["fit", f"--config={ROOT}/configs/think_json.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    cli = main(
+        ["fit", f"--config={ROOT}/configs/think_json.yaml", *(f"--{name}={value}" for name, value in small.items())]
+    )
     found = cli.trainer.callback_metrics
-    assert {"val/pass@1", "val/reward/json_parsed", "val/reward/json_noise", "train/reward/think_answer_format"} <= set(found)
+    assert {"val/pass@1", "val/reward/json_parsed", "val/reward/json_noise", "train/reward/think_answer_format"} <= set(
+        found
+    )
     assert float(found["train/reward"]) == pytest.approx(
         float(found["train/reward/filled_schema"] + found["train/reward/think_answer_format"])
     )
