@@ -32,6 +32,7 @@ from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 from support.seeding import derive_seed, run_seed
 
 
@@ -240,3 +241,47 @@ class TSPMO(OnPolicyModule):
             optimizer.zero_grad()
             optimizer.step()
         return {"loss": 0.0, "grad_norm": 0.0} | metrics
+
+
+S_GRPO = Paper(
+    name="s_grpo",
+    title="S-GRPO (LoRA)",
+    arxiv="2504.20834",
+    idea="only a part of the tokens carries loss, for one small card",
+    classes=("lightning_modules.SGRPO",),
+    configs=("s_grpo",),
+    effect="0.63 → 0.88 with loss on 47 % of the tokens; 0.89 with all",
+    experiment=Experiment(
+        rollouts=40,
+        arms={"s_grpo": {}, "grpo": {"model.share": 1.0}},
+        columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens"},
+        expect="Better than the start with less than 60 % of the tokens; in the paper full-token GRPO under LoRA does not "
+        "improve.",
+    ),
+)
+T_SPMO = Paper(
+    name="t_spmo",
+    title="T-SPMO (LoRA)",
+    arxiv="2504.20834",
+    idea="only the tokens at which completions diverge carry loss, for one small card",
+    classes=("lightning_modules.TSPMO",),
+    configs=("t_spmo",),
+    page="s_grpo",
+    effect="0.63 → 0.87 with loss on 0.5 % of the tokens",
+    comparison={"model.batch.prompts_per_rollout": 4, "model.batch.group_size": 16},
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "t_spmo": {},
+            "t_spmo, no replay": {"model.replay": False},
+            "grpo": {
+                "config": ["s_grpo"],
+                "model.share": 1.0,
+                "model.batch.prompts_per_rollout": 4,
+                "model.batch.group_size": 16,
+            },
+        },
+        columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens", "edges": "train/edges"},
+        expect="Better than the start with a few percent of the tokens.",
+    ),
+)

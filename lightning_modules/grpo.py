@@ -17,6 +17,7 @@ from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, Engine, SamplingParams
 from support.errors import ConfigError
+from support.papers import Paper
 
 
 class GRPO(OnPolicyModule):
@@ -80,3 +81,14 @@ class GRPO(OnPolicyModule):
             max_grad_norm,
             shaping,
         )
+
+
+PAPER = Paper(
+    name="grpo",
+    title="GRPO",
+    arxiv="2402.03300",
+    idea="a policy gradient without a critic; the baseline is the group of completions of the same prompt",
+    classes=("lightning_modules.GRPO",),
+    configs=("grpo",),
+    effect="sums: pass@1 0.65 → 0.91 in 80 rollouts",
+)

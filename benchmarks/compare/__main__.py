@@ -1,11 +1,12 @@
-"""Train all methods on one task and write a report; what has been trained before with the same settings is not repeated.
+"""Train all methods on one task and write a report; runs with the same settings are not repeated.
 
 python -m benchmarks.compare                                     # every paper's method, three seeds
 python -m benchmarks.compare --methods '[grpo, laser]' --seeds 1 # some of them
 python -m benchmarks.compare --objectives true                   # also the objectives of configs/objectives
 python -m benchmarks.compare --run false                         # the report only
 
-Runs are children of one run in the MLflow experiment "compare"; the report is runs/compare/report.html and an artifact of that run.
+Runs are children of one run in the MLflow experiment "compare"; the report is runs/compare/report.html and an artifact of
+that run.
 """
 
 import os
@@ -16,17 +17,18 @@ from statistics import mean
 
 from jsonargparse import auto_cli
 
-from benchmarks.compare.methods import HELP_DESK, METHODS, OBJECTIVES, Method
+from benchmarks.compare.methods import HELP_DESK, METHODS, OBJECTIVES
 from benchmarks.compare.report import Report
 from benchmarks.compare.trials import FORKS, Comparison, Result
 from support.errors import ConfigError
 from support.files import atomic_write_text
+from support.papers import Paper
 
 FOLDER = Path("runs/compare")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the runs: small models are slower on several threads
 
 
-def chosen(methods: list[str] | None, objectives: bool) -> dict[str, Method]:
+def chosen(methods: list[str] | None, objectives: bool) -> dict[str, Paper]:
     """The methods by name."""
     every = METHODS | OBJECTIVES
     if unknown := [name for name in methods or [] if name not in every]:
@@ -78,14 +80,14 @@ def main(
         raise ConfigError(f"{len(failed)} runs did not end well: {'; '.join(failed)}. The report has the others.")
 
 
-def results(comparison: Comparison, name: str, method: Method, seeds: int) -> list[Result]:
+def results(comparison: Comparison, name: str, method: Paper, seeds: int) -> list[Result]:
     """Of the finished runs."""
     runs = [(seed, comparison.finished(name, method, seed)) for seed in range(seeds)]
     return [comparison.result(run, seed) for seed, run in runs if run is not None]
 
 
 def write(
-    comparison: Comparison, found: dict[str, list[Result]], methods: dict[str, Method], ui: str, failed: list[str]
+    comparison: Comparison, found: dict[str, list[Result]], methods: dict[str, Paper], ui: str, failed: list[str]
 ) -> None:
     """The report as a file and as an artifact; the means as metrics of the parent run."""
     shown = {name: rows for name, rows in found.items() if name in methods and rows}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.compare.intervals import Interval, clear_best, difference, interval
-from benchmarks.compare.methods import HELP_DESK, LEFT_OUT, Method
+from benchmarks.compare.methods import HELP_DESK, LEFT_OUT
 from benchmarks.compare.pictures import learning_curves, pareto
 from benchmarks.compare.trials import Result
+from support.papers import Paper
 
 STYLE = """
 :root{--ink:#1f2933;--soft:#5b6773;--line:#e3e7eb;--blue:#2563a8;--good:#1e7a46;--bad:#b23b3b}
@@ -90,7 +91,7 @@ class Report:
     facts: what is said at the top, by name. failed: runs that did not end well, with the place of their output."""
 
     def __init__(
-        self, found: Mapping[str, list[Result]], methods: Mapping[str, Method], help_desk: list[Result], ui: str, experiment: str,
+        self, found: Mapping[str, list[Result]], methods: Mapping[str, Paper], help_desk: list[Result], ui: str, experiment: str,
         facts: Mapping[str, str], failed: Sequence[str],
     ) -> None:  # fmt: skip
         self.found = {name: results for name, results in found.items() if results}
@@ -144,7 +145,7 @@ class Report:
                 marks = "best" if best.get(column.heading) == name else self.change(name, column)
                 cells.append(f'<td class="{marks}">{text}</td>')
             runs = " ".join(self.link(result, str(result.seed)) for result in self.found[name])
-            paper = self.methods[name].paper
+            paper = self.methods[name].arxiv
             title = html.escape(self.titles[name]) + (f" <i>{paper}</i>" if paper else "")
             rows.append(f"<tr><td>{title}</td>{''.join(cells)}<td>{runs}</td></tr>")
         return _table(COLUMNS, rows, "method", "runs, by seed")
@@ -237,7 +238,7 @@ class Report:
                 f"<p>{HELP_READING}</p>",
                 f'<div class="scroll">{self.help_table()}</div>',
             ]
-        left = "".join(f"<li>{html.escape(name)}: {html.escape(why)}.</li>" for name, _, why in LEFT_OUT)
+        left = "".join(f"<li>{html.escape(p.title)}: {html.escape(p.not_compared)}.</li>" for p in LEFT_OUT)
         parts += [f"<h2>What is not here</h2><ul>{left}</ul>", f"<h2>How it was done</h2><p>{METHOD}</p></html>\n"]
         return "\n".join(parts)
 
@@ -266,7 +267,7 @@ HELP_READING = (
 )
 METHOD = (
     "Every run is <code>main.py fit</code> with the method's own configuration, then configs/compare.yaml (start, problems, batch, sampling, evaluation), then "
-    "callbacks.TokenBudget. Learning rates, rewards, objectives and callbacks are the method's own; thresholds in tokens or rollouts are put in proportion to the task in "
-    "benchmarks/compare/methods.py. A run ends with the rollout that reaches the budget, so it may exceed it by less than a rollout; completions that a method discards "
+    "callbacks.TokenBudget. Learning rates, rewards, objectives and callbacks are the method's own; thresholds in tokens or rollouts are put in proportion to the task by "
+    "the <code>comparison</code> of the method's block of facts. A run ends with the rollout that reaches the budget, so it may exceed it by less than a rollout; completions that a method discards "
     "and samples of its monitors count, AdaptThink's measurement of the start before training does not. This many tokens are few: the table says how fast methods learn at first, not where they end."
 )

@@ -10,9 +10,10 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Run
 
-from benchmarks.compare.methods import Method, arguments
+from benchmarks.compare.methods import arguments
 from support.errors import ConfigError
 from support.files import fingerprint
+from support.papers import Paper
 from tracking.run_records import KIND, PARENT, TRAINING
 
 EXPERIMENT = "compare"
@@ -78,16 +79,16 @@ class Comparison:
             self.client.search_runs([self.experiment], query, order_by=["attributes.start_time DESC"], max_results=1000)
         )
 
-    def _children(self, name: str, method: Method, seed: int) -> list[Run]:
+    def _children(self, name: str, method: Paper, seed: int) -> list[Run]:
         settings = digest(arguments(method, seed, self.tokens))
         query = f"tags.`{PARENT}` = '{self.parent}' and tags.`compare.method` = '{name}' and tags.`compare.settings` = '{settings}'"
         return self._search(query)
 
-    def finished(self, name: str, method: Method, seed: int) -> Run | None:
+    def finished(self, name: str, method: Paper, seed: int) -> Run | None:
         """The newest run of these settings that ended well."""
         return next((run for run in self._children(name, method, seed) if run.info.status == "FINISHED"), None)
 
-    def train(self, name: str, method: Method, seed: int) -> bool:
+    def train(self, name: str, method: Paper, seed: int) -> bool:
         """One `main.py fit` in a process of its own. Whether it ended well; what it printed is in `log`."""
         for run in self._children(name, method, seed):  # of a comparison that was killed
             if run.info.status == "RUNNING":
