@@ -58,13 +58,17 @@ def _code(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
+def _files(configs: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"configs/{name}.yaml" for name in configs)
+
+
 def methods(papers: list[Paper], folder: Path) -> str:
     """One row per method."""
     rows = [
-        (_link(p, folder), p.idea, _code(p.classes), _code(tuple(f"{c}.yaml" for c in p.configs)), _arxiv(p), p.effect)
+        (_link(p, folder), p.idea, _code(p.classes), _code(_files(p.configs)), _arxiv(p), p.effect)
         for p in papers
     ]
-    return _table(("method", "idea", "classes", "in configs/", "arXiv", "on a model of 0.8 M weights"), rows)
+    return _table(("method", "idea", "classes", "configuration", "arXiv", "on a model of 0.8 M weights"), rows)
 
 
 def short(papers: list[Paper], folder: Path) -> str:
@@ -75,8 +79,8 @@ def short(papers: list[Paper], folder: Path) -> str:
 
 def objectives(papers: list[Paper], folder: Path) -> str:
     """One row per configuration of objectives."""
-    rows = [(p.title, p.idea, _code((f"{p.configs[-1]}.yaml",)), _arxiv(p)) for p in papers]
-    return _table(("paper", "what it changes", "in configs/", "arXiv"), rows)
+    rows = [(p.title, p.idea, _code(_files(p.configs[-1:])), _arxiv(p)) for p in papers]
+    return _table(("paper", "what it changes", "configuration", "arXiv"), rows)
 
 
 def experiments(papers: list[Paper], folder: Path) -> str:

@@ -174,23 +174,13 @@ class CostModel(PreferenceModule):
         return loss, metrics
 
 
-REWARD_MODEL = Paper(
+PAPER = Paper(
     name="reward_model",
-    title="Reward model",
-    idea="a scalar reward from preference pairs",
-    classes=("lightning_modules.RewardModel",),
-    configs=("reward_model",),
+    title="Reward and cost models",
+    idea="a scalar head from preference pairs; a cost is above zero for unsafe responses",
+    classes=("lightning_modules.RewardModel", "lightning_modules.CostModel"),
+    configs=("reward_model", "cost_model"),
     page="",
-    effect="held-out accuracy 0.86 on noisy labels",
-    not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
-)
-COST_MODEL = Paper(
-    name="cost_model",
-    title="Cost model",
-    idea="a scalar cost, above zero for unsafe responses, from preference pairs",
-    classes=("lightning_modules.CostModel",),
-    configs=("cost_model",),
-    page="",
-    effect="held-out accuracy 0.70 on noisy labels",
-    not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
+    effect="held-out accuracy 0.86 and 0.70 on noisy labels",
+    not_compared="they learn from given data, so a budget of generated tokens says nothing about them",
 )

@@ -57,8 +57,8 @@ class Paper:
         name: an identifier: of its results, its pictures and, in the comparison, on the command line.
         title: as people call it.
         idea: what it does or changes, in half a sentence.
-        configs: names in configs/ without .yaml, in the order of the command line; of a pipeline, in the order of its
-            stages.
+        configs: names in configs/ without .yaml, in the order of the command line. Where `not_compared` is set they may
+            also be the stages of a pipeline or alternatives.
         arxiv: number, "" for none.
         classes: class paths of what implements it.
         effect: its effect on an embedded model, with figures; "" if nothing was measured.

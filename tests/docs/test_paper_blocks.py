@@ -95,7 +95,7 @@ def test_a_new_paper_is_listed_everywhere_by_its_own_files(tmp_path):
         "--model.batch.refill=1",
         "['docs/papers', 'docs/new_paper']",
     ]
-    row = "| [NewPaper](docs/new_paper.md) | a reward for novelty | `rewards.New` | `new_paper.yaml` |"
+    row = "| [NewPaper](docs/new_paper.md) | a reward for novelty | `rewards.New` | `configs/new_paper.yaml` |"
     assert row in (tmp_path / "README.md").read_text().splitlines()[3], "the first by publication"
     assert row.replace("docs/", "") in (tmp_path / "docs/papers.md").read_text()
 
