@@ -48,6 +48,7 @@ def main(args: list[str] | None = None) -> CLI:
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
+            parser_kwargs={"description": "Train, evaluate and sample language models by reinforcement learning."},
             args=completed(sys.argv[1:] if args is None else args),
         )
     except Exception as error:

@@ -117,9 +117,9 @@ def in_rollout(size: ModelSize, plan: RunPlan, module: OnPolicyModule) -> dict[s
 def in_update(size: ModelSize, plan: RunPlan, module: OnPolicyModule) -> dict[str, int]:
     """Bytes that a backward pass needs in addition."""
     batch, new_tokens = module.batch, module.sampling.max_new_tokens
-    budget = batch.update_token_budget or math.inf
-    rows = plan.rows // plan.processes // batch.updates_per_rollout
-    rows_at_once = int(min(rows, max(1, (budget - plan.prompt) // new_tokens)))
+    rows_at_once = plan.rows // plan.processes // batch.updates_per_rollout
+    if batch.update_token_budget is not None:
+        rows_at_once = min(rows_at_once, max(1, (batch.update_token_budget - plan.prompt) // new_tokens))
     activations = size.activation_bytes(
         math.ceil(rows_at_once / batch.group_size),
         plan.prompt,

@@ -113,6 +113,7 @@ def test_the_plan_of_a_model_without_weights(grouped, tmp_path, monkeypatch, cap
         "prompts: 40 sampled from 100, 0.40 epochs",
         "every 2 rollouts, 3 in all with the one before training, each 30 prompts x 3 = 90 completions",
         f"keys and values of 16 rows of {10 + template} tokens",
+        "activations of 8 rows at once",
         "none found",
     ):
         assert expected in text
