@@ -97,8 +97,8 @@ def read(path: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if not rows or not all("tokens" in row and "logprobs" in row for row in rows):
         raise ConfigError(
-            f"{path} holds no completions with tokens and log-probs. Name the predictions.jsonl of an on-policy method, "
-            "or a rollout recorded by callbacks.RolloutRecorder."
+            f"{path} holds no completions with tokens and log-probs. Name the predictions.jsonl of an on-policy "
+            "method, or a rollout recorded by callbacks.RolloutRecorder."
         )
     return rows
 

@@ -52,7 +52,7 @@ def batches(plan: RunPlan, module: OnPolicyModule, data: Any) -> list[str]:
             f"per run: {plan.rollouts:,} rollouts, {plan.steps:,} optimiser steps, "
             f"at most {plan.rollouts * plan.tokens:,} tokens"
         )
-        lines.append(f"prompts: {sampled:,} sampled from {train:,}, {sampled / train:.2f} epochs")
+        lines.append(f"prompts: {sampled:,} drawn from {train:,}, {sampled / train:.2f} epochs")
     if plan.interval is None:
         return [*lines, "validation: none"]
     prompts = len(data.rows("val"))

@@ -293,7 +293,8 @@ def test_mistakes_are_explained(here, reasoner, argument, first):
         (["--ckpt_path=runs/none.ckpt"], "runs/none.ckpt cannot be used"),
         (
             [
-                "--model.rewards=[{class_path: rewards.FunctionReward, init_args: {function: tests.test_cli.needs_colour}}]"
+                "--model.rewards=[rewards.FunctionReward]",
+                "--model.rewards.function=tests.test_cli.needs_colour",
             ],
             "needs the data column 'colour'",
         ),

@@ -1,8 +1,7 @@
 """Class paths, saved configurations and commands of earlier versions stay valid.
 
-The two configurations beside this file are unchanged files of runs, as the version before the rooms were rearranged wrote
-them: null for every part left at the method's values, `support.tracking` for the logger, a function for the optimiser.
-"""
+The two configurations beside this file are unchanged files of runs that the version before the rooms were rearranged
+wrote: null for every part left at the method's values, `support.tracking` for the logger, a function for the optimiser.
 
 import importlib
 import runpy

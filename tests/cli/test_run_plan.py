@@ -110,7 +110,7 @@ def test_the_plan_of_a_model_without_weights(grouped, tmp_path, monkeypatch, cap
         BatchPlan(8, 4, updates_per_rollout=2, epochs=2).describe(2),
         f"at most 32 x 10 completion tokens + 8 prompts of at most {template} = {320 + 8 * template} tokens",
         f"5 rollouts, 20 optimiser steps, at most {5 * (320 + 8 * template):,} tokens",
-        "prompts: 40 sampled from 100, 0.40 epochs",
+        "prompts: 40 drawn from 100, 0.40 epochs",
         "every 2 rollouts, 3 in all with the one before training, each 30 prompts x 3 = 90 completions",
         f"keys and values of 16 rows of {10 + template} tokens",
         "activations of 8 rows at once",

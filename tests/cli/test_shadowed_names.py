@@ -95,7 +95,7 @@ def test_every_package_checks_those_that_it_imports():
 
 
 def test_a_class_of_the_users_own_folder(tmp_path, monkeypatch):
-    """The command line runs with our packages first: the user's class is not there, and the reason is its folder's name."""
+    """On the command line our packages come first, so the class is not found; the reason is the folder's name."""
     monkeypatch.chdir(tmp_path)
     folder = package(tmp_path, "rewards")
     arguments = ["--config=configs/grpo.yaml", "--trainer.logger=false", "--model.rewards=[rewards.Mine]"]
