@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from main import main
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,6 +25,8 @@ def run_config(
         unchanged: keys of the small settings that keep the configuration's value.
         changes: settings by their full key, `**{"trainer.max_steps": 2}`.
     """
+    from main import main  # seconds, which the scripts that only train can spare
+
     small = {
         "model.policy.model": model,
         "model.batch.prompts_per_rollout": 2,

@@ -21,9 +21,8 @@ def sgd(lr: float) -> OptimizerCallable:
     return lambda weights: torch.optim.SGD(weights, lr=lr)
 
 
-def adamw(lr: float) -> OptimizerCallable:
-    """AdamW without weight decay."""
-    return lambda weights: torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
+def adamw(lr: float, weight_decay: float = 0.0) -> OptimizerCallable:
+    return lambda weights: torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
 
 
 def build(
@@ -44,7 +43,7 @@ def build(
         "sampling": SamplingParams(max_new_tokens=8),
         "optimizer": sgd(0.1),
     }
-    return method(PolicyParams(model, lora=lora, packing=packing), rewards, **(small | parts))
+    return method(PolicyParams(model, lora=lora, packing=packing), rewards=rewards, **(small | parts))
 
 
 def sums(levels: Sequence[int] = (1, 2), train_size: int = 64, val_size: int = 8, seed: int = 1) -> ArithmeticPrompts:

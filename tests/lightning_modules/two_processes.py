@@ -18,6 +18,7 @@ from objectives import GroupNorm, TokenMean
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
+from tests.helpers import digits
 
 
 class Found(L.Callback):
@@ -42,10 +43,6 @@ class Found(L.Callback):
                 "steps": steps,
             }
         )
-
-
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
 
 
 def main(model, folder):

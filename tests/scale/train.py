@@ -19,10 +19,7 @@ from lightning_modules import GRPO, HCRLHF, SFT, AdaptThink, AutoThink, Constrai
 from policies import LoRA, PolicyParams
 from rewards import ExactAnswer, FunctionReward, RecordsCost, RecordsReward
 from rollouts import BatchPlan, SamplingParams
-
-
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+from tests.helpers import digits
 
 
 class Metrics(L.Callback):
