@@ -1,7 +1,5 @@
 """S-GRPO and T-SPMO: their steps are the gradients of their formulas, nothing happens without edges, resumed runs repeat."""
 
-from pathlib import Path
-
 import lightning as L
 import pytest
 import torch
@@ -15,8 +13,6 @@ from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from tests.helpers import adamw, build, fit, run_config, sgd
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def digit_first(completions):

@@ -1,7 +1,6 @@
 """STILL-3: the schedule of beta, selection, masks and metrics, by hand."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -17,8 +16,6 @@ from rewards.still3 import action_count
 from rollouts import RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from tests.helpers import build, fit, run_config, sgd
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Early(FunctionReward):

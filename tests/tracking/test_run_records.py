@@ -8,13 +8,13 @@ import mlflow
 import pytest
 import yaml
 from mlflow.exceptions import MlflowException
-from tests.tracking.test_outbox import Flaky
 from transformers import AutoModelForCausalLM
 
 from lightning_modules.hc_rlhf import verify
 from main import main
 from tests.resume.runs import Command, finish
 from tests.test_cli import hc_rlhf, short
+from tests.tracking.test_outbox import Flaky
 from tracking import run_records as records
 from tracking.logger import Outbox, PatientMLFlowLogger
 from tracking.run_names import makes_a_method, method_and_paper, run_name
