@@ -1,12 +1,6 @@
-"""Five optimiser steps on one or two processes; the first writes the final weights and every metric.
+"""Five optimiser steps on one or two processes; the first writes the final weights and every metric."""
 
-python train.py METHOD STRATEGY MODEL FOLDER [CHECKPOINT]
-"""
-
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import lightning as L
 import torch
@@ -104,7 +98,3 @@ def main(method, strategy, model, folder, checkpoint=None):
             {"weights": weights, "metrics": metrics.rows},
             Path(folder) / f"{method}_{strategy}{'_resumed' if checkpoint else ''}.pt",
         )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
