@@ -101,7 +101,7 @@ def test_the_plan_of_a_model_without_weights(grouped, tmp_path, monkeypatch, cap
     # Prompts of two digits: "dd+dd=?" has 7 tokens, and the template adds its own.
     template = len(Policy(PolicyParams(grouped)).encode("12+34=?"))
     for expected in (
-        "8 prompts x 4 completions = 32 rows a rollout, 16 on each of 2 process(es); 2 update(s) of 16 rows, 2 times",
+        "8 prompts x 4 completions = 32 rows per rollout, 16 on each of 2 process(es); 2 update(s) of 16 rows, 2 times",
         f"at most 32 x 10 completion tokens + 8 prompts of at most {template} = {320 + 8 * template} tokens",
         f"5 rollouts, 20 optimiser steps, at most {5 * (320 + 8 * template):,} tokens",
         "prompts: 40 drawn from 100, 0.40 epochs",
