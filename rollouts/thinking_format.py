@@ -140,7 +140,7 @@ def needs_thinking(policy: Policy, method: str) -> ThinkingFormat:
         raise ConfigError(
             f"{method} needs a model that thinks in <think> ... </think>, but the chat template of "
             f"{policy.params.model} neither opens <think> nor mentions </think>. Teach the model the format first "
-            "with SFT and policy.open_thinking: true on rows that think (configs/cold_start_smollm2.yaml), then set policy.model to "
-            "the exported folder."
+            "with SFT and policy.open_thinking: true on rows that think (configs/cold_start_smollm2.yaml), then set "
+            "policy.model to the exported folder."
         )
     return form
