@@ -43,8 +43,8 @@ class LaserMonitor(L.Callback):
     `rewards.LaserD`.
 
     Neither the order of the prompts nor the random draws of a rollout change. The sampled tokens come on top of the
-    rollouts and are logged as `train/laser_monitor_tokens`. Logs also the fraction of each difficulty; the curves of
-    coverage are figures/laser_coverage.png.
+    rollouts and are logged as `train/laser_monitor_tokens`. Every rollout also logs the fraction of each difficulty in
+    the latest measurement, which is part of a checkpoint; the curves of coverage are figures/laser_coverage.png.
 
     Args:
         every_n_rollouts: rollouts between two measurements; 20 in the authors' code.
@@ -83,6 +83,12 @@ class LaserMonitor(L.Callback):
         self.expected = {"easy": (2 * samples + 2 * up) // 3, "medium": (samples + 2 * up) // 3, "hard": 1}
         self.groups: list[Group] = []  # of the latest measurement, over all processes
         self.tokens = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"groups": self.groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.groups = state_dict["groups"]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         targeted_rewards = [reward for reward in pl_module.rewards if hasattr(reward, "targets")]
@@ -133,9 +139,11 @@ class LaserMonitor(L.Callback):
         ]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Every rollout logs the latest measurement: Lightning would repeat a metric that is logged now and then until
+        # the epoch ends, but not in a resumed run.
         values = {"laser_monitor_tokens": float(self.tokens)}
-        if self.tokens:
-            buckets = [difficulty(right, self.samples) for right, _ in self.groups]
+        buckets = [difficulty(right, self.samples) for right, _ in self.groups]
+        if buckets:
             values |= {f"laser_monitor/{bucket}": buckets.count(bucket) / len(buckets) for bucket in self.expected}
         for name, value in values.items():
             pl_module.log(f"train/{name}", value, batch_size=1)  # already equal on all processes
