@@ -9,6 +9,7 @@ from callbacks.difficulty import ledger_before
 from callbacks.prompt_choice import install_sampler, installed_sampler
 from datamodules import CurriculumSampler
 from support.errors import ConfigError
+from support.papers import Paper
 
 
 class Curriculum(L.Callback):
@@ -80,3 +81,12 @@ class Curriculum(L.Callback):
             self.recent.clear()
             if trainer.is_global_zero:
                 print(f"Curriculum: level {level} -> {self.sampler.level} at pass rate {rate:.2f}", flush=True)
+
+
+PAPER = Paper(
+    name="curriculum",
+    title="GRPO, curriculum",
+    idea="difficulty that follows the measured pass rate, on any on-policy method",
+    classes=("callbacks.Curriculum",),
+    configs=("grpo", "curriculum"),
+)

@@ -17,6 +17,7 @@ from callbacks.difficulty import ledger_before
 from callbacks.prompt_choice import install_sampler, installed_sampler
 from datamodules.samplers import GRESOSampler
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 
 
 class GRESO(L.Callback):
@@ -140,3 +141,35 @@ class GRESO(L.Callback):
         if not self.step:
             return p
         return min(self.limits[1], max(self.limits[0], p + (-self.step if too_many >= 0 else self.step)))
+
+
+PAPER = Paper(
+    name="greso",
+    title="GRESO",
+    arxiv="2506.02177",
+    idea="prompts without signal are skipped before the rollout, on any on-policy method",
+    classes=("callbacks.GRESO",),
+    configs=("greso",),
+    effect="37 % fewer completions than dynamic sampling, same pass@1",
+    comparison={"model.batch.refill": 1},
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "greso": {},
+            "dynamic sampling": {
+                "trainer.callbacks": [
+                    {"class_path": "callbacks.DifficultyLedger"},
+                    {"class_path": "callbacks.GRESO", "init_args": {"p_easy": 1.0, "p_hard": 1.0, "step": 0.0}},
+                ]
+            },
+            "grpo": {"model.batch.refill": 0, "trainer.callbacks": []},
+        },
+        columns={
+            "val, four digits": "val/pass1/addition-4",
+            "completions": "train/greso_completions",
+            "no signal": "train/no_signal",
+        },
+        expect="Completions per rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the sums that "
+        "can be learned.",
+    ),
+)

@@ -18,6 +18,7 @@ from callbacks.prompt_choice import install_sampler, installed_sampler
 from datamodules.samplers import OneShotSampler
 from objectives.statistics import group_statistics
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 from tracking.runs import mlflow_runs
 
 Score = Literal["variance", "lim"]
@@ -131,3 +132,31 @@ class OneShot(L.Callback):
         rollout = pl_module.last_rollout
         live = (group_statistics(pl_module.totals(rollout), rollout.groups)[1] > 0).float().mean()
         pl_module.log("train/one_shot_live", live, batch_size=1, sync_dist=trainer.world_size > 1)
+
+
+PAPER = Paper(
+    name="one_shot",
+    title="1-shot RLVR",
+    arxiv="2504.20571",
+    idea="all prompts are copies of one, chosen by its history, on any on-policy method",
+    classes=("callbacks.OneShot",),
+    configs=("one_shot",),
+    effect="one sum 0.64 → 0.79, the pool of 64 sums 0.78",
+    comparison={"trainer.callbacks": [{"class_path": "callbacks.OneShot", "init_args": {"ids": ["2518+1128=?"]}}]},
+    experiment=Experiment(
+        rollouts=80,
+        arms={
+            "one_shot": {},
+            "one_shot, no entropy bonus": {"model.shaping.entropy_bonus": 0},
+            "grpo": {"trainer.callbacks": []},
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "train": "train/reward/exact_answer",
+            "entropy": "train/entropy",
+            "live": "train/one_shot_live",
+        },
+        expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always solved; without "
+        "the bonus by less.",
+    ),
+)

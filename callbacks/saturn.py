@@ -9,6 +9,7 @@ from callbacks.prompt_choice import install_sampler, installed_sampler
 from datamodules import CurriculumSampler
 from datamodules.saturn import difficulty
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 from tracking.runs import mlflow_runs
 
 
@@ -100,3 +101,28 @@ class SaturnCurriculum(L.Callback):
                 )
             for client, run in mlflow_runs(trainer):
                 client.set_tag(run, f"saturn.{len(self.promotions)}", str(self.promotions[-1]))
+
+
+PAPER = Paper(
+    name="saturn",
+    title="SATURN",
+    arxiv="2505.16368",
+    idea="SAT problems with a curriculum over their difficulty",
+    classes=("callbacks.SaturnCurriculum", "datamodules.SaturnPrompts", "rewards.SatAssignment"),
+    configs=("saturn",),
+    effect="the level advances two or three times; pass@1 on the first 0.46 → 0.70",
+    not_compared="its task is SAT problems",
+    experiment=Experiment(
+        rollouts=100,
+        arms={"saturn": {}, "grpo": {"trainer.callbacks": []}},
+        columns={
+            "pass@1 (2,3,3)": "val/pass1/sat-2-3-3",
+            "pass@1 (2,3,4)": "val/pass1/sat-2-3-4",
+            "pass@1 (2,3,5)": "val/pass1/sat-2-3-5",
+            "pass@1 (2,3,6)": "val/pass1/sat-2-3-6",
+            "level": "train/curriculum_level",
+        },
+        expect="The level advances at least twice, at a pass@1 of 20 points above a blind guess's.",
+        validate_every=10,  # validations decide when the level advances
+    ),
+)

@@ -14,6 +14,7 @@ from lightning_modules.core.terms import KLPenalty
 from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, SamplingParams
+from support.papers import Paper
 
 
 class GRPO(OnPolicyModule):
@@ -42,3 +43,14 @@ class GRPO(OnPolicyModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(policy, rewards, batch=batch, sampling=sampling, kl=kl, **kwargs)
+
+
+PAPER = Paper(
+    name="grpo",
+    title="GRPO",
+    arxiv="2402.03300",
+    idea="a policy gradient without a critic; the baseline is the group of completions of the same prompt",
+    classes=("lightning_modules.GRPO",),
+    configs=("grpo",),
+    effect="sums: pass@1 0.65 → 0.91 in 80 rollouts",
+)

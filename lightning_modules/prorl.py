@@ -19,6 +19,7 @@ from objectives import Aggregation, ClippedSurrogate, PolicyLoss, TokenMean
 from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, SamplingOverrides, SamplingParams
+from support.papers import Paper
 
 
 class ProRL(OnPolicyModule):
@@ -64,3 +65,18 @@ class ProRL(OnPolicyModule):
             optimizer=optimizer,
             **kwargs,
         )
+
+
+PAPER = Paper(
+    name="prorl",
+    title="ProRL",
+    arxiv="2505.24864",
+    idea="resets of the reference, dynamic sampling, several task families",
+    classes=("lightning_modules.ProRL", "callbacks.ReferenceReset"),
+    configs=("prorl",),
+    effect="five families: 0.72 with resets, 0.58 without; pass@64 of the hardest 0.60 → 0.97",
+    comparison={
+        "model.rewards": [{"class_path": "rewards.ExactAnswer", "init_args": {}}],
+        "trainer.callbacks": [{"class_path": "callbacks.ReferenceReset", "init_args": {"every_n_rollouts": 10}}],
+    },
+)

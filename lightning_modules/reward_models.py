@@ -21,6 +21,7 @@ from objectives.preference_losses import pairwise_cost_loss, reward_loss, signed
 from policies import PolicyParams, Scorer
 from support.errors import ConfigError
 from support.files import weights_fingerprint
+from support.papers import Paper
 from support.prompt_identity import prompt_fingerprints
 
 Rows = list[dict[str, Any]]
@@ -159,3 +160,15 @@ class CostModel(PreferenceModule):
             self.calibration.update(torch.stack([first, second], 1).sigmoid(), unsafe.long())
             metrics["sign_calibration_error"] = self.calibration
         return loss, metrics
+
+
+PAPER = Paper(
+    name="reward_model",
+    title="Reward and cost models",
+    idea="a scalar head from preference pairs; a cost is above zero for unsafe responses",
+    classes=("lightning_modules.RewardModel", "lightning_modules.CostModel"),
+    configs=("reward_model", "cost_model"),
+    page="",
+    effect="held-out accuracy 0.86 and 0.70 on noisy labels",
+    not_compared="they learn from given data, so a budget of generated tokens says nothing about them",
+)

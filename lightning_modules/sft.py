@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_modules.core.posttrain_module import PosttrainModule
 from policies import PolicyParams
 from policies.supervised import response_loss, summed_response_loss
+from support.papers import Paper
 
 
 class SFT(PosttrainModule):
@@ -69,3 +70,14 @@ class SFT(PosttrainModule):
             text = self.policy.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
             out.append({"prompt": row["prompt"], "completion": text})
         return out
+
+
+PAPER = Paper(
+    name="sft",
+    title="SFT",
+    idea="supervised fine-tuning on demonstrations, the cold start of the other methods",
+    classes=("lightning_modules.SFT",),
+    configs=("sft",),
+    page="",
+    not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
+)

@@ -22,6 +22,7 @@ from policies import PolicyParams
 from rewards import Reward
 from rewards.still3 import action_count
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from support.papers import Experiment, Paper
 from support.processes import summed
 
 
@@ -100,3 +101,43 @@ class Still3(OnPolicyModule):
         }
         by_kind = {"length_correct": (right_tokens, right), "length_wrong": (wrong_tokens, wrong)}
         return metrics | {name: tokens / count for name, (tokens, count) in by_kind.items() if count}
+
+
+PAPER = Paper(
+    name="still3",
+    title="STILL-3",
+    arxiv="2503.04548",
+    idea="an on-policy recipe: a fading KL penalty, truncated completions without loss, selection by length",
+    classes=("lightning_modules.Still3",),
+    configs=("still3",),
+    effect="0.82 → 0.94; with a reward for length 0.66, and completions no longer end",
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "still3": {},
+            "still3 + length": {
+                "model.rewards": [
+                    {"class_path": "rewards.ExactAnswer", "init_args": {"weight": 2.0}},
+                    {"class_path": "rewards.LengthBonus", "init_args": {"scale": 72}},
+                ]
+            },
+            "grpo": {
+                "config": ["grpo"],
+                "model.policy.model": "assets/tiny_rambler",
+                "data.levels": [1, 2, 3],
+                "data.val_size": 60,
+                "model.sampling.max_new_tokens": 72,
+                "model.evaluation.sampling.max_new_tokens": 72,
+                "model.batch.prompts_per_rollout": 8,
+                "model.optimizer.init_args.lr": 2e-4,
+            },
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "val length": "val/length",
+            "val truncated": "val/truncated",
+            "completion ratio": "train/completion_ratio",
+        },
+        expect="With the length reward: longer completions, fewer that end, a lower pass@1 than without it.",
+    ),
+)

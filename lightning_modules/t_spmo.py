@@ -20,6 +20,7 @@ from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 
 
 class TSPMO(OnPolicyModule):
@@ -113,3 +114,31 @@ class TSPMO(OnPolicyModule):
             replayed = batch.action_mask[len(batch.action_mask) // 2 :]
             metrics["extra_tokens"] = float(replayed.sum())
         return metrics
+
+
+PAPER = Paper(
+    name="t_spmo",
+    title="T-SPMO (LoRA)",
+    arxiv="2504.20834",
+    idea="only the tokens at which completions diverge carry loss, for one small card",
+    classes=("lightning_modules.TSPMO",),
+    configs=("t_spmo",),
+    page="s_grpo",
+    effect="0.63 → 0.87 with loss on 0.5 % of the tokens",
+    comparison={"model.batch.prompts_per_rollout": 4, "model.batch.group_size": 16},
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "t_spmo": {},
+            "t_spmo, no replay": {"model.replay": False},
+            "grpo": {
+                "config": ["s_grpo"],
+                "model.share": 1.0,
+                "model.batch.prompts_per_rollout": 4,
+                "model.batch.group_size": 16,
+            },
+        },
+        columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens", "edges": "train/edges"},
+        expect="Better than the start with a few percent of the tokens.",
+    ),
+)

@@ -20,6 +20,7 @@ from rewards.judged import JudgedReward, means
 from rewards.repetition import loops
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 
 BUCKETS = ("easy", "medium", "hard")
 
@@ -191,3 +192,61 @@ class LaserDE(LaserD):
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         return super().metrics(batch) | means({"laser_repeats": self.repeats(batch)})
+
+
+LASER = Paper(
+    name="laser",
+    title="LASER",
+    arxiv="2505.15612",
+    idea="a bonus for right answers within a target length",
+    classes=("rewards.Laser", "rewards.GradedAnswer"),
+    configs=("laser",),
+    effect="40 → 21.5 tokens, pass@1 0.77 → 0.90",
+    comparison={
+        "model.rewards": [
+            {"class_path": "rewards.GradedAnswer", "init_args": {}},
+            {"class_path": "rewards.Laser", "init_args": {"target": 48}},
+        ]
+    },
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "laser": {},
+            "laser_d": {"config": ["laser", "laser_d"]},
+            "grpo": {"model.rewards": [{"class_path": "rewards.GradedAnswer"}]},
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "val length": "val/length",
+            "right length": "train/length/correct",
+            "target": "train/laser_target",
+        },
+        expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 points "
+        "of GRPO's.",
+    ),
+)
+LASER_D = Paper(
+    name="laser_d",
+    title="LASER-D",
+    arxiv="2505.15612",
+    idea="LASER with a measured target for each difficulty; LASER-DE also lets wrong answers explore",
+    classes=("rewards.LaserD", "rewards.LaserDE", "callbacks.LaserMonitor"),
+    configs=("laser", "laser_d"),
+    page="laser",
+    effect="40 → 21.6 tokens, pass@1 0.77 → 0.91",
+    comparison={
+        "trainer.callbacks": [
+            {
+                "class_path": "callbacks.LaserMonitor",
+                "init_args": {
+                    "every_n_rollouts": 12,
+                    "size": 16,
+                    "samples": 8,
+                    "shortest": 4,
+                    "longest": 72,
+                    "interval": 4,
+                },
+            }
+        ]
+    },
+)

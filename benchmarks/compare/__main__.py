@@ -15,17 +15,18 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.common import run_script
-from benchmarks.compare.methods import HELP_DESK, METHODS, OBJECTIVES, Method
+from benchmarks.compare.methods import HELP_DESK, METHODS, OBJECTIVES
 from benchmarks.compare.report import Report
 from benchmarks.compare.trials import FORKS, Comparison, Result
 from support.errors import ConfigError
 from support.files import atomic_write_text
+from support.papers import Paper
 
 FOLDER = Path("runs/compare")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the runs: small models are slower on several threads
 
 
-def chosen(methods: list[str] | None, objectives: bool) -> dict[str, Method]:
+def chosen(methods: list[str] | None, objectives: bool) -> dict[str, Paper]:
     """The methods to compare, by name; all papers' methods if `methods` is None."""
     known = METHODS | OBJECTIVES
     if unknown := [name for name in methods or [] if name not in known]:
@@ -83,7 +84,7 @@ def main(
         )
 
 
-def results(comparison: Comparison, name: str, method: Method, seeds: int) -> list[Result]:
+def results(comparison: Comparison, name: str, method: Paper, seeds: int) -> list[Result]:
     """Results of the finished runs of a method."""
     runs = [(seed, comparison.finished(name, method, seed)) for seed in range(seeds)]
     return [comparison.result(run, seed) for seed, run in runs if run is not None]
@@ -92,7 +93,7 @@ def results(comparison: Comparison, name: str, method: Method, seeds: int) -> li
 def write(
     comparison: Comparison,
     results_by_method: dict[str, list[Result]],
-    methods: dict[str, Method],
+    methods: dict[str, Paper],
     ui: str,
     failed: list[str],
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.common import markdown_table
 from benchmarks.compare.intervals import Interval, clear_best, difference, interval
-from benchmarks.compare.methods import HELP_DESK, LEFT_OUT, Method
+from benchmarks.compare.methods import HELP_DESK, LEFT_OUT
 from benchmarks.compare.pictures import learning_curves, pareto
 from benchmarks.compare.report_texts import (
     CURVES_CAPTION,
@@ -21,6 +21,7 @@ from benchmarks.compare.report_texts import (
     TASK,
 )
 from benchmarks.compare.trials import Result
+from support.papers import Paper
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Report:
     def __init__(
         self,
         results_by_method: Mapping[str, list[Result]],
-        methods: Mapping[str, Method],
+        methods: Mapping[str, Paper],
         help_desk: list[Result],
         ui: str,
         experiment: str,
@@ -157,7 +158,7 @@ class Report:
                 cells.append(number(interval(list(values.values())), column.digits))
                 classes.append("best" if best.get(column.heading) == name else self.change(name, column))
             runs = " ".join(self.link(result) for result in self.results_by_method[name])
-            paper = self.methods[name].paper
+            paper = self.methods[name].arxiv
             title = html.escape(self.titles[name]) + (f" <i>{paper}</i>" if paper else "")
             rows.append(_row(title, cells, runs, classes=classes))
         return _table(COLUMNS, rows, "method", "runs, by seed")
@@ -220,7 +221,7 @@ class Report:
                 f"<p>{HELP_READING}</p>",
                 f'<div class="scroll">{self.help_table()}</div>',
             ]
-        left_out = "".join(f"<li>{html.escape(name)}: {html.escape(why)}.</li>" for name, _, why in LEFT_OUT)
+        left_out = "".join(f"<li>{html.escape(p.title)}: {html.escape(p.not_compared)}.</li>" for p in LEFT_OUT)
         parts += [f"<h2>Methods left out</h2><ul>{left_out}</ul>", f"<h2>Procedure</h2><p>{METHOD}</p></html>\n"]
         return "\n".join(parts)
 

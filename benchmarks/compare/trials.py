@@ -11,9 +11,10 @@ import mlflow
 import yaml
 from mlflow.entities import Run
 
-from benchmarks.compare.methods import Method, arguments
+from benchmarks.compare.methods import arguments
 from support.errors import ConfigError
 from support.files import fingerprint
+from support.papers import Paper
 from tracking.run_records import KIND, PARENT, TRAINING
 
 EXPERIMENT = "compare"
@@ -90,16 +91,16 @@ class Comparison:
             self.client.search_runs([self.experiment], query, order_by=["attributes.start_time DESC"], max_results=1000)
         )
 
-    def _children(self, name: str, method: Method, seed: int) -> list[Run]:
+    def _children(self, name: str, method: Paper, seed: int) -> list[Run]:
         settings = digest(arguments(method, seed, self.tokens))
         tags = {PARENT: self.parent, "compare.method": name, "compare.settings": settings}
         return self._search(" and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items()))
 
-    def finished(self, name: str, method: Method, seed: int) -> Run | None:
+    def finished(self, name: str, method: Paper, seed: int) -> Run | None:
         """The latest finished run with these settings; None if there is none."""
         return next((run for run in self._children(name, method, seed) if run.info.status == "FINISHED"), None)
 
-    def train(self, name: str, method: Method, seed: int) -> bool:
+    def train(self, name: str, method: Paper, seed: int) -> bool:
         """Train by `main.py fit` in a new process, with its output in `log`. Returns whether the run succeeded."""
         for run in self._children(name, method, seed):
             if run.info.status == "RUNNING":  # a run of a comparison that was killed

@@ -34,6 +34,7 @@ from rewards import Reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.files import fingerprint, weights_fingerprint
+from support.papers import Paper
 from support.processes import gathered
 from support.prompt_identity import split_fingerprint
 from support.seeding import derive_seed, isolated_rng, run_seed
@@ -343,3 +344,20 @@ class HCRLHF(OnPolicyModule):
             "truth": {monitor.name: float(monitor(batch).nanmean()) for monitor in self.monitors},
             "costs": costs.tolist(),
         }
+
+
+PAPER = Paper(
+    name="hc_rlhf",
+    title="HC-RLHF",
+    arxiv="2506.08266",
+    idea="reward and cost models, a pessimistic constraint on the cost, a safety test",
+    classes=("lightning_modules.HCRLHF",),
+    configs=("hc_rlhf",),
+    effect="unsafe answers 25 % → under 1 %; nine of ten seeds certified, the tenth refused",
+    comparison={
+        "trainer.max_steps": -1,
+        "model.test.skip": True,
+        "data.seed": 0,
+        "trainer.val_check_interval": 20,
+    },
+)

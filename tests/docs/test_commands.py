@@ -138,7 +138,7 @@ def test_a_script_has_the_options_that_it_is_given(command):
     entries = [
         c.args[0].id
         for c in calls
-        if getattr(c.func, "id", "") in ("auto_cli", "CLI") and isinstance(c.args[0], ast.Name)
+        if getattr(c.func, "id", "") in ("auto_cli", "CLI", "run_script") and isinstance(c.args[0], ast.Name)
     ]
     known = {argument.arg for entry in entries for argument in functions.get(entry, [])}
     added = [call.args[0] for call in calls if getattr(call.func, "attr", "") == "add_argument" and call.args]
