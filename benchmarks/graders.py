@@ -1,13 +1,17 @@
-"""How well answers are graded, here, by plain math-verify and by TRL: golds against themselves and each other, and a table of forms.
+"""How well answers are graded, here, by plain math-verify and by TRL: golds against themselves and each other, and a
+table of forms.
 
-For MATH-500, GSM8K, SVAMP and MMLU: each row's own answer, given as a completion, must earn 1 (a false negative otherwise), and another row's answer 0, unless both
-are the same value (a false positive otherwise; pairs that are the same are in SAME). tests/rewards/answer_forms.py has forms of answers that were written for it.
+For MATH-500, GSM8K, SVAMP and MMLU: each row's own answer, given as a completion, must earn 1 (a false negative
+otherwise), and another row's answer 0, unless both
+are the same value (a false positive otherwise; pairs that are the same are in SAME). tests/rewards/answer_forms.py has
+forms of answers that were written for it.
 
     python -m benchmarks.graders --data FOLDER             # with math500.jsonl, gsm8k_test.jsonl.gz, svamp.json, mmlu_1200.jsonl; those that are missing are left out
     python -m benchmarks.graders --pairs 20000             # the forms alone without --data; pairs of distinct golds that are tried of each set
     python -m benchmarks.graders --gym_questions 6                 # what trivial answers earn from reasoning-gym's scorers, over so many questions of each task
 
-The data sets are openai/gsm8k, ChilleD/SVAMP, HuggingFaceH4/MATH-500 and cais/mmlu on the hub. TRL's side needs the package trl.
+The data sets are openai/gsm8k, ChilleD/SVAMP, HuggingFaceH4/MATH-500 and cais/mmlu on the hub. TRL's side needs the
+package trl.
 """
 
 import gzip
@@ -34,7 +38,8 @@ Grader = Callable[[Sequence[tuple[str, str]]], list[float | None]]
 SAME = {
     frozenset(pair)
     for pair in (
-        ("5", "x=5"), ("1,-2", "-2,1"), ("\\frac{1}{4}", "\\frac14"), ("10,\\!080", "10080"), ("2 \\sqrt{5}", "2\\sqrt{5}"), ("36", "\\$36"), ("36", "36^\\circ"),
+        ("5", "x=5"), ("1,-2", "-2,1"), ("\\frac{1}{4}", "\\frac14"), ("10,\\!080", "10080"),
+        ("2 \\sqrt{5}", "2\\sqrt{5}"), ("36", "\\$36"), ("36", "36^\\circ"),
         ("90", "90^\\circ"), ("120", "120^\\circ"), ("30", "30^\\circ"), ("15", "15\\mbox{ cm}^2"), ("18", "\\$18"),
     )
 }  # fmt: skip

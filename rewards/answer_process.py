@@ -1,7 +1,9 @@
 """Judges answers by computing what they say, in a few processes of its own that are ended where they take too long.
 
-math-verify and the scorers of reasoning-gym hand an answer to sympy or to Python, and `9**9**9` never ends. That happens inside C code, where neither an exception nor
-a signal handler gets through; a process can always be ended. An answer whose judgement is ended, or fails, is a wrong answer, and its limit is paid once: judgements
+math-verify and the scorers of reasoning-gym hand an answer to sympy or to Python, and `9**9**9` never ends. That
+happens inside C code, where neither an exception nor
+a signal handler gets through; a process can always be ended. An answer whose judgement is ended, or fails, is a wrong
+answer, and its limit is paid once: judgements
 are remembered.
 """
 
@@ -111,7 +113,8 @@ class Pool:
         self.lock = threading.Lock()
 
     def judge(self, questions: Sequence[Question]) -> list[Any]:
-        """The judgement of every question, (kind, *texts); None for one that failed or was ended. Equal questions are asked once."""
+        """The judgement of every question, (kind, *texts); None for one that failed or was ended. Equal questions are
+        asked once."""
         with self.lock:
             open_questions = [question for question in dict.fromkeys(questions) if question not in self.remembered]
             known = {question: self.remembered[question] for question in questions if question in self.remembered}
@@ -159,12 +162,13 @@ def judged_all(questions: Sequence[Question]) -> list[Any]:
     return _pool.judge(questions)
 
 
-# ---- in the processes -----------------------------------------------------------------------------------------------------------
+# ---- in the processes ------------------------------------------------------------------------------------------------
 
 
 @cache
 def _judge(kind: str) -> Callable[..., Any]:
-    """math(gold, completion), same(gold, answer) and readable(text) by rewards/math_compare.py; gym(answer, entry) by reasoning-gym."""
+    """math(gold, completion), same(gold, answer) and readable(text) by rewards/math_compare.py; gym(answer, entry) by
+    reasoning-gym."""
     if kind == "gym":
         import reasoning_gym
 

@@ -120,7 +120,8 @@ class ExactAnswer(AnswerReward):
 class NumericAnswer(AnswerReward):
     """1 if the last number after the reasoning equals the last number of the row's `answer`, else 0.
 
-    Read are exponents (1e-5), a leading point, groups of three digits, simple fractions, LaTeX's too, and minus signs and digits of
+    Read are exponents (1e-5), a leading point, groups of three digits, simple fractions, LaTeX's too, and minus signs
+    and digits of
     other scripts. `accept: all` compares the last numbers, as many as the row has answers, in any order.
     """
 
@@ -149,9 +150,12 @@ class NumericAnswer(AnswerReward):
 class MathAnswer(AnswerReward):
     """1 if the answer is equivalent to the row's `answer` (LaTeX, bare or not, plain or words), else 0.
 
-    The last \\boxed{...} is the answer, wherever it stands; without one, what follows "answer is", the last mathematics, or all of a short text. One value is one answer:
-    the order of a list does not matter, that of a tuple does; an equation asserts its right-hand side where the gold answer is no equation; words are compared as
-    words. Numbers, words, lists and intervals are compared here, what needs algebra by math-verify in other processes: an answer that takes seconds to
+    The last \\boxed{...} is the answer, wherever it stands; without one, what follows "answer is", the last
+    mathematics, or all of a short text. One value is one answer:
+    the order of a list does not matter, that of a tuple does; an equation asserts its right-hand side where the gold
+    answer is no equation; words are compared as
+    words. Numbers, words, lists and intervals are compared here, what needs algebra by math-verify in other processes:
+    an answer that takes seconds to
     compute is wrong. A gold answer that nobody can read gets NaN. docs/howto/grading.md has the table of what counts.
     """
 

@@ -13,7 +13,8 @@ from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 LETTERS = "ABCDEFGHIJ"
-# Bounded, because two repetitions that may share white space take quadratic time. A letter of another script beside a Latin one is no part of its word.
+# Bounded, because two repetitions that may share white space take quadratic time. A letter of another script beside a
+# Latin one is no part of its word.
 _LETTER = r"[\[(*_$\s\"'{]{0,8}([A-Ja-j])(?![A-Za-z0-9_'])"
 _WORDS = (
     r"answer|choice|choose|chose|pick|select|option|respuesta|opción|réponse|antwort|risposta|resposta|"
@@ -51,10 +52,12 @@ _JOINED = re.compile(
 
 
 def stated_letters(text: str, options: int = 4) -> list[str]:
-    """The letters of the answer, as capitals: one, or those that the completion names together ("A and C"); none if none of the first
+    """The letters of the answer, as capitals: one, or those that the completion names together ("A and C"); none if
+    none of the first
     `options` letters is stated.
 
-    A letter in a box, in answer tags or after a word such as "answer" or "choose" goes before one that merely stands alone. "A" and "I"
+    A letter in a box, in answer tags or after a word such as "answer" or "choose" goes before one that merely stands
+    alone. "A" and "I"
     before a word are words, and a letter that is denied ("not A", "A is wrong") is no answer.
     """
     text = plain(text).strip()
@@ -116,7 +119,8 @@ def _together(text: str, matches: list[re.Match[str]], allowed: str) -> list[str
 class MultipleChoice(AnswerReward):
     """1 if the letter stated after the reasoning is the row's `answer`, else 0; NaN where the row's answer is none.
 
-    The answer is a letter, or a number that counts from 0 (as in MMLU); a list holds several that count, see `accept`. `choices`, a list, tells how many there
+    The answer is a letter, or a number that counts from 0 (as in MMLU); a list holds several that count, see `accept`.
+    `choices`, a list, tells how many there
     are. One letter is one answer: "A or B" states none of the two.
 
     Args:

@@ -50,7 +50,8 @@ for _number in _late:
 
 
 def code_of(completion: str) -> str:
-    """The last fenced block after the reasoning, closed or not; all of it if nothing is fenced. Leading blanks stay, they may be an indentation."""
+    """The last fenced block after the reasoning, closed or not; all of it if nothing is fenced. Leading blanks stay,
+    they may be an indentation."""
     text = completion.rsplit("</think>", 1)[-1]
     block: list[str] | None = None
     inside = False
@@ -68,7 +69,8 @@ def code_of(completion: str) -> str:
 def program_of(prompt: str, completion: str, entry_point: str) -> str:
     """A whole program from a completion that defines `entry_point`, or that goes on with a prompt which ends inside it.
 
-    In the first case the prompt gives what stands before that function (imports, helpers). In the second the completion ends where its indentation does:
+    In the first case the prompt gives what stands before that function (imports, helpers). In the second the completion
+    ends where its indentation does:
     models that do not stop write on.
     """
     code = code_of(completion)
@@ -199,8 +201,10 @@ def same_output(found: str, wanted: str) -> bool:
 class CodeTests(Reward):
     """The share of tests that a completion's code passes, or 1 for all of them and 0 otherwise.
 
-    A row has either `tests` (or `test`, as HumanEval calls it: asserts, a text or a list of them) with `entry_point`, the function they call, or `cases`, a list of
-    {input, output} for a program that reads and prints. `code_prompt` (or `prompt`) is the beginning that a completion goes on with. Every assert counts, those in
+    A row has either `tests` (or `test`, as HumanEval calls it: asserts, a text or a list of them) with `entry_point`,
+    the function they call, or `cases`, a list of
+    {input, output} for a program that reads and prints. `code_prompt` (or `prompt`) is the beginning that a completion
+    goes on with. Every assert counts, those in
     loops once; a `try` or `if` with asserts in it is one test; a test that runs several times must hold each time. The
     tests run in a process of their own, where the code can neither read them nor report for them; it is asked for plain
     data.

@@ -1,4 +1,5 @@
-"""What rewards about length share: which completions are right, as another reward says, and means over all processes."""
+"""What rewards about length share: which completions are right, as another reward says, and means over all
+processes."""
 
 import torch
 from jaxtyping import Bool
@@ -14,7 +15,8 @@ class JudgedReward(Reward):
     """A reward that depends on which completions are right.
 
     Args:
-        correctness: name of the reward that says so, listed before this one in `model.rewards`; a score of 1 or more, before any scale, is right.
+        correctness: name of the reward that says so, listed before this one in `model.rewards`; a score of 1 or more,
+            before any scale, is right.
         weight, name: as in every reward.
     """
 
@@ -33,7 +35,8 @@ class JudgedReward(Reward):
         return batch.rewards[self.correctness]
 
     def judged(self, batch: RolloutBatch) -> Tensor:
-        """What the correctness reward's scores say of being right (rows,), before any scale: from 1 on right, NaN unknown."""
+        """What the correctness reward's scores say of being right (rows,), before any scale: from 1 on right, NaN
+        unknown."""
         scores, judge = self.given(batch), batch.judges.get(self.correctness)
         return scores if judge is None else judge.unscaled(scores, batch)
 

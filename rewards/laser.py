@@ -1,6 +1,7 @@
 """LASER, LASER-D and LASER-DE (Liu et al., arXiv 2505.15612): a right answer that fits a target length earns a bonus.
 
-R(y) = C(y) + lambda(y) alpha 1[L <= L_T]; `GradedAnswer` is C, `Laser` the bonus. LASER-D has a target for easy, medium and hard prompts,
+R(y) = C(y) + lambda(y) alpha 1[L <= L_T]; `GradedAnswer` is C, `Laser` the bonus. LASER-D has a target for easy, medium
+and hard prompts,
 which `callbacks.LaserMonitor` measures again and again; LASER-DE lets a wrong answer explore beyond it.
 
     python main.py fit --config configs/laser.yaml
@@ -28,10 +29,12 @@ BUCKETS = ("easy", "medium", "hard")
 
 
 class GradedAnswer(Reward):
-    """1 for a right answer in form, `wrong` for a wrong one in form, `malformed` for anything else (LASER's C). pass@1 counts the first only.
+    """1 for a right answer in form, `wrong` for a wrong one in form, `malformed` for anything else (LASER's C). pass@1
+    counts the first only.
 
     Args:
-        answer: says what is right, ExactAnswer if None. form: says what is in form, Format if None. A score of 1 or more is a yes.
+        answer: says what is right, ExactAnswer if None. form: says what is in form, Format if None. A score of 1 or
+            more is a yes.
         wrong, malformed: -0.5 and -1 in the paper.
         weight, name: as in every reward.
     """
@@ -149,7 +152,8 @@ class Laser(StepBonus):
 class LaserD(StepBonus):
     """LASER-D: a target for each difficulty, which is the share of right completions in the prompt's group.
 
-    `targets` holds the newest of `callbacks.LaserMonitor`. A difficulty without one has the longest completion of the batch as its target, so
+    `targets` holds the newest of `callbacks.LaserMonitor`. A difficulty without one has the longest completion of the
+    batch as its target, so
     every right completion earns the bonus.
 
     Args:
@@ -185,11 +189,13 @@ class LaserD(StepBonus):
 
 
 class LaserDE(LaserD):
-    """LASER-DE: as LASER-D, and a wrong completion in form that is longer than its target earns the bonus too, unless it repeats itself.
+    """LASER-DE: as LASER-D, and a wrong completion in form that is longer than its target earns the bonus too, unless
+    it repeats itself.
 
     Args:
         wrong: the correctness reward's score of a wrong completion in form.
-        ngram, times: what is a repetition (`rewards.repetition.loops`); ngram None gives the bonus to repetitions too, as the paper's formula does.
+        ngram, times: what is a repetition (`rewards.repetition.loops`); ngram None gives the bonus to repetitions too,
+            as the paper's formula does.
         alpha, correctness, weight, name: as in Laser.
     """
 

@@ -1,6 +1,8 @@
-"""Whether two mathematical answers are the same: numbers with units, words, times, lists, intervals, equations; sympy for what is left.
+"""Whether two mathematical answers are the same: numbers with units, words, times, lists, intervals, equations; sympy
+for what is left.
 
-What needs no algebra is decided where it is asked. The rest raises NeedsAlgebra there and is asked again in an answer process (rewards/answer_process.py), which
+What needs no algebra is decided where it is asked. The rest raises NeedsAlgebra there and is asked again in an answer
+process (rewards/answer_process.py), which
 loads this file without the rest of the project.
 """
 
@@ -33,7 +35,7 @@ class Unreadable(Exception):
     """The gold answer says nothing that could be compared."""
 
 
-# ---- the comparison ---------------------------------------------------------------------------------------------------------------
+# ---- the comparison --------------------------------------------------------------------------------------------------
 
 
 def grade(gold: str, completion: str, algebra: Algebra | None = None) -> bool:
@@ -60,7 +62,8 @@ def grade(gold: str, completion: str, algebra: Algebra | None = None) -> bool:
 
 @lru_cache(maxsize=CACHED)
 def is_clean(candidate: str) -> bool:
-    """Whether a candidate is an answer of its own, after which no other part of the completion is looked at; sentences are none."""
+    """Whether a candidate is an answer of its own, after which no other part of the completion is looked at; sentences
+    are none."""
     if quantity(candidate) is not None or time_of(candidate) is not None:
         return True
     bare = re.sub(r"\\(?:begin|end)\s?\{[a-z]+\}|\\[a-zA-Z]+", " ", UNWRAP.sub(" ", spelled(candidate)))
@@ -112,11 +115,12 @@ def _same_amount(gold: str, amount: tuple[Fraction, str | None], answer: str, al
     return same_amount(amount[0], amount[1], number[0], number[1])
 
 
-# ---- equations ---------------------------------------------------------------------------------------------------------------------
+# ---- equations -------------------------------------------------------------------------------------------------------
 
 
 def _asserted(gold: str, answer: str, algebra: Algebra | None) -> str | None:
-    """What an answer says of a gold one that is no equation: the right-hand side of `x = 5`; None for a false equation such as 2 + 2 = 5."""
+    """What an answer says of a gold one that is no equation: the right-hand side of `x = 5`; None for a false equation
+    such as 2 + 2 = 5."""
     exact = re.split(r"\\approx(?![a-zA-Z])|\\sim(?:eq)?(?![a-zA-Z])", spelled(answer))
     if len(exact) > 1:
         gold_number = number_of(spelled(gold))
@@ -132,7 +136,8 @@ def _asserted(gold: str, answer: str, algebra: Algebra | None) -> str | None:
 
 
 def _holds(sides: list[str], algebra: Algebra | None) -> bool:
-    """Whether the sides of an equation that are numbers are the same one, up to rounding; sides with variables assert, they are not checked."""
+    """Whether the sides of an equation that are numbers are the same one, up to rounding; sides with variables assert,
+    they are not checked."""
     values = []
     for side in sides:
         amount = quantity(side)
@@ -152,7 +157,8 @@ _ORDER = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|<|>")
 
 
 def _interval(text: str) -> str:
-    """An inequality of one variable as the interval it means: 0 \\le x < 1 is [0,1); other texts stay. `x \\in` in front is left out."""
+    """An inequality of one variable as the interval it means: 0 \\le x < 1 is [0,1); other texts stay. `x \\in` in
+    front is left out."""
     text = re.sub(r"^[a-zA-Z]\s?\\in(?![a-zA-Z])\s?", "", spelled(text))
     signs, sides = _ORDER.findall(text), [side.strip() for side in _ORDER.split(text)]
     variable = [place for place, side in enumerate(sides) if re.fullmatch(r"[a-zA-Z]", side)]
@@ -172,7 +178,7 @@ def _interval(text: str) -> str:
     return f"{'[' if left else '('}{low},{high}{']' if right else ')'}"
 
 
-# ---- lists, sets, tuples, intervals ------------------------------------------------------------------------------------------------
+# ---- lists, sets, tuples, intervals ----------------------------------------------------------------------------------
 
 
 def _expanded(parts: list[str]) -> list[str]:
@@ -261,7 +267,7 @@ def _matched(wanted: list[str], members: list[str], algebra: Algebra | None) -> 
     return True
 
 
-# ---- expressions -------------------------------------------------------------------------------------------------------------------
+# ---- expressions -----------------------------------------------------------------------------------------------------
 
 _TRAILING_UNIT = re.compile(r"(?:\\text\s?\{([^{}]{1,60})\}\s?((?:\^\s?\{?[23]\}?)?)|\^\\circ|%)\s?$")
 
@@ -287,7 +293,8 @@ def _same_expression(gold: str, answer: str, algebra: Algebra | None) -> bool:
 
 
 def _same_equation(gold: str, answer: str, algebra: Algebra | None) -> bool:
-    """A gold equation: the same one, an equivalent one, or the right-hand side alone if the left one is a single variable."""
+    """A gold equation: the same one, an equivalent one, or the right-hand side alone if the left one is a single
+    variable."""
     wanted, sides = ([side.strip() for side in split_top(spelled(text), ("=",))] for text in (gold, answer))
     name = re.compile(r"[a-zA-Z](?:_\w)?|[a-zA-Z]\s?\([a-zA-Z]\)|\\[a-z]+")
     assigned = name.fullmatch(wanted[0]) is not None
@@ -305,7 +312,8 @@ def _same_equation(gold: str, answer: str, algebra: Algebra | None) -> bool:
 
 
 def is_comparable(gold: str) -> bool:
-    """Whether something can be said about answers to a gold one without sympy: it is a number, a time, words; or what it consists of is.
+    """Whether something can be said about answers to a gold one without sympy: it is a number, a time, words; or what
+    it consists of is.
 
     Raises NeedsAlgebra where only sympy can tell whether it reads it.
     """

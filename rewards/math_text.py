@@ -1,6 +1,8 @@
-"""Mathematical answers as text: the boxes of a completion, one spelling of LaTeX, what kind of thing an answer is, its parts.
+"""Mathematical answers as text: the boxes of a completion, one spelling of LaTeX, what kind of thing an answer is, its
+parts.
 
-All functions take time linear in the length of their text. Imports nothing of the project but its neighbours, since the answer processes
+All functions take time linear in the length of their text. Imports nothing of the project but its neighbours, since the
+answer processes
 (rewards/answer_process.py) load it alone.
 """
 
@@ -13,7 +15,7 @@ from rewards.number_text import GROUP_SPACE, NUMBER, plain
 #: results of each text function that are kept: a group's answers are compared with one gold
 CACHED = 4096
 
-# ---- boxes and environments ---------------------------------------------------------------------------------------------------
+# ---- boxes and environments ------------------------------------------------------------------------------------------
 
 _BOX = re.compile(r"\\f?boxed\s{0,3}(?=\{|[^\s{}\\])")
 #: what may stand between two boxes that are one answer together, as in `\boxed{1} and \boxed{2}`
@@ -26,7 +28,8 @@ _ENVIRONMENT = re.compile(
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, content) of every `\\boxed{...}` whose braces close, in the order of their ends; of nested boxes the inner one only."""
+    """(start, end, content) of every `\\boxed{...}` whose braces close, in the order of their ends; of nested boxes the
+    inner one only."""
     places = [(match.start(), match.end()) for match in _BOX.finditer(text)]
     if not places:
         return []
@@ -81,7 +84,8 @@ _SENTENCE_END = re.compile(r"\n|。|(?<!\\)[.!?](?=\s|$|\*)")
 def answers_in(text: str) -> list[str]:
     """What a completion without reasoning could mean by its answer, the surest first: one item is one answer.
 
-    The last box alone, if there is one, with those that "and", "or" or a comma join to it. Otherwise all of a text of one line, what follows the last "answer is", the
+    The last box alone, if there is one, with those that "and", "or" or a comma join to it. Otherwise all of a text of
+    one line, what follows the last "answer is", the
     number at its beginning, the last mathematical environment, the last line and the last number.
     """
     if found := boxes(text):
@@ -111,13 +115,17 @@ def answers_in(text: str) -> list[str]:
     return list(dict.fromkeys(candidate for candidate in candidates if candidate))
 
 
-# ---- one spelling ---------------------------------------------------------------------------------------------------------------
+# ---- one spelling ----------------------------------------------------------------------------------------------------
 
 _SYMBOLS = {
-    "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*", "÷": "/", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ",
-    "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "±": r"\pm ", "∓": r"\mp ", "≈": r"\approx ", "→": r"\to ",
-    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ",
-    "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ", "、": ",", "，": ",", "。": ".", "；": ";", "：": ":", GROUP_SPACE: "",
+    "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*", "÷": "/", "≤": r"\le ",
+    "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ",
+    "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "±": r"\pm ",
+    "∓": r"\mp ", "≈": r"\approx ", "→": r"\to ",
+    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "θ": r"\theta ",
+    "λ": r"\lambda ", "μ": r"\mu ", "σ": r"\sigma ",
+    "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ", "、": ",", "，": ",", "。": ".", "；": ";", "：": ":",
+    GROUP_SPACE: "",
 }  # fmt: skip
 _TO_ASCII = str.maketrans(_SYMBOLS)
 _ROOT = re.compile(r"√\s?(?:\(([^()√]{1,100})\)|\{([^{}√]{1,100})\}|(\d+|[a-zA-Z]))")
@@ -126,13 +134,20 @@ _SPACING = re.compile(
 )
 _TEXTUAL = re.compile(r"\\(?:mathrm|textbf|textit|textrm|textsf|mathbf|mbox|hbox|emph|mathit|mathsf|textnormal)(?![a-zA-Z])\s?(?=\{)")
 _ALIASES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\leq(?:slant)?(?![a-zA-Z])", r"\\le "), (r"\\geq(?:slant)?(?![a-zA-Z])", r"\\ge "),
-    (r"\\neq(?![a-zA-Z])", r"\\ne "), (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"!=", r"\\ne "),
-    (r"\\degree(?![a-zA-Z])|\{\\circ\}|\\circ(?![a-zA-Z])", r"\\circ"), (r"\^\s?\\circ", r"^\\circ "), (r"\\(?:varnothing|O)(?![a-zA-Z])", r"\\emptyset "),
-    (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"), (r"\\(?:lbrack)(?![a-zA-Z])", "["), (r"\\(?:rbrack)(?![a-zA-Z])", "]"),
-    (r"\\(?:ldots|cdots|dots)(?![a-zA-Z])", "..."), (r"\\(?:[bpvBV]|small)matrix(?![a-zA-Z])", r"\\matrix"), (r"\{[bpBV]matrix\}", "{pmatrix}"),
-    (r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}"), (r"\\frac\s?([0-9a-zA-Z])\s?(?=\{)", r"\\frac{\1}"), (r"(\\frac\{[^{}]{0,200}\})\s?([0-9a-zA-Z])", r"\1{\2}"),
-    (r"\\sqrt\s?([0-9a-zA-Z])", r"\\sqrt{\1}"), (r"(?<![a-zA-Z\\])sqrt\s?\(([^()]{1,100})\)", r"\\sqrt{\1}"), (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\leq(?:slant)?(?![a-zA-Z])", r"\\le "),
+    (r"\\geq(?:slant)?(?![a-zA-Z])", r"\\ge "),
+    (r"\\neq(?![a-zA-Z])", r"\\ne "), (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"), (r"<=", r"\\le "),
+    (r">=", r"\\ge "), (r"!=", r"\\ne "),
+    (r"\\degree(?![a-zA-Z])|\{\\circ\}|\\circ(?![a-zA-Z])", r"\\circ"), (r"\^\s?\\circ", r"^\\circ "),
+    (r"\\(?:varnothing|O)(?![a-zA-Z])", r"\\emptyset "),
+    (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"), (r"\\(?:lbrack)(?![a-zA-Z])", "["),
+    (r"\\(?:rbrack)(?![a-zA-Z])", "]"),
+    (r"\\(?:ldots|cdots|dots)(?![a-zA-Z])", "..."), (r"\\(?:[bpvBV]|small)matrix(?![a-zA-Z])", r"\\matrix"),
+    (r"\{[bpBV]matrix\}", "{pmatrix}"),
+    (r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}"), (r"\\frac\s?([0-9a-zA-Z])\s?(?=\{)", r"\\frac{\1}"),
+    (r"(\\frac\{[^{}]{0,200}\})\s?([0-9a-zA-Z])", r"\1{\2}"),
+    (r"\\sqrt\s?([0-9a-zA-Z])", r"\\sqrt{\1}"), (r"(?<![a-zA-Z\\])sqrt\s?\(([^()]{1,100})\)", r"\\sqrt{\1}"),
+    (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
     (r"\^\s?\(([^()]{1,40})\)", r"^{\1}"), (r"\*\*", "^"), (r"([_^])\{([0-9a-zA-Z])\}", r"\1\2"),
 )]  # fmt: skip
 _GAPS = re.compile(r"\s+")
@@ -141,7 +156,8 @@ DOLLAR = "\x01"  # a currency sign, while those that open and close mathematics 
 
 @lru_cache(maxsize=CACHED)
 def spelled(text: str) -> str:
-    """An answer in one spelling of LaTeX: without `$`, spacing commands and sizes of brackets, with `\\frac{a}{b}`, ASCII digits and minus signs.
+    """An answer in one spelling of LaTeX: without `$`, spacing commands and sizes of brackets, with `\\frac{a}{b}`,
+    ASCII digits and minus signs.
 
     `\\text{...}` stays, as the mark of words and units.
     """
@@ -161,7 +177,8 @@ def spelled(text: str) -> str:
 
 @lru_cache(maxsize=CACHED)
 def key(text: str) -> str:
-    """What two spellings of one answer share: the spelling without white space and without braces around single characters."""
+    """What two spellings of one answer share: the spelling without white space and without braces around single
+    characters."""
     return re.sub(r"\{(.)\}", r"\1", spelled(text).replace(" ", ""))
 
 
@@ -171,7 +188,8 @@ _QUOTES = "\"'“”‘’`«»„*"
 
 @lru_cache(maxsize=CACHED)
 def words_of(text: str) -> str:
-    """A text answer for comparison: in lower case, without `\\text`, quotation marks, the braces around it and punctuation at its ends."""
+    """A text answer for comparison: in lower case, without `\\text`, quotation marks, the braces around it and
+    punctuation at its ends."""
     text = _WRAPPED.sub(r" \1 ", spelled(text)).replace("\\ ", " ").casefold().translate(str.maketrans("", "", _QUOTES))
     text = _GAPS.sub(" ", text).strip(" .,;:!")
     if len(text) == 3 and text[0] in "([{" and text[2] in ")]}":
@@ -179,11 +197,13 @@ def words_of(text: str) -> str:
     return re.sub(r"^(?:the|an?) (?=\S{2})", "", text)
 
 
-# ---- kinds ----------------------------------------------------------------------------------------------------------------------
+# ---- kinds -----------------------------------------------------------------------------------------------------------
 
 #: names that are mathematics and no words
-FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "frac", "max", "min", "lim", "arcsin", "arccos", "arctan", "sinh", "cosh",
-              "tanh", "det", "gcd", "lcm", "mod", "deg", "abs", "pi", "and", "or", "if", "is", "for", "infty", "inf"}  # fmt: skip
+FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "frac", "max", "min", "lim",
+"arcsin", "arccos", "arctan", "sinh", "cosh",
+              "tanh", "det", "gcd", "lcm", "mod", "deg", "abs", "pi", "and", "or", "if", "is", "for", "infty",
+              "inf"}  # fmt: skip
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _TIME = re.compile(r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s{0,3}(?:(a|p)\.?\s?m\.?)?", re.IGNORECASE)
@@ -217,7 +237,8 @@ def is_text(gold: str) -> bool:
 
 @lru_cache(maxsize=CACHED)
 def is_readable(gold: str) -> bool:
-    """Whether an answer says anything: its brackets close, environments end, and something in it is a letter, a digit or a symbol with a meaning."""
+    """Whether an answer says anything: its brackets close, environments end, and something in it is a letter, a digit
+    or a symbol with a meaning."""
     whole = spelled(gold)
     if not re.search(r"[^\W_]", whole):
         return False
@@ -229,7 +250,7 @@ def is_readable(gold: str) -> bool:
     return depth == 0 and whole.count("\\begin") == whole.count("\\end")
 
 
-# ---- parts ----------------------------------------------------------------------------------------------------------------------
+# ---- parts -----------------------------------------------------------------------------------------------------------
 
 _OPEN, _CLOSE = (
     {"(": ")", "[": "]", "\\{": "\\}", "{": "}", "\\langle": "\\rangle", "|": "|"},
@@ -260,7 +281,8 @@ def elements(text: str, bracketed: bool = False) -> list[str]:
     """The members of a list: cut at commas and semicolons outside brackets, "and" and "or".
 
     Args:
-        bracketed: the text stood in brackets, where a comma separates groups of digits only if other commas are followed by blanks: (0,100) is two numbers.
+        bracketed: the text stood in brackets, where a comma separates groups of digits only if other commas are
+            followed by blanks: (0,100) is two numbers.
     """
     text = spelled(text)
     if not bracketed or (", " in text and re.search(r"\d,\d{3}", text)):
@@ -270,7 +292,8 @@ def elements(text: str, bracketed: bool = False) -> list[str]:
 
 
 def bracketed(text: str) -> tuple[str, str, str] | None:
-    """(opening, inner text, closing) of a text that one pair of brackets encloses; the pair may be mixed, as intervals are."""
+    """(opening, inner text, closing) of a text that one pair of brackets encloses; the pair may be mixed, as intervals
+    are."""
     text = spelled(text)
     first = next((mark for mark in ("(", "[", "\\{", "\\langle") if text.startswith(mark)), None)
     last = next((mark for mark in (")", "]", "\\}", "\\rangle") if text.endswith(mark)), None)

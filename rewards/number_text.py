@@ -1,6 +1,8 @@
-"""Numbers in texts: exponents, a leading point, minus signs and digits of other scripts, groups of three digits, simple LaTeX fractions.
+"""Numbers in texts: exponents, a leading point, minus signs and digits of other scripts, groups of three digits, simple
+LaTeX fractions.
 
-All functions take time linear in the length of their text. Imports nothing of the project, since the answer processes (rewards/answer_process.py) load it alone.
+All functions take time linear in the length of their text. Imports nothing of the project, since the answer processes
+(rewards/answer_process.py) load it alone.
 """
 
 import re
@@ -45,7 +47,8 @@ def _plain_character(character: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text with ASCII digits, minus signs, fractions and exponents in place of their forms in other scripts and typography."""
+    """The text with ASCII digits, minus signs, fractions and exponents in place of their forms in other scripts and
+    typography."""
     if text.isascii():
         return text
     text = _RAISED.sub(lambda match: "^{" + unicodedata.normalize("NFKC", match[0]).replace("\u2212", "-") + "}", text)

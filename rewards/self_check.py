@@ -1,4 +1,5 @@
-"""Whether each data row's own gold answer earns full marks: asked of every reward that judges correctness before anything is sampled."""
+"""Whether each data row's own gold answer earns full marks: asked of every reward that judges correctness before
+anything is sampled."""
 
 import random
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ class GoldProblem:
     """A data row whose own answer does not earn full marks.
 
     Args:
-        id: of the row. gold: its answer, as it was given. score: what it earned; NaN if the reward cannot read the gold answer.
+        id: of the row. gold: its answer, as it was given. score: what it earned; NaN if the reward cannot read the gold
+            answer.
     """
 
     id: str
@@ -49,7 +51,8 @@ def answers(batch: RolloutBatch) -> list[str]:
 
 
 def text_batch(texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> RolloutBatch:
-    """Completions that are texts, one for each data row, as rewards about texts need them; their tokens mean nothing."""
+    """Completions that are texts, one for each data row, as rewards about texts need them; their tokens mean
+    nothing."""
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     return RolloutBatch(
         prompt_ids=ids,

@@ -22,9 +22,11 @@ _FUNCTIONS = set("sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log 
 
 
 def is_value(answer: str, formula: bool = False) -> bool:
-    """Whether nothing but a value can come of evaluating an answer: no calls, attributes or operators, or for a formula those of arithmetic and calculus.
+    """Whether nothing but a value can come of evaluating an answer: no calls, attributes or operators, or for a formula
+    those of arithmetic and calculus.
 
-    What is no Python stays what it is where Python's own eval would refuse it; sympy reads more than Python does, so a formula must be Python.
+    What is no Python stays what it is where Python's own eval would refuse it; sympy reads more than Python does, so a
+    formula must be Python.
     """
     try:
         tree = ast.parse(answer.strip(), mode="eval")
@@ -43,7 +45,8 @@ def is_value(answer: str, formula: bool = False) -> bool:
     return True
 
 
-#: answers that some scorers of reasoning-gym 0.1.25 pay without their being right: task -> (answer, mean score over eight questions); measured by
+#: answers that some scorers of reasoning-gym 0.1.25 pay without their being right: task -> (answer, mean score over
+#: eight questions); measured by
 #: `python -m benchmarks.graders --gym_questions 8`
 GENEROUS: dict[str, tuple[str, float]] = {
     "coin_flip": ("0", 0.75),
@@ -85,7 +88,8 @@ class ReasoningGymScore(Reward):
     """reasoning-gym's own score of the answer, between 0 and 1; needs the columns that `ReasoningGymPrompts` writes.
 
     Args:
-        extract: what of the text after the reasoning is the answer: what stands in <answer> tags (all of it if there are none), the last
+        extract: what of the text after the reasoning is the answer: what stands in <answer> tags (all of it if there
+            are none), the last
             number (for small models that talk around it), or all of it.
         weight, name: as in every reward.
     """

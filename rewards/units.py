@@ -11,7 +11,8 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class Unit:
-    """What a unit measures (`length^2` for an area; None if the word is unknown), and its size in the base unit of that dimension."""
+    """What a unit measures (`length^2` for an area; None if the word is unknown), and its size in the base unit of that
+    dimension."""
 
     dimension: str | None
     size: Fraction
@@ -23,10 +24,13 @@ DEGREE = Unit("angle", Fraction(1))
 
 _TABLE: dict[str, dict[str, str]] = {
     "length": {
-        "mm millimeter millimetre": "1/1000", "cm centimeter centimetre": "1/100", "dm decimeter decimetre": "1/10", "m meter metre": "1",
-        "km kilometer kilometre": "1000", "in inch inche": "0.0254", "ft foot feet": "0.3048", "yd yard": "0.9144", "mi mile": "1609.344",
+        "mm millimeter millimetre": "1/1000", "cm centimeter centimetre": "1/100", "dm decimeter decimetre": "1/10",
+        "m meter metre": "1",
+        "km kilometer kilometre": "1000", "in inch inche": "0.0254", "ft foot feet": "0.3048", "yd yard": "0.9144",
+        "mi mile": "1609.344",
     },
-    "mass": {"mg milligram": "1/1000", "g gram gramme": "1", "kg kilogram kilo": "1000", "oz ounce": "28.349523125", "lb pound": "453.59237",
+    "mass": {"mg milligram": "1/1000", "g gram gramme": "1", "kg kilogram kilo": "1000", "oz ounce": "28.349523125",
+    "lb pound": "453.59237",
              "ton": "907184.74", "tonne": "1000000"},
     "time": {"ms millisecond": "1/1000", "s sec second": "1", "min minute": "60", "h hr hour": "3600", "day": "86400", "week": "604800"},
     "month": {"month": "1", "yr year": "12"},
@@ -65,7 +69,8 @@ def _named(word: str) -> Unit | None:
 
 @lru_cache(maxsize=4096)
 def unit_of(text: str) -> Unit:
-    """The unit that a text names: `cm`, `square inches`, `km/h`, `meters per second`, `cm^2`; UNKNOWN for other words."""
+    """The unit that a text names: `cm`, `square inches`, `km/h`, `meters per second`, `cm^2`; UNKNOWN for other
+    words."""
     text = " ".join(text.lower().replace("^\\circ", "°").replace("^{\\circ}", "°").replace("\\%", "%").split()).strip(" .")
     text = re.sub(r"° ?([cf])$", r"°\1", text)
     over = re.split(r"\s?/\s?| per | an ", text, maxsplit=1)
@@ -99,7 +104,8 @@ def is_unit(text: str) -> bool:
 def same_amount(first: Fraction, first_unit: str | None, second: Fraction, second_unit: str | None) -> bool:
     """Whether two numbers with units (None: without) are the same amount.
 
-    A unit that only one of them has, or that is not known, decides nothing; 40 % is 40 and 0.4; two known units are converted into each other.
+    A unit that only one of them has, or that is not known, decides nothing; 40 % is 40 and 0.4; two known units are
+    converted into each other.
     """
     if first == second and (first_unit is None or second_unit is None):
         return True

@@ -1,4 +1,5 @@
-"""Text functions take time linear in their input: each is measured on hostile texts of two sizes, and the ratio of the two decides."""
+"""Text functions take time linear in their input: each is measured on hostile texts of two sizes, and the ratio of the
+two decides."""
 
 import re
 import time
@@ -31,11 +32,16 @@ SIZE = 1500
 STEEPEST = 8.0
 #: pieces of which hostile texts are made: what is repeated, and what follows once
 PIECES = [
-    " ", "\n", " \n", "\t", ".", "....x", "!?", "a", "a ", "A", "A ", "A or ", "not A ", "(", "((", "[", "{", "}", "{}", "()", "[]", "*", "**", "*a", "-", "- ", "_", "$", "$$", "$a",
-    "\\", "\\(", "\\[", "\\boxed{", "\\boxed{1}", "\\boxed{1} and ", "\\boxed", "\\frac", "\\frac{1}{", "\\frac1", "\\text{", "\\text{a}", "\\left(", "\\sqrt", "\\begin{pmatrix}",
-    "\\pm", "\\cup", "\\!", "\\!\\", "=", "1=", "<", "<<", ">>", "<a", "<think>", "</think>", "<answer>", "</answer>", "answer", "answer is ", "answer: ", "the answer is A ",
-    "option", "is ", "0", "9", "1,", "1,111", "1.", ".1", "1e", "1e5", "1/", "1/1", "-1", "1 ", "1:", "1,1 ", "12:34 ", "'", "\"", "'a", "`", "```", "```\n", "~", "\u2212", "\u0663",
-    "\u00bd", "\u00b2", "\u221a", "\u221a(", "\u4e00", "\u7b54\u6848", "\u7b54\u6848\u662f", "yes ", "no", "P.S.", "P.S. ", "user:", "user :", "Assistant", "{\"a\":", "[1,", "def f", "\n\n",
+    " ", "\n", " \n", "\t", ".", "....x", "!?", "a", "a ", "A", "A ", "A or ", "not A ", "(", "((", "[", "{", "}", "{}",
+    "()", "[]", "*", "**", "*a", "-", "- ", "_", "$", "$$", "$a",
+    "\\", "\\(", "\\[", "\\boxed{", "\\boxed{1}", "\\boxed{1} and ", "\\boxed", "\\frac", "\\frac{1}{", "\\frac1",
+    "\\text{", "\\text{a}", "\\left(", "\\sqrt", "\\begin{pmatrix}",
+    "\\pm", "\\cup", "\\!", "\\!\\", "=", "1=", "<", "<<", ">>", "<a", "<think>", "</think>", "<answer>", "</answer>",
+    "answer", "answer is ", "answer: ", "the answer is A ",
+    "option", "is ", "0", "9", "1,", "1,111", "1.", ".1", "1e", "1e5", "1/", "1/1", "-1", "1 ", "1:", "1,1 ", "12:34 ",
+    "'", "\"", "'a", "`", "```", "```\n", "~", "\u2212", "\u0663",
+    "\u00bd", "\u00b2", "\u221a", "\u221a(", "\u4e00", "\u7b54\u6848", "\u7b54\u6848\u662f", "yes ", "no", "P.S.",
+    "P.S. ", "user:", "user :", "Assistant", "{\"a\":", "[1,", "def f", "\n\n",
     "    ", "; ", ", ", " and ", "x+", "x^", "x^{", "\\x", "%", "\\%", "5 cm ", "^\\circ", "degrees", "...",
 ]  # fmt: skip
 #: what follows the repeated piece: most patterns fail at one of them only
@@ -90,18 +96,28 @@ def of_a_reward(reward) -> Callable[[str], object]:
 
 BOUNDS = {"at_least": 1}
 INSTRUCTIONS = {
-    "keywords": {"words": ["answer"]}, "forbidden_words": {"words": ["answer"]}, "letter": {"character": "a", **BOUNDS}, "starts_with": {"phrase": "a"}, "ends_with": {"phrase": "a"},
-    "case": {"which": "upper"}, "language": {"script": "LATIN"}, "one_of": {"options": ["a"]}, "json": {}, "quoted": {}, "title": {}, "postscript": {}, "no_commas": {},
+    "keywords": {"words": ["answer"]}, "forbidden_words": {"words": ["answer"]}, "letter": {"character": "a", **BOUNDS},
+    "starts_with": {"phrase": "a"}, "ends_with": {"phrase": "a"},
+    "case": {"which": "upper"}, "language": {"script": "LATIN"}, "one_of": {"options": ["a"]}, "json": {}, "quoted": {},
+    "title": {}, "postscript": {}, "no_commas": {},
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[[str], object]] = {
-    "answer_text": lambda text: answer_text(text, True), "ends_open": ends_open, "plain": plain, "numbers": numbers, "last_number": last_number, "number_of": number_of,
-    "boxes": boxes, "last_box": last_box, "answers_in": answers_in, "spelled": lambda text: spelled.__wrapped__(text), "key": lambda text: key.__wrapped__(text),
-    "words_of": lambda text: words_of.__wrapped__(text), "is_text": lambda text: is_text.__wrapped__(text), "quantity": lambda text: quantity.__wrapped__(text, True),
-    "elements": elements, "grade a number": swallowed(lambda text: grade("42", text)), "grade words": swallowed(lambda text: grade("Evelyn", text)),
-    "grade a list": swallowed(lambda text: grade("1, 2", text)), "grade in a box": swallowed(lambda text: grade("x+1", "\\boxed{" + text + "}")), "stated_letters": stated_letters,
-    "verdict_of": verdict_of, "words_by_script": words_by_script, "object_text": object_text, "strict_object": strict_object, "code_of": code_of, "action_count": action_count,
-    "program_of": lambda text: program_of("def f(x):\n", text, "f"), "same_output": lambda text: same_output(text, "1"), "is_value": is_value, "Format": of_a_reward(Format()),
-    "ThinkAnswerFormat": of_a_reward(ThinkAnswerFormat()), "OnTopic": of_a_reward(OnTopic()), "SatAssignment": of_a_reward(SatAssignment()), "LanguageConsistency": of_a_reward(LanguageConsistency()),
+    "answer_text": lambda text: answer_text(text, True), "ends_open": ends_open, "plain": plain, "numbers": numbers,
+    "last_number": last_number, "number_of": number_of,
+    "boxes": boxes, "last_box": last_box, "answers_in": answers_in, "spelled": lambda text: spelled.__wrapped__(text),
+    "key": lambda text: key.__wrapped__(text),
+    "words_of": lambda text: words_of.__wrapped__(text), "is_text": lambda text: is_text.__wrapped__(text),
+    "quantity": lambda text: quantity.__wrapped__(text, True),
+    "elements": elements, "grade a number": swallowed(lambda text: grade("42", text)),
+    "grade words": swallowed(lambda text: grade("Evelyn", text)),
+    "grade a list": swallowed(lambda text: grade("1, 2", text)),
+    "grade in a box": swallowed(lambda text: grade("x+1", "\\boxed{" + text + "}")), "stated_letters": stated_letters,
+    "verdict_of": verdict_of, "words_by_script": words_by_script, "object_text": object_text,
+    "strict_object": strict_object, "code_of": code_of, "action_count": action_count,
+    "program_of": lambda text: program_of("def f(x):\n", text, "f"), "same_output": lambda text: same_output(text, "1"),
+    "is_value": is_value, "Format": of_a_reward(Format()),
+    "ThinkAnswerFormat": of_a_reward(ThinkAnswerFormat()), "OnTopic": of_a_reward(OnTopic()),
+    "SatAssignment": of_a_reward(SatAssignment()), "LanguageConsistency": of_a_reward(LanguageConsistency()),
     "marks of a chat": MARKS.search, "spoken prompts": SPOKEN.search, "cued prompts": CUED.search,
     **{f"instruction {kind}": (lambda text, kind=kind: KINDS[kind](text, **INSTRUCTIONS.get(kind, BOUNDS))) for kind in KINDS},
 }  # fmt: skip
@@ -132,7 +148,8 @@ def growth(function: Callable[[str], object], small: str, large: str) -> float:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_time_grows_no_faster_than_the_text(name):
-    """Compared are the texts that take much longer than most, or long at all; one that is linear takes a fraction of that."""
+    """Compared are the texts that take much longer than most, or long at all; one that is linear takes a fraction of
+    that."""
     function, spent = FUNCTIONS[name], {}
     for parts in HOSTILE:
         spent[parts] = seconds(function, texts(*parts)[1], 1, measurements=1)

@@ -1,4 +1,5 @@
-"""Answers that are right or wrong by their value, in every form that people and models write them; golds that cannot be read."""
+"""Answers that are right or wrong by their value, in every form that people and models write them; golds that cannot be
+read."""
 
 import math
 
@@ -39,7 +40,7 @@ def graded(reward, gold, *texts):
     return reward(text_batch(texts, [{"id": str(i), "prompt": "?", "answer": gold} for i in range(len(texts))])).tolist()
 
 
-# ---- equivalence ----------------------------------------------------------------------------------------------------------------
+# ---- equivalence -----------------------------------------------------------------------------------------------------
 
 
 def test_the_table_of_forms():
@@ -51,9 +52,12 @@ def test_the_table_of_forms():
 
 
 GOLDS = [
-    r"3\sqrt{13}", r"2\sqrt2", r"\text{Evelyn}", "3:45", r"\text{(C)}", r"\frac 59", r"\frac43", r"\{1\pm\sqrt{5},-2\}", r"11,\! 111,\! 111,\! 100", r"\$32,\!348",
-    r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}", r"\left(\frac{3}{5},\frac{8}{3}\right]", r"x \in [-2,7]", r"5x - 7y + 11z + 4 = 0", r"864 \mbox{ inches}^2",
-    "2516_8", r"90^\circ", ".0000672", r"(-\infty, 2) \cup (3, \infty)", "HTHT", "Yes", r"10\%", "1e-5", "答案", "Москва", "1.5 hours", r"\infty", r"\emptyset", "x=5",
+    r"3\sqrt{13}", r"2\sqrt2", r"\text{Evelyn}", "3:45", r"\text{(C)}", r"\frac 59", r"\frac43", r"\{1\pm\sqrt{5},-2\}",
+    r"11,\! 111,\! 111,\! 100", r"\$32,\!348",
+    r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}", r"\left(\frac{3}{5},\frac{8}{3}\right]", r"x \in [-2,7]",
+    r"5x - 7y + 11z + 4 = 0", r"864 \mbox{ inches}^2",
+    "2516_8", r"90^\circ", ".0000672", r"(-\infty, 2) \cup (3, \infty)", "HTHT", "Yes", r"10\%", "1e-5", "答案", "Москва",
+    "1.5 hours", r"\infty", r"\emptyset", "x=5",
 ]  # fmt: skip
 
 
@@ -101,9 +105,12 @@ def test_several_accepted_answers():
 
 def test_numbers_of_every_form():
     written = {
-        "0.00001": 1e-5, "1e-05": 1e-5, "1e+22": 10**22, "1.2e6": 1200000, ".5": 0.5, "1,5": 5, "1,234": 1234, "1,2345": 2345, "12,345,678": 12345678, "\u22125": -5,
-        "\u20135": -5, "3\u20135": 5, r"\frac{3}{4}": 0.75, r"-\frac34": -0.75, r"2\frac{1}{2}": 2.5, "3 1/2": 3.5, "\u00bd": 0.5, "3\u00bd": 3.5, r"10,\!080": 10080,
-        "10{,}080": 10080, r"3 \times 10^{5}": 300000, "3\u00d710\u2077": 3e7, "\u0664\u0662": 42, "\uff14\uff12": 42, "1\u202f234": 1234, "1'234": 1234, "-2.5 cm": -2.5,
+        "0.00001": 1e-5, "1e-05": 1e-5, "1e+22": 10**22, "1.2e6": 1200000, ".5": 0.5, "1,5": 5, "1,234": 1234,
+        "1,2345": 2345, "12,345,678": 12345678, "\u22125": -5,
+        "\u20135": -5, "3\u20135": 5, r"\frac{3}{4}": 0.75, r"-\frac34": -0.75, r"2\frac{1}{2}": 2.5, "3 1/2": 3.5,
+        "\u00bd": 0.5, "3\u00bd": 3.5, r"10,\!080": 10080,
+        "10{,}080": 10080, r"3 \times 10^{5}": 300000, "3\u00d710\u2077": 3e7, "\u0664\u0662": 42, "\uff14\uff12": 42,
+        "1\u202f234": 1234, "1'234": 1234, "-2.5 cm": -2.5,
     }  # fmt: skip
     assert {text: float(last_number(text)) for text in written} == pytest.approx(written)
     assert [last_number(text) for text in ("no", "3/0", "9" * 5000, "9" * 4000 + "." + "9" * 4000, "1e99999")] == [None] * 5
@@ -115,10 +122,14 @@ def test_numbers_of_every_form():
 @pytest.mark.parametrize(
     ("text", "letters"),
     [
-        ("I choose B, not A.", "B"), ("(c)", "C"), ("c", "C"), ("答案是C", "C"), ("正确答案为A。", "A"), ("选B", "B"), ("答え：B", "B"), ("정답은 C", "C"), ("Ответ: B", "B"),
-        ("La réponse est C", "C"), ("\uff23", "C"), ("The answer is not A but B.", "B"), ("A is wrong, so it must be B.", "B"), ("B is correct. A is incorrect.", "B"),
-        ("I rule out A and B. The answer is D.", "D"), ("It can't be A. So C", "C"), ("B rather than C", "B"), ("Answer: C. It is better than A.", "C"), ("not A", ""),
-        ("Both A and B are wrong; C.", "C"), (r"\boxed{A, C}", "AC"), ("A and C", "AC"), ("The answer is A or B.", "AB"), (r"\boxed{B) 5 apples}", "B"),
+        ("I choose B, not A.", "B"), ("(c)", "C"), ("c", "C"), ("答案是C", "C"), ("正确答案为A。", "A"), ("选B", "B"),
+        ("答え：B", "B"), ("정답은 C", "C"), ("Ответ: B", "B"),
+        ("La réponse est C", "C"), ("\uff23", "C"), ("The answer is not A but B.", "B"),
+        ("A is wrong, so it must be B.", "B"), ("B is correct. A is incorrect.", "B"),
+        ("I rule out A and B. The answer is D.", "D"), ("It can't be A. So C", "C"), ("B rather than C", "B"),
+        ("Answer: C. It is better than A.", "C"), ("not A", ""),
+        ("Both A and B are wrong; C.", "C"), (r"\boxed{A, C}", "AC"), ("A and C", "AC"),
+        ("The answer is A or B.", "AB"), (r"\boxed{B) 5 apples}", "B"),
     ],
 )  # fmt: skip
 def test_letters_with_negations_and_in_other_scripts(text, letters):
@@ -126,7 +137,7 @@ def test_letters_with_negations_and_in_other_scripts(text, letters):
     assert stated_letter(text) == (letters if len(letters) == 1 else None)
 
 
-# ---- who decides what is right --------------------------------------------------------------------------------------------------
+# ---- who decides what is right ---------------------------------------------------------------------------------------
 
 
 def lengths_batch(texts, rows, lengths):
@@ -222,15 +233,18 @@ def test_equivalent_answers_vote_together():
     assert weighted_vote(["13", "12", "12"], [0.0, 0.0, 0.0]) == 1, "the majority where nobody is trusted"
 
 
-# ---- what comes back from a reward ----------------------------------------------------------------------------------------------
+# ---- what comes back from a reward -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ({"score": [1.0, 2.0]}, "a dict"), ([{"score": 1.0}, 2.0], "a dict.*completion 0"), ("ab", "a str"), (["a", 1.0], "a str .'a'.*completion 0"), ([[1.0], [2.0]], "a list"),
-        ([[1.0, 2.0], [3.0]], "a list"), (None, "NoneType"), (1.0, "a float"), ([1.0], "1.* numbers for 2"), (torch.ones(2, 2), r"\(2, 2\) numbers for 2"),
-        ([1.0, "0.5"], "a str .'0.5'.*completion 1"), ([1.0, 1j], "a complex"), ([1.0, torch.ones(2)], "a Tensor"), (iter([1.0, 2.0]), "iterator"),
+        ({"score": [1.0, 2.0]}, "a dict"), ([{"score": 1.0}, 2.0], "a dict.*completion 0"), ("ab", "a str"),
+        (["a", 1.0], "a str .'a'.*completion 0"), ([[1.0], [2.0]], "a list"),
+        ([[1.0, 2.0], [3.0]], "a list"), (None, "NoneType"), (1.0, "a float"), ([1.0], "1.* numbers for 2"),
+        (torch.ones(2, 2), r"\(2, 2\) numbers for 2"),
+        ([1.0, "0.5"], "a str .'0.5'.*completion 1"), ([1.0, 1j], "a complex"), ([1.0, torch.ones(2)], "a Tensor"),
+        (iter([1.0, 2.0]), "iterator"),
     ],
 )  # fmt: skip
 def test_what_is_no_list_of_numbers_is_named(returned, message):
@@ -260,7 +274,7 @@ def test_numbers_of_any_type_are_taken():
         assert FunctionReward(lambda completions, given=returned: given)(batch).tolist() == [1, 1]
 
 
-# ---- golds are checked before anything is sampled -------------------------------------------------------------------------------
+# ---- golds are checked before anything is sampled --------------------------------------------------------------------
 
 
 def test_rows_whose_own_answer_earns_nothing_are_named():
