@@ -25,6 +25,7 @@ _SUBCLASS = re.compile(r"Not a valid subclass of (\w+)\. Got value: ([^\n]*)")
 _CHOICE = re.compile(r"Parser key ['\"]([\w.]+)['\"]:\s+Expected a typing\.Literal\[([^\]]*)\]\. Got value: ([^\n]*)")
 _MISFIT = re.compile(r"Subtypes: \[<class '(\w+)'>[^\n]*\n(?:(?!Subtypes:).)*?Given value: ([\w.+-]+)", re.DOTALL)
 _CLASS = re.compile(r"Problem with given class_path ['\"]([\w.]+)['\"]")
+_CALLABLE = re.compile(r"[^\n]*Got value: Namespace\(class_path=['\"]([\w.]+)['\"]")
 _PARSER_KEY = re.compile(r"Parser key ['\"]([\w.]+)['\"]")
 _IMPORT = re.compile(
     r"(?:Unable to import|No module named|has no attribute|cannot import name|Import path|not (?:a valid )?import path"
@@ -75,9 +76,10 @@ class ParsingError:
         """The dotted name of a value whose parser calls it by `last`, the innermost of the keys."""
         return ".".join([*self.keys[:-1], last])
 
-    def class_before(self, match: re.Match[str]) -> str | None:
-        """The innermost class whose arguments were being parsed."""
-        classes = _CLASS.findall(self.message[: match.start()])
+    def class_around(self, match: re.Match[str]) -> str | None:
+        """The innermost class whose arguments were being parsed: that of an optimiser or scheduler follows the match."""
+        following = _CALLABLE.match(self.message[match.end() :])
+        classes = [following[1]] if following else _CLASS.findall(self.message[: match.start()])
         return classes[-1] if classes else None
 
 
@@ -98,9 +100,9 @@ def unknown_option(error: ParsingError) -> str:
     if match is None:
         return ""
     option = match[1].lstrip("-")
-    owner = error.class_before(match)
+    owner = error.class_around(match)
     if owner is not None:
-        if paragraph := fixed_part(owner, option):
+        if error.keys == ["model"] and (paragraph := fixed_part(owner, option)):
             return paragraph
         option = f"{'.'.join(error.keys)}.{option}"
         names = [f"{'.'.join(error.keys)}.{name}" for name in nested_names(owner)]
@@ -119,9 +121,9 @@ def unknown_key(error: ParsingError) -> str:
         key, place, names = match[2], ".".join([*error.keys, match[1]]), _group_names(error, match)
     elif match := _OPTION.search(error.message) or _UNKNOWN_KEY.search(error.message):
         key, place = match[1], error.place
-        owner = error.class_before(match)
+        owner = error.class_around(match)
         if owner is not None:
-            if paragraph := fixed_part(owner, key):
+            if error.keys == ["model"] and (paragraph := fixed_part(owner, key)):
                 return paragraph
             inner = _inner_class(owner, error.keys)
             names, place = nested_names(inner), f"{place} ({inner})"
@@ -244,7 +246,7 @@ def _same_name_here(module: str) -> Path | None:
 def _group_names(error: ParsingError, match: re.Match[str]) -> list[str]:
     """The keys of a group of settings, such as the fields of a part."""
     names = [name.rpartition(".")[2] for name in error.known if name.rpartition(".")[0].endswith(match[1])]
-    owner = error.class_before(match)
+    owner = error.class_around(match)
     return names or ([] if owner is None else _fields(owner, match[1]))
 
 

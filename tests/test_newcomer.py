@@ -60,6 +60,10 @@ MISTAKES = {
         ["--model.batch.group_size=eight"],
         "model.batch.group_size is 'eight'; it must be a whole number.",
     ),
+    "an optimiser's option misspelt": (
+        ["--model.optimizer.weight_decai=0.1"],
+        "unknown key 'weight_decai' in model.optimizer (torch.optim.AdamW). Did you mean 'weight_decay'?",
+    ),
     "a word for a learning rate": (["--model.optimizer.lr=fast"], "model.optimizer.lr is 'fast'"),
     "a value that is not allowed": (["--model.batch.lr_per=epoch"], "it must be one of 'update', 'rollout'"),
     "a part that the method sets itself": (
