@@ -44,7 +44,8 @@ class CurriculumSampler(PromptSampler):
             if not isinstance(level, int) or isinstance(level, bool):
                 raise ConfigError(
                     f"a curriculum needs data rows with a whole-numbered `level`, but row {index} has {level!r}; use data that have levels "
-                    "(ArithmeticPrompts, ReasoningGymPrompts with curriculum_levels) or name the column in data.columns."
+                    "(ArithmeticPrompts, ReasoningGymPrompts with curriculum_levels) or name the column in data.columns, and for a "
+                    "CSV file in data.numbers too."
                 )
             pools[level].append(index)
         self.pools = {level: torch.tensor(pools[level]) for level in sorted(pools)}

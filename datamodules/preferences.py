@@ -14,6 +14,9 @@ from support.errors import ConfigError
 from support.prompts import split_by_prompt
 from support.seeding import run_seed
 
+#: columns of a CSV file that are labels, not texts
+LABELS = ("better_response_id", "safer_response_id", "is_response_0_safe", "is_response_1_safe")
+
 
 @dataclass
 class PairSource:
@@ -36,7 +39,7 @@ class PairSource:
 
     def rows(self) -> list[Row]:
         """Pairs as prompt, response_0, response_1, better and, with safety labels, safer, unsafe_0, unsafe_1."""
-        raw = read_rows(self.source, self.split, self.columns, self.subset)[: self.limit]
+        raw = read_rows(self.source, self.split, self.columns, self.subset, LABELS)[: self.limit]
         if self.format == "hh":
             check_rows(raw, self.source, ("chosen", "rejected"))
             return [{"id": row["id"], **_from_hh(row)} for row in raw]

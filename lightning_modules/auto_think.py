@@ -124,7 +124,7 @@ class AutoThink(OnPolicyModule):
         table, modes = self.mode_rewards, self.form.modes(batch)
         # What never leaves its block has thought, and has no answer.
         thinking, closed = modes != Mode.NO_THINKING, modes != Mode.UNCLOSED
-        correct = (batch.rewards[self.judge.name] >= 1) & closed
+        correct = (self.judge.unscaled(batch.rewards[self.judge.name], batch) >= 1) & closed
         parsed = closed & torch.tensor([bool(text) for text in answers(batch)], device=self.device)
         others = super().returns(batch) - self.judge.weight * batch.rewards[self.judge.name]
         reward = naive_reward(correct, thinking, parsed, table.unparsed_no_thinking)

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from rewards.self_check import report_golds
 from support.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +23,16 @@ def check_data(module: "OnPolicyModule", stage: str) -> None:
     for row in [row for split, rows in splits.items() if split != "safety" and stage != "predict" for row in rows]:
         for reward in module.rewards:
             reward.check_columns(row)
+    if stage != "predict":
+        _check_golds(module, [row for split, rows in splits.items() if split != "safety" for row in rows])
     _check_lengths(module, splits)
+
+
+def _check_golds(module: "OnPolicyModule", rows: Rows) -> None:
+    """Warn of rows whose own answer does not earn full marks; refuse data where none does."""
+    for reward in module.rewards:
+        if (paragraph := report_golds(reward, rows)) is not None:
+            rank_zero_warn(paragraph)
 
 
 def _check_lengths(module: "OnPolicyModule", splits: dict[str, Rows]) -> None:

@@ -7,6 +7,7 @@ the answer with the largest sum of s^exponent is given.
     python main.py fit --config configs/self_verify.yaml
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -179,12 +180,20 @@ class SelfVerify(OnPolicyModule):
 
     def remember(self, batch: RolloutBatch) -> None:
         """Put the solutions of a rollout, of all processes, into the buffer with the truth about them; those without an answer pose no question."""
-        own, scores, size = [], self.judge.unscaled(batch.rewards[self.judge.name], batch), batch.group_size
-        for i, (row, solution) in enumerate(zip((row for row in batch.rows for _ in range(size)), answers(batch), strict=True)):
-            if row.get("solution_correct") is None and solution and not scores[i].isnan():
-                group = scores[i - i % size : i - i % size + size]
-                truth = {"solution_correct": bool(scores[i] >= 1), "group_correct": int((group >= 1).sum()), "group_size": size}
-                own.append(verify_row(row, solution, self.verification.prompt) | truth)
+        scores, size = self.judge.unscaled(batch.rewards[self.judge.name], batch).tolist(), batch.group_size
+        rows, solutions = [row for row in batch.rows for _ in range(size)], answers(batch)
+        asked = [
+            row.get("solution_correct") is None and bool(solution) and not math.isnan(score)
+            for row, solution, score in zip(rows, solutions, scores, strict=True)
+        ]
+        own = []
+        for start in range(0, len(rows), size):
+            places = [i for i in range(start, start + size) if asked[i]]
+            # Counted are the questions that are asked, so that a perfect verifier earns 1 on average.
+            truth = {"group_correct": sum(scores[i] >= 1 for i in places), "group_size": len(places)}
+            for i in places:
+                question = verify_row(rows[i], solutions[i], self.verification.prompt)
+                own.append(question | {"solution_correct": scores[i] >= 1} | truth)
         self.buffer.add([row for part in gathered(own) for row in part], self.rollouts_done)
 
     def setup(self, stage: str) -> None:
@@ -209,8 +218,13 @@ class SelfVerify(OnPolicyModule):
         return verdicts, yes_probability(self.policy, verdicts)
 
     def vote(self, batch: RolloutBatch, scores: Float[Tensor, "rows"], exponent: float) -> list[int]:
-        """The row that each problem's vote chooses."""
-        texts, values, size, form = answers(batch), scores.tolist(), batch.group_size, self.verification.form
+        """The row that each problem's vote chooses; completions vote together if their answers are equivalent."""
+        texts, values, size, form = (
+            self.judge.extracted(batch),
+            scores.tolist(),
+            batch.group_size,
+            self.verification.form,
+        )
         starts = range(0, len(texts), size)
         return [at + weighted_vote(texts[at : at + size], values[at : at + size], exponent, form) for at in starts]
 

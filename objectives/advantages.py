@@ -12,6 +12,9 @@ from objectives.statistics import Deviation, Reduce, global_moments, group_stati
 class Advantage(ABC):
     """Turns rewards into one advantage a row (spread over its tokens later) or one a token."""
 
+    #: set by the on-policy module before each call: 1 for right and 0 for wrong completions ("rows"), NaN where nothing
+    #: is known; None without a reward that judges correctness
+    correct: Float[Tensor, "rows"] | None = None
     #: sums statistics over all processes, for advantages that look beyond a group; the on-policy module sets it
     reduce: Reduce = staticmethod(own)
     #: whether it also takes rewards a token, shaped "rows time"

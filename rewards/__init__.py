@@ -1,7 +1,7 @@
 """What a completion earns."""
 
-from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
-from rewards.base import Failure, FunctionReward, Reward, total_reward, without_failed
+from rewards.answers import AnswerReward, ExactAnswer, Format, MathAnswer, NumericAnswer
+from rewards.base import Failure, FunctionReward, Reward, correct_rows, total_reward, without_failed
 from rewards.choices import MultipleChoice
 from rewards.code import CodeTests
 from rewards.failures import Guarded
@@ -17,6 +17,7 @@ from rewards.models import ModelScore
 from rewards.open_rs import CosineLength, LineFormat, ParsableMathAnswer, TagCount
 from rewards.per_task import PerTask
 from rewards.saturn import SatAssignment
+from rewards.self_check import GoldProblem
 from rewards.self_verify import Verdict
 from rewards.shorter_better import ShorterBetter
 from rewards.still3 import ActionBonus, LengthBonus
@@ -26,6 +27,7 @@ from rewards.think_json import FilledSchema, JsonPart, ThinkAnswerFormat
 
 __all__ = [
     "ActionBonus",
+    "AnswerReward",
     "CodeTests",
     "CosineLength",
     "ExactAnswer",
@@ -33,6 +35,7 @@ __all__ = [
     "FilledSchema",
     "Format",
     "FunctionReward",
+    "GoldProblem",
     "GradedAnswer",
     "Guarded",
     "HAPO",
@@ -71,6 +74,7 @@ __all__ = [
     "ToxicityCost",
     "Truncation",
     "Verdict",
+    "correct_rows",
     "total_reward",
     "without_failed",
 ]

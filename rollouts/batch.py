@@ -32,6 +32,7 @@ class RolloutBatch:
         finish_reasons: why each completion ended.
         rows: the data row of each prompt (answer, task, id).
         rewards: by name, one a completion; NaN where one does not apply.
+        judges: the reward that gave each of `rewards`, by name, whose `unscaled` says what is correct.
         failures: of the rewards that may fail, by name: 0 for a completion that was scored, 1 for an error, 2 for a time-out.
         reference_logprobs: under the reference, once computed; 0 outside action_mask.
         own_first: first tokens of each completion that the method drew itself, see rollouts/first_tokens.py; None for none.
@@ -47,6 +48,7 @@ class RolloutBatch:
     finish_reasons: list[FinishReason]
     rows: list[dict[str, Any]]
     rewards: dict[str, Float[Tensor, "rows"]] = field(default_factory=dict)
+    judges: dict[str, Any] = field(default_factory=dict, repr=False)
     failures: dict[str, Int[Tensor, "rows"]] = field(default_factory=dict)
     advantages: Float[Tensor, "rows"] | Float[Tensor, "rows time"] | None = None
     reference_logprobs: Float[Tensor, "rows time"] | None = None
@@ -86,6 +88,7 @@ class RolloutBatch:
             finish_reasons=[reason for part in parts for reason in part.finish_reasons],
             rows=[row for part in parts for row in part.rows],
             rewards={name: torch.cat([part.rewards[name] for part in parts]) for name in parts[0].rewards},
+            judges=parts[0].judges,
             failures={name: torch.cat([part.failures[name] for part in parts]) for name in parts[0].failures},
             own_first=None if parts[0].own_first is None else torch.cat([part.own_first for part in parts if part.own_first is not None]),
             decoder=parts[0].decoder,
@@ -105,9 +108,11 @@ class RolloutBatch:
             finish_reasons=[self.finish_reasons[row] for row in rows.tolist()],
             rows=[self.rows[prompt] for prompt in prompts],
             rewards={name: values[rows.to(values.device)] for name, values in self.rewards.items()},
+            judges=dict(self.judges),
             failures={name: values[rows.to(values.device)] for name, values in self.failures.items()},
             own_first=None if self.own_first is None else self.own_first[rows],
             decoder=self.decoder,
+            _completions=None if self._completions is None else [self._completions[row] for row in rows.tolist()],
         )
 
     def single(self, row: int) -> "RolloutBatch":

@@ -57,7 +57,11 @@ def test_every_kind_has_a_case():
 def test_share_or_all():
     row = {
         "prompt": "p",
-        "instructions": [{"kind": "no_commas"}, {"kind": "case", "which": "lower"}, {"kind": "starts_with", "phrase": "a"}],
+        "instructions": [
+            {"kind": "no_commas"},
+            {"kind": "case", "which": "lower"},
+            {"kind": "starts_with", "phrase": "a"},
+        ],
     }
     texts = ["a b", "A, b", "b c"]
     assert InstructionFollowing()(batch_of(texts, [row])).tolist() == pytest.approx([1, 0, 2 / 3])
@@ -84,7 +88,7 @@ def test_a_faulty_row_is_named(instructions, message):
     ("text", "letter"),
     [
         ("B", "B"),
-        ("(c)", None),  # a small letter alone is a list's number as often
+        ("(c)", "C"),  # a small letter alone is a list's number as often
         ("(C)", "C"),
         ("D.", "D"),
         ("**A**", "A"),
