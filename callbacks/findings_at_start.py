@@ -131,18 +131,20 @@ def wrong_answer(module: Any, data: Any) -> str | None:
 
 def generous_scorer(module: Any, data: Any) -> str | None:
     """A scorer of reasoning-gym pays an answer that says nothing a quarter of a right one's reward or more."""
-    scorers = [part for part in _with_parts(module.rewards) if isinstance(part, ReasoningGymScore)]
-    if not scorers:
-        return None
     by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    scorers: dict[str, ReasoningGymScore] = {}
     for row in data.rows("train"):
-        if row.get("entry") is not None and len(part := by_task[task_of(row["entry"])]) < TRIED:
-            part.append(row)
+        if row.get("entry") is None or len(rows := by_task[task := task_of(row["entry"])]) == TRIED:
+            continue
+        asked = [part for part in _asked(module.rewards, row) if isinstance(part, ReasoningGymScore)]
+        if asked:
+            scorers[task] = asked[0]
+            rows.append(row)
     paid = []
-    for task, rows in by_task.items():
-        pairs = [(row, answer) for answer in TRIVIAL for row in rows if str(row.get("answer")).strip() != answer]
-        given = [answer if scorers[0].extract != "tags" else f"<answer>{answer}</answer>" for _, answer in pairs]
-        scores = scorers[0](text_batch(given, [row for row, _ in pairs])).tolist()
+    for task, scorer in scorers.items():
+        pairs = [(row, answer) for answer in TRIVIAL for row in by_task[task] if str(row.get("answer")).strip() != answer]
+        given = [answer if scorer.extract != "tags" else f"<answer>{answer}</answer>" for _, answer in pairs]
+        scores = scorer(text_batch(given, [row for row, _ in pairs])).tolist()
         means = {
             answer: sum(found) / len(found)
             for answer in TRIVIAL
@@ -160,10 +162,11 @@ def generous_scorer(module: Any, data: Any) -> str | None:
     )
 
 
-def _with_parts(rewards: list[Reward]) -> Iterator[Reward]:
+def _asked(rewards: list[Reward], row: dict[str, Any]) -> Iterator[Reward]:
+    """The rewards that score completions of a data row, those inside others included."""
     for reward in rewards:
         yield reward
-        yield from _with_parts(reward.parts)
+        yield from _asked(reward.parts_for(row), row)
 
 
 def _scored(module: Any, data: Any) -> RolloutBatch | None:

@@ -39,13 +39,13 @@ class AnswerReward(Reward):
     """1 if the text after the reasoning gives the row's `answer`, else 0; NaN where the row's answer cannot be read.
 
     Args:
-        accept: what to do with an `answer` that is a list: "any" of its members is right, or "all" must be given.
         weight, name: as in every reward.
+        accept: what to do with an `answer` that is a list: "any" of its members is right, or "all" must be given.
     """
 
     is_correctness, may_abstain, span = True, True, (0.0, 1.0, True)
 
-    def __init__(self, accept: Literal["any", "all"] = "any", weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(self, weight: float = 1.0, name: str | None = None, accept: Literal["any", "all"] = "any") -> None:
         super().__init__(weight, name)
         if accept not in ("any", "all"):
             raise ConfigError(f"{type(self).__name__}: accept is {accept!r}; it must be 'any' or 'all'.")
@@ -120,9 +120,8 @@ class ExactAnswer(AnswerReward):
 class NumericAnswer(AnswerReward):
     """1 if the last number after the reasoning equals the last number of the row's `answer`, else 0.
 
-    Read are exponents (1e-5), a leading point, groups of three digits, simple fractions, LaTeX's too, and minus signs
-    and digits of
-    other scripts. `accept: all` compares the last numbers, as many as the row has answers, in any order.
+    It reads exponents (1e-5), a leading point, groups of three digits, simple fractions (LaTeX's too), and minus signs
+    and digits of other scripts. `accept: all` compares the last numbers, as many as the row has answers, in any order.
     """
 
     def reads(self, gold: str) -> bool:
@@ -151,12 +150,11 @@ class MathAnswer(AnswerReward):
     """1 if the answer is equivalent to the row's `answer` (LaTeX, bare or not, plain or words), else 0.
 
     The last \\boxed{...} is the answer, wherever it stands; without one, what follows "answer is", the last
-    mathematics, or all of a short text. One value is one answer:
-    the order of a list does not matter, that of a tuple does; an equation asserts its right-hand side where the gold
-    answer is no equation; words are compared as
-    words. Numbers, words, lists and intervals are compared here, what needs algebra by math-verify in other processes:
-    an answer that takes seconds to
-    compute is wrong. A gold answer that nobody can read gets NaN. docs/howto/grading.md has the table of what counts.
+    mathematics, or all of a short text. One value is one answer: the order of a list does not matter, that of a tuple
+    does; an equation asserts its right-hand side where the gold answer is no equation; words are compared as words.
+    Numbers, words, lists and intervals are compared here; math-verify compares what needs algebra, in other processes,
+    where an answer that takes seconds to compute is wrong. A gold answer that cannot be read gets NaN.
+    docs/howto/grading.md has the table of what counts.
     """
 
     def prepared(self, questions: list[tuple[str, list[str]]]) -> dict[tuple[str, tuple[str, ...]], bool | None]:

@@ -106,7 +106,7 @@ class Reward(ABC):
         return scores
 
     def extracted(self, batch: RolloutBatch) -> list[str]:
-        """The answer of every completion, the same text for equivalent answers of one prompt; "" where there is none.
+        """The answer of every completion, the same text for equivalent answers of one prompt; "" without an answer.
 
         Votes pool completions by it. By default the last box, or else the text after the reasoning.
         """
@@ -116,6 +116,10 @@ class Reward(ABC):
     def parts(self) -> list["Reward"]:
         """The rewards that this one asks; none by default."""
         return []
+
+    def parts_for(self, row: dict[str, Any]) -> list["Reward"]:
+        """Those of `parts` that are asked about completions of a data row; all of them by default."""
+        return self.parts
 
     def gold(self, row: dict[str, Any]) -> str | None:
         """A completion that gives the row's own answer, for `self_check`; None where the reward knows none."""

@@ -117,11 +117,10 @@ def _together(text: str, matches: list[re.Match[str]], allowed: str) -> list[str
 
 
 class MultipleChoice(AnswerReward):
-    """1 if the letter stated after the reasoning is the row's `answer`, else 0; NaN where the row's answer is none.
+    """1 if the letter stated after the reasoning is the row's `answer`, else 0; NaN where that is not a letter.
 
     The answer is a letter, or a number that counts from 0 (as in MMLU); a list holds several that count, see `accept`.
-    `choices`, a list, tells how many there
-    are. One letter is one answer: "A or B" states none of the two.
+    The length of `choices`, a list, is the number of options. One letter is one answer: "A or B" states neither.
 
     Args:
         options: how many there are in rows without `choices`.
@@ -136,7 +135,7 @@ class MultipleChoice(AnswerReward):
         name: str | None = None,
         accept: Literal["any", "all"] = "any",
     ) -> None:
-        super().__init__(accept, weight, name)
+        super().__init__(weight, name, accept)
         if not 2 <= options <= len(LETTERS):
             raise ConfigError(f"MultipleChoice: options is {options}; it must lie between 2 and {len(LETTERS)}.")
         self.options = options

@@ -91,6 +91,9 @@ class PerTask(Reward):
     def parts(self) -> list[Reward]:
         return list(self.rewards.values())
 
+    def parts_for(self, row: dict[str, Any]) -> list[Reward]:
+        return [self._for(family(row))]
+
     def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return self._by_task(self.without_scale(scores, batch), batch, "unscaled")
 

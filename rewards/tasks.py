@@ -25,7 +25,7 @@ def is_value(answer: str, formula: bool = False) -> bool:
     """Whether nothing but a value can come of evaluating an answer: no calls, attributes or operators, or for a formula
     those of arithmetic and calculus.
 
-    What is no Python stays what it is where Python's own eval would refuse it; sympy reads more than Python does, so a
+    Text that is not Python is harmless where Python's own eval would refuse it. sympy reads more than Python does, so a
     formula must be Python.
     """
     try:

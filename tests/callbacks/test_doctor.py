@@ -154,6 +154,8 @@ def test_scorers_that_pay_answers_that_say_nothing(policy):
         assert "game_of_life_halting pays" in found and "coin_flip pays" in found and "chain_sum" not in found
     assert said({"chain_sum": {}}, ReasoningGymScore()) is None
     assert said(generous, ExactAnswer()) is None
+    mended = PerTask({"game_of_life_halting": ExactAnswer(), "coin_flip": ExactAnswer(), "default": ReasoningGymScore()})
+    assert said(generous, mended) is None, "tasks that another reward scores are not named"
     assert set(GENEROUS) >= {"game_of_life_halting", "coin_flip", "complex_arithmetic", "polynomial_equations"}
 
 

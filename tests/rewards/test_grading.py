@@ -101,6 +101,8 @@ def test_several_accepted_answers():
         assert graded(everything, golds, all_of_them, texts[0], wrong) == [1, 0, 0], kind
     with pytest.raises(ConfigError, match="'some'; it must be 'any' or 'all'"):
         ExactAnswer(accept="some")
+    for kind in (ExactAnswer, NumericAnswer, MathAnswer):
+        assert (kind(0.5, "half").weight, kind(0.5, "half").name) == (0.5, "half"), "weight and name come first, as in every reward"
 
 
 def test_numbers_of_every_form():
