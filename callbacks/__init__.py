@@ -1,5 +1,9 @@
 """Callbacks that act between rollouts: KL control, curriculum, tables, checkpoints, exports."""
 
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
+
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable

@@ -1,7 +1,8 @@
-"""What a model needs in memory, by phase, from its config.json alone: no weights are loaded.
+"""The memory that a model needs, by phase, from its config.json alone: no weights are loaded.
 
-Parameters are counted on the model as transformers builds it, without storage, so the counts are exact, adapters included; so are the sizes of caches.
-What an update keeps for its backward pass is an estimate for Llama-shaped layers.
+Parameters are counted on the model that transformers builds without storage, so the counts are exact, adapters
+included; so are the sizes of caches. The activations that an update keeps for its backward pass are estimated for
+Llama-like layers.
 """
 
 import os
@@ -21,11 +22,11 @@ from support.errors import ConfigError
 
 @dataclass
 class ModelSize:
-    """Counts of a model's numbers.
+    """Number and width of a model's parameters.
 
     Fields:
-        config: of transformers. parameters: all, each once where they are tied. trained: of them, adapters alone under LoRA.
-        width: bytes of one number.
+        config: transformers' configuration. parameters: number of all, tied ones counted once.
+        trained: number of those that are trained, adapters alone under LoRA. width: bytes per number.
     """
 
     config: Any
@@ -35,11 +36,18 @@ class ModelSize:
 
     @classmethod
     def of(cls, params: PolicyParams) -> "ModelSize":
-        """Raises ConfigError for a model whose config cannot be read."""
+        """Count the parameters of a model.
+
+        Raises:
+            ConfigError: for a model whose config.json cannot be read.
+        """
         try:
             config = AutoConfig.from_pretrained(locate(params.model))
         except OSError as error:
-            raise ConfigError(f"the config of {params.model} cannot be read: {str(error).splitlines()[0]}") from error
+            raise ConfigError(
+                f"the config.json of {params.model} cannot be read: {str(error).splitlines()[0]}. "
+                "Correct model.policy.model."
+            ) from error
         dtype = getattr(torch, params.dtype)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -57,19 +65,22 @@ class ModelSize:
         return int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
 
     def cache_bytes(self, tokens: int) -> int:
-        """Keys and values of this many tokens in all layers."""
+        """Bytes of the keys and values of this many tokens in all layers."""
         layers: int = self.config.num_hidden_layers
         return 2 * layers * self.key_heads * self.head_size * tokens * self.width
 
     def activation_bytes(self, prompts: int, prompt: int, rows: int, time: int, checkpointing: bool = False) -> int:
-        """What the packed forward pass of an update keeps for its backward pass.
+        """Bytes that the packed forward pass of an update keeps for its backward pass.
 
-        A layer keeps its input, its normalised input before and after the scale, the same three before the MLP, queries, the attended values twice, keys and
-        values, four inner states of the gated MLP, the prompt's keys and values once more for every completion, and a mask; with checkpointing its input alone,
-        and everything of one layer at a time. One tile of probabilities over the vocabulary stays too, if it is the only one.
+        A layer keeps its input, its normalised input before and after the scale, the same three before the MLP,
+        queries, the attended values twice, keys and values, four inner states of the gated MLP, the prompt's keys and
+        values once more per completion, and a mask; with checkpointing its input alone, and everything of one layer at
+        a time. One tile of probabilities over the vocabulary stays too, if it is the only one.
 
         Args:
-            prompts: of the pass, each of `prompt` tokens. rows: completions of the pass, each of `time` tokens.
+            prompts: number of prompts in the pass, each of `prompt` tokens.
+            rows: number of completions in the pass, each of `time` tokens.
+            checkpointing: whether the layers recompute their inner states in the backward pass.
         """
         config, tokens = self.config, prompts * prompt + rows * time
         hidden: int = config.hidden_size
@@ -83,14 +94,14 @@ class ModelSize:
 
 
 def states_of(optimizer: Callable[[Any], torch.optim.Optimizer]) -> int:
-    """Numbers that an optimiser keeps for every trained weight, found by one step on a small tensor."""
+    """Numbers that an optimiser keeps per trained weight, found by one step on a small tensor."""
     weight = torch.nn.Parameter(torch.ones(64))
-    made = optimizer([weight])
+    instance = optimizer([weight])
     weight.grad = torch.ones(64)
-    made.step()
-    return sum(value.numel() == 64 for value in made.state[weight].values() if isinstance(value, torch.Tensor))
+    instance.step()
+    return sum(value.numel() == 64 for value in instance.state[weight].values() if isinstance(value, torch.Tensor))
 
 
 def machine_memory() -> int | None:
-    """Bytes of this machine's memory; None where it cannot be known."""
+    """Bytes of this machine's memory; None where the system does not tell."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None

@@ -1,5 +1,9 @@
 """Data modules. The order of the prompts and the position in it are state that a checkpoint carries."""
 
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
+
 from datamodules.arithmetic import ArithmeticPrompts
 from datamodules.demonstrations import Demonstrations
 from datamodules.file_prompts import FilePrompts

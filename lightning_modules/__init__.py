@@ -1,5 +1,9 @@
 """The methods: each a LightningModule."""
 
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
+
 from lightning_modules.adapt_think import AdaptThink, Forcing
 from lightning_modules.auto_think import AutoThink, ModeRewards
 from lightning_modules.core.evaluation import Evaluation

@@ -3,6 +3,10 @@
 No Lightning, no tokenizer, no batch, no file in here: tensors in, tensors out.
 """
 
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
+
 from objectives.advantages import Advantage, GroupNorm, LeaveOneOut, NoBaseline
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.betting import Betting, ConfidenceSequence

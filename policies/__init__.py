@@ -1,5 +1,9 @@
 """What owns the weights: loading, LoRA, references, per-token log-probs."""
 
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
+
 from policies.logprobs import packed_logprobs, padded_logprobs, token_logprobs
 from policies.packing import PromptGroups
 from policies.policy import LoRA, Policy, PolicyParams, load_tokenizer

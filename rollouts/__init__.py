@@ -1,5 +1,9 @@
 """From prompts to completions: the batch that everybody passes on, and the engines that generate."""
 
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
+
 from rollouts.batch import RolloutBatch, ends_open
 from rollouts.batch_plan import BatchPlan
 from rollouts.completion_records import completion_records

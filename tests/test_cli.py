@@ -1,4 +1,4 @@
-"""main.py from the outside: what a person types, what the run leaves behind, what a mistake says."""
+"""main.py from the outside: command lines, the files and records that runs leave, and answers to mistakes."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import mlflow
 import pytest
 import yaml
 
+from cli.resume import last_checkpoint
 from lightning_modules.hc_rlhf import verify
-from main import last_checkpoint, main
+from main import main
 from support.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +97,8 @@ def test_two_methods_share_metric_names(here, reasoner, assistant):
     client, runs = experiment()
     runs = runs[runs["params.model.class_path"].notna()].set_index("params.model.class_path")
     shared = [
-        "train/reward", "train/length", "train/entropy", "train/loss", "train/grad_norm", "val/reward", "val/length", "perf/rollout_tokens_per_s", "perf/update_tokens_per_s",
+        "train/reward", "train/length", "train/entropy", "train/loss", "train/grad_norm", "val/reward", "val/length",
+        "perf/rollout_tokens_per_s", "perf/update_tokens_per_s",
     ]  # fmt: skip
     for name in shared:
         assert runs[f"metrics.{name}"].notna().all(), name
@@ -291,7 +293,8 @@ def test_mistakes_are_explained(here, reasoner, argument, first):
         (["--ckpt_path=runs/none.ckpt"], "runs/none.ckpt cannot be used"),
         (
             [
-                '--model.rewards=[{"class_path": "rewards.FunctionReward", "init_args": {"function": "tests.test_cli.needs_colour"}}]'
+                "--model.rewards=[rewards.FunctionReward]",
+                "--model.rewards.function=tests.test_cli.needs_colour",
             ],
             "needs the data column 'colour'",
         ),
@@ -340,7 +343,7 @@ def test_another_question_is_another_test(here, assistant):
 
 
 def test_the_last_run_goes_on(here, reasoner, assistant):
-    with pytest.raises(ConfigError, match="there is nothing to validate"):
+    with pytest.raises(ConfigError, match="there is no checkpoint of lightning_modules.GRPO to validate with"):
         main(["validate", *short(reasoner), "--ckpt_path=last"])
     first = main(["fit", *short(reasoner), "--ckpt_path=last"])  # nothing to go on from yet: it starts
     cli = main(["fit", *short(reasoner), "--ckpt_path=last", "--trainer.max_steps=4"])

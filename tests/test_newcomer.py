@@ -1,4 +1,4 @@
-"""The mistakes that a newcomer makes first: each ends in one paragraph that names the thing and says what to do, before anything is trained.
+"""The first mistakes of a newcomer: each ends in one paragraph that says what to change, before anything is trained.
 
 docs/howto/mistakes.md lists them in the same order.
 """
@@ -42,32 +42,40 @@ def function(path):
 MISTAKES = {
     "no command": (
         ["--config=configs/grpo.yaml"],
-        "'--config=configs/grpo.yaml' is none. Such as: python main.py fit --config",
+        "'--config=configs/grpo.yaml' is not a command; the commands are fit, validate",
     ),
     "another project's command": (["train", "--config=configs/grpo.yaml"], "Did you mean 'fit'?"),
-    "no configuration": (["fit"], "nothing says what to fit: name a configuration, e.g. --config configs/"),
-    "a configuration without its folder": (["fit", "--config=grpo.yaml"], "did you mean configs/grpo.yaml?"),
-    "a configuration misspelt": (["fit", "--config=configs/gpro.yaml"], "did you mean configs/grpo.yaml?"),
-    "tabs in a configuration": (["fit", "--config=tabs.yaml"], "tabs.yaml is no good YAML at line 2, column 1"),
-    "a key twice": (["fit", "--config=twice.yaml"], "the key 'batch' stands here twice"),
+    "no configuration": (["fit"], "Name one: python main.py fit --config configs/grpo.yaml"),
+    "a configuration without its folder": (["fit", "--config=grpo.yaml"], "Did you mean --config configs/grpo.yaml?"),
+    "a configuration misspelt": (["fit", "--config=configs/gpro.yaml"], "Did you mean --config configs/grpo.yaml?"),
+    "tabs in a configuration": (["fit", "--config=tabs.yaml"], "tabs.yaml is not valid YAML (line 2, column 1)"),
+    "a key twice": (["fit", "--config=twice.yaml"], "the key 'batch' occurs twice in this mapping"),
     "a method misspelt": (["fit", "--config=gpro.yaml"], "Did you mean lightning_modules.GRPO?"),
     "an option misspelt": (["--model.bacth.group_size=4"], "Did you mean --model.batch.group_size?"),
     "an option without its section": (["--group_size=4"], "Did you mean --model.batch.group_size?"),
-    "another project's option": (["--learning_rate=1e-5"], "Did you mean --model.optimizer.init_args.lr?"),
+    "another project's option": (["--learning_rate=1e-5"], "Did you mean --model.optimizer.lr?"),
     "another project's option, for the model": (["--model.beta=0.1"], "Did you mean model.kl.coefficient?"),
     "a batch size for the data": (["--data.batch_size=8"], "Did you mean model.batch.prompts_per_rollout?"),
     "a word for a number": (
         ["--model.batch.group_size=eight"],
-        "model.batch.group_size is 'eight'; a whole number is expected.",
+        "model.batch.group_size is 'eight'; it must be a whole number.",
     ),
-    "a word for a learning rate": (["--model.optimizer.init_args.lr=fast"], "model.optimizer.lr is 'fast'"),
-    "a choice that is none": (["--model.batch.lr_per=epoch"], "one of 'update', 'rollout' is expected"),
+    "an optimiser's option misspelt": (
+        ["--model.optimizer.weight_decai=0.1"],
+        "unknown key 'weight_decai' in model.optimizer (torch.optim.AdamW). Did you mean 'weight_decay'?",
+    ),
+    "a word for a learning rate": (["--model.optimizer.lr=fast"], "model.optimizer.lr is 'fast'"),
+    "a value that is not allowed": (["--model.batch.lr_per=epoch"], "it must be one of 'update', 'rollout'"),
+    "a part that the method sets itself": (
+        ["--model=lightning_modules.AdaptThink", "--model.loss.clip_high=0.3"],
+        "AdaptThink sets its loss itself, so model.loss.clip_high cannot be set. Set model.clip_high instead.",
+    ),
     "a model's folder misspelt": (["--model.policy.model=assets/tiny_resoner"], "assets/tiny_resoner' does not exist"),
     "layers of another model": (
         ["--model.policy.lora.target_modules=[q_prj]"],
         "Its layers are down_proj, gate_proj, k_proj",
     ),
-    "a GPU that is not there": (["--trainer.accelerator=gpu"], "PyTorch finds no such device"),
+    "a GPU that does not exist": (["--trainer.accelerator=gpu"], "PyTorch finds no such device"),
     "a group of one": (["--model.batch.group_size=1"], "set it to 2 or more"),
     "data without a prompt": (
         ["--data=datamodules.FilePrompts", "--data.source=questions.jsonl"],
@@ -77,7 +85,7 @@ MISTAKES = {
         ["--data=datamodules.FilePrompts", "--data.source=numbers.jsonl"],
         "row 0 of the train split of FilePrompts (numbers.jsonl) holds 7 (int); a prompt is a text",
     ),
-    "data that is not there": (
+    "data that does not exist": (
         ["--data=datamodules.FilePrompts", "--data.source=question.jsonl"],
         "'question.jsonl' does not exist",
     ),
@@ -95,9 +103,9 @@ MISTAKES = {
     ),
     "a number among the rewards": (
         ["--model.rewards=[rewards.ExactAnswer, 5]"],
-        "model.rewards has '5', which is no Reward",
+        "model.rewards contains '5', which is not a Reward",
     ),
-    "a checkpoint that is not there": (["--ckpt_path=runs/a.ckpt"], "runs/a.ckpt cannot be used"),
+    "a checkpoint that does not exist": (["--ckpt_path=runs/a.ckpt"], "runs/a.ckpt cannot be used"),
 }
 
 
@@ -116,6 +124,7 @@ def test_a_mistake_is_answered_with_what_to_do(name, here, capsys):
         main(arguments)
     message = str(caught.value)
     assert answer in message and len(message) < 800, message
+    assert "\n" not in message
     assert "rollout 1:" not in capsys.readouterr().out and not list(here.glob("runs/*/checkpoints/*"))
 
 

@@ -1,4 +1,4 @@
-"""What a command line may leave out, and what is said where it left out too much."""
+"""A command line may leave out a folder or a configuration; where it leaves out too much, it is told what to add."""
 
 import json
 from pathlib import Path
@@ -58,12 +58,14 @@ def test_a_checkpoint_predicts_with_no_flag_repeated(here, reasoner, capsys):
 def test_a_checkpoint_without_a_configuration_is_refused(here):
     with pytest.raises(ConfigError, match="runs/x/checkpoints/a.ckpt does not exist"):
         main(["predict", "--ckpt_path=runs/x/checkpoints/a.ckpt"])
-    with pytest.raises(ConfigError, match="no run under runs and no --config, so nothing to predict"):
+    with pytest.raises(ConfigError, match="no run under runs and no --config, so there is nothing to predict"):
         main(["predict", "--ckpt_path", "last"])
     with pytest.raises(ConfigError, match="no run under elsewhere"):
         main(["test", "--ckpt_path", "last", "--trainer.default_root_dir", "elsewhere"])
     Path("weights.ckpt").touch()
-    with pytest.raises(ConfigError, match="weights.ckpt comes without the configuration .* name it with --config"):
+    with pytest.raises(
+        ConfigError, match="weights.ckpt comes without the configuration .* Name the configuration with --config"
+    ):
         main(["validate", "--ckpt_path", "weights.ckpt"])
 
 

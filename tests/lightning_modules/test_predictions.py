@@ -125,7 +125,7 @@ def test_the_page_colours_tokens(tmp_path):
     )
     assert page(tmp_path, [ROW] * 3, "--limit", "2").count("<article>") == 2
     assert math.isclose(inspect.token_values(ROW, "surprise")[1], 2.0)
-    with pytest.raises(ConfigError, match="does not know the kl"):
+    with pytest.raises(ConfigError, match="has no kl"):
         page(tmp_path, [ROW], "--colour", "kl")
     with pytest.raises(ConfigError, match="holds no completions"):
         page(tmp_path, [{"id": 1, "score_0": 2.0}])
