@@ -14,9 +14,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from policies import PolicyParams
+from policies.adapters import with_adapter
 from policies.fused import TILE
 from policies.locate import locate
-from policies.policy import with_adapter
 from support.errors import ConfigError
 
 

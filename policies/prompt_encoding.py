@@ -1,8 +1,9 @@
-"""Text that comes from data stays text: a prompt that spells "<|im_end|>" does not end the user's turn.
+"""Encoding of prompts and completions in which data stays text: "<|im_end|>" in a prompt does not end the user's turn.
 
-A tokenizer turns the spelling of its control tokens into the tokens, wherever the text came from. Here every such spelling in the content of a message, a
-completion or a demonstration is cut behind its first character, and the pieces are encoded one by one, so that none of them spells a control token any
-more. What the chat template writes itself is left whole, and texts without such spellings get exactly the ids that they always had.
+A tokenizer turns the spelling of a control token into the token, wherever the text came from. Here every such spelling
+in the content of a message, a completion or a demonstration is cut behind its first character, and the pieces are
+encoded one by one, so that none of them spells a control token. The chat template's own text is left whole, and texts
+without such spellings get exactly the ids that the tokenizer gives them.
 """
 
 import json
@@ -16,15 +17,19 @@ from support.errors import ConfigError
 from support.prompt_identity import check_prompt
 
 Prompt = str | list[dict[str, str]]
-#: the reasoner's markers stay tokens in what a model writes (responses of demonstrations, its completions, assistants' turns), never in what a user writes
+#: The reasoner's markers stay tokens in a model's texts (responses of demonstrations, completions, assistants' turns),
+#: never in a user's.
 MARKERS = ("<think>", "</think>")
-#: a private character of Unicode; it stands where a text is cut, as often in a row as it takes to be in no text
+#: a private character of Unicode that marks a cut, repeated until the mark occurs in no text
 _CUT = "\ue000"
 
 
 @lru_cache(maxsize=8)
 def _spellings(tokenizer: Any, template: str | None, keep: tuple[str, ...]) -> re.Pattern[str] | None:
-    """Finds the first character of a control token's spelling. Added words that are no control tokens (runs of spaces, "<table>") are not meant."""
+    """A pattern for the first character of a control token's spelling; None for a tokenizer without control tokens.
+
+    Added words that are not control tokens (runs of spaces, "<table>") are left out.
+    """
     control = set()
     for token in tokenizer.added_tokens_decoder.values():
         marks = re.fullmatch(r"<[|｜].*[|｜]>", token.content) or (
@@ -38,7 +43,11 @@ def _spellings(tokenizer: Any, template: str | None, keep: tuple[str, ...]) -> r
 
 
 def encode_content(tokenizer: Any, text: str, keep: tuple[str, ...] = MARKERS) -> list[int]:
-    """Token ids of what a model wrote or shall write, without the tokenizer's beginning and end; `keep` are spellings that stay tokens."""
+    """Token ids of a model's text (a completion or a demonstration), without the tokenizer's beginning and end.
+
+    Args:
+        keep: spellings of control tokens that stay tokens.
+    """
     mark = _unused([text])
     return encode_cut(tokenizer, _cut(tokenizer, text, keep, mark), mark)
 
@@ -59,13 +68,13 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     bare = tokenizer(first, add_special_tokens=False)["input_ids"]
     if not others:
         return ids
-    # The tokenizer's own beginning stands before the first piece, its end behind the last.
+    # The tokenizer's beginning goes before the first piece, its end behind the last.
     place = encoded["special_tokens_mask"].index(0) + len(bare)
     return [*ids[:place], *encode_cut(tokenizer, mark.join(others), mark), *ids[place:]]
 
 
 def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
-    """(the chat template's text of a prompt, the mark at which it is to be cut before it is encoded).
+    """(the chat template's text of a prompt, the mark at which the text must be cut before it is encoded).
 
     Raises:
         ConfigError: for a prompt that is neither a text nor messages, or that the template refuses.
@@ -79,12 +88,15 @@ def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
         cut.append(_cut(tokenizer, message, keep, mark) | {"role": message["role"]})
     try:
         return tokenizer.apply_chat_template(cut, tokenize=False, add_generation_prompt=True), mark
-    except TemplateError as error:  # it refuses these messages, or wants more than a template may
-        raise ConfigError(f"the tokenizer's chat template refuses the prompt {str(prompt)[:80]!r}: {error}") from error
+    except TemplateError as error:  # it refuses these messages, or asks for something that a template may not do
+        raise ConfigError(
+            f"the tokenizer's chat template refuses the prompt {str(prompt)[:80]!r}: {error}; change the prompt's "
+            "messages or the template."
+        ) from error
 
 
 def _cut(tokenizer: Any, value: Any, keep: tuple[str, ...], mark: str) -> Any:
-    """The value with a mark inside every spelling of a control token, in all texts of it."""
+    """The value with a mark inside every spelling of a control token, in all its texts."""
     if isinstance(value, dict):
         return {key: _cut(tokenizer, item, keep, mark) for key, item in value.items()}
     if isinstance(value, list):
@@ -94,6 +106,6 @@ def _cut(tokenizer: Any, value: Any, keep: tuple[str, ...], mark: str) -> Any:
 
 
 def _unused(texts: Any) -> str:
-    """A mark that is in none of the texts."""
+    """A mark that occurs in none of the texts."""
     longest = max(map(len, re.findall(f"{_CUT}+", json.dumps(texts, ensure_ascii=False, default=str))), default=0)
     return _CUT * (longest + 1)

@@ -1,4 +1,4 @@
-"""From prompts to completions: the batch that everybody passes on, and the engines that generate."""
+"""Rollouts: the batch that all parts of a step share, and the engines that generate completions from prompts."""
 
 from lightning_posttrain import check_siblings
 

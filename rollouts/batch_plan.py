@@ -1,4 +1,4 @@
-"""The one page that decides every batch size."""
+"""All batch sizes of a run: prompts, completions, micro-batches and updates."""
 
 import math
 from dataclasses import dataclass
@@ -13,15 +13,19 @@ class BatchPlan:
 
     Args:
         prompts_per_rollout: prompts of one rollout, over all processes.
-        group_size: completions of each prompt; 1 needs an advantage that does without a group, such as objectives.RunningMean.
+        group_size: completions of each prompt; 1 needs an advantage that does not need a group, such as
+            objectives.RunningMean.
         rollout_micro_batch: completions generated at once on one process; None generates all at once.
-        update_token_budget: most tokens in one forward and backward pass, a prompt counted once for its completions; None takes all at once.
+        update_token_budget: maximum number of tokens in one forward and backward pass, a prompt counted once for its
+            completions; None takes all at once.
         updates_per_rollout: parts that a rollout is divided into, one optimiser step each.
         epochs: passes over all parts of a rollout.
-        kl_stop: the rest of a rollout's steps is left out once the mean KL(sampling policy || policy) a token exceeds this, in nats.
+        kl_stop: mean per-token KL(sampling policy || policy) in nats above which a rollout's remaining optimiser steps
+            are skipped; None takes all steps.
         lr_per: whether the learning-rate scheduler counts optimiser steps or rollouts.
-        refill: dynamic sampling (DAPO, arXiv 2503.14476): groups whose completions all earn the same are replaced by those of further prompts,
-            with at most this many times the rollout's own completions generated in addition; 0 keeps every group.
+        refill: dynamic sampling (DAPO, arXiv 2503.14476): groups whose completions all earn the same reward are
+            replaced by groups of further prompts. The extra completions are at most this multiple of the rollout's own;
+            0 keeps every group.
     """
 
     prompts_per_rollout: int
@@ -48,16 +52,18 @@ class BatchPlan:
                 raise ConfigError(f"batch.{name} is {value}; it must be at least 1.")
         if self.kl_stop is not None and (self.kl_stop <= 0 or self.updates == 1):
             raise ConfigError(
-                f"batch.kl_stop is {self.kl_stop}; it must be above 0, and only acts with several updates (batch.updates_per_rollout, batch.epochs)."
+                f"batch.kl_stop is {self.kl_stop}; it must be above 0, and it needs several updates per rollout: raise "
+                "batch.updates_per_rollout or batch.epochs."
             )
         if not 0 <= self.refill < math.inf:
             raise ConfigError(
-                f"batch.refill is {self.refill}; it must be 0 (keep groups without signal) or a number above."
+                f"batch.refill is {self.refill}; it must be 0 (keep groups without signal) or a finite number above 0."
             )
         if self.prompts_per_rollout % self.updates_per_rollout:
             raise ConfigError(
-                f"batch.updates_per_rollout is {self.updates_per_rollout}, which does not divide batch.prompts_per_rollout "
-                f"({self.prompts_per_rollout}); choose a divisor, since a prompt's group is never split."
+                f"batch.updates_per_rollout is {self.updates_per_rollout}, which does not divide "
+                f"batch.prompts_per_rollout ({self.prompts_per_rollout}); choose a divisor, since a prompt's group is "
+                "never split."
             )
 
     @property
@@ -66,31 +72,35 @@ class BatchPlan:
         return self.updates_per_rollout * self.epochs
 
     def check_processes(self, processes: int) -> None:
-        """Refuse a number of processes over which the prompts of an update cannot be spread evenly."""
+        """Raise ConfigError for a number of processes over which an update's prompts cannot be divided evenly."""
         per_update = self.prompts_per_rollout // self.updates_per_rollout
         if per_update % processes:
             raise ConfigError(
-                f"{per_update} prompts an update (batch.prompts_per_rollout / batch.updates_per_rollout) cannot be spread over "
-                f"{processes} processes evenly; change trainer.devices or batch.prompts_per_rollout."
+                f"{per_update} prompts per update (batch.prompts_per_rollout / batch.updates_per_rollout) cannot be "
+                f"divided evenly over {processes} processes; change trainer.devices or batch.prompts_per_rollout."
             )
         if self.refill and not self.further_prompts(processes):
             raise ConfigError(
-                f"batch.refill is {self.refill}, which is less than one prompt on each of {processes} process(es) with batch.prompts_per_rollout "
-                f"{self.prompts_per_rollout}; raise it, or set 0."
+                f"batch.refill is {self.refill}, which is less than one prompt on each of {processes} process(es) with "
+                f"batch.prompts_per_rollout {self.prompts_per_rollout}; raise it, or set it to 0."
             )
 
     def further_prompts(self, processes: int = 1) -> int:
-        """Most prompts that dynamic sampling takes in addition, on each process."""
+        """Maximum number of extra prompts that dynamic sampling takes on each process."""
         return int(self.refill * self.prompts_per_rollout / processes + 1e-9)
 
     def describe(self, processes: int = 1) -> str:
-        """The derived numbers, for people."""
+        """The derived sizes in one sentence, for people."""
         self.check_processes(processes)
         rows = self.prompts_per_rollout * self.group_size
-        again = f", {self.epochs} times" if self.epochs > 1 else ""
+        details = f", {self.epochs} times" if self.epochs > 1 else ""
         if self.refill:
-            again += f"; groups without signal are replaced, from at most {self.further_prompts(processes)} further prompts on each"
+            details += (
+                "; groups without signal are replaced, from at most "
+                f"{self.further_prompts(processes)} further prompts on each"
+            )
         return (
-            f"{self.prompts_per_rollout} prompts x {self.group_size} completions = {rows} rows a rollout, {rows // processes} on each of "
-            f"{processes} process(es); {self.updates_per_rollout} update(s) of {rows // self.updates_per_rollout} rows{again}"
+            f"{self.prompts_per_rollout} prompts x {self.group_size} completions = {rows} rows per rollout, "
+            f"{rows // processes} on each of {processes} process(es); {self.updates_per_rollout} update(s) of "
+            f"{rows // self.updates_per_rollout} rows{details}"
         )

@@ -1,7 +1,7 @@
-"""Whether a completion thought: the one place that knows how a model's think block opens and closes.
+"""Think blocks: how a model's block opens and closes, and whether a completion thought.
 
-A block is read from token ids where `<think>` and `</think>` are tokens of their own, else from the text, since then their letters
-may melt into neighbouring tokens.
+A block is read from token ids where `<think>` and `</think>` are single tokens, else from the text, since then their
+letters may be merged with neighbouring tokens.
 """
 
 import re
@@ -23,7 +23,7 @@ BLANK, TEXT, OPENS, CLOSES = range(4)
 
 
 class Mode(IntEnum):
-    """How a completion went: it reasoned and then answered, answered at once, or never came out of its reasoning."""
+    """The mode of a completion: it reasoned and then answered, answered at once, or did not close its reasoning."""
 
     THINKING = 0
     NO_THINKING = 1
@@ -32,11 +32,12 @@ class Mode(IntEnum):
 
 @dataclass(frozen=True)
 class ThinkingFormat:
-    """How one tokenizer's chat template and markers make a think block.
+    """The form of think blocks under one tokenizer, given by its chat template and markers.
 
     Fields:
         tokenizer: the policy's.
-        opens_itself: the template's prompt ends with an open <think>, as DeepSeek-R1-Distill's does; Qwen3's leaves that to the model.
+        opens_itself: the template's prompt ends with an open <think>, as DeepSeek-R1-Distill's does; with Qwen3's the
+            model opens the block.
         closing: the token ids of </think>. marker_ids: ids of (<think>, </think>) if both are single tokens.
     """
 
@@ -49,7 +50,7 @@ class ThinkingFormat:
         """The prompt's token ids, ending in an open think block.
 
         Args:
-            after: what stands behind <think>, white space included, e.g. AutoThink's ellipsis; the template's own if empty.
+            after: text behind <think>, white space included, e.g. AutoThink's ellipsis; if empty, the template's own.
         """
         text, mark = render(self.tokenizer, prompt)
         if not ends_open(text):
@@ -61,8 +62,9 @@ class ThinkingFormat:
     def modes(self, batch: RolloutBatch) -> Int[Tensor, "rows"]:
         """The Mode of every completion.
 
-        Only white space before </think> is no thinking. A completion that opens another block after it, or writes reasoning before it, thinks; one
-        that is left in an open block is unclosed. Where no block is open, none is opened and none closed, it answered at once.
+        A block that holds only white space before </think> is not thinking. A completion thinks if it writes reasoning
+        before </think>, or opens another block after it. It is unclosed if it ends in an open block. It answers at once
+        if no block is open in the prompt, and it neither opens nor closes one.
         """
         kinds, opened = self._kinds(batch), torch.tensor(batch.opened, device=batch.completion_ids.device)
         closes, opens = kinds == CLOSES, kinds == OPENS
@@ -80,15 +82,18 @@ class ThinkingFormat:
         return torch.where(unclosed, int(Mode.UNCLOSED), modes)
 
     def well_formed(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        """Which completions close their block exactly once and open none (or, where the prompt opens none, one before that)."""
+        """Whether each completion closes exactly one block and opens none.
+
+        Where the prompt does not open the block, the completion may open one before it closes it.
+        """
         kinds, opened = self._kinds(batch), torch.tensor(batch.opened, device=batch.completion_ids.device)
         first_open, first_close = ((kinds == kind).long().argmax(1) for kind in (OPENS, CLOSES))
         opens, closes = (kinds == OPENS).sum(1), (kinds == CLOSES).sum(1)
-        own_block = ~opened & (opens == 1) & (first_open < first_close)
-        return (closes == 1) & ((opens == 0) | own_block)
+        opens_then_closes = ~opened & (opens == 1) & (first_open < first_close)
+        return (closes == 1) & ((opens == 0) | opens_then_closes)
 
     def _kinds(self, batch: RolloutBatch) -> Int[Tensor, "rows time"]:
-        """What every place of a completion is: blank, text, <think> or </think>; padding is blank."""
+        """The kind of every position of a completion: blank, text, <think> or </think>; padding is blank."""
         if self.marker_ids is None:
             lines = [[_kind(piece) for piece in re.split(r"(</?think>)", text)] for text in batch.completions]
             width = max(map(len, lines))
@@ -111,9 +116,9 @@ def _kind(piece: str) -> int:
 
 
 def thinking_format(policy: Policy) -> ThinkingFormat | None:
-    """The format of a policy's chat template; None if it knows no think block.
+    """The format of a policy's chat template; None if the template has no think block.
 
-    A template knows one if its prompt opens <think>, or if it mentions </think> or `enable_thinking`.
+    It has one if its prompt opens <think>, or if it mentions </think> or `enable_thinking`.
     """
     tokenizer = policy.tokenizer
     template = tokenizer.chat_template
@@ -129,12 +134,13 @@ def thinking_format(policy: Policy) -> ThinkingFormat | None:
 
 
 def needs_thinking(policy: Policy, method: str) -> ThinkingFormat:
-    """The format. Raises ConfigError, with what to do, for a model that has none."""
-    found = thinking_format(policy)
-    if found is None:
+    """The thinking format of the policy. Raises ConfigError, which names `method`, for a model without one."""
+    form = thinking_format(policy)
+    if form is None:
         raise ConfigError(
-            f"{method} needs a model that thinks in <think> ... </think>, but the chat template of {policy.params.model} neither opens <think> nor mentions "
-            "</think>. Teach it the format first: SFT with policy.open_thinking: true on rows that think (configs/cold_start_smollm2.yaml), then give the exported "
-            "folder as policy.model."
+            f"{method} needs a model that thinks in <think> ... </think>, but the chat template of "
+            f"{policy.params.model} neither opens <think> nor mentions </think>. Teach the model the format first "
+            "with SFT and policy.open_thinking: true on rows that think (configs/cold_start_smollm2.yaml), then set "
+            "policy.model to the exported folder."
         )
-    return found
+    return form

@@ -1,4 +1,4 @@
-"""Completions that somebody wrote, as a batch that rewards can score."""
+"""Completions from given texts, as a batch that rewards can score."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from rollouts.engine import Prompts, assemble, padded_forced
 
 
 def written(policy: Policy, prompts: Prompts, rows: list[dict[str, Any]], texts: list[str]) -> RolloutBatch:
-    """A batch of given texts, each ended by the end token: none of its tokens was sampled, and log-probs are 0.
+    """A batch of given texts, each followed by the end token; no token is an action, and all log-probs are 0.
 
     Args:
         prompts: token ids of each row's prompt. texts: the same number for every prompt, prompt-major.

@@ -2,7 +2,7 @@
 
 
 class ConfigError(Exception):
-    """The user's input is wrong.
+    """An error in the user's input.
 
     The message is one paragraph of at most three sentences: what is wrong (the value and its place), what is allowed,
     and what to change, the key or command last. `main.py` prints it without a traceback. It is not a ValueError: the

@@ -79,7 +79,7 @@ def _reduced(values: Tensor, operation: Any) -> Tensor:
 
 
 def _meeting_device(values: Tensor) -> torch.device:
-    """The device on which tensors are reduced: NCCL takes none from the CPU; other backends take them where they are."""
+    """The device on which tensors are reduced: the accelerator for NCCL, which takes no others, else their own."""
     if torch.distributed.get_backend() == torch.distributed.Backend.NCCL and not values.is_cuda:
         return torch.device("cuda", torch.cuda.current_device())
     return values.device

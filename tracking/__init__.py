@@ -1,4 +1,4 @@
-"""Everything about MLflow: the logger, what a run records, names of runs, and where a run's files go."""
+"""Everything about MLflow: the logger, the records of a run, names of runs, and the folders of their files."""
 
 from lightning_posttrain import check_siblings
 

@@ -1,6 +1,5 @@
 """Writes to MLflow that wait, in their order, while its store cannot be reached."""
 
-import json
 import sys
 import time
 from collections import deque
@@ -11,16 +10,15 @@ from typing import Any
 
 import mlflow
 import requests
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
-from support.files import atomic_write_text
+from tracking.pending_file import CLIENT_METHODS, RECORD, Pending, Write, read_pending, write_pending
 from tracking.run_records import RECORDS, Facts
 
-#: what training writes; everything else goes to the server directly
-WRITES = ("log_batch", "log_metric", "log_param", "set_tag", "log_artifact", "log_figure", "set_terminated")
-#: error codes of a server that is not there or not able now; other codes are mistakes and are raised
+#: the writes of a training; all other calls go to the store directly
+WRITES = (*CLIENT_METHODS, "log_figure")
+#: error codes of a server that is missing or not able now; other codes are mistakes and are raised
 AWAY = {
     "INTERNAL_ERROR",
     "TEMPORARILY_UNAVAILABLE",
@@ -28,179 +26,177 @@ AWAY = {
     "DEADLINE_EXCEEDED",
     "ENDPOINT_NOT_FOUND",
 }
-ENTITIES = {"Metric": Metric, "Param": Param, "RunTag": RunTag}
+#: start of the temporary id of a run that begins without the store
+OFFLINE = "offline-"
 
 
 def unreachable(error: Exception) -> bool:
-    """Whether an error says that the store cannot be reached now."""
+    """Whether an error means that the store cannot be reached now."""
     if isinstance(error, MlflowException):
         return error.error_code in AWAY
     return isinstance(error, (requests.RequestException, OperationalError, ConnectionError, TimeoutError))
 
 
-def plain(value: Any) -> Any:
-    """Arguments as JSON can hold them."""
-    if type(value).__name__ in ENTITIES:
-        return {"entity": type(value).__name__, "fields": dict(value)}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def entity(value: Any) -> Any:
-    """What `plain` was given."""
-    if isinstance(value, dict) and "entity" in value:
-        kind = ENTITIES[value["entity"]]
-        names = {"Metric": ("key", "value", "timestamp", "step")}.get(value["entity"], ("key", "value"))
-        return kind(*(value["fields"][name] for name in names))
-    return [entity(item) for item in value] if isinstance(value, list) else value
-
-
 class Outbox:
-    """An MlflowClient whose writes wait in a line while the store cannot be reached.
+    """An MlflowClient whose writes wait in a queue while the store cannot be reached.
 
     Args:
-        client: the real one. folder: for pictures that wait. retry: seconds between attempts to reach the store again.
+        client: MLflow's. folder: for pictures that wait. retry: seconds between attempts to reach the store again.
+
+    Fields:
+        queue: the writes that wait, oldest first.
+        known_runs: tags and parameters by run, for reading while the store is away.
+        run_ids: the store's id by the temporary id of a run that began without the store.
+        refused_kinds: kinds of records that the server does not take.
     """
 
     def __init__(self, client: Any, folder: Path, retry: float = 30.0) -> None:
         self.client, self.folder, self.retry = client, folder, retry
-        self.line: deque[tuple[str, list[Any], dict[str, Any]]] = deque()
-        self.known: dict[str, SimpleNamespace] = {}  # tags and parameters by run, for reading while the store is away
-        self.real: dict[str, str] = {}  # ids of runs that were begun without the store
-        self.refused: set[str] = set()  # kinds of records that the server does not take
-        self.tried = -float("inf")
+        self.queue: deque[Write] = deque()
+        self.known_runs: dict[str, SimpleNamespace] = {}
+        self.run_ids: dict[str, str] = {}
+        self.refused_kinds: set[str] = set()
+        self._last_attempt = -float("inf")
 
     def __getattr__(self, name: str) -> Any:
         return partial(self._write, name) if name in WRITES else getattr(self.client, name)
 
     def get_run(self, run: str) -> Any:
-        """The run, or what is known of it."""
-        known = self.known.setdefault(run, SimpleNamespace(tags={}, params={}))
-        if not self.line:
+        """The store's run, or, while the store is away, the tags and parameters that are known of it."""
+        known = self.known_runs.setdefault(run, SimpleNamespace(tags={}, params={}))
+        if not self.queue:
             try:
-                found = self.client.get_run(self.real.get(run, run))
-                known.tags, known.params = dict(found.data.tags), dict(found.data.params)
-                return found
+                stored = self.client.get_run(self.run_ids.get(run, run))
+                known.tags, known.params = dict(stored.data.tags), dict(stored.data.params)
+                return stored
             except Exception as error:
                 if not unreachable(error):
                     raise
         return SimpleNamespace(data=known, info=SimpleNamespace(run_id=run))
 
-    def _write(self, method: str, run: str = "", *given: Any, run_id: str = "", **named: Any) -> None:
+    def record(self, run: str, kind: str, facts: Facts) -> None:
+        """Write facts of a kind of tracking/run_records.py, in the same queue as all other writes."""
+        if kind not in self.refused_kinds:
+            self._write(RECORD, run, kind, facts)
+
+    def _write(self, method: str, run: str = "", *arguments: Any, run_id: str = "", **keywords: Any) -> None:
         run = run or run_id
         if method == "set_tag":
-            self.known.setdefault(run, SimpleNamespace(tags={}, params={})).tags[given[0]] = given[1]
+            tags = self.known_runs.setdefault(run, SimpleNamespace(tags={}, params={})).tags
+            tags[arguments[0]] = arguments[1]
         if method == "log_figure":
-            method, given = "log_artifact", self._saved(run, *given)
+            method, arguments = "log_artifact", self._saved_figure(run, *arguments)
         if method == "log_artifact":
-            given = (str(Path(given[0]).absolute()), *given[1:])
-        self.line.append((method, [run, *given], named))
-        if len(self.line) == 1 or time.monotonic() - self.tried > self.retry:
-            self.send(fresh=len(self.line) == 1)
+            arguments = (str(Path(arguments[0]).absolute()), *arguments[1:])
+        self.queue.append((method, [run, *arguments], keywords))
+        if len(self.queue) == 1 or time.monotonic() - self._last_attempt > self.retry:
+            self.send(is_new=len(self.queue) == 1)
 
-    def record(self, run: str, kind: str, facts: Facts) -> None:
-        """Facts of a kind of tracking/run_records.py, which wait in the line as all else does."""
-        if kind not in self.refused:
-            self._write("record", run, kind, facts)
-
-    def _refuse(self, kind: str, error: Exception) -> None:
-        """A server that is too old for a kind of record, or cannot take one, is no reason to stop a training."""
-        if kind not in self.refused:
-            print(
-                f"MLflow does not take a {kind} ({type(error).__name__}: {str(error)[:300]}); this run goes on without.",
-                file=sys.stderr,
-            )
-        self.refused.add(kind)
-
-    def _saved(self, run: str, figure: Any, name: str) -> tuple[str, str]:
-        """A picture as a file, and the artifact folder that it belongs into."""
+    def _saved_figure(self, run: str, figure: Any, name: str) -> tuple[str, str]:
+        """Save a figure as a file. Returns its path and its artifact folder."""
         path = self.folder / run / name
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         return str(path), str(Path(name).parent)
 
-    def send(self, fresh: bool = False) -> bool:
-        """Send what waits, oldest first, until the store cannot be reached. Whether nothing waits any more.
+    def send(self, is_new: bool = False) -> bool:
+        """Send the writes that wait, oldest first, until the store cannot be reached.
 
-        What the store refuses is left out with a message, so that it holds up neither what comes behind it nor the training: a resumed run whose setting has
-        changed, say, which could not be compared with the old value while the store was away. Only of an entry that was written just now it is an error.
+        A write that the store refuses is dropped with a message, so that it holds up neither the writes behind it nor
+        the training. An example is a resumed run with a changed setting, which could not be compared with the old
+        value while the store was away.
+
+        Args:
+            is_new: the only write in the queue was made just now. If the store refuses it, the error is raised.
+
+        Returns:
+            whether the queue is empty now.
         """
-        self.tried, waited = time.monotonic(), len(self.line) > 1
-        while self.line:
-            method, given, named = self.line[0]
+        self._last_attempt, some_waited = time.monotonic(), len(self.queue) > 1
+        while self.queue:
+            method, arguments, _ = self.queue[0]
             try:
-                self._begin(given[0])
-                run = self.real.get(given[0], given[0])
-                if method == "record":
-                    RECORDS[given[1]](self.client, run, given[2])
-                else:
-                    getattr(self.client, method)(run, *given[1:], **named)
+                self._send_first()
             except Exception as error:
-                if method == "record" and (
-                    not unreachable(error) or getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"
-                ):
-                    self.line.popleft()
-                    self._refuse(given[1], error)
-                    continue
-                if not unreachable(error):
-                    self.line.popleft()
-                    if fresh:
-                        raise
+                away = unreachable(error)
+                if method == RECORD and (not away or getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"):
+                    self._refuse_kind(arguments[1], error)
+                elif away:
+                    if len(self.queue) == 1:
+                        print(
+                            f"MLflow cannot be reached ({type(error).__name__}); training continues, metrics are kept "
+                            "and sent later.",
+                            file=sys.stderr,
+                        )
+                    return False
+                elif is_new:
+                    self.queue.popleft()
+                    raise
+                else:
                     reason = str(error).partition("\n")[0][:300]
                     print(f"MLflow refuses a {method} that waited, so it is left out: {reason}", file=sys.stderr)
-                    continue
-                if len(self.line) == 1:
-                    print(
-                        f"MLflow cannot be reached ({type(error).__name__}); training goes on, metrics are kept and sent later.",
-                        file=sys.stderr,
-                    )
-                return False
-            self.line.popleft()
-        if waited:
+            self.queue.popleft()
+        if some_waited:
             print("MLflow is back; everything that waited has been sent.", file=sys.stderr)
         return True
 
-    def begin(self, run: str, experiment: str, tags: dict[str, str]) -> None:
-        """Remember how to begin a run that the store does not know yet."""
-        self.known[run] = SimpleNamespace(tags={"experiment": experiment, **tags}, params={})
+    def _send_first(self) -> None:
+        method, arguments, keywords = self.queue[0]
+        self._create_run(arguments[0])
+        run = str(self.run_ids.get(arguments[0], arguments[0]))
+        if method == RECORD:
+            RECORDS[arguments[1]](self.client, run, arguments[2])
+        else:
+            getattr(self.client, method)(run, *arguments[1:], **keywords)
 
-    def _begin(self, run: str) -> None:
-        if run.startswith("offline-") and run not in self.real:
-            tags = dict(self.known[run].tags)
+    def _refuse_kind(self, kind: str, error: Exception) -> None:
+        """Write no more records of a kind: a server that is too old for it is no reason to stop a training."""
+        if kind not in self.refused_kinds:
+            print(
+                f"MLflow does not take a {kind} ({type(error).__name__}: {str(error)[:300]}); the run continues "
+                "without it.",
+                file=sys.stderr,
+            )
+        self.refused_kinds.add(kind)
+
+    def begin(self, run: str, experiment: str, tags: dict[str, str]) -> None:
+        """Remember the experiment and the tags of a run that the store does not know yet."""
+        self.known_runs[run] = SimpleNamespace(tags={"experiment": experiment, **tags}, params={})
+
+    def _create_run(self, run: str) -> None:
+        """Create the run in the store if it began without the store."""
+        if self._is_unsent(run):
+            tags = dict(self.known_runs[run].tags)
             name = tags.pop("experiment")
-            found = self.client.get_experiment_by_name(name)
-            experiment = found.experiment_id if found is not None else self.client.create_experiment(name)
-            self.real[run] = self.client.create_run(experiment, tags=tags).info.run_id
+            stored = self.client.get_experiment_by_name(name)
+            experiment = stored.experiment_id if stored is not None else self.client.create_experiment(name)
+            self.run_ids[run] = self.client.create_run(experiment, tags=tags).info.run_id
+
+    def _is_unsent(self, run: str) -> bool:
+        return run.startswith(OFFLINE) and run not in self.run_ids
 
     def save(self, path: Path, uri: str) -> None:
-        """Write what waits, so that `python -m tracking` can send it."""
-        begun = {
-            run: known.tags for run, known in self.known.items() if run.startswith("offline-") and run not in self.real
-        }
-        head = {"tracking_uri": uri, "runs": begun, "real": self.real}
-        lines = [
-            head,
-            *(
-                [method, plain(given), {name: plain(value) for name, value in named.items()}]
-                for method, given, named in self.line
-            ),
-        ]
-        atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        """Write the queue to a file, which `python -m tracking` sends to the store at `uri`."""
+        runs = {run: known.tags for run, known in self.known_runs.items() if self._is_unsent(run)}
+        write_pending(path, Pending(uri, list(self.queue), runs, self.run_ids))
 
     @classmethod
     def load(cls, path: Path) -> "Outbox":
-        """What `save` wrote."""
-        uri = json.loads(path.read_text().splitlines()[0])["tracking_uri"]
+        """An outbox with the queue of a file that `save` wrote.
+
+        Raises:
+            ConfigError: the file cannot be read, or asks for anything else than the writes of a training.
+        """
+        uri = read_pending(path).tracking_uri
         mlflow.set_tracking_uri(uri)
         outbox = cls(mlflow.MlflowClient(uri), path.parent)
         outbox.take_up(path)
         return outbox
 
     def take_up(self, path: Path) -> None:
-        """Put what `save` wrote before all that waits now."""
-        head, *lines = (json.loads(line) for line in path.read_text().splitlines())
-        self.known = {run: SimpleNamespace(tags=tags, params={}) for run, tags in head["runs"].items()} | self.known
-        self.real = head["real"] | self.real
-        self.line.extendleft(
-            (method, entity(given), {name: entity(value) for name, value in named.items()})
-            for method, given, named in reversed(lines)
-        )
+        """Put the writes of a file before those that wait now. Raises ConfigError as `load` does."""
+        pending = read_pending(path)
+        stored = {run: SimpleNamespace(tags=tags, params={}) for run, tags in pending.runs.items()}
+        self.known_runs = stored | self.known_runs
+        self.run_ids = pending.run_ids | self.run_ids
+        self.queue.extendleft(reversed(pending.writes))

@@ -1,4 +1,4 @@
-"""What a run is called: its method by the configuration files that make it, its model, its data, its seed."""
+"""Names of runs, made of the method (from the configuration files), the model, the data and the seed."""
 
 import re
 import sys
@@ -8,46 +8,54 @@ from typing import Any
 
 import yaml
 
-#: what a configuration may set about a model without making another method of it
+#: keys of `model` that a configuration may set without making it another method
 ELSEWHERE = {"policy", "batch", "sampling", "evaluation", "optimizer", "lr_scheduler", "engine", "max_grad_norm"}
 ARXIV = re.compile(r"arXiv[ :]*(\d{4}\.\d{5})")
 
 
 def makes_a_method(text: str) -> bool:
-    """Whether a configuration file says what is optimised: a class, parts of an objective, callbacks; and not only a model, data, sizes or a machine."""
+    """Whether a configuration file defines a method: a class, parts of an objective, or callbacks.
+
+    A file that only sets a model, data, sizes or a machine does not.
+    """
     try:
-        given = yaml.safe_load(text)
+        configuration = yaml.safe_load(text)
     except yaml.YAMLError:
         return False
-    model = given.get("model") if isinstance(given, dict) else None
-    trainer = given.get("trainer") if isinstance(given, dict) else None
-    own = isinstance(model, dict) and ("class_path" in model or set(model.get("init_args") or {}) - ELSEWHERE)
-    return bool(own or (isinstance(trainer, dict) and "callbacks+" in trainer))
+    model = configuration.get("model") if isinstance(configuration, dict) else None
+    trainer = configuration.get("trainer") if isinstance(configuration, dict) else None
+    if isinstance(trainer, dict) and "callbacks+" in trainer:
+        return True
+    return isinstance(model, dict) and ("class_path" in model or bool(set(model.get("init_args") or {}) - ELSEWHERE))
 
 
 def method_and_paper(configs: Iterable[Any], class_path: str) -> tuple[str, str | None]:
-    """(the files' names joined by +, the arXiv numbers that they state); of the class where no file says so.
+    """(the names of the files that define the method, joined by +; the arXiv numbers that they state).
+
+    Without such a file, or without a number in it, the class's name and its module's number are used.
 
     Args:
         configs: paths in the order of the command line. class_path: of the module.
     """
-    texts = {Path(path): Path(path).read_text() for path in (str(one) for one in configs) if Path(path).is_file()}
-    # A run's own resolved configuration has everything and no name.
-    making = {
+    paths = [Path(str(config)) for config in configs]
+    texts = {path: path.read_text() for path in paths if path.is_file()}
+    # A run's resolved configuration (config_fit.yaml) contains all keys, and its name says nothing about the method.
+    methods = {
         path: text
         for path, text in texts.items()
         if makes_a_method(text) and not re.fullmatch(r"config_\w+", path.stem)
     }
-    papers = list(dict.fromkeys(number for text in making.values() for number in ARXIV.findall(text)))
-    module, _, name = class_path.rpartition(".")
+    papers = list(dict.fromkeys(number for text in methods.values() for number in ARXIV.findall(text)))
+    package, _, name = class_path.rpartition(".")
     if not papers:
-        owner = getattr(sys.modules.get(module), name, None)
-        papers = ARXIV.findall(getattr(sys.modules.get(getattr(owner, "__module__", "")), "__doc__", None) or "")[:1]
-    return "+".join(path.stem for path in making) or name, ", ".join(papers) or None
+        module_class = getattr(sys.modules.get(package), name, None)
+        defined_in = sys.modules.get(getattr(module_class, "__module__", ""))
+        papers = ARXIV.findall(getattr(defined_in, "__doc__", None) or "")[:1]
+    return "+".join(path.stem for path in methods) or name, ", ".join(papers) or None
 
 
 def run_name(method: str, model: str | None, data: str | None, seed: Any) -> str:
-    """For example "laser, tiny_rambler, Arithmetic, seed 0".
+    """The name of a run, for example "laser, tiny_rambler, Arithmetic, seed 0".
 
     Args:
         model: name or folder. data: class path of the data module.

@@ -1,7 +1,7 @@
-"""What a run leaves in MLflow beside metrics, parameters and files: data sets, traces, stages, registered models.
+"""Records of a run in MLflow besides metrics, parameters and files: data sets, traces, stages, registered models.
 
-Each is written from plain facts by `record`, through the outbox if the client is one, so that what a server that is away cannot take is sent later; and each
-writer looks first whether the store has it already, so that a resumed run repeats nothing.
+`record` writes each of them from plain facts. If the client is an outbox, records that an absent server cannot take are
+sent later. Each writer first checks whether the store has the record, so that a resumed run repeats nothing.
 """
 
 import hashlib
@@ -13,38 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from mlflow.entities import (
-    AssessmentSource,
-    Dataset,
-    DatasetInput,
-    Expectation,
-    Feedback,
-    InputTag,
-    Metric,
-    Param,
-    Span,
-    TraceInfo,
-)
-from mlflow.entities.trace_location import TraceLocation
-from mlflow.entities.trace_state import TraceState
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.tracing.client import TracingClient
-from mlflow.tracing.constant import SpanAttributeKey
 
-from support.files import fingerprint
 from tracking.runs import mlflow_runs
+from tracking.trace_record import trace
 
-#: folders of more bytes are not copied into MLflow
+#: maximum number of bytes of a folder that is copied into MLflow
 LARGEST = 2 * 1024**3
 PARENT, KIND, TRAINING = "mlflow.parentRunId", "mlflow.experimentKind", "custom_model_development"
 Facts = dict[str, Any]
 
 
 def record(client: Any, run: str, kind: str, facts: Facts) -> None:
-    """Write facts of a kind of RECORDS to a run.
+    """Write facts to a run.
 
     Args:
-        client: an MlflowClient, or an outbox around one. facts: plain data, as JSON can hold it.
+        client: an MlflowClient, or an outbox around one.
+        kind: a key of RECORDS. facts: plain data that JSON can hold, as the writer of this kind needs it.
     """
     if hasattr(type(client), "record"):
         client.record(run, kind, facts)
@@ -53,27 +39,29 @@ def record(client: Any, run: str, kind: str, facts: Facts) -> None:
         RECORDS[kind](client, run, facts)
     except Exception as error:  # a server that is away or too old is no reason to stop a training
         print(
-            f"MLflow does not take a {kind} ({type(error).__name__}: {str(error)[:300]}); the run goes on without.",
+            f"MLflow does not take a {kind} ({type(error).__name__}: {str(error)[:300]}); the run continues "
+            "without it.",
             file=sys.stderr,
         )
 
 
 def experiment(client: Any, run: str, facts: Facts) -> None:
-    """Pages for training in the run's experiment, unless someone has chosen: MLflow takes an experiment with traces for one of a chat application."""
-    here = client.get_run(run).info.experiment_id
-    if KIND not in client.get_experiment(here).tags:
-        client.set_experiment_tag(here, KIND, facts["kind"])
+    """Set the kind of the run's experiment, unless it is set.
+
+    Without it, MLflow shows an experiment with traces as a chat application, not as a training.
+    """
+    experiment_id = client.get_run(run).info.experiment_id
+    if KIND not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, KIND, facts["kind"])
 
 
 def dataset(client: Any, run: str, facts: Facts) -> None:
-    """A data set as an input of the run: name, digest, context, source, columns, rows; never the rows themselves."""
-    known = client.get_run(run).inputs
-    if any(
-        one.dataset.digest == facts["digest"] and one.dataset.name == facts["name"]
-        for one in (known.dataset_inputs if known else [])
-    ):
+    """Write a data set as an input of the run: name, digest, context, source, columns, number of rows; not the rows."""
+    inputs = client.get_run(run).inputs
+    stored = [entry.dataset for entry in inputs.dataset_inputs] if inputs else []
+    if any(data.digest == facts["digest"] and data.name == facts["name"] for data in stored):
         return
-    made = Dataset(
+    data = Dataset(
         name=facts["name"],
         digest=facts["digest"],
         source_type="code",
@@ -83,98 +71,21 @@ def dataset(client: Any, run: str, facts: Facts) -> None:
         ),
         profile=json.dumps({"num_rows": facts["rows"]}),
     )
-    client.log_inputs(run, [DatasetInput(made, [InputTag("mlflow.data.context", facts["context"])])])
-
-
-def trace(client: Any, run: str, facts: Facts) -> None:
-    """A prompt group: the prompt as input, a span a completion, mean rewards as assessments, the answer as the expectation."""
-    place = client.get_run(run).info.experiment_id
-    number = fingerprint([run, facts["name"], facts["prompt_id"]])
-    identity, tracing = f"tr-{number[:32]}", TracingClient(client.tracking_uri)
-    try:
-        tracing.get_trace_info(identity)
-        return
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-    completions, now = facts["completions"], facts["time_ms"]
-    inputs, outputs = {"prompt": facts["prompt"]}, [one["completion"] for one in completions]
-
-    def span(index: int, name: str, inputs: Any, outputs: Any, attributes: Facts) -> Span:
-        values = {
-            SpanAttributeKey.REQUEST_ID: identity,
-            SpanAttributeKey.INPUTS: inputs,
-            SpanAttributeKey.OUTPUTS: outputs,
-        }
-        values |= {SpanAttributeKey.SPAN_TYPE: "LLM" if index else "CHAIN"} | attributes
-        return Span.from_dict(
-            {
-                "name": name,
-                "trace_id": identity,
-                "span_id": f"{int(number[:14], 16) + index:016x}",
-                "parent_span_id": f"{int(number[:14], 16):016x}" if index else None,
-                "start_time_unix_nano": now * 1_000_000 + index,
-                "end_time_unix_nano": (now + 1) * 1_000_000 + index,
-                "status": {"code": "STATUS_CODE_OK", "message": ""},
-                "attributes": {key: json.dumps(value) for key, value in values.items()},
-            }
-        )
-
-    spans = [span(0, facts["name"], inputs, outputs, {"rollout": facts["rollout"]})]
-    for index, one in enumerate(completions, start=1):
-        spans.append(
-            span(
-                index,
-                f"completion {index}",
-                inputs,
-                one["completion"],
-                {k: v for k, v in one.items() if k != "completion"},
-            )
-        )
-    source = AssessmentSource("CODE", facts["judge"])
-    means: dict[str, list[float]] = {}
-    for one in completions:
-        for name, value in one["rewards"].items():
-            means.setdefault(name, []).append(value)
-    assessments: list[Any] = [
-        Feedback(
-            name=name,
-            value=sum(found) / len(found),
-            source=source,
-            rationale=f"by completion: {', '.join(f'{x:.4g}' for x in found)}",
-        )
-        for name, found in means.items()
-    ]
-    if facts.get("answer") is not None:
-        assessments.append(Expectation(name="answer", value=str(facts["answer"]), source=source))
-    tracing.start_trace(
-        TraceInfo(
-            trace_id=identity,
-            trace_location=TraceLocation.from_experiment_id(place),
-            request_time=now,
-            state=TraceState.OK,
-            request_preview=str(facts["prompt"])[:1000],
-            response_preview=outputs[0][:1000] if outputs else "",
-            trace_metadata={"mlflow.sourceRun": run},
-            tags={"mlflow.traceName": facts["name"], "rollout": str(facts["rollout"])},
-            assessments=assessments,
-        )
-    )
-    tracing.log_spans(place, spans)
+    client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", facts["context"])])])
 
 
 def stage(client: Any, run: str, facts: Facts) -> None:
-    """A child run of a stage, made when it is first written to: its parameters, metrics at a step, and its end."""
-    place = client.get_run(run).info.experiment_id
+    """Write parameters, metrics at a step, or the end of a stage to its child run, which the first write creates."""
+    experiment_id = client.get_run(run).info.experiment_id
     query = f"tags.`{PARENT}` = '{run}' and tags.stage = '{facts['stage']}'"
-    found = client.search_runs([place], query, max_results=1)
-    if found:
-        child = found[0].info.run_id
+    children = client.search_runs([experiment_id], query, max_results=1)
+    if children:
+        child = children[0].info.run_id
     else:
         tags = {PARENT: run, "stage": str(facts["stage"]), "mlflow.runName": facts["name"]}
-        child = client.create_run(place, start_time=facts["time_ms"], tags=tags).info.run_id
-    known = found[0].data.params if found else {}
-    params = [Param(key, str(value)) for key, value in facts.get("params", {}).items() if key not in known]
+        child = client.create_run(experiment_id, start_time=facts["time_ms"], tags=tags).info.run_id
+    stored = children[0].data.params if children else {}
+    params = [Param(key, str(value)) for key, value in facts.get("params", {}).items() if key not in stored]
     metrics = [Metric(key, value, facts["time_ms"], facts["step"]) for key, value in facts.get("metrics", {}).items()]
     if params or metrics:
         client.log_batch(child, metrics=metrics, params=params)
@@ -183,13 +94,16 @@ def stage(client: Any, run: str, facts: Facts) -> None:
 
 
 def model(client: Any, run: str, facts: Facts) -> None:
-    """The next version of a registered model: its files as artifacts of the run, with tags and, if it has one, an alias. Nothing if this export is registered."""
-    known = client.search_model_versions(f"name = '{facts['name']}'")
-    if any(version.run_id == run and version.tags.get("digest") == facts["digest"] for version in known):
+    """Register the next version of a model, unless this export is registered.
+
+    Its files become artifacts of the run; the version gets tags and, if there is one, an alias.
+    """
+    versions = client.search_model_versions(f"name = '{facts['name']}'")
+    if any(version.run_id == run and version.tags.get("digest") == facts["digest"] for version in versions):
         return
     folder = Path(facts["folder"])
-    if not folder.is_dir():  # sent late, and the folder has gone meanwhile
-        print(f"The exported model {folder} is not there any more, so it is not registered as {facts['name']}.")
+    if not folder.is_dir():  # sent late, after the folder was deleted
+        print(f"The exported model {folder} no longer exists, so it is not registered as {facts['name']}.")
         return
     client.log_artifacts(run, str(folder), "model")
     try:
@@ -198,11 +112,11 @@ def model(client: Any, run: str, facts: Facts) -> None:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"{client.get_run(run).info.artifact_uri}/model"
-    made = client.create_model_version(
+    version = client.create_model_version(
         facts["name"], source, run, tags={"digest": facts["digest"]} | facts["tags"], description=facts["description"]
     )
     if facts.get("alias"):
-        client.set_registered_model_alias(facts["name"], facts["alias"], made.version)
+        client.set_registered_model_alias(facts["name"], facts["alias"], version.version)
 
 
 RECORDS: dict[str, Callable[[Any, str, Facts], None]] = {
@@ -215,15 +129,17 @@ RECORDS: dict[str, Callable[[Any, str, Facts], None]] = {
 
 
 def now_ms() -> int:
-    """The time as MLflow counts it."""
+    """The current time in milliseconds, as MLflow counts it."""
     return int(time.time() * 1000)
 
 
 def register(trainer: L.Trainer, folder: Path, tags: Facts | None = None, alias: str | None = None) -> None:
-    """Make an exported folder the next version of the registered model <method's class>-<start>, on the process that writes.
+    """Make an exported folder the next version of the registered model <method's class>-<start model>.
+
+    Does nothing on processes other than the first, and without an MLflow logger.
 
     Args:
-        tags: of the version. alias: by which it is asked for, e.g. models:/<name>@<alias>.
+        tags: of the version. alias: its name in addresses such as models:/<name>@<alias>.
     """
     runs = mlflow_runs(trainer)
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if runs else []
@@ -233,15 +149,22 @@ def register(trainer: L.Trainer, folder: Path, tags: Facts | None = None, alias:
     module: Any = trainer.lightning_module
     name = f"{type(module).__name__}-{Path(module.policy_params.model).name}"
     if size > LARGEST:
-        print(f"{folder} has {size / 1e9:.1f} GB, which are not copied into MLflow; nothing is registered as {name}.")
+        print(
+            f"{folder} has {size / 1e9:.1f} GB, more than the {LARGEST / 1e9:.1f} GB that MLflow gets a copy of, so "
+            f"it is not registered as {name}."
+        )
         return
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             digest.update(f"{path.relative_to(folder)}|{hashlib.file_digest(file, 'sha256').hexdigest()}|".encode())
     facts = {
-        "name": name, "folder": str(folder.absolute()), "digest": digest.hexdigest()[:32], "alias": alias, "tags": {k: str(v) for k, v in (tags or {}).items()},
-        "description": f"{type(module).__name__} from {module.policy_params.model}; an ordinary folder for transformers.",
-    }  # fmt: skip
+        "name": name,
+        "folder": str(folder.absolute()),
+        "digest": digest.hexdigest()[:32],
+        "alias": alias,
+        "tags": {key: str(value) for key, value in (tags or {}).items()},
+        "description": f"{type(module).__name__} from {module.policy_params.model}; a folder that transformers loads.",
+    }
     for client, run in runs:
         record(client, run, "model", facts)

@@ -1,4 +1,4 @@
-"""Where a run's files go, and how to reach its MLflow run."""
+"""The folder of a run's files, and its MLflow runs."""
 
 from pathlib import Path
 from typing import Any

@@ -60,7 +60,7 @@ def test_model_names_that_lead_nowhere(reasoner, tmp_path):
 
     with pytest.raises(ConfigError, match="does not exist"):
         Policy(PolicyParams("./nowhere"))
-    with pytest.raises(ConfigError, match="neither a folder"):
+    with pytest.raises(ConfigError, match="not a folder, an embedded model"):
         Policy(PolicyParams("tiny reasoner"))
     with pytest.raises(ConfigError, match="no config.json"):
         Policy(PolicyParams(str(tmp_path)))

@@ -25,11 +25,24 @@ SPELLINGS = [
     "<|endoftext|>",
     "<repo_name>",
 ]
-PLAIN = ["1+2=?", "", "\n\n two lines \n", " a", "< eos >", "<|im_end", "im_end|>", "ünï \u202e right to left", "🙂👩‍👩‍👧", "a\x00b\x07", "\ue000\ue000"]  # fmt: skip
+PLAIN = [
+    "1+2=?",
+    "",
+    "\n\n two lines \n",
+    " a",
+    "< eos >",
+    "<|im_end",
+    "im_end|>",
+    "ünï \u202e right to left",
+    "🙂👩‍👩‍👧",
+    "a\x00b\x07",
+    "\ue000\ue000",
+]
 
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -170,7 +183,7 @@ def test_an_assistants_turn_keeps_the_reasoners_markers(reasoner):
         {"role": 1},
     ],
 )
-def test_what_is_no_prompt_is_refused(chatml, prompt):
+def test_invalid_prompts_are_refused(chatml, prompt):
     with pytest.raises(ConfigError, match="a prompt is a text, or a list of messages"):
         encode_prompt(chatml, prompt)
 

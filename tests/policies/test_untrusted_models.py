@@ -96,7 +96,7 @@ def test_code_that_comes_with_a_model_does_not_run(folder, tmp_path, file, known
 
 
 def test_a_converted_folder_loads(folder, tmp_path):
-    """What the message advises."""
+    """The advice of the message works."""
     torch.save(dict(load_file(folder / "model.safetensors")), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     shutil.copytree(folder, tmp_path / "new")
@@ -105,7 +105,7 @@ def test_a_converted_folder_loads(folder, tmp_path):
     Policy(PolicyParams(str(tmp_path / "new")))
 
 
-def test_a_model_that_is_not_whole_is_refused(folder):
+def test_an_incomplete_model_is_refused(folder):
     weights = load_file(folder / "model.safetensors")
     lost = next(name for name in weights if "q_proj" in name)
     save_file(

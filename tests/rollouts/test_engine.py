@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from assets.make_untrained import reasoner_tokenizer
 from policies import LoRA, Policy, PolicyParams
-from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine, embedded
+from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine, continuous_batching
 from support.errors import ConfigError
 from support.seeding import isolated_rng
 
@@ -49,7 +49,7 @@ def build(kind, folder, lora=None, **changes):
 @pytest.fixture(params=[*ENGINES, "embedded, sharing prompts"])
 def engine(request, monkeypatch):
     if request.param not in ENGINES:
-        monkeypatch.setattr(embedded, "SHARE_FROM", 0)
+        monkeypatch.setattr(continuous_batching, "SHARE_FROM", 0)
     return ENGINES[request.param.split(",")[0]]()
 
 
@@ -94,7 +94,7 @@ def test_behaviour_logprobs_are_those_of_the_sampled_distribution(
 @pytest.mark.parametrize("share_from", [0, 1000])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_both_engines_generate_the_same(policy, monkeypatch, share_from, temperature):
-    monkeypatch.setattr(embedded, "SHARE_FROM", share_from)
+    monkeypatch.setattr(continuous_batching, "SHARE_FROM", share_from)
     for rows_at_once in (None, 3, 5):
         sampling = SamplingParams(20, temperature=temperature)
         ours, theirs = (
@@ -117,7 +117,7 @@ def test_greedy_completions_are_those_of_generate(policy):
 @pytest.mark.parametrize("share_from", [0, 1000])
 def test_what_a_row_becomes_does_not_depend_on_its_batch(tmp_path, monkeypatch, share_from):
     """With a model that ends often, rows of very different lengths are compacted and refilled."""
-    monkeypatch.setattr(embedded, "SHARE_FROM", share_from)
+    monkeypatch.setattr(continuous_batching, "SHARE_FROM", share_from)
     llama = build("llama", tmp_path)
     with torch.no_grad():
         llama.model.lm_head.weight[llama.eos_token_ids[0]] *= 3
@@ -270,4 +270,4 @@ def test_bad_input_names_the_thing(engine, llama):
         SamplingParams(top_p=0.0)
     with pytest.raises(ConfigError, match="sampling.stop"):
         SamplingParams(stop=[""])
-    assert "32 rows a rollout, 16 on each of 2" in BatchPlan(8, 4, updates_per_rollout=2).describe(2)
+    assert "32 rows per rollout, 16 on each of 2" in BatchPlan(8, 4, updates_per_rollout=2).describe(2)

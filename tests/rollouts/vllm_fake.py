@@ -1,4 +1,4 @@
-"""A stand-in for vLLM that holds its own copy of the weights and answers by plain forwards: what it is sent decides what comes back."""
+"""A stand-in for vLLM with its own copy of the weights, which answers a request by plain forwards."""
 
 import json
 import threading

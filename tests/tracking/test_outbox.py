@@ -1,6 +1,8 @@
 """MLflow's store goes away at the start, in the middle and at the end; nothing is lost and nothing stops."""
 
+import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,20 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from main import main
+from support.errors import ConfigError
 from tracking.logger import Outbox, PatientMLFlowLogger
+from tracking.run_records import record
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    f"--config={ROOT}/configs/grpo.yaml",
+    "--model.batch.prompts_per_rollout=2",
+    "--model.batch.group_size=2",
+    "--model.sampling.max_new_tokens=4",
+    "--trainer.limit_val_batches=0",
+    "--trainer.accelerator=cpu",
+]
+CHECKPOINTS = "{class_path: callbacks.RolloutCheckpoint, init_args: {every_n_rollouts: 1}}"
 
 
 class Flaky:
@@ -111,12 +124,9 @@ def test_a_mistake_is_not_taken_for_an_absence(logger):
 
 
 def test_training_without_a_server(reasoner, tmp_path):
-    """The real thing: nothing listens at the address; the run ends well and the file can be sent elsewhere."""
-    command = [
-        sys.executable, str(ROOT / "main.py"), "fit", f"--config={ROOT}/configs/grpo.yaml", f"--model.policy.model={reasoner}",
-        "--model.batch.prompts_per_rollout=2", "--model.batch.group_size=2", "--model.sampling.max_new_tokens=4", "--data.train_size=8",
-        "--data.val_size=2", "--trainer.limit_val_batches=0", "--trainer.max_steps=2", "--trainer.accelerator=cpu",
-    ]  # fmt: skip
+    """A real process: nothing listens at the address; the run ends well and the file can be sent elsewhere."""
+    small = [*SMALL, "--data.train_size=8", "--data.val_size=2", "--trainer.max_steps=2"]
+    command = [sys.executable, str(ROOT / "main.py"), "fit", f"--model.policy.model={reasoner}", *small]
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
         "PYTHONPATH": str(ROOT),
@@ -133,8 +143,8 @@ def test_training_without_a_server(reasoner, tmp_path):
     assert run.data.params["model.init_args.batch.group_size"] == "2"
 
 
-def test_what_is_refused_holds_up_nothing_behind_it(logger, capsys, tmp_path):
-    """A run that goes on with another setting, begun while the server was away: MLflow does not change a parameter that it has."""
+def test_a_refused_write_holds_up_nothing_behind_it(logger, capsys, tmp_path):
+    """A resumed run with a changed setting, while the server was away: MLflow does not change a stored parameter."""
     logger.experiment.log_param(logger.run_id, "max_steps", "10")
     for saved in (False, True):
         logger._mlflow_client.away = True
@@ -151,8 +161,8 @@ def test_what_is_refused_holds_up_nothing_behind_it(logger, capsys, tmp_path):
     assert points == [(0, 1.0), (1, 2.0)] and run.data.params["max_steps"] == "10"
 
 
-def test_what_waits_survives_a_kill(logger):
-    """Killed while the server is away: the next start of the run sends what had waited at its last checkpoint."""
+def test_waiting_writes_survive_a_kill(logger):
+    """Killed while the server is away: the next start of the run sends the writes of its last checkpoint."""
     logger.log_metrics({"m": 0.0}, 0)
     logger._mlflow_client.away = True
     logger.log_metrics({"m": 1.0}, 1)
@@ -172,14 +182,12 @@ class SeesWaiting(Callback):
         )
 
 
-def test_every_checkpoint_keeps_what_waits(reasoner, tmp_path, monkeypatch):
+def test_every_checkpoint_keeps_the_waiting_writes(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main([
-        "fit", f"--config={ROOT}/configs/grpo.yaml", f"--model.policy.model={reasoner}", "--model.batch.prompts_per_rollout=2", "--model.batch.group_size=2",
-        "--model.sampling.max_new_tokens=4", "--data.val_size=4", "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0",
-        "--trainer.logger.init_args.tracking_uri=http://127.0.0.1:9",
-        "--trainer.callbacks=[{class_path: callbacks.RolloutCheckpoint, init_args: {every_n_rollouts: 1}}, tests.support.test_tracking.SeesWaiting]",
-    ])  # fmt: skip
+    small = [*SMALL, "--data.val_size=4", "--trainer.max_steps=2"]
+    callbacks = f"--trainer.callbacks=[{CHECKPOINTS}, tests.tracking.test_outbox.SeesWaiting]"
+    logger = "--trainer.logger.init_args.tracking_uri=http://127.0.0.1:9"
+    main(["fit", f"--model.policy.model={reasoner}", *small, logger, callbacks])
     assert len(list((tmp_path / "runs/pending").glob("*.jsonl"))) == 1
 
 
@@ -197,14 +205,117 @@ def test_a_checkpoint_never_stands_before_the_metrics_of_its_rollout(reasoner, t
 
     monkeypatch.setattr(_LoggerConnector, "update_train_step_metrics", dies)
     with pytest.raises(SystemExit):
-        main([
-            "fit", f"--config={ROOT}/configs/grpo.yaml", f"--model.policy.model={reasoner}", "--model.batch.prompts_per_rollout=2",
-            "--model.batch.group_size=2", "--model.sampling.max_new_tokens=4", "--data.val_size=4", "--trainer.max_steps=4", "--trainer.accelerator=cpu",
-            "--trainer.limit_val_batches=0", "--trainer.logger.init_args.tracking_uri=sqlite:///store.db",
-            "--trainer.callbacks=[{class_path: callbacks.RolloutCheckpoint, init_args: {every_n_rollouts: 1}}]",
-        ])  # fmt: skip
+        small = [*SMALL, "--data.val_size=4", "--trainer.max_steps=4"]
+        logger = "--trainer.logger.init_args.tracking_uri=sqlite:///store.db"
+        main(["fit", f"--model.policy.model={reasoner}", *small, logger, f"--trainer.callbacks=[{CHECKPOINTS}]"])
     assert list((tmp_path / "runs").glob("*/checkpoints/rollout_000002.ckpt"))
     client = mlflow.MlflowClient("sqlite:///store.db")
     (run,) = client.search_runs([client.get_experiment_by_name("lightning-posttrain").experiment_id])
     points = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train/reward")]
     assert [step for step, _ in points] == [0, 1], "each once"
+
+
+def waiting_file(path, *writes, uri=None):
+    """A file of waiting writes, as `Outbox.save` makes it, with these lines after its head."""
+    head = {"tracking_uri": uri or os.environ["MLFLOW_TRACKING_URI"], "runs": {}, "real": {}}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (head, *writes)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        ["delete_experiment", ["0"], {}],
+        ["delete_run", ["RUN"], {}],
+        ["delete_registered_model", ["GRPO"], {}],
+        ["restore_run", ["RUN"], {}],
+        ["log_artifacts", ["RUN", "/etc"], {}],
+        ["__class__", ["RUN"], {}],
+        [["log_param"], ["RUN", "p", "1"], {}],
+        ["record", ["RUN", "delete", {}], {}],
+        ["record", ["RUN", "__len__", {}], {}],
+    ],
+    ids=lambda write: str(write[0]),
+)
+def test_a_file_can_ask_for_nothing_but_the_writes_of_a_training(logger, tmp_path, write):
+    """Neither on the command line nor at the start of a run, and nothing before the refused line is sent."""
+    write = json.loads(json.dumps(write).replace("RUN", logger.run_id))
+    logger.log_metrics({"m": 1.0}, 1)
+    harmless = ["log_param", [logger.run_id, "from_file", "1"], {}]
+    file = waiting_file(tmp_path / "hostile.jsonl", harmless, write)
+    called = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "__getattribute__", lambda client, name: called.append(name))
+        with pytest.raises(ConfigError, match=r"hostile\.jsonl, line 3, asks for .*never writes \(allowed are"):
+            Outbox.load(file)
+        patch.setattr(sys, "argv", ["tracking", str(file)])
+        with pytest.raises(SystemExit, match="^error: .*never writes"):
+            runpy.run_module("tracking", run_name="__main__")
+        with pytest.raises(ConfigError, match="never writes"):
+            logger.outbox.take_up(file)
+    assert not called and not logger.outbox.queue and file.exists()
+    run, points = history("m")
+    assert points == [(1, 1.0)] and "from_file" not in run.data.params and run.info.lifecycle_stage == "active"
+
+
+def test_every_write_of_a_training_passes_through_a_file(logger, tmp_path):
+    logger.log_metrics({"m": 0.0}, 0)
+    logger._mlflow_client.away = True
+    client, run = logger.experiment, logger.run_id
+    client.log_metric(run, "one", 1.0, step=1)
+    client.log_batch(run_id=run, metrics=[Metric("m", 2.0, 0, 1)])
+    client.log_param(run, "p", "5")
+    client.set_tag(run, "t", "x")
+    (tmp_path / "notes.txt").write_text("text")
+    client.log_artifact(run, "notes.txt", "notes")
+    client.log_figure(run, Figure(), "figures/empty.png")
+    facts = {"name": "d", "digest": "0", "context": "training", "source": {}, "columns": {}, "rows": 1}
+    record(client, run, "dataset", facts)
+    client.set_terminated(run, "KILLED")
+    logger.keep()
+    (file,) = (tmp_path / "runs/pending").glob("*.jsonl")
+    assert Outbox.load(file).send()
+    stored, points = history("m")
+    assert sorted(points) == [(0, 0.0), (1, 2.0)] and stored.data.metrics["one"] == 1.0
+    assert stored.data.params["p"] == "5" and stored.data.tags["t"] == "x" and stored.info.status == "KILLED"
+    assert [entry.dataset.name for entry in stored.inputs.dataset_inputs] == ["d"]
+    logger._mlflow_client.away = False
+    folders = {item.path for item in logger._mlflow_client.list_artifacts(run)}
+    assert {"notes", "figures"} <= folders
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read"),
+        ("", "line 1 is not"),
+        ("[]\n", "line 1 is not"),
+        ('{"tracking_uri": "sqlite:///x.db", "runs": {}}\n', "line 1 is not"),
+        ('{"tracking_uri": "sqlite:///x.db", "runs": {}, "real": {}}\n["log_param", ["r", "p"', "line 2 is not"),
+        ('{"tracking_uri": "sqlite:///x.db", "runs": {}, "real": {}}\n["log_param", [], {}]\n', "line 2 is not"),
+        (
+            '{"tracking_uri": "sqlite:///x.db", "runs": {}, "real": {}}\n'
+            '["log_batch", ["r", [{"entity": "Run", "fields": {}}]], {}]\n',
+            "line 2 is not",
+        ),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_line(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / "pending.jsonl").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["tracking", "pending.jsonl"])
+    with pytest.raises(SystemExit, match=f"^error: pending.jsonl .*{message}"):
+        runpy.run_module("tracking", run_name="__main__")
+
+
+def test_the_command_sends_a_file_and_deletes_it(logger, tmp_path, monkeypatch, capsys):
+    logger.log_metrics({"m": 1.0}, 1)
+    file = waiting_file(tmp_path / "pending.jsonl", ["log_param", [logger.run_id, "late", "yes"], {}])
+    monkeypatch.setattr(sys, "argv", ["tracking", str(file)])
+    runpy.run_module("tracking", run_name="__main__")
+    assert history("m")[0].data.params["late"] == "yes" and not file.exists()
+    assert "has been sent" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["tracking"])
+    with pytest.raises(SystemExit, match="no file is given"):
+        runpy.run_module("tracking", run_name="__main__")

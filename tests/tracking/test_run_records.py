@@ -1,4 +1,4 @@
-"""What runs leave in MLflow beside metrics: read back through MLflow's own ways of asking, also after an absence of the server and after a resume."""
+"""Records of runs in MLflow, read back through its own queries, also after an absence of the server and a resume."""
 
 import json
 import os
@@ -142,8 +142,8 @@ def test_a_server_that_knows_no_traces_stops_nothing(logger, monkeypatch, capsys
         record(logger.experiment, logger.run_id, "trace", TRACE | {"completions": GROUP})
         record(logger._mlflow_client.client, logger.run_id, "trace", TRACE | {"completions": GROUP})
     logger.log_metrics({"m": 1.0}, 1)
-    assert not logger.outbox.line and logger._mlflow_client.get_run(logger.run_id).data.metrics == {"m": 1.0}
-    assert capsys.readouterr().err.count("this run goes on without") == 1
+    assert not logger.outbox.queue and logger._mlflow_client.get_run(logger.run_id).data.metrics == {"m": 1.0}
+    assert capsys.readouterr().err.count("the run continues without it") == 1
 
 
 def test_a_run_says_what_it_is_and_a_resume_repeats_nothing(here, reasoner, store):
