@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import random
-import subprocess
+import runpy
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -145,38 +145,36 @@ def test_the_report_needs_nothing_else_and_marks_only_what_is_supported():
     assert 'class="">0.600' in laser and 'class="best">30.1' in laser
 
 
-def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch):
+def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch, capfd):
     for name in ("assets", "configs", "main.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("PL_GLOBAL_SEED", None)
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.compare",
-        "--methods=[grpo]",
-        "--seeds=1",
-        "--tokens=4000",
-        "--hc_rlhf=false",
-    ]
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    given = ["--methods=[grpo]", "--seeds=1", "--tokens=4000", "--hc_rlhf=false"]
 
-    def compared():
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+    def compared(*more):
+        """The command in this process; the run that it makes has one of its own."""
+        monkeypatch.setattr(sys, "argv", ["compare", *given, *more])
+        runpy.run_module("benchmarks.compare", run_name="__main__")
+        return capfd.readouterr().out
 
-    assert "1 runs, of which 0 were made before" in compared()
-    assert "1 runs, of which 1 were made before" in compared()
     store = os.environ["MLFLOW_TRACKING_URI"]
     client = mlflow.MlflowClient(store)
+    comparison = Comparison(store, 4000, Path("runs/compare"))
+    settings = digest(arguments(METHODS["grpo"], 0, 4000))
+    tags = {PARENT: comparison.parent, "compare.method": "grpo", "compare.settings": settings}
     experiment = client.get_experiment_by_name("compare").experiment_id
-    parent, child = sorted(client.search_runs([experiment]), key=lambda run: PARENT in run.data.tags)
+    killed = client.create_run(experiment, tags=tags).info.run_id  # it is closed, and made again
+    assert "1 runs, of which 0 were made before" in compared()
+    assert client.get_run(killed).info.status == "KILLED"
+    assert "1 runs, of which 1 were made before" in compared()
+    runs = [run for run in client.search_runs([experiment]) if run.info.run_id != killed]
+    parent, child = sorted(runs, key=lambda run: PARENT in run.data.tags)
+    assert tags.items() <= child.data.tags.items() and child.info.status == "FINISHED"
     assert child.data.tags[PARENT] == parent.info.run_id and child.info.run_name == "grpo, seed 0"
     assert parent.data.metrics["pass1/grpo"] == child.data.metrics["val/pass1"]
     assert [item.path for item in client.list_artifacts(parent.info.run_id)] == ["report.html"]
     assert f"| GRPO | {child.data.metrics['val/pass1']:.3f} |" in parent.data.tags["mlflow.note.content"]
-    comparison = Comparison(store, 4000, Path("runs/compare"))
     assert comparison.parent == parent.info.run_id
     result = comparison.result(child, 0)
     rollouts = client.get_metric_history(child.info.run_id, "train/length")
@@ -184,18 +182,9 @@ def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch):
         0,
         pytest.approx(64 * sum(point.value for point in rollouts)),
     ]
-    # a run that was killed: it is closed, and made again
-    client.delete_run(child.info.run_id)
-    killed = client.create_run(experiment, tags=child.data.tags)
-    assert "1 runs, of which 0 were made before" in compared()
-    assert (
-        client.get_run(killed.info.run_id).info.status == "KILLED"
-        and comparison.finished("grpo", METHODS["grpo"], 0) is not None
-    )
-    wrong = subprocess.run(
-        [*command, "--methods=[grop]"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert wrong.returncode == 2 and "--methods has 'grop'" in wrong.stderr
+    with pytest.raises(SystemExit) as ended:
+        compared("--methods=[grop]")
+    assert ended.value.code == 2 and "--methods has 'grop'" in capfd.readouterr().err
 
 
 def test_a_digest_stays_a_text_on_a_command_line():

@@ -1,6 +1,5 @@
 """GRESO: skipped prompts and their number, across passes, a resume and several processes; number of further prompts."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -8,17 +7,13 @@ import pytest
 import torch
 
 from callbacks import GRESO, DifficultyLedger, GRESOSampler, RolloutCheckpoint
-from datamodules import ArithmeticPrompts, PromptSampler
+from datamodules import PromptSampler
 from datamodules.pass_rates import Measurement
-from lightning_modules import GRPO
 from lightning_modules.core.dynamic_sampling import refilled
-from main import main
-from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import build, fit, run_config, sums
 
 
 def with_history(history, **options):
@@ -211,27 +206,19 @@ class Seen(L.Callback):
         self.sampled.append([row["answer"] for row in pl_module.last_sampled.rows])
 
 
-def fit(reasoner, steps, ckpt_path=None, callbacks=(), **options):
-    module = GRPO(
-        PolicyParams(reasoner), [Judge()], BatchPlan(4, 4, refill=4.0), SamplingParams(max_new_tokens=6),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-    )  # fmt: skip
+def run(reasoner, steps, ckpt_path=None, callbacks=(), **options):
+    module = build(reasoner, [Judge()], batch=BatchPlan(4, 4, refill=4.0), sampling=SamplingParams(max_new_tokens=6))
     seen, greso = Seen(), GRESO(**options)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[*callbacks, DifficultyLedger(), greso, seen],
-    )  # fmt: skip
-    trainer.fit(
-        module, datamodule=ArithmeticPrompts(levels=[2], train_size=40, val_size=4, seed=1), ckpt_path=ckpt_path
-    )
+    data = sums((2,), train_size=40, val_size=4)
+    fit(module, steps, [*callbacks, DifficultyLedger(), greso, seen], data=data, ckpt_path=ckpt_path)
     return seen, greso, module
 
 
 def test_a_run_saves_completions_and_a_resumed_one_repeats_it(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     L.seed_everything(0)
-    whole, greso, module = fit(reasoner, 14)
-    never, idle, _ = fit(reasoner, 14, p_easy=1.0, p_hard=1.0, step=0)
+    whole, greso, module = run(reasoner, 14)
+    never, idle, _ = run(reasoner, 14, p_easy=1.0, p_hard=1.0, step=0)
     assert idle.completions == 4 * sum(map(len, never.sampled)) > greso.completions
     assert all(metrics["train/greso_skipped"] == 0 for metrics, _ in never.found)
 
@@ -241,9 +228,9 @@ def test_a_run_saves_completions_and_a_resumed_one_repeats_it(reasoner, tmp_path
 
     assert predictable(whole) < 0.4 and predictable(never) > 0.5
     assert (greso.p_easy, greso.p_hard) != (0.5, 0.5)
-    first, _, _ = fit(reasoner, 6, callbacks=[RolloutCheckpoint(folder=str(tmp_path))])
+    first, _, _ = run(reasoner, 6, callbacks=[RolloutCheckpoint(folder=str(tmp_path))])
     torch.manual_seed(999)
-    rest, again, resumed = fit(reasoner, 14, ckpt_path=str(tmp_path / "rollout_000006.ckpt"))
+    rest, again, resumed = run(reasoner, 14, ckpt_path=str(tmp_path / "rollout_000006.ckpt"))
     assert first.found + rest.found == whole.found
     assert again.state_dict() == greso.state_dict()
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), resumed.parameters(), strict=True))
@@ -268,17 +255,9 @@ def test_mistakes_are_refused():
 def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
-        "model.sampling.max_new_tokens": 4,
-        "data.val_size": 2,
-        "trainer.max_steps": 2,
-        "trainer.limit_val_batches": 0,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.accelerator": "cpu",
-    }
-    cli = main(["fit", f"--config={ROOT}/configs/greso.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    unchanged = ("model.batch.prompts_per_rollout", "model.batch.group_size", "data.train_size")
+    changes = {"model.sampling.max_new_tokens": 4, "trainer.max_steps": 2}
+    cli = run_config(["greso"], reasoner, unchanged=unchanged, **changes)
     assert isinstance(cli.trainer.train_dataloader.prompt_sampler, GRESOSampler)
     # An untrained model is never right: the budget of 32 further prompts is used up in both rollouts.
     assert float(cli.trainer.callback_metrics["train/greso_completions"]) == 2 * (4 + 32) * 8

@@ -5,22 +5,17 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from callbacks import AdaptiveKL, FixedKL, RolloutCheckpoint, ScheduledKL
 from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, Evaluation, KLPenalty
+from lightning_modules import Evaluation, KLPenalty
 from objectives.kl import adapted_coefficient
-from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from support.files import damage
-
-
-def brevity(completions, **columns):
-    return [-float(len(text)) for text in completions]
+from tests.helpers import adamw, brevity, build, fit
 
 
 class Watch(L.Callback):
@@ -48,23 +43,26 @@ class HalfWritten(TorchCheckpointIO):
             raise self.ended_by
 
 
-def run(model, folder, callbacks, rollouts=4, updates=1, kl=0.04, plugins=None, **fit):
-    L.seed_everything(0)
+def run(model, folder, callbacks, rollouts=4, updates=1, kl=0.04, **options):
     short = SamplingParams(max_new_tokens=6)
-    module = GRPO(
-        PolicyParams(model),
+    module = build(
+        model,
         [FunctionReward(brevity)],
-        BatchPlan(4, 4, updates_per_rollout=updates),
-        short,
+        batch=BatchPlan(prompts_per_rollout=4, group_size=4, updates_per_rollout=updates),
+        sampling=short,
         kl=KLPenalty(coefficient=kl),
         evaluation=Evaluation(sampling=short),
-        optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3),
+        optimizer=adamw(3e-3),
     )
-    trainer = L.Trainer(
-        max_steps=rollouts * updates, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, limit_val_batches=0,
-        callbacks=callbacks, default_root_dir=folder, enable_checkpointing=True, plugins=plugins,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(train_size=64, val_size=8), **fit)
+    fit(
+        module,
+        rollouts * updates,
+        callbacks,
+        data=ArithmeticPrompts(train_size=64, val_size=8),
+        folder=folder,
+        seed=0,
+        **options,
+    )
     return module
 
 

@@ -9,17 +9,13 @@ import torch
 
 from callbacks import RolloutRecorder
 from cli import inspect
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, SFT, KLPenalty
+from lightning_modules import SFT, KLPenalty
 from objectives import ClippedSurrogate, LeaveOneOut, ReinforcePlusPlus, SequenceMean
 from policies import PolicyParams
 from rewards import FunctionReward
-from rollouts import BatchPlan, SamplingParams, read_rollout
+from rollouts import BatchPlan, read_rollout
 from support.errors import ConfigError
-
-
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+from tests.helpers import build, digits, fit, sums
 
 
 def seldom(completions):
@@ -35,26 +31,22 @@ class Keep(L.Callback):
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
-def module(model, **changes):
+def module(model, **parts):
     rewards = [FunctionReward(digits, weight=2.0), FunctionReward(seldom)]
-    given = {"batch": BatchPlan(2, 4), "sampling": SamplingParams(8), "kl": KLPenalty(coefficient=0.1)} | changes
-    return GRPO(PolicyParams(model), rewards, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), **given)
+    return build(model, rewards, **({"batch": BatchPlan(2, 4), "kl": KLPenalty(coefficient=0.1)} | parts))
 
 
-def fit(made, folder, rollouts=2, recorder=None):
-    L.seed_everything(0)
+def record(made, folder, rollouts=2, recorder=None):
+    """The batches and losses of these rollouts, and the files that the recorder wrote."""
     keep = Keep()
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=rollouts, logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
-        callbacks=[recorder or RolloutRecorder(), keep], default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(made, datamodule=ArithmeticPrompts(levels=[1, 3], train_size=16, val_size=4, seed=1))
+    data = sums((1, 3), train_size=16, val_size=4)
+    fit(made, rollouts, [recorder or RolloutRecorder(), keep], data=data, folder=folder, seed=0)
     return keep, sorted((folder / "local/rollouts").glob("*.parquet"))
 
 
 def test_a_recorded_rollout_is_the_rollout(reasoner, tmp_path):
     made = module(reasoner)
-    keep, paths = fit(made, tmp_path)
+    keep, paths = record(made, tmp_path)
     assert [path.name for path in paths] == ["rollout_000001.parquet", "rollout_000002.parquet"]
     for path, wanted in zip(paths, keep.batches, strict=True):
         found = read_rollout(path, pad=made.policy.pad_token_id)
@@ -87,7 +79,7 @@ def test_a_recorded_rollout_is_the_rollout(reasoner, tmp_path):
 def test_advantages_and_losses_of_another_objective_offline(reasoner, tmp_path):
     """No weights are loaded for advantages: the modules below have none."""
     made = module(reasoner)
-    keep, paths = fit(made, tmp_path, rollouts=1)
+    keep, paths = record(made, tmp_path, rollouts=1)
     batch = read_rollout(paths[0])
     logged = batch.advantages
     assert torch.equal(module("assets/tiny_reasoner").advantages(batch), logged) and logged.abs().max() > 0.1
@@ -109,7 +101,9 @@ def test_advantages_and_losses_of_another_objective_offline(reasoner, tmp_path):
 
 
 def test_advantages_by_token_and_every_other_rollout(reasoner, tmp_path):
-    keep, paths = fit(module(reasoner, advantage=ReinforcePlusPlus()), tmp_path, 4, RolloutRecorder(every_n_rollouts=2))
+    keep, paths = record(
+        module(reasoner, advantage=ReinforcePlusPlus()), tmp_path, 4, RolloutRecorder(every_n_rollouts=2)
+    )
     assert [path.name for path in paths] == ["rollout_000002.parquet", "rollout_000004.parquet"]
     wanted = keep.batches[3].advantages
     assert wanted.dim() == 2 and torch.equal(

@@ -6,6 +6,7 @@ import torch
 
 from datamodules import PromptLoader, PromptSampler
 from support.errors import ConfigError
+from tests.helpers import quiet_trainer
 
 ROWS = [{"id": i} for i in range(11)]
 
@@ -27,28 +28,21 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder, steps, checkpoint=None):
-    trainer = L.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder, enable_checkpointing=False,
-    )  # fmt: skip
+def run(folder, steps, checkpoint=None):
     module = Recorder()
-    trainer.fit(
-        module,
-        PromptLoader(ROWS, PromptSampler(11, 2, seed=3)),
-        ckpt_path=checkpoint,
-        weights_only=True if checkpoint else None,
-    )
+    trainer = quiet_trainer(steps, folder=folder)
+    loader = PromptLoader(ROWS, PromptSampler(11, 2, seed=3))
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return trainer, module.seen
 
 
 @pytest.mark.parametrize("stop", [2, 5, 7])
 def test_a_resumed_run_sees_the_prompts_it_would_have_seen(tmp_path, stop):
-    _, whole = fit(tmp_path, 12)
-    trainer, first = fit(tmp_path, stop)
+    _, whole = run(tmp_path, 12)
+    trainer, first = run(tmp_path, stop)
     trainer.save_checkpoint(tmp_path / "stop.ckpt")
     torch.manual_seed(999)
-    _, rest = fit(tmp_path, 12, str(tmp_path / "stop.ckpt"))
+    _, rest = run(tmp_path, 12, str(tmp_path / "stop.ckpt"))
     assert first + rest == whole
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -12,14 +11,12 @@ from pysat.solvers import Solver
 from callbacks import RolloutCheckpoint, SaturnCurriculum
 from datamodules import SatDemonstrations, SaturnPrompts
 from datamodules.saturn import chance, clauses_for, difficulty, formula, satisfied
-from lightning_modules import GRPO, Evaluation, KLPenalty
-from main import main
-from policies import PolicyParams
+from lightning_modules import Evaluation, KLPenalty
 from rewards import SatAssignment
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import build, fit, run_config
 
-ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [[2, 3, 4], [2, 3, 3], [2, 3, 5]]
 
 
@@ -163,27 +160,18 @@ class Told(L.Callback):
 RATES = {2: (0.5, 0.9, 0.9), 4: (0.6, 0.1, 0.1), 6: (0.9, 0.4, 0.9), 8: (0.1, 0.8, 0.0), 10: (0.0, 0.0, 0.9)}
 
 
+def saturn(model, **parts):
+    small = {"batch": BatchPlan(4, 2), "sampling": SamplingParams(max_new_tokens=4), "kl": KLPenalty()}
+    return build(model, [SatAssignment()], **(small | parts))
+
+
 def run(model, steps, folder, ckpt_path=None):
     told, curriculum = Told(RATES), SaturnCurriculum(0.5)
     saved = RolloutCheckpoint(every_n_rollouts=1, keep=None, folder=str(folder))
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, val_check_interval=2, check_val_every_n_epoch=None, callbacks=[told, curriculum, saved],
-    )  # fmt: skip
-    module = GRPO(
-        PolicyParams(model),
-        [SatAssignment()],
-        BatchPlan(4, 2),
-        SamplingParams(max_new_tokens=4),
-        kl=KLPenalty(),
-        evaluation=Evaluation(1),
-    )
+    module = saturn(model, evaluation=Evaluation(1))
     module.validation_step = lambda *given: None
-    trainer.fit(
-        module,
-        datamodule=SaturnPrompts(LEVELS, train_size=20, val_size=2, prompt="<clause>", seed=1),
-        ckpt_path=ckpt_path,
-    )
+    data = SaturnPrompts(LEVELS, train_size=20, val_size=2, prompt="<clause>", seed=1)
+    trainer = fit(module, steps, [told, curriculum, saved], data=data, validate_every=2, ckpt_path=ckpt_path)
     return told.found, curriculum.promotions, trainer
 
 
@@ -207,36 +195,23 @@ def test_the_level_rises_when_its_own_pass_rate_exceeds_eps_and_a_resumed_run_re
 def test_other_data_are_refused(reasoner, tmp_path):
     from datamodules import ArithmeticPrompts
 
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        limit_val_batches=0,
-        callbacks=[SaturnCurriculum()],
-    )
-    module = GRPO(
-        PolicyParams(reasoner), [SatAssignment()], BatchPlan(4, 2), SamplingParams(max_new_tokens=4), kl=KLPenalty()
-    )
+    module = saturn(reasoner)
     module.rewards[0].check_columns = lambda row: None
     with pytest.raises(ConfigError, match="needs datamodules.SaturnPrompts"):
-        trainer.fit(module, datamodule=ArithmeticPrompts(train_size=64, val_size=8))
+        fit(module, 1, [SaturnCurriculum()], data=ArithmeticPrompts(train_size=64, val_size=8))
 
 
 def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
-        "model.batch.prompts_per_rollout": 4,
-        "model.batch.group_size": 2,
-        "data.val_size": 2,
-        "trainer.max_steps": 2,
-        "trainer.val_check_interval": 1,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.accelerator": "cpu",
-    }
-    cli = main(["fit", f"--config={ROOT}/configs/saturn.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    changes = {"model.batch.prompts_per_rollout": 4, "model.batch.group_size": 2}
+    changes |= {"trainer.max_steps": 2, "trainer.val_check_interval": 1}
+    unchanged = (
+        "model.sampling.max_new_tokens",
+        "data.train_size",
+        "trainer.limit_val_batches",
+        "trainer.enable_checkpointing",
+    )
+    cli = run_config(["saturn"], reasoner, unchanged=unchanged, **changes)
     found = cli.trainer.callback_metrics
     assert {"val/pass@1/sat-2-3-3", "val/pass@4/sat-2-3-6", "val/format_failures", "train/sat_chance"} <= set(found)

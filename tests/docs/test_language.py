@@ -282,7 +282,18 @@ def test_wrong_phrases_are_detected(text):
     assert any(re.search(pattern, text) for pattern in WRONG_PHRASES)
 
 
-@pytest.mark.parametrize("text", ["tokens per second", "a token", "gives a row to a group", "a token of a row", "one token per step", "none", "for example a step"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tokens per second",
+        "a token",
+        "gives a row to a group",
+        "a token of a row",
+        "one token per step",
+        "none",
+        "for example a step",
+    ],
+)
 def test_plain_phrases_pass(text):
     assert not any(re.search(pattern, text) for pattern in WRONG_PHRASES)
 

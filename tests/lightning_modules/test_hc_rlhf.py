@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 
-import lightning as L
 import pytest
 import torch
 
@@ -24,42 +23,31 @@ from rewards.models import SPANS, ModelScore
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from support.prompt_identity import prompt_fingerprints
+from tests.helpers import adamw, build, fit
 from tests.test_cli import certificate_of, hc_rlhf, here  # noqa: F401
 
 SHORT = SamplingParams(max_new_tokens=6)
 
 
-def rule_based(model, **changes):
-    given = {
+def rule_based(model, **parts):
+    small = {
         "constraint": Constraint(threshold=0.9),
-        "rewards": [RecordsReward()],
         "cost": RecordsCost(),
-        "batch": BatchPlan(4, 2),
+        "batch": BatchPlan(prompts_per_rollout=4, group_size=2),
         "sampling": SHORT,
         "evaluation": Evaluation(sampling=SHORT),
-        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
-    } | changes
-    return HCRLHF(PolicyParams(model), **given)
+        "optimizer": adamw(1e-3, weight_decay=0.01),
+    } | parts
+    return build(model, small.pop("rewards", [RecordsReward()]), HCRLHF, **small)
 
 
-def fit(module, folder, data=None, steps=2, **changes):
-    given = {
-        "max_steps": steps,
-        "max_epochs": -1,
-        "accelerator": "cpu",
-        "logger": False,
-        "default_root_dir": folder,
-    } | changes
-    trainer = L.Trainer(
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0, **given
-    )
-    trainer.fit(module, datamodule=data or RecordsPrompts(32, 8, 30, seed=5))
-    return trainer
+def train(module, folder, data=None, steps=2):
+    return fit(module, steps, data=data or RecordsPrompts(32, 8, 30, seed=5), folder=folder)
 
 
 def test_a_rule_takes_the_place_of_both_models(tmp_path, assistant):
     module = rule_based(assistant, bound=ClopperPearson(), loss=ClippedSurrogate())
-    fit(module, tmp_path)
+    train(module, tmp_path)
     assert module.verdict.bound == "ClopperPearson" and module.verdict.safe and module.verdict.samples == 30
     facts = json.loads((tmp_path / "local/certificate/certificate.json").read_text())
     assert "RecordsCost" in facts["cost_model"]["parts"][0] and not (tmp_path / "local/lightning_logs").exists()
@@ -78,13 +66,13 @@ def test_a_rule_takes_the_place_of_both_models(tmp_path, assistant):
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path, assistant, changes, message):
     with pytest.raises(ConfigError, match=message):
-        fit(rule_based(assistant, **changes), tmp_path)
+        train(rule_based(assistant, **changes), tmp_path)
 
 
 def test_the_baselines_end_without_a_test(tmp_path, assistant, capsys):
     for changes in ({"lambda_init": 0.0}, {"lambda_init": 2.0, "lambda_lr": 0.0}, {"c1": 0.0, "c2": 0.0}):
         module = rule_based(assistant, constraint=Constraint(threshold=0.1, **changes), test=SafetyTest(skip=True))
-        fit(module, tmp_path)
+        train(module, tmp_path)
         assert module.verdict is None and "NOT TESTED" in capsys.readouterr().out
         if "c1" not in changes:
             assert module.dual.value == changes["lambda_init"], "a penalty that is fixed stays"
@@ -100,7 +88,7 @@ def test_without_a_multiplier_only_the_reward_counts(tmp_path, assistant, monkey
     monkeypatch.setattr(module, "sequence_kl", lambda batch: torch.zeros(len(batch.finish_reasons)))
     original = module.returns
     monkeypatch.setattr(module, "returns", lambda batch: seen.setdefault("returns", original(batch)))
-    fit(module, tmp_path, steps=1)
+    train(module, tmp_path, steps=1)
     assert torch.equal(seen["returns"], module.last_rollout.rewards["records_reward"])
 
 
@@ -131,7 +119,7 @@ def test_the_supervised_term_pulls_towards_the_demonstrations(tmp_path, assistan
     for coefficient in (0.0, 8.0):
         supervised = SupervisedTerm(coefficient, batch_size=8, max_length=256)
         module = rule_based(assistant, supervised=supervised, test=SafetyTest(skip=True), max_grad_norm=None)
-        fit(module, tmp_path, data, steps=4)
+        train(module, tmp_path, data, steps=4)
         losses.append(float(response_loss(module.policy, data.rows("demonstration"), 256).detach()))
     assert losses[1] < losses[0] - 0.05
 
@@ -144,7 +132,7 @@ def test_a_given_model_that_saw_the_safety_prompts_is_refused(tmp_path, assistan
     with pytest.raises(
         ConfigError, match="3 of 30 prompts of the safety split are also in the cost model's training data"
     ):
-        fit(module, tmp_path)
+        train(module, tmp_path)
 
 
 def one_way(completions):

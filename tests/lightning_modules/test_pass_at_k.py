@@ -2,19 +2,16 @@
 
 from itertools import combinations
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, Evaluation
+from lightning_modules import Evaluation
 from lightning_modules.core import problem_counts
 from lightning_modules.core.problem_counts import ProblemCounts, pass_at_k
-from policies import PolicyParams
 from rewards import FunctionReward
-from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import build, quiet_trainer, sums
 
 
 @pytest.mark.parametrize("samples", [1, 3, 6])
@@ -38,16 +35,10 @@ class HasOdd(FunctionReward):
 
 
 def run(folder, stage, val_batch=64, **evaluation):
-    module = GRPO(
-        PolicyParams(folder),
-        [HasOdd()],
-        batch=BatchPlan(4, 4),
-        sampling=SamplingParams(max_new_tokens=8),
-        evaluation=Evaluation(samples=4, **evaluation),
-    )
-    data = ArithmeticPrompts(levels=[1, 2], train_size=16, val_size=12, seed=1)
+    module = build(folder, [HasOdd()], evaluation=Evaluation(samples=4, **evaluation))
+    data = sums(train_size=16, val_size=12)
     data.val_batch = val_batch
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = quiet_trainer(limit_val_batches=1.0)
     return getattr(trainer, stage)(module, datamodule=data, verbose=False)[0], module
 
 

@@ -9,16 +9,11 @@ import torch
 
 from callbacks import WritePredictions
 from cli import inspect
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, Evaluation, KLPenalty
-from policies import PolicyParams
+from lightning_modules import Evaluation, KLPenalty
 from rewards import ExactAnswer, FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
-
-
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+from tests.helpers import build, digits, quiet_trainer, sums
 
 
 def colour(completions, colour):
@@ -27,16 +22,10 @@ def colour(completions, colour):
 
 def run(stage, folder, model, rewards, kl=0.1, samples=2, levels=(1, 2), **evaluation):
     L.seed_everything(0)
-    module = GRPO(
-        PolicyParams(model), rewards, batch=BatchPlan(2, 2), sampling=SamplingParams(8), kl=KLPenalty(coefficient=kl),
-        evaluation=Evaluation(samples=samples, sampling=SamplingParams(8), **evaluation),
-    )  # fmt: skip
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[WritePredictions()], default_root_dir=folder
-    )  # fmt: skip
-    getattr(trainer, stage)(
-        module, datamodule=ArithmeticPrompts(levels=list(levels), val_size=12, train_size=8, seed=1)
-    )
+    batch, asked = BatchPlan(2, 2), Evaluation(samples=samples, sampling=SamplingParams(8), **evaluation)
+    module = build(model, rewards, batch=batch, kl=KLPenalty(coefficient=kl), evaluation=asked)
+    trainer = quiet_trainer(callbacks=[WritePredictions()], folder=folder, limit_val_batches=1.0)
+    getattr(trainer, stage)(module, datamodule=sums(levels, val_size=12, train_size=8))
     return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 

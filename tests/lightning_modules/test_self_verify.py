@@ -18,8 +18,9 @@ from objectives.voting import weighted_vote
 from policies import Policy, PolicyParams
 from rewards import FunctionReward, Verdict
 from rewards.self_verify import verdict_of
-from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from rollouts import RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import adamw, build, fit
 
 
 class FirstDigit(FunctionReward):
@@ -31,16 +32,15 @@ class FirstDigit(FunctionReward):
         super().__init__(lambda completions: [float(text[:1] < "P") for text in completions], name="right")
 
 
-def build(folder, **changes):
-    given = {
-        "batch": BatchPlan(prompts_per_rollout=4, group_size=4),
+def self_verify(model, **parts):
+    small = {
         "sampling": SamplingParams(max_new_tokens=6),
         "kl": KLPenalty(),
         "verification": Verification(prompt="<problem><solution>?"),
         "shaping": Shaping(),
-        "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0),
-    } | changes
-    return SelfVerify(PolicyParams(folder), [FirstDigit()], **given)
+        "optimizer": adamw(1e-2),
+    }
+    return build(model, [FirstDigit()], SelfVerify, **(small | parts))
 
 
 class Seen(L.Callback):
@@ -60,23 +60,11 @@ def closed(reasoner, monkeypatch):
     return reasoner
 
 
-def fit(module, steps, callbacks=(), ckpt_path=None, **trainer):
-    made = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, callbacks=list(callbacks),
-        **{"limit_val_batches": 0, "enable_checkpointing": any(isinstance(c, RolloutCheckpoint) for c in callbacks)} | trainer,
-    )  # fmt: skip
-    made.fit(
-        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path
-    )
-    return made
-
-
 # ---- training ------------------------------------------------------------------------------------------------------------------
 
 
 def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them_is_kept(closed):
-    module, seen = build(closed), Seen()
+    module, seen = self_verify(closed), Seen()
     fit(module, 3, [seen])
     assert [sum(i.startswith("verify") for i in ids) for ids, _ in seen.found] == [0, 2, 2]
     first_ids, first_texts = seen.found[0]
@@ -104,7 +92,7 @@ def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them
 
 
 def test_each_kind_has_its_own_rewards_and_its_own_baseline(closed):
-    module = build(closed)
+    module = self_verify(closed)
     module.trainer = SimpleNamespace(world_size=1)
     rows = [
         {"id": "a", "prompt": "a"},
@@ -129,9 +117,9 @@ def test_each_kind_has_its_own_rewards_and_its_own_baseline(closed):
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_resumed_run_asks_what_the_whole_one_asks(closed, tmp_path, stop):
-    whole, seen = build(closed), Seen()
+    whole, seen = self_verify(closed), Seen()
     fit(whole, 4, [seen, RolloutCheckpoint(every_n_rollouts=1, keep=None, folder=str(tmp_path))])
-    resumed, rest = build(closed), Seen()
+    resumed, rest = self_verify(closed), Seen()
     fit(resumed, 4, [rest], ckpt_path=str(tmp_path / f"rollout_{stop:06d}.ckpt"))
     assert rest.found == seen.found[stop:] and resumed.buffer.rows == whole.buffer.rows
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
@@ -140,7 +128,7 @@ def test_a_resumed_run_asks_what_the_whole_one_asks(closed, tmp_path, stop):
 def test_processes_share_one_draw(closed):
     rows, asked = [{"id": str(i), "prompt": str(i)} for i in range(8)], []
     for rank, processes in ((0, 1), (0, 2), (1, 2)):
-        module = build(closed)
+        module = self_verify(closed)
         module.buffer.add([{"id": f"verify {i}"} for i in range(30)], 0)
         loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=5))
         module.trainer = SimpleNamespace(world_size=processes, global_rank=rank, fit_loop=loops)
@@ -283,8 +271,8 @@ def test_the_probability_of_yes_is_that_of_a_plain_forward(reasoner):
 
 def test_validation_votes_and_prediction_gives_the_chosen_completion(closed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = build(closed, evaluation=Evaluation(samples=4))
-    trainer = fit(module, 2, limit_val_batches=1, val_check_interval=2, check_val_every_n_epoch=None)
+    module = self_verify(closed, evaluation=Evaluation(samples=4))
+    trainer = fit(module, 2, validate_every=2)
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert {"val/vote", "val/majority", "val/yes_rate", "val/verify_accuracy", "val/pass@1"} <= set(found)
     module.verification.exponent = 0.0

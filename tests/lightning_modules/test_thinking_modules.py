@@ -3,12 +3,10 @@
 import math
 import warnings
 
-import lightning as L
 import pytest
 import torch
 
 from callbacks import Stage, StageSchedule
-from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, AdaptThink, AutoThink, Evaluation, Forcing, ModeRewards, Reference
 from lightning_modules.core import thinking_stats
 from lightning_modules.core.reference_rewards import prompt_key
@@ -16,6 +14,7 @@ from policies import PolicyParams
 from rewards import ExactAnswer, FunctionReward, LengthPenalty
 from rollouts import BatchPlan, Mode, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import adamw, build, fit, sums, weights
 
 SHORT = SamplingParams(max_new_tokens=8)
 
@@ -29,43 +28,28 @@ def short_answer(completions):
     return [float(len(text.rsplit("</think>", 1)[-1]) % 2) for text in completions]
 
 
-def adapt(folder, **changes):
-    given = {
-        "batch": BatchPlan(4, 4), "sampling": SamplingParams(8), "reference": Reference(samples=2), "evaluation": Evaluation(sampling=SHORT),
-        "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2),
-    } | changes  # fmt: skip
-    return AdaptThink(PolicyParams(folder), given.pop("rewards", [Answered(short_answer)]), **given)
+def adapt(model, rewards=None, **parts):
+    small = {
+        "reference": Reference(samples=2),
+        "evaluation": Evaluation(sampling=SHORT),
+        "optimizer": adamw(1e-2, weight_decay=0.01),
+    }
+    return build(model, [Answered(short_answer)] if rewards is None else rewards, AdaptThink, **(small | parts))
 
 
-def auto(folder, **changes):
-    given = {
-        "batch": BatchPlan(4, 4), "sampling": SamplingParams(8), "evaluation": Evaluation(sampling=SHORT), "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2)
-    } | changes  # fmt: skip
-    return AutoThink(PolicyParams(folder), given.pop("rewards", [Answered(short_answer)]), **given)
+def auto(model, rewards=None, **parts):
+    small = {"evaluation": Evaluation(sampling=SHORT), "optimizer": adamw(1e-2, weight_decay=0.01)}
+    return build(model, [Answered(short_answer)] if rewards is None else rewards, AutoThink, **(small | parts))
 
 
-def fit(module, steps, ckpt_path=None, callbacks=(), data=None, **trainer):
-    L.seed_everything(5)
-    made = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks), **({"limit_val_batches": 0} | trainer),
-    )  # fmt: skip
-    made.fit(
-        module,
-        datamodule=data or ArithmeticPrompts(levels=[1, 2, 3], train_size=24, val_size=9, seed=1),
-        ckpt_path=ckpt_path,
-    )
-    return made
-
-
-def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.policy.model.parameters()])
+def train(module, steps, callbacks=(), data=None, **options):
+    return fit(module, steps, callbacks, data=data or sums((1, 2, 3), train_size=24, val_size=9), seed=5, **options)
 
 
 @pytest.mark.parametrize("start", ["sampled", "fixed"])
 def test_half_of_each_group_answers_at_once_with_the_right_behaviour(reasoner, start):
     module = adapt(reasoner, forcing=Forcing(thinking_first_token=start, start_word="1+"), delta=0.3)
-    metrics = fit(module, 1).callback_metrics
+    metrics = train(module, 1).callback_metrics
     batch, close = module.last_rollout, module.form.closing[0]
     forced = (batch.completion_ids[:, 0] == close).view(4, 4)
     assert forced.tolist() == [[True, True, False, False]] * 4
@@ -100,7 +84,7 @@ def next_logprobs(module, batch):
 
 def test_advantages_subtract_the_initial_policys_reward_and_reward_needs_a_closed_block(reasoner):
     module = adapt(reasoner, delta=0.25)
-    fit(module, 1)
+    train(module, 1)
     batch = module.last_rollout
     raw, well = batch.rewards["short_answer"], module.form.well_formed(batch)
     at_once = module.form.modes(batch) == Mode.NO_THINKING
@@ -113,12 +97,12 @@ def test_advantages_subtract_the_initial_policys_reward_and_reward_needs_a_close
 
 
 def test_the_reference_is_measured_once_and_found_again(reasoner, capsys):
-    fit(module := adapt(reasoner), 1)
+    train(module := adapt(reasoner), 1)
     assert "Measuring the initial policy: 2 completions" in capsys.readouterr().out
-    fit(again := adapt(reasoner), 1)
+    train(again := adapt(reasoner), 1)
     assert "Measuring" not in capsys.readouterr().out and again.reference_means == module.reference_means
-    fit(adapt(reasoner, reference=Reference(samples=3)), 1)
-    fit(adapt(reasoner, sampling=SamplingParams(6), reference=Reference(samples=2)), 1)
+    train(adapt(reasoner, reference=Reference(samples=3)), 1)
+    train(adapt(reasoner, sampling=SamplingParams(6), reference=Reference(samples=2)), 1)
     assert capsys.readouterr().out.count("Measuring") == 2
     module.reference_means.clear()
     with pytest.raises(ConfigError, match="no reference reward of the prompt"):
@@ -137,12 +121,12 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(reasoner, tmp_path, 
             ]
         return [StageSchedule([Stage(0), Stage(2, {"delta": 0.5} | short, 5e-3, True)])]
 
-    fit(whole := make(reasoner), 6, callbacks=stages())
-    trainer = fit(make(reasoner), 4, callbacks=stages())
+    train(whole := make(reasoner), 6, callbacks=stages())
+    trainer = train(make(reasoner), 4, callbacks=stages())
     trainer.save_checkpoint(tmp_path / "four.ckpt")
     assert torch.load(tmp_path / "four.ckpt", weights_only=True)
     second = make(reasoner, **({"reference": Reference(2, cache=False)} if make is adapt else {}))
-    fit(second, 6, callbacks=stages(), ckpt_path=tmp_path / "four.ckpt")
+    train(second, 6, callbacks=stages(), ckpt_path=tmp_path / "four.ckpt")
     assert torch.equal(weights(whole), weights(second))
     assert second.sampling.max_new_tokens == 6 and second.trainer.optimizers[0].param_groups[0]["lr"] == 5e-3
     assert make is adapt or second.stage == 3
@@ -152,10 +136,10 @@ def test_stages_are_checked(reasoner):
     with pytest.raises(ConfigError, match="must begin with 0"):
         StageSchedule([Stage(1)])
     with pytest.raises(ConfigError, match="sampling.max_tokens"):
-        fit(auto(reasoner), 1, callbacks=[StageSchedule([Stage(0, {"sampling.max_tokens": 3})])])
+        train(auto(reasoner), 1, callbacks=[StageSchedule([Stage(0, {"sampling.max_tokens": 3})])])
     with pytest.raises(ConfigError, match="lr_scheduler overwrites it"):
         module = auto(reasoner, lr_scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o))
-        fit(module, 1, callbacks=[StageSchedule([Stage(0, lr=1e-3)])])
+        train(module, 1, callbacks=[StageSchedule([Stage(0, lr=1e-3)])])
 
 
 def test_auto_think_balances_by_the_whole_batch(reasoner):
@@ -164,7 +148,7 @@ def test_auto_think_balances_by_the_whole_batch(reasoner):
         mode_rewards=ModeRewards(gamma=0.2, slope=3.0),
         rewards=[Answered(short_answer), LengthPenalty(100.0, 0.5)],
     )
-    metrics = fit(module, 1).callback_metrics
+    metrics = train(module, 1).callback_metrics
     batch = module.last_rollout
     thinking = module.form.modes(batch) != Mode.NO_THINKING
     share = float(thinking.float().mean())
@@ -200,7 +184,7 @@ def test_a_mechanism_without_effect_is_pointed_out_once(reasoner):
         module.effect.patience, watch = 2, Rates()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            fit(module, 4, callbacks=[watch])
+            train(module, 4, callbacks=[watch])
         said = [str(w.message) for w in caught if message in str(w.message)]
         one_mode = [rate in (0.0, 1.0) for rate in watch.rates]
         absent = isinstance(module, AdaptThink) or any(map(all, zip(one_mode, one_mode[1:], strict=False)))
@@ -208,10 +192,8 @@ def test_a_mechanism_without_effect_is_pointed_out_once(reasoner):
 
 
 def test_validation_of_every_method_tells_modes_and_levels_apart(reasoner):
-    module = GRPO(PolicyParams(reasoner), [ExactAnswer()], batch=BatchPlan(4, 4), sampling=SHORT)
-    metrics = fit(
-        module, 1, limit_val_batches=None, val_check_interval=1, check_val_every_n_epoch=None
-    ).callback_metrics
+    module = GRPO(PolicyParams(reasoner), [ExactAnswer()], BatchPlan(4, 4), SHORT)
+    metrics = train(module, 1, validate_every=1).callback_metrics
     (batch,) = module.last_validation
     modes = module.thinking_stats.form.modes(batch)
     levels = torch.tensor(batch.column("level"))
@@ -253,7 +235,7 @@ def test_settings_that_cannot_work_are_refused(reasoner, assistant):
         auto(reasoner, rewards=[LengthPenalty(10.0)])
     for make in (adapt, auto):
         with pytest.raises(ConfigError, match="configs/cold_start_smollm2.yaml"):
-            fit(make(assistant), 1)
+            train(make(assistant), 1)
     for wrong in ({"gamma": 2.0}, {"alpha": -1.0}):
         with pytest.raises(ConfigError, match="needs gamma from 0 to 1"):
             ModeRewards(**wrong)

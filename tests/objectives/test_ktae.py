@@ -4,18 +4,15 @@ import math
 from collections import Counter
 from fractions import Fraction
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import fisher_exact
 
-from main import main
 from objectives import KTAE, GroupNorm, LeaveOneOut, RunningMean
 from objectives.ktae import fisher_p, information_gain
 from support.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import run_config
 
 
 def tables(right, wrong):
@@ -157,19 +154,12 @@ def test_state_and_mistakes():
 def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
+    changes = {
         "model.rewards": '[{"class_path":"rewards.Format","init_args":{"pattern":"[^1]*1[\\\\s\\\\S]*"}}]',
         "model.sampling.max_new_tokens": 30,
-        "data.val_size": 2,
-        "trainer.max_steps": 1,
-        "trainer.limit_val_batches": 0,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_checkpointing": "false",
-        "trainer.accelerator": "cpu",
     }
-    cli = main(["fit", f"--config={ROOT}/configs/ktae.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    unchanged = ("model.batch.prompts_per_rollout", "model.batch.group_size", "data.train_size")
+    cli = run_config(["ktae"], reasoner, unchanged=unchanged, **changes)
     batch, metrics = cli.model.last_rollout, cli.trainer.callback_metrics
     assert batch.advantages.shape == batch.completion_ids.shape
     assert 0 < float(metrics["train/key_abs"]) < 1 and 0 < float(metrics["train/key_share"]) < 1

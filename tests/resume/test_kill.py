@@ -18,7 +18,8 @@ import yaml
 
 from rewards import FunctionReward
 from support.files import damage
-from tests.resume.runs import Command, differences, finish, kill_after, metrics, start, state, tables, wait_for
+from tests.helpers.processes import finish
+from tests.resume.runs import Command, differences, kill_after, metrics, start, state, tables, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("KILLS", "10"))
@@ -247,7 +248,7 @@ def test_one_ctrl_c_saves_and_says_so(command, tmp_path):
     arguments = command("grpo", folder)
     overlay = folder / "overlay.yaml"
     overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
-    process = Command(arguments, folder)
+    process = start(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == 130
@@ -280,7 +281,7 @@ def test_a_second_ctrl_c_stops_at_once(where, command, tmp_path):
     overlay["trainer"]["callbacks"][-1] = part("callbacks.RolloutCheckpoint")
     overlay["trainer"]["callbacks"].append(part("tests.resume.test_kill.Pause", hook=where))
     (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
-    process = Command(arguments, folder)
+    process = start(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000001.json")))
     os.kill(process.pid, signal.SIGINT)
     wait_for(lambda: "Press Ctrl+C again" in (folder / "log.txt").read_text())

@@ -15,14 +15,14 @@ from test_per_task import batch as mixed
 from test_rewards import batch_of
 
 from callbacks import RolloutCheckpoint
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, HCRLHF
+from lightning_modules import HCRLHF
 from lightning_modules.core.terms import Shaping
 from lightning_modules.hc_rlhf.module import Constraint
 from policies import PolicyParams
 from rewards import ExactAnswer, Failure, FunctionReward, Guarded, HTTPJudge, PerTask, Reward, total_reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import build, fit, sums, weights
 
 ROWS = [{"prompt": "p", "answer": "x", "id": "1"}, {"prompt": "q", "answer": "y", "id": "2"}]
 
@@ -297,22 +297,18 @@ class Keeps(L.Callback):
         self.batches.append(module.last_rollout)
 
 
-def trained(reasoner, folder, rewards, steps=3, micro=None, val=0, **options):
-    module = GRPO(
-        policy=PolicyParams(reasoner),
+def trained(reasoner, folder, rewards, steps=3, micro=None, val=0, **parts):
+    module = build(
+        reasoner,
+        rewards,
         batch=BatchPlan(prompts_per_rollout=2, group_size=4, rollout_micro_batch=micro),
         sampling=SamplingParams(max_new_tokens=6),
-        rewards=rewards,
-        **options,
+        **parts,
     )
-    keeps = Keeps()
-    trainer = L.Trainer(
-        max_steps=steps, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        limit_val_batches=val, callbacks=[keeps], default_root_dir=folder, enable_checkpointing=False, check_val_every_n_epoch=None, val_check_interval=1,
-    )  # fmt: skip
-    data = ArithmeticPrompts(levels=[1], train_size=8, val_size=2, seed=0)
+    keeps, data = Keeps(), sums((1,), train_size=8, val_size=2, seed=0)
+    validation = {"limit_val_batches": val, "val_check_interval": 1, "check_val_every_n_epoch": None}
     try:
-        trainer.fit(module, data)
+        fit(module, steps, [keeps], data=data, folder=folder, **validation)
     finally:
         keeps.rows = data
     return keeps
@@ -359,20 +355,10 @@ class ByLength(Reward):
 
 def test_a_stopped_run_goes_on_from_its_checkpoint_when_the_judge_is_back(reasoner, tmp_path):
     def run(judge, folder, steps=4, ckpt_path=None):
-        module = GRPO(
-            PolicyParams(reasoner),
-            [Guarded(judge)],
-            BatchPlan(2, 4),
-            SamplingParams(max_new_tokens=6),
-            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-        )
-        trainer = L.Trainer(
-            max_steps=steps, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-            callbacks=[RolloutCheckpoint(every_n_rollouts=1, folder=str(folder))],
-        )  # fmt: skip
-        L.seed_everything(3)
-        trainer.fit(module, ArithmeticPrompts(levels=[1], train_size=16, val_size=2, seed=0), ckpt_path=ckpt_path)
-        return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+        module = build(reasoner, [Guarded(judge)], batch=BatchPlan(2, 4), sampling=SamplingParams(max_new_tokens=6))
+        saved = RolloutCheckpoint(every_n_rollouts=1, folder=str(folder))
+        fit(module, steps, [saved], data=sums((1,), train_size=16, val_size=2, seed=0), seed=3, ckpt_path=ckpt_path)
+        return weights(module)
 
     whole = run(ByLength(), tmp_path / "whole")
     with pytest.raises(ConfigError, match="'judge'.* failed for 88% .* ConnectionError: down"):

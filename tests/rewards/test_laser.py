@@ -1,6 +1,5 @@
 """LASER and its difficulty-aware forms: the bonus and the targets by hand, and exact resuming with a monitor."""
 
-import lightning as L
 import mlflow
 import pytest
 import torch
@@ -8,14 +7,12 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from callbacks import LaserMonitor, RolloutCheckpoint
 from callbacks.laser_monitor import difficulty, target_length
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO
-from policies import PolicyParams
 from rewards import FunctionReward, GradedAnswer, Laser, LaserD, LaserDE, total_reward
 from rewards.repetition import loops
-from rollouts import BatchPlan, SamplingParams
+from rollouts import SamplingParams
 from support.errors import ConfigError
-from tests.rewards.helpers import batch_of, run_config
+from tests.helpers import build, fit, run_config, sums, weights
+from tests.rewards.helpers import batch_of
 
 
 def total(base, reward, batch):
@@ -114,30 +111,26 @@ def starts_with_a_digit(completions):
     return [1.0 if text[:1].isdigit() else -0.5 for text in completions]
 
 
-def fit(reasoner, folder, steps, ckpt_path=None, logger=False, callbacks=(), monitored=True):
-    module = GRPO(
-        PolicyParams(reasoner), [FunctionReward(starts_with_a_digit), LaserD(correctness="starts_with_a_digit")], BatchPlan(4, 4),
-        SamplingParams(max_new_tokens=24), optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-    )  # fmt: skip
+def run(reasoner, folder, steps, callbacks=(), monitored=True, **options):
+    rewards = [FunctionReward(starts_with_a_digit), LaserD(correctness="starts_with_a_digit")]
+    module = build(reasoner, rewards, sampling=SamplingParams(max_new_tokens=24))
     monitor = LaserMonitor(every_n_rollouts=2, size=8, samples=6, shortest=4, longest=24, interval=4)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=logger, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[*callbacks, *([monitor] if monitored else [])], default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(
-        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=16, val_size=4, seed=1), ckpt_path=ckpt_path
+    callbacks = [*callbacks, *([monitor] if monitored else [])]
+    return (
+        module,
+        monitor,
+        fit(module, steps, callbacks, data=sums(train_size=16, val_size=4), folder=folder, **options),
     )
-    return module, monitor, trainer
 
 
 def state(module):
-    return torch.cat([p.detach().flatten() for p in module.policy.model.parameters()]), module.rewards[1].targets
+    return weights(module), module.rewards[1].targets
 
 
 def test_a_resumed_run_has_the_targets_and_weights_of_the_uninterrupted_one(reasoner, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     logger = MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artifacts"))
-    whole, monitor, trainer = fit(reasoner, tmp_path / "whole", 4, logger=logger)
+    whole, monitor, trainer = run(reasoner, tmp_path / "whole", 4, logger=logger)
     assert monitor.tokens == 0 and len(monitor.groups) == 8 and any(whole.rewards[1].targets.values())
     for bucket, expected in monitor.expected.items():
         lengths = sorted(n for right, group in monitor.groups if difficulty(right, 6) == bucket for n in group)
@@ -157,15 +150,15 @@ def test_a_resumed_run_has_the_targets_and_weights_of_the_uninterrupted_one(reas
     assert sum(
         float(trainer.callback_metrics[f"train/laser_monitor/{bucket}"]) for bucket in monitor.expected
     ) == pytest.approx(1)
-    fit(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
-    resumed, _, _ = fit(reasoner, tmp_path / "rest", 4, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
+    run(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
+    resumed, _, _ = run(reasoner, tmp_path / "rest", 4, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
     assert torch.equal(state(resumed)[0], state(whole)[0]) and state(resumed)[1] == state(whole)[1]
 
 
 def test_watching_alone_changes_nothing(reasoner, tmp_path):
     """With no target that acts the monitored run is the plain one: same prompts, same draws."""
-    watched, _, _ = fit(reasoner, tmp_path / "a", 1)
-    plain, _, _ = fit(reasoner, tmp_path / "b", 1, monitored=False)
+    watched, _, _ = run(reasoner, tmp_path / "a", 1)
+    plain, _, _ = run(reasoner, tmp_path / "b", 1, monitored=False)
     assert [row["id"] for row in watched.last_rollout.rows] == [row["id"] for row in plain.last_rollout.rows]
     assert torch.equal(watched.last_rollout.completion_ids, plain.last_rollout.completion_ids)
 

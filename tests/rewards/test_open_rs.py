@@ -7,7 +7,8 @@ import torch
 
 from rewards import CosineLength, LineFormat, ParsableMathAnswer, TagCount
 from support.errors import ConfigError
-from tests.rewards.helpers import batch_of, run_config
+from tests.helpers import run_config
+from tests.rewards.helpers import batch_of
 
 
 def test_the_worked_cases_of_the_script():

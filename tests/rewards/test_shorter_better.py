@@ -5,7 +5,8 @@ import torch
 
 from rewards import ExactAnswer, ShorterBetter, judged, total_reward
 from support.errors import ConfigError
-from tests.rewards.helpers import batch_of, run_config
+from tests.helpers import run_config
+from tests.rewards.helpers import batch_of
 
 
 def test_the_worked_case():

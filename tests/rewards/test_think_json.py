@@ -1,20 +1,18 @@
 """ThinkJSON's rewards against cases worked out by hand, and its data against the schemas they come with."""
 
 import json
-from pathlib import Path
 
 import jsonschema
 import pytest
 import torch
 
 from datamodules import SchemaDemonstrations, SchemaPrompts
-from main import main
 from rewards import FilledSchema, JsonPart, ThinkAnswerFormat
 from rewards.think_json import strict_object
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+from tests.helpers import run_config
 
-ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.dumps(
     {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 )
@@ -165,22 +163,8 @@ def test_mistakes_are_named():
 def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
-        "model.batch.prompts_per_rollout": 2,
-        "model.batch.group_size": 2,
-        "model.sampling.max_new_tokens": 4,
-        "data.val_size": 2,
-        "trainer.max_steps": 1,
-        "trainer.val_check_interval": 1,
-        "trainer.logger": "false",
-        "trainer.enable_checkpointing": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.accelerator": "cpu",
-    }
-    cli = main(
-        ["fit", f"--config={ROOT}/configs/think_json.yaml", *(f"--{name}={value}" for name, value in small.items())]
-    )
+    changes = {"model.batch.group_size": 2, "model.sampling.max_new_tokens": 4, "trainer.val_check_interval": 1}
+    cli = run_config(["think_json"], reasoner, unchanged=["data.train_size", "trainer.limit_val_batches"], **changes)
     found = cli.trainer.callback_metrics
     assert {"val/pass@1", "val/reward/json_parsed", "val/reward/json_noise", "train/reward/think_answer_format"} <= set(
         found

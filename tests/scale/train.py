@@ -1,12 +1,6 @@
-"""Five optimiser steps on one or two processes; the first writes the final weights and every metric.
+"""Five optimiser steps on one or two processes; the first writes the final weights and every metric."""
 
-python train.py METHOD STRATEGY MODEL FOLDER [CHECKPOINT]
-"""
-
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import lightning as L
 import torch
@@ -19,10 +13,7 @@ from lightning_modules import GRPO, HCRLHF, SFT, AdaptThink, AutoThink, Constrai
 from policies import LoRA, PolicyParams
 from rewards import ExactAnswer, FunctionReward, RecordsCost, RecordsReward
 from rollouts import BatchPlan, SamplingParams
-
-
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+from tests.helpers import digits
 
 
 class Metrics(L.Callback):
@@ -107,7 +98,3 @@ def main(method, strategy, model, folder, checkpoint=None):
             {"weights": weights, "metrics": metrics.rows},
             Path(folder) / f"{method}_{strategy}{'_resumed' if checkpoint else ''}.pt",
         )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from lightning_modules.hc_rlhf import verify
 from main import main
-from tests.resume.runs import Command, finish
+from tests.helpers.processes import finish
+from tests.resume.runs import Command
 from tests.test_cli import hc_rlhf, short
 from tests.tracking.test_outbox import Flaky
 from tracking import run_records as records
