@@ -5,18 +5,24 @@ A check sees the module and its data. It returns one paragraph with the measured
 
 import inspect
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import FunctionReward
+from rewards.base import FunctionReward, Reward
+from rewards.self_check import text_batch
+from rewards.tasks import TRIVIAL, ReasoningGymScore, task_of
 from rollouts import RolloutBatch, ends_open, written
 from support.prompt_identity import prompt_fingerprints
 from support.seeding import isolated_rng, run_seed
 
 #: training rows whose trivial answers are scored
 TRIED = 8
+#: mean score of a trivial answer from which a scorer is named; a guess between two values is paid half
+GENEROUS_FROM = 0.25
 
 
 def end_token_mismatch(module: Any, data: Any) -> str | None:
@@ -33,8 +39,8 @@ def end_token_mismatch(module: Any, data: Any) -> str | None:
 
 
 MARKS = re.compile(r"<\|\w+\|>|\[/?INST\]|<(?:start|end)_of_turn>")
-SPOKEN = re.compile(r"^\s*(?:user|human|instruction|system)\s*:", re.IGNORECASE | re.MULTILINE)
-CUED = re.compile(r"(?:assistant|response|answer|model)\s*:?\s*(?:<think>)?\s*$", re.IGNORECASE)
+SPOKEN = re.compile(r"^[^\S\n]{0,20}(?:user|human|instruction|system)[^\S\n]{0,20}:", re.IGNORECASE | re.MULTILINE)
+CUED = re.compile(r"(?:assistant|response|answer|model)\s?:?\s{0,20}(?:<think>)?\s{0,20}$", re.IGNORECASE)
 
 
 def chat_template(module: Any, data: Any) -> str | None:
@@ -124,6 +130,48 @@ def wrong_answer(module: Any, data: Any) -> str | None:
     return None
 
 
+def generous_scorer(module: Any, data: Any) -> str | None:
+    """A scorer of reasoning-gym pays an answer that says nothing a quarter of a right one's reward or more."""
+    by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    scorers: dict[str, ReasoningGymScore] = {}
+    for row in data.rows("train"):
+        if row.get("entry") is None or len(rows := by_task[task := task_of(row["entry"])]) == TRIED:
+            continue
+        asked = [part for part in _asked(module.rewards, row) if isinstance(part, ReasoningGymScore)]
+        if asked:
+            scorers[task] = asked[0]
+            rows.append(row)
+    paid = []
+    for task, scorer in scorers.items():
+        pairs = [
+            (row, answer) for answer in TRIVIAL for row in by_task[task] if str(row.get("answer")).strip() != answer
+        ]
+        given = [answer if scorer.extract != "tags" else f"<answer>{answer}</answer>" for _, answer in pairs]
+        scores = scorer(text_batch(given, [row for row, _ in pairs])).tolist()
+        means = {
+            answer: sum(found) / len(found)
+            for answer in TRIVIAL
+            if (found := [score for (_, other), score in zip(pairs, scores, strict=True) if other == answer])
+        }
+        best = max(means, key=means.__getitem__, default="")
+        if means.get(best, 0.0) >= GENEROUS_FROM:
+            paid.append(f"{task} pays {best!r} {means[best]:.2g}")
+    if not paid:
+        return None
+    return (
+        f"Scorers of reasoning-gym pay answers that say nothing: {'; '.join(paid)} (means over at most {TRIED} training rows "
+        "whose answer is another). The policy will find that: leave these tasks out of data.tasks, or score them by "
+        "rewards.ExactAnswer through rewards.PerTask."
+    )
+
+
+def _asked(rewards: list[Reward], row: dict[str, Any]) -> Iterator[Reward]:
+    """The rewards that score completions of a data row, those inside others included."""
+    for reward in rewards:
+        yield reward
+        yield from _asked(reward.parts_for(row), row)
+
+
 def _scored(module: Any, data: Any) -> RolloutBatch | None:
     """Four completions for each of a few training rows: nothing, the prompt repeated, the right answer, a wrong one.
 
@@ -156,4 +204,4 @@ def _by_answer(values: Float[Tensor, "rows"]) -> tuple[Tensor, ...]:
     return values.view(-1, 4).unbind(1)
 
 
-AT_START = (end_token_mismatch, chat_template, leaked_prompts, trivial_answer, wrong_answer)
+AT_START = (end_token_mismatch, chat_template, leaked_prompts, trivial_answer, wrong_answer, generous_scorer)

@@ -22,6 +22,8 @@ class FilePrompts(PromptData):
         seed: seed of the order of the prompts; the run's seed if None.
         preferences: pairs that a method may train reward and cost models on.
         demonstrations: a source with the columns prompt and response, for a supervised term beside a method's own loss.
+        numbers: columns of a CSV file that hold numbers, such as a curriculum's `level`; the cells of the others are texts, so
+            that 42 and 007 stay what is written.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class FilePrompts(PromptData):
         seed: int | None = None,
         preferences: PairSource | None = None,
         demonstrations: str | None = None,
+        numbers: list[str] | None = None,
     ) -> None:
         super().__init__(seed=seed, preferences=preferences)
         if val_size < 0 or safety_size < 0:
@@ -46,14 +49,14 @@ class FilePrompts(PromptData):
                 "be 0 or above."
             )
         self.source, self.split, self.subset, self.columns = source, split, subset, columns
-        self.demonstrations = demonstrations
+        self.demonstrations, self.numbers = demonstrations, numbers or []
         self.val_source, self.val_split, self.val_size, self.safety_size = val_source, val_split, val_size, safety_size
         self.required = tuple(required) if required is not None else type(self).required
         self._all: list[Row] | None = None
 
     def _parts(self) -> dict[str, list[Row]]:
         if self._all is None:
-            self._all = read_rows(self.source, self.split, self.columns, self.subset)
+            self._all = read_rows(self.source, self.split, self.columns, self.subset, self.numbers)
         held_out = 0 if self.val_source else self.val_size
         train_size = len(self._all) - held_out - self.safety_size
         if train_size <= 0:
@@ -72,7 +75,7 @@ class FilePrompts(PromptData):
 
     def val_rows(self) -> list[Row]:
         if self.val_source:
-            return read_rows(self.val_source, self.val_split, self.columns, self.subset)[: self.val_size]
+            return read_rows(self.val_source, self.val_split, self.columns, self.subset, self.numbers)[: self.val_size]
         return self._parts()["val"]
 
     def demonstration_rows(self) -> list[Row]:

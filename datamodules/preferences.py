@@ -14,6 +14,9 @@ from support.errors import ConfigError
 from support.prompt_identity import split_by_prompt
 from support.seeding import run_seed
 
+#: columns of a CSV file that are labels, not texts
+LABELS = ("better_response_id", "safer_response_id", "is_response_0_safe", "is_response_1_safe")
+
 
 @dataclass
 class PairSource:
@@ -39,7 +42,7 @@ class PairSource:
     def rows(self) -> list[Row]:
         """Pairs with the columns prompt, response_0, response_1, better and, where there are safety labels, safer,
         unsafe_0, unsafe_1."""
-        raw = read_rows(self.source, self.split, self.columns, self.subset)[: self.limit]
+        raw = read_rows(self.source, self.split, self.columns, self.subset, LABELS)[: self.limit]
         if self.format == "hh":
             check_rows(raw, self.source, ("chosen", "rejected"))
             return [{"id": row["id"], **_from_hh(row)} for row in raw]

@@ -1,6 +1,9 @@
 """Data rows: read from JSONL, JSON, parquet or CSV files, a folder of them or the hub, and checked."""
 
+import csv
 import json
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,11 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 
 
 def read_rows(
-    source: str, split: str = "train", columns: dict[str, str] | None = None, subset: str | None = None
+    source: str,
+    split: str = "train",
+    columns: dict[str, str] | None = None,
+    subset: str | None = None,
+    numbers: Sequence[str] = (),
 ) -> list[Row]:
     """Read all rows as dicts, with columns renamed as `columns` says.
 
@@ -25,6 +32,8 @@ def read_rows(
         split: split of a hub data set; in a folder, the files whose name contains it (all files if none does).
         columns: this project's name -> the data's name, e.g. {"prompt": "question"}.
         subset: configuration name of a hub data set.
+        numbers: columns of a CSV file whose cells are numbers or true and false, by either name; all others are text, so
+            that 42 and 007 stay as written.
 
     Raises:
         ConfigError: for a missing file, an unknown format, an empty data set, an unreadable line or a missing column.
@@ -34,6 +43,9 @@ def read_rows(
         kind, files = _files(path, split)
         if kind == "json":
             rows = [row for file in files for row in read_json(file)]
+        elif kind == "csv":
+            named = {*numbers, *((columns or {}).get(name, name) for name in numbers)}
+            rows = [row for file in files for row in read_csv(file, named)]
         else:
             rows = _table(source, kind, data_files=files)
     else:
@@ -67,6 +79,53 @@ def read_json(path: str | Path) -> list[Row]:
         return [_object(item, f"item {number} of the file {path}") for number, item in enumerate(items, 1)]
     lines = ((f"line {number} of the file {path}", line) for number, line in enumerate(content.split(b"\n"), 1))
     return [_object(_parsed(line, where), where) for where, line in lines if line.strip()]
+
+
+def read_csv(path: str | Path, numbers: Collection[str] = ()) -> list[Row]:
+    """The rows of a CSV file with a header. Cells are texts, and None where nothing is written.
+
+    Args:
+        numbers: columns whose cells are numbers, or true and false.
+
+    Raises:
+        ConfigError: naming the file and the line, for what is no UTF-8, a line with too many cells, or a cell that is no number.
+    """
+    rows: list[Row] = []
+    csv.field_size_limit(1 << 30)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for cells in reader:
+                where = f"line {reader.line_num} of the file {path}"
+                if None in cells:
+                    raise ConfigError(
+                        f"{where} has more cells than the header has names; put quotation marks around commas."
+                    )
+                rows.append(
+                    {
+                        name: _cell(cell, f"{where}, column {name!r},") if name in numbers else cell or None
+                        for name, cell in cells.items()
+                    }
+                )
+    except UnicodeError as error:
+        raise ConfigError(f"the file {path} is no text in UTF-8: {error}; save it as UTF-8.") from error
+    except csv.Error as error:
+        raise ConfigError(f"the file {path} is no CSV: {error}; mend it, or save it as JSONL.") from error
+    return rows
+
+
+def _cell(cell: str | None, where: str) -> float | int | bool | None:
+    text = (cell or "").strip()
+    if not text:
+        return None
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return int(text) if re.fullmatch(r"[-+]?\d{1,400}", text) else float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{where} holds {text[:40]!r}; it must be a number. Mend it, or take the column out of numbers."
+        ) from error
 
 
 def _parsed(content: bytes, where: str) -> Any:

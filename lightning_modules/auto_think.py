@@ -145,7 +145,8 @@ class AutoThink(OnPolicyModule):
         modes = self.form.modes(batch)
         closed, thinking = modes != Mode.UNCLOSED, modes != Mode.NO_THINKING
         parsed = closed & torch.tensor([bool(text) for text in answers(batch)], device=modes.device)
-        correct = (batch.rewards[self.judge.name].to(modes.device) >= 1) & closed
+        scores = self.judge.unscaled(batch.rewards[self.judge.name].to(modes.device), batch)
+        correct = (scores >= 1) & closed
         count = summed(torch.tensor([float(thinking.sum()), float(len(thinking))]))
         return ModeCounts(modes, correct, parsed, float(count[0] / count[1]))
 

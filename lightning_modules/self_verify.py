@@ -9,6 +9,7 @@ reasoning), and the answer with the largest sum of s^exponent is given.
 """
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -152,14 +153,18 @@ class SelfVerify(OnPolicyModule):
 
     def observe(self, batch: RolloutBatch) -> None:
         """Put the solutions of all processes into the buffer with the truth; those without an answer pose no question."""
-        scores, size = self.judge.unscaled(batch.rewards[self.judge.name], batch), batch.group_size
-        rows = [row for row in batch.rows for _ in range(size)]
-        questions = []
-        for i, (row, solution) in enumerate(zip(rows, answers(batch), strict=True)):
-            if row.get("solution_correct") is None and solution and not scores[i].isnan():
-                group = scores[i - i % size : i - i % size + size]
-                truth = {"solution_correct": bool(scores[i] >= 1), "group_correct": int((group >= 1).sum())}
-                questions.append(verify_row(row, solution, self.verification.prompt) | truth | {"group_size": size})
+        scores, size = self.judge.unscaled(batch.rewards[self.judge.name], batch).tolist(), batch.group_size
+        solutions, questions = answers(batch), []
+        for prompt, row in enumerate(batch.rows):
+            if row.get("solution_correct") is not None:
+                continue
+            group = range(prompt * size, (prompt + 1) * size)
+            usable = [i for i in group if solutions[i] and not math.isnan(scores[i])]
+            # Counted among the questions that can be drawn, so that a perfect verifier earns 1 on average.
+            truth = {"group_correct": sum(scores[i] >= 1 for i in usable), "group_size": len(usable)}
+            for i in usable:
+                question = verify_row(row, solutions[i], self.verification.prompt)
+                questions.append(question | truth | {"solution_correct": scores[i] >= 1})
         self.buffer.add([row for rows in gathered(questions) for row in rows], self.rollouts_done)
 
     def advantages(self, batch: RolloutBatch) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
@@ -209,8 +214,13 @@ class SelfVerify(OnPolicyModule):
         return verdicts, yes_probability(self.policy, verdicts)
 
     def vote(self, batch: RolloutBatch, scores: Float[Tensor, "rows"], exponent: float) -> list[int]:
-        """The row that each problem's vote chooses."""
-        texts, values, size, form = answers(batch), scores.tolist(), batch.group_size, self.verification.form
+        """The row that each problem's vote chooses; completions vote together if their answers are equivalent."""
+        texts, values, size, form = (
+            self.judge.extracted(batch),
+            scores.tolist(),
+            batch.group_size,
+            self.verification.form,
+        )
         starts = range(0, len(texts), size)
         return [at + weighted_vote(texts[at : at + size], values[at : at + size], exponent, form) for at in starts]
 

@@ -20,6 +20,9 @@ class Advantage(ABC):
     needs_group = True
     #: metrics of the latest call, by name; the on-policy module logs them under train/
     metrics: dict[str, float] = {}
+    #: set before each call by the on-policy module: 1 for correct and 0 for wrong completions (rows,), NaN where unknown;
+    #: None without a reward that judges correctness
+    correct: Float[Tensor, "rows"] | None = None
     #: set by `prepare`: sums statistics over all processes
     reduce: Reduce = staticmethod(own)
     #: set by `prepare`: ids of the tokens that end or pad a completion

@@ -75,7 +75,8 @@ class KTAE(Advantage):
         base: the advantage of whole completions; GRPO's by default.
         fisher, gain: weights w_F and w_IG. The official scripts ask for a gain of 2, which its estimator does not read.
         top: largest key. k1, b: of the frequencies, as in BM25. clamp: bound on the absolute direction x; None leaves it.
-        correct_above: a completion is right if its reward is above this.
+        correct_above: a completion is right if its total reward is above this; None asks the reward that judges
+            correctness, and without one counts totals above 0 as right.
     """
 
     base: Advantage = field(default_factory=lambda: GroupNorm(eps=1e-6))
@@ -85,7 +86,7 @@ class KTAE(Advantage):
     k1: float = 2.0
     b: float = 0.5
     clamp: float | None = None
-    correct_above: float = 0.0
+    correct_above: float | None = None
 
     def __post_init__(self) -> None:
         positive = self.top > 0 and self.k1 > 0 and (self.clamp is None or self.clamp > 0)
@@ -107,12 +108,14 @@ class KTAE(Advantage):
         tokens: Int[Tensor, "rows time"],
         mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows time"]:
+        self.base.correct = self.correct
         base = self.base(rewards, groups, tokens, mask)
         base = (base if base.dim() == 2 else base[:, None]) * mask
         keys = torch.zeros_like(base)
+        right = self._right(rewards)
         for group in range(int(groups.max()) + 1):
             rows = groups == group
-            keys[rows] = self.keys(rewards[rows], tokens[rows], mask[rows]).to(keys.dtype)
+            keys[rows] = self.keys(right[rows], tokens[rows], mask[rows]).to(keys.dtype)
         count, own, other = int(mask.sum()), keys.abs().sum(), base.abs().sum()
         self.metrics = {
             "key": float(keys.sum() / max(count, 1)),
@@ -122,14 +125,26 @@ class KTAE(Advantage):
         }
         return base + keys
 
+    def _right(self, rewards: Float[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+        """1 for right and 0 for wrong completions; NaN for those that no reward applies to."""
+        if self.correct_above is None and self.correct is not None:
+            right = self.correct.to(rewards)
+        else:
+            right = (rewards > (self.correct_above or 0.0)).to(rewards.dtype)
+        return right.masked_fill(rewards.isnan(), torch.nan)
+
     def keys(
-        self, rewards: Float[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+        self, right: Float[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
     ) -> Float[Tensor, "rows time"]:
-        """The keys of one group's tokens; 0 outside the mask and on tokens that end or pad."""
-        judged = ~rewards.isnan() & mask.any(1)
-        is_right = judged & (rewards > self.correct_above)
-        right, wrong = int(is_right.sum()), int((judged & ~is_right).sum())
-        if not right or not wrong:
+        """The keys of one group's tokens; 0 outside the mask, on tokens that end or pad, and where nothing is known.
+
+        Args:
+            right: above 0 for right completions, NaN where nothing is known.
+        """
+        judged = ~right.isnan() & mask.any(1)
+        is_right = judged & (right > 0)
+        rights, wrongs = int(is_right.sum()), int((judged & ~is_right).sum())
+        if not rights or not wrongs:
             return torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
         ids, place = torch.unique(tokens, return_inverse=True)
         counts = torch.zeros(len(tokens), len(ids), dtype=torch.float64, device=tokens.device).scatter_add_(
@@ -137,18 +152,18 @@ class KTAE(Advantage):
         )
         holds = (counts > 0).double()
         a, b = holds[is_right].sum(0), holds[judged & ~is_right].sum(0)
-        p = fisher_p(a, b, right, wrong)
+        p = fisher_p(a, b, rights, wrongs)
         strength = self.fisher * torch.where(p < 1 - 1e-9, torch.exp(-2 * p), 0.0) + self.gain * information_gain(
-            a, b, right, wrong
+            a, b, rights, wrongs
         )
-        x = torch.asin((a / right).sqrt()) - torch.asin((b / wrong).sqrt())
+        x = torch.asin((a / rights).sqrt()) - torch.asin((b / wrongs).sqrt())
         x = x + self._frequencies(counts[is_right].sum(0), counts[judged & ~is_right].sum(0))
         if self.clamp is not None:
             x = x.clamp(-self.clamp, self.clamp)
         found = self.top * (2 * torch.sigmoid(strength * x / (self.fisher + self.gain)) - 1)
         ends = torch.tensor(self.end_tokens, dtype=ids.dtype, device=ids.device)
         found = torch.where(torch.isin(ids, ends), 0.0, found)
-        return found[place] * mask
+        return found[place] * (mask & judged[:, None])
 
     def _frequencies(self, in_right: Counts, in_wrong: Counts) -> Counts:
         """How much more frequent each token is among the tokens of right completions, as quotients of BM25's frequencies."""

@@ -38,12 +38,13 @@ class PassAtK(Advantage):
     Args:
         k: of pass@k.
         baseline: what is subtracted.
-        correct_at: a completion is right if its reward is at least this.
+        correct_at: a completion is right if its total reward is at least this; None asks the reward that judges
+            correctness, and without one counts totals of 1 or more as right.
     """
 
     k: int
     baseline: Literal["others", "group"] = "others"
-    correct_at: float = 1.0
+    correct_at: float | None = None
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -56,8 +57,12 @@ class PassAtK(Advantage):
         tokens: Int[Tensor, "rows time"],
         mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows"]:
-        valid = ~rewards.isnan()
-        right = (valid & (rewards >= self.correct_at)).to(rewards.dtype)
+        if self.correct_at is None and self.correct is not None:
+            scores, correct_at = self.correct.to(rewards), 1.0
+        else:
+            scores, correct_at = rewards, 1.0 if self.correct_at is None else self.correct_at
+        valid = ~rewards.isnan() & ~scores.isnan()
+        right = (valid & (scores >= correct_at)).to(rewards.dtype)
         n, c = group_sums(valid.to(rewards.dtype), groups)[groups], group_sums(right, groups)[groups]
         needed = self.k + int(self.baseline == "others")
         if int(groups.bincount().max()) < needed:

@@ -14,13 +14,16 @@ def weighted_vote(
     """The place of the first sample with the winning answer, argmax_a sum_{i: answer_i = a} s_i^exponent.
 
     Args:
-        answers: of all samples of one problem; empty ones do not vote unless there are no others.
+        answers: of all samples of one problem, the same text for equivalent ones; empty ones do not vote unless there
+            are no others. Where every weight is 0, the majority wins.
         scores: s, in [0, 1]. exponent: 0 is the majority vote; the larger, the more the best score decides.
         form: power, or exponential for exp(exponent * s). Of equal sums the answer that came first wins.
     """
     voters = [i for i, answer in enumerate(answers) if answer] or list(range(len(answers)))
+    weights = {i: scores[i] ** exponent if form == "power" else math.exp(exponent * scores[i]) for i in voters}
+    if not any(weights.values()):
+        weights = dict.fromkeys(voters, 1.0)
     totals: dict[str, float] = {}
-    for i in voters:
-        weight = scores[i] ** exponent if form == "power" else math.exp(exponent * scores[i])
+    for i, weight in weights.items():
         totals[answers[i]] = totals.get(answers[i], 0.0) + weight
     return next(i for i in voters if answers[i] == max(totals, key=totals.__getitem__))

@@ -4,8 +4,8 @@ from lightning_posttrain import check_siblings
 
 check_siblings(__name__)
 
-from rewards.answers import ExactAnswer, Format, MathAnswer, NumericAnswer
-from rewards.base import Failure, FunctionReward, Reward, total_reward, without_failed
+from rewards.answers import AnswerReward, ExactAnswer, Format, MathAnswer, NumericAnswer
+from rewards.base import Failure, FunctionReward, Reward, correct_rows, total_reward, without_failed
 from rewards.choices import MultipleChoice
 from rewards.code import CodeTests
 from rewards.failures import Guarded
@@ -21,6 +21,7 @@ from rewards.models import ModelScore
 from rewards.open_rs import CosineLength, LineFormat, ParsableMathAnswer, TagCount
 from rewards.per_task import PerTask
 from rewards.saturn import SatAssignment
+from rewards.self_check import GoldProblem
 from rewards.self_verify import Verdict
 from rewards.shorter_better import ShorterBetter
 from rewards.still3 import ActionBonus, LengthBonus
@@ -30,6 +31,7 @@ from rewards.think_json import FilledSchema, JsonPart, ThinkAnswerFormat
 
 __all__ = [
     "ActionBonus",
+    "AnswerReward",
     "CodeTests",
     "CosineLength",
     "ExactAnswer",
@@ -37,6 +39,7 @@ __all__ = [
     "FilledSchema",
     "Format",
     "FunctionReward",
+    "GoldProblem",
     "GradedAnswer",
     "Guarded",
     "HAPO",
@@ -75,6 +78,7 @@ __all__ = [
     "ToxicityCost",
     "Truncation",
     "Verdict",
+    "correct_rows",
     "total_reward",
     "without_failed",
 ]

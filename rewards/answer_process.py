@@ -1,23 +1,41 @@
-"""Judges answers by computing what they say, in a process of its own that the kernel ends after some seconds of CPU time.
+"""Judges answers by computing what they say, in a few processes of its own that are ended where they take too long.
 
-math-verify and several scorers of reasoning-gym hand an answer to sympy, and `9**9**9` never ends. That happens inside C code, where neither an exception nor a
-signal handler gets through; a process can always be ended. An answer whose judgement is ended, or fails, is a wrong answer.
+math-verify and the scorers of reasoning-gym hand an answer to sympy or to Python, and `9**9**9` never ends. That
+happens inside C code, where neither an exception nor
+a signal handler gets through; a process can always be ended. An answer whose judgement is ended, or fails, is a wrong
+answer, and its limit is paid once: judgements
+are remembered.
 """
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from functools import cache, lru_cache
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 #: of CPU time, for one answer
 SECONDS = 5.0
-#: of address space, for the process
+#: of elapsed time, for one answer, so that one that waits for something ends too
+WALL_SECONDS = 30.0
+#: of elapsed time, for a process to start and import what it needs
+START_SECONDS = 120.0
+#: of address space, for each process
 MEMORY = 8 << 30
+#: questions for which one process more is started
+PER_PROCESS = 24
+#: judgements that are remembered
+REMEMBERED = 16384
+
+Question = tuple[str, ...]
 
 
 class _Process:
@@ -25,7 +43,8 @@ class _Process:
 
     def __init__(self) -> None:
         self.lock, self.asked = threading.Lock(), 0
-        self.child: subprocess.Popen[str] | None = None
+        self.child: subprocess.Popen[bytes] | None = None
+        self.kinds: set[str] = set()  # whose packages are imported already
 
     def ask(self, kind: str, *texts: str) -> Any:
         """The judgement; None if it failed or was ended. Raises ImportError if a package is missing."""
@@ -33,84 +52,180 @@ class _Process:
             if self.child is None or self.child.poll() is not None:
                 command = [sys.executable, "-P", __file__]
                 self.child = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
                 )
+                self.kinds = set()
             assert self.child.stdin and self.child.stdout
             self.asked += 1
             try:
-                self.child.stdin.write(json.dumps([self.asked, kind, *texts]) + "\n")
+                self.child.stdin.write(json.dumps([self.asked, kind, *texts]).encode() + b"\n")
                 self.child.stdin.flush()
-                number, found, missing = json.loads(self.child.stdout.readline() or "[0, null, null]")
-            except BrokenPipeError:
+                limit = WALL_SECONDS + (START_SECONDS if kind not in self.kinds else 0.0)
+                number, result, missing = json.loads(self._line(limit) or b"[0, null, null]")
+            except (BrokenPipeError, ValueError):
                 number = 0
             except BaseException:  # an answer that nobody fetched would be taken for the next one's
-                self._end()
+                self.end()
                 raise
             if number != self.asked:
-                self._end()
+                self.end()
                 return None
+            self.kinds.add(kind)
         if missing is not None:
             raise ImportError(missing)
-        return found
+        return result
 
-    def _end(self) -> None:
-        assert self.child is not None
-        self.child.kill()
-        self.child.wait()
-        self.child = None
+    def _line(self, seconds: float) -> bytes:
+        """The next line of the process's output; what there is of it when the process ends or the time is over."""
+        assert self.child is not None and self.child.stdout
+        place, line, deadline = self.child.stdout.fileno(), b"", time.monotonic() + seconds
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([place], [], [], max(0.0, deadline - time.monotonic()))
+            part = os.read(place, 1 << 16) if ready else b""
+            if not part:
+                return b""
+            line += part
+        return line
+
+    def end(self) -> None:
+        """Kill it; the next question starts another."""
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+            for stream in (self.child.stdin, self.child.stdout):
+                try:
+                    if stream:
+                        stream.close()
+                except OSError:
+                    pass  # what was written to it last did not go out
+            self.child = None
 
 
-_process = _Process()
+class Pool:
+    """Some processes that judge in parallel, each started when there is enough to do for it.
+
+    Args:
+        size: most processes; one for each CPU, from 2 to 8, if None.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size or max(
+            2, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
+        )
+        self.processes: list[_Process] = [_Process() for _ in range(self.size)]
+        self.remembered: OrderedDict[Question, Any] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def judge(self, questions: Sequence[Question]) -> list[Any]:
+        """The judgement of every question, (kind, *texts); None for one that failed or was ended. Equal questions are
+        asked once."""
+        with self.lock:
+            open_questions = [question for question in dict.fromkeys(questions) if question not in self.remembered]
+            known = {question: self.remembered[question] for question in questions if question in self.remembered}
+        if open_questions:
+            known |= self._asked(open_questions)
+        with self.lock:
+            for question in dict.fromkeys(questions):
+                self.remembered[question] = known[question]
+                self.remembered.move_to_end(question)
+            while len(self.remembered) > REMEMBERED:
+                self.remembered.popitem(last=False)
+        return [known[question] for question in questions]
+
+    def _asked(self, questions: list[Question]) -> dict[Question, Any]:
+        count = min(self.size, -(-len(questions) // PER_PROCESS))
+        if count == 1:
+            return {question: self.processes[0].ask(*question) for question in questions}
+        rest, results = iter(questions), {}
+        taking = threading.Lock()
+
+        def work(process: _Process) -> None:
+            while True:
+                with taking:
+                    question = next(rest, None)
+                if question is None:
+                    return
+                results[question] = process.ask(*question)
+
+        with ThreadPoolExecutor(count) as threads:
+            for done in [threads.submit(work, process) for process in self.processes[:count]]:
+                done.result()
+        return results
 
 
-@lru_cache(maxsize=4096)
+_pool = Pool()
+
+
 def judged(kind: str, *texts: str) -> Any:
-    """The judgement of a kind, see `_judge`."""
-    return _process.ask(kind, *texts)
+    """The judgement of one question, see `_judge`."""
+    return _pool.judge([(kind, *texts)])[0]
+
+
+def judged_all(questions: Sequence[Question]) -> list[Any]:
+    """The judgements of many questions (kind, *texts) in their order, in parallel."""
+    return _pool.judge(questions)
+
+
+# ---- in the processes ------------------------------------------------------------------------------------------------
 
 
 @cache
 def _judge(kind: str) -> Callable[..., Any]:
-    """equal(wanted, given) and readable(text) by math-verify; gym(answer, entry) by reasoning-gym."""
+    """math(gold, completion), same(gold, answer) and readable(text) by rewards/math_compare.py; gym(answer, entry) by
+    reasoning-gym."""
     if kind == "gym":
         import reasoning_gym
 
         def score(answer: str, entry: str) -> float:
+            """As on an entry that was never written as JSON, where boards are tuples: a list equals none of them."""
             data = json.loads(entry)
+            if isinstance(board := data["metadata"].get("output"), list):
+                data["metadata"]["output"] = tuple(tuple(row) if isinstance(row, list) else row for row in board)
             return float(
                 reasoning_gym.get_score_answer_fn(data["metadata"]["source_dataset"])(answer=answer, entry=data)
             )
 
         return score
-    from math_verify import parse, verify
+    import math_verify  # noqa: F401  # its absence is told apart from an answer that fails
 
-    # Their time limits are signals, which do not interrupt C code.
+    from rewards.math_algebra import readable_by_algebra, sympy_algebra
+    from rewards.math_compare import grade, same
+
     if kind == "readable":
-        return lambda text: bool(parse(text, parsing_timeout=None))
-    return lambda wanted, given: bool(
-        verify(parse(wanted, parsing_timeout=None), parse(given, parsing_timeout=None), timeout_seconds=None)
-    )
+        return readable_by_algebra
+    algebra = sympy_algebra()
+    return lambda gold, text: (grade if kind == "math" else same)(gold, text, algebra)
+
+
+def _alone() -> None:
+    """Let `rewards.math_compare` be imported without the package around it, whose imports take seconds."""
+    import types
+
+    package = types.ModuleType("rewards")
+    package.__path__ = [str(Path(__file__).resolve().parent)]
+    sys.modules["rewards"] = package
 
 
 def _serve() -> None:
     import resource
 
+    _alone()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no reply
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         number, kind, *texts = json.loads(line)
-        found = missing = None
+        result = missing = None
         try:
             judge = _judge(kind)
             signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles its signal, so it ends the process
-            found = judge(*texts)
+            result = judge(*texts)
         except ImportError as error:
             missing = str(error)
         except Exception:
             pass
         signal.setitimer(signal.ITIMER_PROF, 0)
-        replies.write(json.dumps([number, found, missing]) + "\n")
+        replies.write(json.dumps([number, result, missing]) + "\n")
         replies.flush()
 
 

@@ -13,6 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rewards.math_text import last_box
+from rewards.scores import as_scores
+from rewards.self_check import GoldProblem, answers, check_golds
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
@@ -65,23 +68,20 @@ class Reward(ABC):
     def __call__(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """NaN where the reward abstained or failed; the batch's `failures` say which.
 
-        Raises ConfigError for a wrong number of rewards, an infinite one, or NaN from a reward that may not abstain.
+        Raises ConfigError for a wrong number of rewards, something that is no number, an infinite one, or NaN from a
+        reward that may not abstain.
         """
-        scores = self.score(batch)
-        failed = torch.zeros(len(scores), dtype=torch.int8, device=batch.completion_ids.device)
-        if self.max_failure_rate is not None:
-            for row, score in enumerate(scores):
+        scores, rows = self.score(batch), batch.completion_ids.shape[0]
+        failed = torch.zeros(rows, dtype=torch.int8, device=batch.completion_ids.device)
+        if self.max_failure_rate is not None and isinstance(scores, Sequence):
+            for row, score in enumerate(scores[:rows]):
                 if isinstance(score, Failure):
                     failed[row], self.last_failure = FAILURES[score.kind], score.message
             scores = [math.nan if isinstance(score, Failure) else score for score in scores]
+        if self.max_failure_rate is not None:
             batch.failures[self.name] = failed
-        values = torch.as_tensor(scores, dtype=torch.float32, device=batch.completion_ids.device)
-        rows = batch.completion_ids.shape[0]
-        if values.shape != (rows,):
-            raise ConfigError(
-                f"the reward {self.name!r} ({type(self).__name__}) returned {tuple(values.shape)} numbers for {rows} completions; it must "
-                "return one for each, in their order."
-            )
+        values = as_scores(scores, rows, f"the reward {self.name!r} ({type(self).__name__})")
+        values = values.to(batch.completion_ids.device)
         bad = (values.isinf() if self.may_abstain else ~values.isfinite()) & (failed == 0)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
@@ -89,14 +89,50 @@ class Reward(ABC):
                 "" if self.may_abstain else ", or None from a plain function where it does not apply"
             )
             raise ConfigError(
-                f"the reward {self.name!r} ({type(self).__name__}) is {float(values[row])} for {int(bad.sum())} of {rows} completions, first for "
-                f"prompt {batch.column('id')[row]!r} and completion {batch.completions[row][:80]!r}; {mend}."
+                f"the reward {self.name!r} ({type(self).__name__}) is {float(values[row])} for {int(bad.sum())} of "
+                f"{rows} completions, first for prompt {batch.column('id')[row]!r} and completion "
+                f"{batch.completions[row][:80]!r}; {mend}."
             )
+        batch.judges[self.name] = self
         return values
 
     def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """The scores as a judge of correctness or a pass rate sees them; other than the scores only where these are scaled."""
+        """The scores as a judge of correctness or a pass rate sees them: 1 is right, NaN does not apply.
+
+        Other than the scores only where these are scaled, or hold more than right and wrong.
+        """
         return scores
+
+    def without_scale(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        """The scores in this reward's own numbers, without factors that were put on them."""
+        return scores
+
+    def extracted(self, batch: RolloutBatch) -> list[str]:
+        """The answer of every completion, the same text for equivalent answers of one prompt; "" without an answer.
+
+        Votes pool completions by it. By default the last box, or else the text after the reasoning.
+        """
+        return [text if (box := last_box(text)) is None else box for text in answers(batch)]
+
+    @property
+    def parts(self) -> list["Reward"]:
+        """The rewards that this one asks; none by default."""
+        return []
+
+    def parts_for(self, row: dict[str, Any]) -> list["Reward"]:
+        """Those of `parts` that are asked about completions of a data row; all of them by default."""
+        return self.parts
+
+    def gold(self, row: dict[str, Any]) -> str | None:
+        """A completion that gives the row's own answer, for `self_check`; None where the reward knows none."""
+        return None
+
+    def self_check(self, rows: Sequence[dict[str, Any]]) -> list[GoldProblem]:
+        """The rows whose own gold answer, given as an answer, does not earn full marks; of more than 2,000 rows a sample.
+
+        Only rewards that judge correctness and know how a row states its answer (`gold`) have any.
+        """
+        return check_golds(self, rows) if self.is_correctness else []
 
     def check_columns(self, row: dict[str, Any]) -> None:
         """Called with one data row before training. Raises ConfigError if a needed column is missing."""
@@ -174,7 +210,7 @@ class FunctionReward(Reward):
             ),
         )
 
-    def score(self, batch: RolloutBatch) -> list[float]:
+    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         given: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}
         if self.as_prompt:
             pairs = zip(given["prompts"], batch.completions, strict=True)
@@ -192,18 +228,16 @@ class FunctionReward(Reward):
         returned = self.function(**given)
         if inspect.isawaitable(returned):
             returned = asyncio.run(_awaited(returned))
-        if not hasattr(returned, "__len__"):
+        rows, where = batch.completion_ids.shape[0], f"the reward function {self.name!r}"
+        values = as_scores(returned, rows, where, none_abstains=True)
+        abstained = [value is None for value in returned] if isinstance(returned, (list, tuple)) else [False] * rows
+        if bool((odd := values.isnan() & ~torch.tensor(abstained, dtype=torch.bool)).any()):
+            first = int(odd.nonzero()[0])
             raise ConfigError(
-                f"the reward function {self.name!r} returned {type(returned).__name__}; it must return a list with a number (or None) for each completion."
-            )
-        values = list(returned)
-        if any(value is not None and math.isnan(value) for value in values):
-            first = next(i for i, value in enumerate(values) if value is not None and math.isnan(value))
-            raise ConfigError(
-                f"the reward function {self.name!r} returned NaN for the completion {batch.completions[first][:80]!r}; return a number, or None "
+                f"{where} returned NaN for the completion {batch.completions[first][:80]!r}; return a number, or None "
                 "where it does not apply."
             )
-        return [math.nan if value is None else float(value) for value in values]
+        return values
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
@@ -221,6 +255,18 @@ def _imported(path: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"the reward function {path!r} is a {type(function).__name__}, not a function.")
     return function
+
+
+def correct_rows(rewards: Sequence[Reward], batch: RolloutBatch) -> Float[Tensor, "rows"] | None:
+    """1 for right and 0 for wrong completions, NaN where nothing is known; None without a reward that judges correctness.
+
+    The first reward that judges correctness decides, by its scores before any scale.
+    """
+    judge = next((reward for reward in rewards if reward.is_correctness and reward.name in batch.rewards), None)
+    if judge is None:
+        return None
+    scores = judge.unscaled(batch.rewards[judge.name], batch)
+    return torch.where(scores.isnan(), torch.nan, (scores >= 1).to(scores.dtype))
 
 
 def total_reward(

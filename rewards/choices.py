@@ -1,89 +1,200 @@
 """Multiple-choice questions: the last letter that a completion states."""
 
+import math
 import re
-from typing import Any
+from typing import Any, Literal
 
-from rewards.answers import answers
-from rewards.base import Reward, needs
+from rewards.answers import AnswerReward
+from rewards.base import needs
+from rewards.math_text import last_box
+from rewards.number_text import plain
+from rewards.self_check import answers
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 LETTERS = "ABCDEFGHIJ"
-# Bounded, because two repetitions that may share white space take quadratic time.
-_LETTER = r"[\[(*_$\s\"']{0,20}([A-Ja-j])\b(?!['’])"
+# Bounded, because two repetitions that may share white space take quadratic time. A letter of another script beside a
+# Latin one is no part of its word.
+_LETTER = r"[\[(*_$\s\"'{]{0,8}([A-Ja-j])(?![A-Za-z0-9_'])"
+_WORDS = (
+    r"answer|choice|choose|chose|pick|select|option|respuesta|opción|réponse|antwort|risposta|resposta|"
+    r"ответ|вариант|答案|选项|選項|选择|選擇|选|選|"
+    r"答え|正解|答|정답|답|الإجابة|उत्तर"
+)
+_LINK = (
+    r"is|are|was|would be|must be|should be|to be|es|est|ist|è|é|—|option|choice|letter|therefore|thus|"
+    r"是|为|為|應是|应为|应该是|は|은|는"
+)
 #: in falling order of how surely a letter is meant as the answer; within each the last one counts
 _STATED = [
-    re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathrm|textbf)\s*\{)?\s*\(?([A-Ja-j])\)?\s*\.?\s*\}"),
-    re.compile(r"<answer>\s*\(?([A-Ja-j])\b"),
-    re.compile(
-        r"(?i:\banswer|\bchoice|\boption)s?\W{0,40}(?i:is|would be|must be|should be|to be)?\W{0,4}?(?i:option|choice)?"
-        + _LETTER
-    ),
+    re.compile(r"<answer>\s{0,20}\(?([A-Ja-j])(?![A-Za-z0-9_])"),
+    re.compile(rf"(?i:(?<![a-z])(?:{_WORDS}))(?i:s|e)?(?:[^\w(\[{{]{{0,8}}(?i:{_LINK})?){{0,3}}" + _LETTER),
 ]
-_ALONE = re.compile(r"(?<![\w'’])[(\[*]*([A-J])(?:[)\].:*]+|(?=\s*$)|(?![\w'’]))")
+_ALONE = re.compile(
+    r"(?<![A-Za-z0-9_'])[(\[*]{0,4}([A-J])(?:[)\].:*]{1,4}|(?=\s{0,40}$)|(?![A-Za-z0-9_']))|(?<!\w)\(([a-j])\)"
+)
+_BOXED = re.compile(
+    r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?\s?\(?([A-Ja-j])\)?\s?[.:)]?\s?\}?(?![A-Za-z0-9]).{0,200}", re.DOTALL
+)
+_SINGLE = re.compile(r"[\s(\[*_\"']{0,8}([A-Ja-j])[\s)\].:*_\"']{0,8}")
+_NEGATED = re.compile(
+    r"(?:\bnot|n't|\bnor|\bneither|\bnever|\bwithout|\bexcept|\binstead of|\brather than|\bover|\bthan|\beliminat\w{1,4}|\brul\w{1,4} out|\bexclud\w{1,4}|\breject\w{0,3}|"
+    r"\bno|\bnicht|\bpas|\bnon|\bне|不是|不选|不選|非|排除)"
+    r"(?:\s{1,3}(?:is|be|the|an?|option|choice|answer|letter|by|with)){0,3}[\s(\[*\"']{0,6}$",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"[)\].*\"'\s]{0,6}(?:(?:is|are|was|would be|seems|must be)\s{1,3}(?:(?:clearly|definitely|also|obviously|therefore|thus|simply)\s{1,3})?"
+    r"(?:not\b|wrong|incorrect|false|out\b|eliminated|excluded|ruled)|(?:isn|aren|wasn|can|doesn|won|couldn)'t|cannot|does not|can be (?:ruled|eliminated)|"
+    r"不对|不正确|错|是错|不是)",
+    re.IGNORECASE,
+)
+_JOINED = re.compile(
+    r"([A-J])[)\].*]{0,3}\s{0,3}(?:,\s{0,3}|/|\bor\b|\band\b|或|和|&|,\s{0,3}or\b){1,2}\s{0,3}(?:option|choice)?\s{0,3}[(\[*]{0,3}$",
+    re.IGNORECASE,
+)
+
+
+def stated_letters(text: str, options: int = 4) -> list[str]:
+    """The letters of the answer, as capitals: one, or those that the completion names together ("A and C"); none if
+    none of the first
+    `options` letters is stated.
+
+    A letter in a box, in answer tags or after a word such as "answer" or "choose" goes before one that merely stands
+    alone. "A" and "I"
+    before a word are words, and a letter that is denied ("not A", "A is wrong") is no answer.
+    """
+    text = plain(text).strip()
+    allowed = LETTERS[:options]
+    if (box := last_box(text)) is not None:
+        parts = re.split(r"[,;&]|\band\b|\bor\b", box) if len(box) <= 40 else [box]
+        found = [match[1].upper() for part in parts if (match := _BOXED.fullmatch(part.strip()[:400]))]
+        return [letter for letter in dict.fromkeys(found) if letter in allowed]
+    if (match := _SINGLE.fullmatch(text[:40])) and len(text) <= 40:
+        return [match[1].upper()] if match[1].upper() in allowed else []
+    for pattern in (*_STATED, _ALONE):
+        matches = [m for m in pattern.finditer(text) if _letter(m) in allowed and _is_meant(text, m)]
+        if matches:
+            return _together(text, matches, allowed)
+    return []
 
 
 def stated_letter(text: str, options: int = 4) -> str | None:
-    """The letter of the answer, as a capital; None if none of the first `options` letters is stated.
-
-    A letter in a box, in answer tags or after "answer", "choice" or "option" goes before one that merely stands alone. "A" and "I" before a word are words.
-    """
-    allowed = LETTERS[:options]
-    for pattern in _STATED:
-        found = [m for m in pattern.finditer(text) if m[1].upper() in allowed and not _is_word(text, m)]
-        if found:
-            return found[-1][1].upper()
-    found = [m for m in _ALONE.finditer(text) if m[1] in allowed and not _is_word(text, m)]
-    return found[-1][1] if found else None
+    """The one letter of the answer, see `stated_letters`; None for none or several."""
+    letters = stated_letters(text, options)
+    return letters[0] if len(letters) == 1 else None
 
 
-def _is_word(text: str, match: re.Match[str]) -> bool:
-    """An article or a pronoun: "a", "A" or "I" with nothing around it and a word behind it."""
-    return (
-        match[1] in "aAiI"
-        and text[match.end(1) - 2 : match.end(1) - 1] not in ("(", "[", "*")
-        and re.match(r"[ \n]+[a-z]", text[match.end(1) :]) is not None
+def _letter(match: re.Match[str]) -> str:
+    return match[match.lastindex or 1].upper()
+
+
+def _is_meant(text: str, match: re.Match[str]) -> bool:
+    place = match.start(match.lastindex or 1)
+    return not (
+        _is_word(text, place)
+        or _NEGATED.search(text[max(0, place - 60) : place])
+        or _DENIED.match(text[place + 1 : place + 81])
     )
 
 
-class MultipleChoice(Reward):
-    """1 if the last letter stated after the reasoning is the row's `answer`, else 0.
+def _is_word(text: str, place: int) -> bool:
+    """An article or a pronoun: "a", "A" or "I" with nothing around it and a word behind it."""
+    return (
+        text[place] in "aAiI"
+        and text[max(0, place - 1) : place] not in ("(", "[", "*")
+        and re.match(r"[ \n]{1,4}[a-z]", text[place + 1 : place + 7]) is not None
+        and re.match(r"\s{1,4}(?:and|or|because|since|as|is|not)\b", text[place + 1 : place + 16]) is None
+    )
 
-    The answer is a letter, or a number that counts from 0 (as in MMLU). `choices`, a list, tells how many there are.
+
+def _together(text: str, matches: list[re.Match[str]], allowed: str) -> list[str]:
+    """The last letter, with those before and behind it that "and", "or" or a comma join to it."""
+    letters, place = [_letter(matches[-1])], matches[-1].start(matches[-1].lastindex or 1)
+    before, end = place, place + 1
+    while (joined := _JOINED.search(text[max(0, before - 40) : before])) and joined[1].upper() in allowed:
+        before = max(0, before - 40) + joined.start(1)
+        if _is_word(text, before) or _NEGATED.search(text[max(0, before - 60) : before]):
+            break
+        letters.insert(0, joined[1].upper())
+    behind = re.compile(
+        r"[)\].*]{0,3}\s{0,3}(?:,|/|\bor\b|\band\b|&){1}\s{0,3}(?:option\s)?[(\[*]{0,3}([A-J])(?![A-Za-z0-9_'])"
+    )
+    while (more := behind.match(text, end)) and more[1] in allowed and not _is_word(text, more.start(1)):
+        letters.append(more[1])
+        end = more.end(1)
+    return list(dict.fromkeys(letters))
+
+
+class MultipleChoice(AnswerReward):
+    """1 if the letter stated after the reasoning is the row's `answer`, else 0; NaN where that is not a letter.
+
+    The answer is a letter, or a number that counts from 0 (as in MMLU); a list holds several that count, see `accept`.
+    The length of `choices`, a list, is the number of options. One letter is one answer: "A or B" states neither.
 
     Args:
         options: how many there are in rows without `choices`.
+        accept: what to do with a list: "any" of its letters is right, or "all" must be stated.
         weight, name: as in every reward.
     """
 
-    is_correctness = True
-
-    def __init__(self, options: int = 4, weight: float = 1.0, name: str | None = None) -> None:
-        super().__init__(weight, name)
+    def __init__(
+        self,
+        options: int = 4,
+        weight: float = 1.0,
+        name: str | None = None,
+        accept: Literal["any", "all"] = "any",
+    ) -> None:
+        super().__init__(weight, name, accept)
         if not 2 <= options <= len(LETTERS):
             raise ConfigError(f"MultipleChoice: options is {options}; it must lie between 2 and {len(LETTERS)}.")
         self.options = options
 
     def score(self, batch: RolloutBatch) -> list[float]:
         rows = [batch.rows[i] for i in batch.groups.tolist()]
-        found = [stated_letter(text, self._options(row)) for text, row in zip(answers(batch), rows, strict=True)]
+        return [self._one(text, row) for text, row in zip(answers(batch), rows, strict=True)]
+
+    def _one(self, text: str, row: dict[str, Any]) -> float:
+        wanted, letters = self._wanted(row), stated_letters(text, self._options(row))
+        if not wanted or None in wanted:
+            return math.nan
+        return float(
+            set(letters) == set(wanted) if self.accept == "all" else len(letters) == 1 and letters[0] in wanted
+        )
+
+    def gives(self, text: str, gold: str) -> bool:
+        return stated_letter(text, len(LETTERS)) == gold
+
+    def extracted(self, batch: RolloutBatch) -> list[str]:
+        rows = [batch.rows[i] for i in batch.groups.tolist()]
         return [
-            float(letter is not None and letter == self._wanted(row)) for letter, row in zip(found, rows, strict=True)
+            " ".join(stated_letters(text, self._options(row))) for text, row in zip(answers(batch), rows, strict=True)
         ]
+
+    def gold(self, row: dict[str, Any]) -> str | None:
+        letters = [letter for letter in self._wanted(row) if letter is not None]
+        return (", ".join(letters) if self.accept == "all" else letters[0]) if letters else None
 
     def _options(self, row: dict[str, Any]) -> int:
         return len(row["choices"]) if row.get("choices") else self.options
 
-    def _wanted(self, row: dict[str, Any]) -> str | None:
-        answer, allowed = row["answer"], LETTERS[: self._options(row)]
+    def _wanted(self, row: dict[str, Any]) -> list[str | None]:
+        answer = row.get("answer")
+        listed = answer if isinstance(answer, (list, tuple)) else [answer]
+        return [self._letter_of(one, LETTERS[: self._options(row)]) for one in listed if one is not None]
+
+    @staticmethod
+    def _letter_of(answer: Any, allowed: str) -> str | None:
+        if isinstance(answer, float) and answer.is_integer():
+            answer = int(answer)
         if isinstance(answer, int) and not isinstance(answer, bool):
             return allowed[answer] if 0 <= answer < len(allowed) else None
-        letter = str(answer).strip().strip("().").upper()
+        letter = plain(str(answer)).strip().strip("().").upper()
         return letter if len(letter) == 1 and letter in allowed else None
 
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer")
-        if self._options(row) > len(LETTERS) or self._wanted(row) is None:
+        if self._options(row) > len(LETTERS) or not (wanted := self._wanted(row)) or None in wanted:
             raise ConfigError(
                 f"the reward {self.name!r} (MultipleChoice): the answer of row {row.get('id')!r} is {row['answer']!r}, which is no letter of {self._options(row)} choices "
                 f"(at most {len(LETTERS)}), nor their number from 0; mend the row, or set options."

@@ -11,51 +11,66 @@ from rewards.sandbox import Limits, SandboxError, run
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 #: a mark before each verdict of the tests, so that what they print themselves is not taken for one
 MARK = "@verdict"
 HARNESS = """
-import os as _os, sys as _sys
+import builtins as _builtins, os as _os, sys as _sys
 _tell = _os.fdopen(_os.dup(1), "w")
 _sys.stdout = _sys.stderr
-_seen, _looped = {}, set()
-def _test(number, looped, condition):
-    try:
-        held = bool(condition())
-    except Exception:
-        held = False
+_seen, _late, _entered = {}, set(), set()
+def _test(number, looped, held):
     _seen[number] = _seen.get(number, True) and held
     if looped:
-        _looped.add(number)
+        _late.add(number)
     else:
         print(MARK, number, int(held), file=_tell, flush=True)
 def _called(name):
-    return lambda *arguments, **keywords: call(name, *arguments, **keywords)
-_names = {"__name__": "tests", "_test": _test}
+    def function(*arguments, **keywords):
+        try:
+            return call(name, *arguments, **keywords)
+        except CallFailed as error:
+            kind = getattr(_builtins, str(error).partition(":")[0], None)
+            if isinstance(kind, type) and issubclass(kind, Exception):
+                raise kind(str(error).partition(": ")[2]) from None
+            raise
+    return function
+_names = {"__name__": "tests", "_test": _test, "_enter": _entered.add}
 try:
     exec(HELPERS, _names)
 except Exception:
     pass
 _names[ENTRY] = _called(ENTRY)
 exec(TESTS, _names)
-if "check" in _names:
-    _names["check"](_names[ENTRY])
-for number in _looped:
-    print(MARK, number, int(_seen[number]), file=_tell, flush=True)
+for _name in RUN:
+    if _name not in _entered:
+        _names[_name](*([_names[ENTRY]] if _name == "check" else []))
+for _number in _late:
+    print(MARK, _number, int(_seen[_number]), file=_tell, flush=True)
 """
 
 
 def code_of(completion: str) -> str:
-    """The last fenced block after the reasoning, closed or not; all of it if nothing is fenced. Leading blanks stay, they may be an indentation."""
+    """The last fenced block after the reasoning, closed or not; all of it if nothing is fenced. Leading blanks stay,
+    they may be an indentation."""
     text = completion.rsplit("</think>", 1)[-1]
-    blocks = _FENCE.findall(text)
-    return blocks[-1][1] if blocks else text
+    block: list[str] | None = None
+    inside = False
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        if not line.lstrip(" \t").startswith("```"):
+            if inside and block is not None:
+                block.append(line)
+        elif inside:
+            inside = False
+        elif line.endswith("\n"):
+            block, inside = [], True
+    return text if block is None else "".join(block)
 
 
 def program_of(prompt: str, completion: str, entry_point: str) -> str:
     """A whole program from a completion that defines `entry_point`, or that goes on with a prompt which ends inside it.
 
-    In the first case the prompt gives what stands before that function (imports, helpers). In the second the completion ends where its indentation does:
+    In the first case the prompt gives what stands before that function (imports, helpers). In the second the completion
+    ends where its indentation does:
     models that do not stop write on.
     """
     code = code_of(completion)
@@ -73,21 +88,45 @@ def program_of(prompt: str, completion: str, entry_point: str) -> str:
     return prompt.rstrip(" \t") + ("" if prompt.endswith("\n") else "\n") + "\n".join(lines[:end]) + "\n"
 
 
-class _Asserts(ast.NodeTransformer):
-    """Every assert that depends on something becomes a numbered test that does not end the others."""
+class _Tests(ast.NodeTransformer):
+    """Every assert that depends on something becomes a numbered test that does not end the others.
 
-    def __init__(self) -> None:
+    A `try` or an `if` with asserts or calls in it is one test: which of its branches has to be taken is what it tests.
+    """
+
+    def __init__(self, entry_point: str, repeated: bool) -> None:
+        self.entry_point, self.repeated = entry_point, repeated
         self.count, self.depth = 0, 0
+
+    def _numbered(self, body: list[ast.stmt]) -> ast.stmt:
+        """The statements, then a verdict: it holds if none of them raises anything."""
+
+        def verdict(held: bool) -> ast.stmt:
+            arguments = [ast.Constant(self.count), ast.Constant(self.depth > 0), ast.Constant(held)]
+            return ast.Expr(ast.Call(ast.Name("_test", ast.Load()), list(arguments), []))
+
+        handler = ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [verdict(False)])
+        test = ast.Try(body, [handler], [verdict(True)], [])
+        self.count += 1
+        return test
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         if not any(isinstance(part, (ast.Call, ast.Name)) for part in ast.walk(node.test)):
             return node  # `assert True` tests nothing
-        condition = ast.Lambda(ast.arguments([], [], None, [], [], None, []), node.test)
-        call = ast.Call(
-            ast.Name("_test", ast.Load()), [ast.Constant(self.count), ast.Constant(self.depth > 0), condition], []
-        )
-        self.count += 1
-        return ast.Expr(call)
+        return self._numbered([node])
+
+    def _branches(self, node: ast.Try | ast.If) -> ast.AST:
+        parts = list(ast.walk(node))
+        defines = any(isinstance(part, (ast.FunctionDef, ast.ClassDef)) for part in parts)
+        asserts = any(isinstance(part, (ast.Assert, ast.Raise)) for part in parts)
+        calls = any(isinstance(part, ast.Name) and part.id in (self.entry_point, "candidate") for part in parts)
+        if defines or not (asserts or (calls and isinstance(node, ast.Try))):
+            return self.generic_visit(node)
+        if any(isinstance(part, (ast.Return, ast.Break, ast.Continue, ast.Yield)) for part in parts):
+            return self.generic_visit(node)  # what decides where the tests go on is no test
+        return self._numbered([node])
+
+    visit_Try = visit_If = _branches
 
     def _deeper(self, node: ast.AST) -> ast.AST:
         self.depth += 1
@@ -95,30 +134,63 @@ class _Asserts(ast.NodeTransformer):
         self.depth -= 1
         return node
 
-    visit_For = visit_While = _deeper
+    visit_For = visit_While = visit_AsyncFor = visit_AsyncFunctionDef = visit_Lambda = _deeper
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        return self.generic_visit(node) if node.name == "check" else self._deeper(node)
+        once = node.name in ("check", *_test_functions([node])) and not self.depth and not self.repeated
+        visited = self.generic_visit(node) if once else self._deeper(node)
+        entered = ast.Expr(ast.Call(ast.Name("_enter", ast.Load()), [ast.Constant(node.name)], []))
+        node.body.insert(0, entered)
+        return visited
+
+
+def _test_functions(statements: list[ast.stmt]) -> list[str]:
+    """Names of the functions without parameters that are called test..., as test runners take them."""
+    functions = [node for node in statements if isinstance(node, ast.FunctionDef)]
+    return [
+        node.name
+        for node in functions
+        if node.name.startswith("test") and not (node.args.args or node.args.posonlyargs or node.args.vararg)
+    ]
+
+
+def _called_again(tree: ast.Module) -> bool:
+    """Whether the tests themselves call `check` or a test function in a loop or more than once."""
+    names = ["check", *_test_functions(tree.body)]
+    calls = [part.func.id for part in ast.walk(tree) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)]
+    loops = [part for part in ast.walk(tree) if isinstance(part, (ast.For, ast.While, ast.comprehension))]
+    inside = [part.id for loop in loops for part in ast.walk(loop) if isinstance(part, ast.Name)]
+    return any(calls.count(name) > 1 or name in inside for name in names)
 
 
 def caller_of(tests: str, prompt: str, entry_point: str) -> tuple[str, int]:
     """The program that tests a function in another process, and how many tests it has.
 
     Args:
-        tests: asserts, in `check(candidate)` or by themselves. prompt: gives the helpers that they use.
+        tests: asserts, in `check(candidate)`, in functions called test..., or by themselves.
+        prompt: gives the helpers that they use.
 
     Raises:
         SyntaxError: the tests are no Python.
     """
-    asserts = _Asserts()
-    tree = ast.fix_missing_locations(asserts.visit(ast.parse(tests)))
-    given = {"MARK": MARK, "HELPERS": prompt, "ENTRY": entry_point, "TESTS": ast.unparse(tree)}
-    return "\n".join(f"{name} = {value!r}" for name, value in given.items()) + HARNESS, asserts.count
+    tree = ast.parse(tests)
+    run = ["check"] if any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body) else []
+    run += _test_functions(tree.body)
+    numbered = _Tests(entry_point, _called_again(tree))
+    tree = ast.fix_missing_locations(numbered.visit(tree))
+    names = {"MARK": MARK, "HELPERS": prompt, "ENTRY": entry_point, "RUN": run, "TESTS": ast.unparse(tree)}
+    return "\n".join(f"{name} = {value!r}" for name, value in names.items()) + HARNESS, numbered.count
 
 
 def passed(output: str) -> int:
-    """Tests that held according to a caller's output."""
-    return sum(line.startswith(f"{MARK} ") and line.endswith(" 1") for line in output.splitlines())
+    """Tests that held according to a caller's output: a test that ran several times in each of them."""
+    verdicts: dict[str, bool] = {}
+    for line in output.splitlines():
+        mark, _, verdict = line.partition(" ")
+        number, _, held = verdict.partition(" ")
+        if mark == MARK and number.isdecimal() and held in ("0", "1"):
+            verdicts[number] = verdicts.get(number, True) and held == "1"
+    return sum(verdicts.values())
 
 
 def same_output(found: str, wanted: str) -> bool:
@@ -131,9 +203,13 @@ def same_output(found: str, wanted: str) -> bool:
 class CodeTests(Reward):
     """The share of tests that a completion's code passes, or 1 for all of them and 0 otherwise.
 
-    A row has either `tests` (or `test`, as HumanEval calls it: asserts, a text or a list of them) with `entry_point`, the function they call, or `cases`, a list of
-    {input, output} for a program that reads and prints. `code_prompt` (or `prompt`) is the beginning that a completion goes on with. Every assert counts, those in
-    loops once. The tests run in a process of their own, where the code can neither read them nor report for them; it is asked for plain data.
+    A row has either `tests` (or `test`, as HumanEval calls it: asserts, a text or a list of them) with `entry_point`,
+    the function they call, or `cases`, a list of
+    {input, output} for a program that reads and prints. `code_prompt` (or `prompt`) is the beginning that a completion
+    goes on with. Every assert counts, those in
+    loops once; a `try` or `if` with asserts in it is one test; a test that runs several times must hold each time. The
+    tests run in a process of their own, where the code can neither read them nor report for them; it is asked for plain
+    data.
 
     Args:
         graded: the share; otherwise all or nothing.

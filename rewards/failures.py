@@ -3,14 +3,15 @@
 import ctypes
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import Failure, Reward
+from rewards.base import FAILURES, Failure, Reward
+from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
@@ -100,6 +101,19 @@ class Guarded(Reward):
     def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return self.reward.unscaled(scores, batch)
 
+    @property
+    def parts(self) -> list[Reward]:
+        return [self.reward]
+
+    def without_scale(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        return self.reward.without_scale(scores, batch)
+
+    def extracted(self, batch: RolloutBatch) -> list[str]:
+        return self.reward.extracted(batch)
+
+    def self_check(self, rows: Sequence[dict[str, Any]]) -> list[GoldProblem]:
+        return self.reward.self_check(rows)
+
     def check_columns(self, row: dict[str, Any]) -> None:
         self.reward.check_columns(row)
 
@@ -111,6 +125,23 @@ class Guarded(Reward):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reward.load_state_dict(state)
+
+
+def inner_scores(reward: Reward, batch: RolloutBatch) -> tuple[Float[Tensor, "rows"], dict[int, Failure]]:
+    """The scores of a reward that another one asks, and its failures by row; the batch keeps no trace of them."""
+    failures, judges = dict(batch.failures), dict(batch.judges)
+    try:
+        scores = reward(batch)
+        kinds = batch.failures[reward.name].tolist() if reward.max_failure_rate is not None else []
+    finally:
+        batch.failures, batch.judges = failures, judges
+    names = {number: kind for kind, number in FAILURES.items()}
+    return scores, {row: Failure(names[kind], reward.last_failure) for row, kind in enumerate(kinds) if kind}
+
+
+def lowest_rate(rewards: Sequence[Reward]) -> float | None:
+    """The smallest `max_failure_rate` of several rewards that one of their own asks; None if none of them can fail."""
+    return min((reward.max_failure_rate for reward in rewards if reward.max_failure_rate is not None), default=None)
 
 
 def failure_rate(rate: float, who: str) -> float:

@@ -39,7 +39,9 @@ def number_of_words(text: str, at_least: int | None = None, at_most: int | None 
 def number_of_sentences(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
     """Ends with . ! ? or the end of a text; a full stop inside a number ends none."""
     return _between(
-        len([part for part in re.split(r"[.!?…]+(?=\s|[\"'”’)]|$)", text) if re.search(r"\w", part)]), at_least, at_most
+        len([part for part in re.split(r"(?<![.!?…])[.!?…]++(?=\s|[\"'”’)]|$)", text) if re.search(r"\w", part)]),
+        at_least,
+        at_most,
     )
 
 
@@ -83,7 +85,7 @@ def quoted(text: str) -> bool:
 
 def title(text: str) -> bool:
     """<<like this>> somewhere."""
-    return re.search(r"<<[^<>\n]*\w[^<>\n]*>>", text) is not None
+    return any(re.search(r"\w", inner) for inner in re.findall(r"<<([^<>\n]*)>>", text))
 
 
 def postscript(text: str, marker: str = "P.S.") -> bool:
@@ -93,9 +95,10 @@ def postscript(text: str, marker: str = "P.S.") -> bool:
 
 def is_json(text: str, keys: list[str] | None = None) -> bool:
     """JSON and nothing else, in a fence or not; an object with these keys if they are named."""
-    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*)\n```", text, re.DOTALL)
+    first, newline, rest = text.partition("\n")
+    fenced = newline and first.rstrip() in ("```", "```json") and rest.endswith("\n```")
     try:
-        found = json.loads(fenced[1] if fenced else text)
+        found = json.loads(rest.removesuffix("```") if fenced else text)
     except (ValueError, RecursionError):
         return False
     return keys is None or (isinstance(found, dict) and set(keys) <= set(found))

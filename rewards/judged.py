@@ -1,4 +1,5 @@
-"""What rewards about length share: which completions are right, as another reward says, and means over all processes."""
+"""What rewards about length share: which completions are right, as another reward says, and means over all
+processes."""
 
 import torch
 from jaxtyping import Bool
@@ -14,7 +15,8 @@ class JudgedReward(Reward):
     """A reward that depends on which completions are right.
 
     Args:
-        correctness: name of the reward that says so, listed before this one in `model.rewards`; a score of 1 or more is right.
+        correctness: name of the reward that says so, listed before this one in `model.rewards`; a score of 1 or more,
+            before any scale, is right.
         weight, name: as in every reward.
     """
 
@@ -22,14 +24,21 @@ class JudgedReward(Reward):
         super().__init__(weight, name)
         self.correctness = correctness
 
-    def judged(self, batch: RolloutBatch) -> Tensor:
-        """The scores (rows,) of the correctness reward. Raises ConfigError if it is not listed before this one."""
+    def given(self, batch: RolloutBatch) -> Tensor:
+        """The scores (rows,) of the correctness reward, as it gave them. Raises ConfigError if it is not listed before
+        this one."""
         if self.correctness not in batch.rewards:
             raise ConfigError(
                 f"the reward {self.name!r} ({type(self).__name__}) reads which completions are right from a reward named {self.correctness!r}, but those before it "
                 f"in model.rewards are {list(batch.rewards)}; list that reward before it, or set its `correctness` to one of these names."
             )
         return batch.rewards[self.correctness]
+
+    def judged(self, batch: RolloutBatch) -> Tensor:
+        """What the correctness reward's scores say of being right (rows,), before any scale: from 1 on right, NaN
+        unknown."""
+        scores, judge = self.given(batch), batch.judges.get(self.correctness)
+        return scores if judge is None else judge.unscaled(scores, batch)
 
     def correct(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         """Which completions are right; those that the correctness reward does not apply to are not."""

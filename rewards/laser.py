@@ -1,6 +1,7 @@
 """LASER, LASER-D and LASER-DE (Liu et al., arXiv 2505.15612): a right answer that fits a target length earns a bonus.
 
-R(y) = C(y) + lambda(y) alpha 1[L <= L_T]; `GradedAnswer` is C, `Laser` the bonus. LASER-D has a target for easy, medium and hard prompts,
+R(y) = C(y) + lambda(y) alpha 1[L <= L_T]; `GradedAnswer` is C, `Laser` the bonus. LASER-D has a target for easy, medium
+and hard prompts,
 which `callbacks.LaserMonitor` measures again and again; LASER-DE lets a wrong answer explore beyond it.
 
     python main.py fit --config configs/laser.yaml
@@ -8,6 +9,7 @@ which `callbacks.LaserMonitor` measures again and again; LASER-DE lets a wrong a
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +17,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rewards.answers import ExactAnswer, Format
-from rewards.base import Reward
+from rewards.base import Failure, Reward
+from rewards.failures import inner_scores, lowest_rate
 from rewards.judged import JudgedReward, means
 from rewards.repetition import loops
+from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
@@ -26,10 +30,12 @@ BUCKETS = ("easy", "medium", "hard")
 
 
 class GradedAnswer(Reward):
-    """1 for a right answer in form, `wrong` for a wrong one in form, `malformed` for anything else (LASER's C). pass@1 counts the first only.
+    """1 for a right answer in form, `wrong` for a wrong one in form, `malformed` for anything else (LASER's C). pass@1
+    counts the first only.
 
     Args:
-        answer: says what is right, ExactAnswer if None. form: says what is in form, Format if None. A score of 1 or more is a yes.
+        answer: says what is right, ExactAnswer if None. form: says what is in form, Format if None. A score of 1 or
+            more is a yes.
         wrong, malformed: -0.5 and -1 in the paper.
         weight, name: as in every reward.
     """
@@ -52,17 +58,48 @@ class GradedAnswer(Reward):
             )
         self.answer, self.form = answer or ExactAnswer(), form or Format()
         self.wrong, self.malformed = wrong, malformed
+        inner = (self.answer, self.form)
+        self.may_abstain = any(reward.may_abstain for reward in inner)
+        self.waits = any(reward.waits for reward in inner)
+        self.max_failure_rate = lowest_rate(inner)
 
-    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        right, formed = self.answer(batch) >= 1, self.form(batch) >= 1
-        return torch.where(formed, torch.where(right, 1.0, self.wrong), self.malformed)
+    def score(self, batch: RolloutBatch) -> Sequence[float | Failure]:
+        """NaN where one of the two abstains, a Failure where one failed."""
+        (answer, failures), (form, more) = inner_scores(self.answer, batch), inner_scores(self.form, batch)
+        right, formed = self.answer.unscaled(answer, batch) >= 1, self.form.unscaled(form, batch) >= 1
+        scores = torch.where(formed, torch.where(right, 1.0, self.wrong), self.malformed)
+        known = scores.masked_fill(answer.isnan() | form.isnan(), torch.nan).tolist()
+        failed = more | failures
+        return [failed.get(row, score) for row, score in enumerate(known)]
 
     def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        return (scores >= 1).float()
+        return torch.where(scores.isnan(), torch.nan, (scores >= 1).float())
+
+    @property
+    def parts(self) -> list[Reward]:
+        return [self.answer, self.form]
+
+    def extracted(self, batch: RolloutBatch) -> list[str]:
+        return self.answer.extracted(batch)
+
+    def self_check(self, rows: Sequence[dict[str, Any]]) -> list[GoldProblem]:
+        return self.answer.self_check(rows)
 
     def check_columns(self, row: dict[str, Any]) -> None:
         self.answer.check_columns(row)
         self.form.check_columns(row)
+
+    def observe(self, batch: RolloutBatch) -> None:
+        self.answer.observe(batch)
+        self.form.observe(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {"answer": self.answer.state_dict(), "form": self.form.state_dict()}
+        return parts if any(parts.values()) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.answer.load_state_dict(state.get("answer", {}))
+        self.form.load_state_dict(state.get("form", {}))
 
 
 class StepBonus(JudgedReward):
@@ -120,7 +157,8 @@ class Laser(StepBonus):
 class LaserD(StepBonus):
     """LASER-D: a target for each difficulty, which is the share of right completions in the prompt's group.
 
-    `targets` holds the newest of `callbacks.LaserMonitor`. A difficulty without one has the longest completion of the batch as its target, so
+    `targets` holds the newest of `callbacks.LaserMonitor`. A difficulty without one has the longest completion of the
+    batch as its target, so
     every right completion earns the bonus.
 
     Args:
@@ -158,11 +196,13 @@ class LaserD(StepBonus):
 
 
 class LaserDE(LaserD):
-    """LASER-DE: as LASER-D, and a wrong completion in form that is longer than its target earns the bonus too, unless it repeats itself.
+    """LASER-DE: as LASER-D, and a wrong completion in form that is longer than its target earns the bonus too, unless
+    it repeats itself.
 
     Args:
         wrong: the correctness reward's score of a wrong completion in form.
-        ngram, times: what is a repetition (`rewards.repetition.loops`); ngram None gives the bonus to repetitions too, as the paper's formula does.
+        ngram, times: what is a repetition (`rewards.repetition.loops`); ngram None gives the bonus to repetitions too,
+            as the paper's formula does.
         alpha, correctness, weight, name: as in Laser.
     """
 
@@ -187,7 +227,13 @@ class LaserDE(LaserD):
         return torch.tensor([loops(tokens, self.ngram, self.times) for tokens in texts], device=batch.lengths.device)
 
     def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        explores = (self.judged(batch) == self.wrong) & (batch.lengths > self.targets_of(batch))
+        scores, judge = self.given(batch), batch.judges.get(self.correctness)
+        plain = scores if judge is None else judge.without_scale(scores, batch)
+        explores = (
+            torch.isclose(plain, torch.full_like(plain, self.wrong))
+            & ~self.correct(batch)
+            & (batch.lengths > self.targets_of(batch))
+        )
         return super().earns(batch) | (explores & ~self.repeats(batch))
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:

@@ -82,7 +82,7 @@ class Truncation(TargetLength):
         self.beyond = beyond
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        return torch.where(self.excess(batch) <= 0, self.judged(batch), self.beyond)
+        return torch.where(self.excess(batch) <= 0, self.given(batch), self.beyond)
 
 
 class L1Exact(TargetLength):

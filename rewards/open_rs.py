@@ -11,6 +11,8 @@ from typing import Literal
 from rewards.answers import MathAnswer
 from rewards.base import Reward
 from rewards.judged import JudgedReward, means
+from rewards.math_text import is_text
+from rewards.quantities import quantity
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
@@ -65,15 +67,14 @@ class CosineLength(JudgedReward):
 
 
 class ParsableMathAnswer(MathAnswer):
-    """As MathAnswer; does not apply to rows whose own answer math-verify cannot read. Alone, the code gives such rows 1, which teaches as little."""
+    """As MathAnswer; does not apply to rows whose own answer is no mathematics, words among them.
 
-    may_abstain = True
+    Alone, the code gives such rows 1, which teaches as little.
+    """
 
-    def score(self, batch: RolloutBatch) -> list[float]:
-        from math_verify import parse
-
-        readable = [bool(parse(str(wanted), parsing_timeout=None)) for wanted in batch.column("answer")]
-        return [score if known else math.nan for known, score in zip(readable, super().score(batch), strict=True)]
+    def _readable(self, golds: list[str]) -> dict[str, bool]:
+        readable = super()._readable(golds)
+        return {gold: known and (quantity(gold) is not None or not is_text(gold)) for gold, known in readable.items()}
 
 
 class LineFormat(Reward):

@@ -1,13 +1,16 @@
 """A reward of its own for every task family of a mixture."""
 
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import FAILURES, Failure, Reward
+from rewards.base import Failure, Reward
+from rewards.failures import inner_scores, lowest_rate
+from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
@@ -56,8 +59,7 @@ class PerTask(Reward):
         self.may_abstain = any(reward.may_abstain for reward in rewards.values())
         self.is_correctness = all(reward.is_correctness for reward in rewards.values())
         self.waits = any(reward.waits for reward in rewards.values())
-        rates = [reward.max_failure_rate for reward in rewards.values() if reward.max_failure_rate is not None]
-        self.max_failure_rate = min(rates, default=None)
+        self.max_failure_rate = lowest_rate(list(rewards.values()))
 
     def _for(self, task: str) -> Reward:
         found = self.rewards.get(task, self.rewards.get("default"))
@@ -80,17 +82,51 @@ class PerTask(Reward):
         for task in sorted(set(tasks)):
             part = batch.take([i for i, found in enumerate(tasks) if found == task])
             rows = torch.tensor([tasks[i] == task for i in batch.groups.tolist()], device=values.device)
-            reward = self._for(task)
-            values[rows] = reward(part).to(values.device)
-            if reward.name in part.failures:
-                kinds = dict(zip(rows.nonzero().flatten().tolist(), part.failures[reward.name].tolist(), strict=True))
-                names = {number: kind for kind, number in FAILURES.items()}
-                failed |= {row: Failure(names[kind], reward.last_failure) for row, kind in kinds.items() if kind}
+            scores, failures = inner_scores(self._for(task), part)
+            values[rows] = scores.to(values.device)
+            places = rows.nonzero().flatten().tolist()
+            failed |= {places[row]: failure for row, failure in failures.items()}
         values = values * self._scales(batch)
         return [failed.get(row, value) for row, value in enumerate(values.tolist())] if failed else values
 
+    @property
+    def parts(self) -> list[Reward]:
+        return list(self.rewards.values())
+
+    def parts_for(self, row: dict[str, Any]) -> list[Reward]:
+        return [self._for(family(row))]
+
     def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        return scores / self._scales(batch).to(scores.device)
+        return self._by_task(self.without_scale(scores, batch), batch, "unscaled")
+
+    def without_scale(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        return self._by_task(scores / self._scales(batch).to(scores.device), batch, "without_scale")
+
+    def _by_task(
+        self, scores: Float[Tensor, "rows"], batch: RolloutBatch, method: Literal["unscaled", "without_scale"]
+    ) -> Float[Tensor, "rows"]:
+        """The scores as each family's own reward sees them."""
+        result, tasks = scores.clone(), [family(row) for row in batch.rows]
+        for task in sorted(set(tasks)):
+            part = batch.take([i for i, name in enumerate(tasks) if name == task])
+            rows = torch.tensor([tasks[i] == task for i in batch.groups.tolist()], device=scores.device)
+            result[rows] = getattr(self._for(task), method)(scores[rows], part)
+        return result
+
+    def extracted(self, batch: RolloutBatch) -> list[str]:
+        texts, tasks = [""] * batch.completion_ids.shape[0], [family(row) for row in batch.rows]
+        for task in sorted(set(tasks)):
+            part = batch.take([i for i, name in enumerate(tasks) if name == task])
+            places = [row for row, prompt in enumerate(batch.groups.tolist()) if tasks[prompt] == task]
+            for row, text in zip(places, self._for(task).extracted(part), strict=True):
+                texts[row] = text
+        return texts
+
+    def self_check(self, rows: Sequence[dict[str, Any]]) -> list[GoldProblem]:
+        by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            by_task[family(row)].append(row)
+        return [problem for task, part in by_task.items() for problem in self._for(task).self_check(part)]
 
     def check_columns(self, row: dict[str, Any]) -> None:
         self._for(family(row)).check_columns(row)

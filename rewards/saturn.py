@@ -1,10 +1,13 @@
 """SATURN's verifier (arXiv 2505.16368): any assignment that satisfies the formula is right."""
 
-import re
 from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from datamodules.saturn import satisfied
 from rewards.base import Reward, needs
+from rewards.math_text import last_box
 from rollouts import RolloutBatch
 
 
@@ -23,9 +26,18 @@ class SatAssignment(Reward):
         self.no_box = no_box
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        boxes = [re.findall(r"\\boxed\{(.*?)\}", text) for text in batch.completions]
+        boxes = [last_box(text) for text in batch.completions]
         pairs = zip(boxes, batch.column("clause"), strict=True)
-        return [float(satisfied(clause, box[-1])) if box else self.no_box for box, clause in pairs]
+        return [self.no_box if box is None else float(satisfied(clause, box)) for box, clause in pairs]
+
+    def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        return (scores >= 1).to(scores.dtype)  # a missing box is as wrong as a wrong one
+
+    def extracted(self, batch: RolloutBatch) -> list[str]:
+        return [last_box(text) or "" for text in batch.completions]
+
+    def gold(self, row: dict[str, Any]) -> str | None:
+        return None if None in (row.get("answer"), row.get("clause")) else f"\\boxed{{{row['answer']}}}"
 
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "clause")

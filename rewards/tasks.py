@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, Literal
 
 from datamodules.records_desk import true_cost, true_reward
-from rewards.answer_process import judged
+from rewards.answer_process import judged_all
 from rewards.answers import answers, last_number
 from rewards.base import Reward, needs
 from rollouts import RolloutBatch
@@ -22,9 +22,11 @@ _FUNCTIONS = set("sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log 
 
 
 def is_value(answer: str, formula: bool = False) -> bool:
-    """Whether nothing but a value can come of evaluating an answer: no calls, attributes or operators, or for a formula those of arithmetic and calculus.
+    """Whether nothing but a value can come of evaluating an answer: no calls, attributes or operators, or for a formula
+    those of arithmetic and calculus.
 
-    What is no Python stays what it is where Python's own eval would refuse it; sympy reads more than Python does, so a formula must be Python.
+    Text that is not Python is harmless where Python's own eval would refuse it. sympy reads more than Python does, so a
+    formula must be Python.
     """
     try:
         tree = ast.parse(answer.strip(), mode="eval")
@@ -43,6 +45,38 @@ def is_value(answer: str, formula: bool = False) -> bool:
     return True
 
 
+#: answers that some scorers of reasoning-gym 0.1.25 pay without their being right: task -> (answer, mean score over
+#: eight questions); measured by
+#: `python -m benchmarks.graders --gym_questions 8`
+GENEROUS: dict[str, tuple[str, float]] = {
+    "coin_flip": ("0", 0.75),
+    "complex_arithmetic": ("nan", 1.0),
+    "game_of_life_halting": ("x", 1.0),
+    "polynomial_equations": ("0", 0.44),
+}
+#: answers that say nothing
+TRIVIAL = ("", "0", "1", "nan", "x", "[]", "None", "inf", "True", "a b c")
+
+
+def task_of(entry: str) -> str:
+    """The task of reasoning-gym that an entry, as a row carries it, belongs to."""
+    return str(json.loads(entry)["metadata"]["source_dataset"])
+
+
+def is_unsafe(answer: str, task: str) -> bool:
+    """Whether a task's scorer would evaluate an answer that is more than a value."""
+    return (task in EVALUATED or task in COMPUTED) and not is_value(answer, task in COMPUTED)
+
+
+def is_endless(answer: str) -> bool:
+    """Whether an answer is a number that is none: several scorers take a NaN for a match with everything."""
+    return answer.strip().lstrip("+-").lower() in ("nan", "inf", "infinity", "nanj", "infj", "nan+nanj")
+
+
+def _finite(score: Any) -> float:
+    return float(score) if isinstance(score, (int, float)) and math.isfinite(score) else 0.0
+
+
 @cache
 def _scorer(task: str) -> Any:
     import reasoning_gym
@@ -54,7 +88,8 @@ class ReasoningGymScore(Reward):
     """reasoning-gym's own score of the answer, between 0 and 1; needs the columns that `ReasoningGymPrompts` writes.
 
     Args:
-        extract: what of the text after the reasoning is the answer: what stands in <answer> tags (all of it if there are none), the last
+        extract: what of the text after the reasoning is the answer: what stands in <answer> tags (all of it if there
+            are none), the last
             number (for small models that talk around it), or all of it.
         weight, name: as in every reward.
     """
@@ -68,23 +103,36 @@ class ReasoningGymScore(Reward):
         self.extract = extract
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        return [self._one(text, entry) for text, entry in zip(answers(batch), batch.column("entry"), strict=True)]
+        questions = list(zip(self.extracted(batch), batch.column("entry"), strict=True))
+        tasks = {entry: task_of(entry) for entry in dict.fromkeys(batch.column("entry"))}
+        asked = [
+            ("gym", answer, entry)
+            for answer, entry in questions
+            if not is_unsafe(answer, tasks[entry]) and not is_endless(answer)
+        ]
+        # All of them in the answer processes: any scorer may compute for ever, or stumble over what it does not expect.
+        scores = dict(zip(asked, judged_all(asked), strict=True))
+        return [_finite(scores.get(("gym", answer, entry))) for answer, entry in questions]
 
-    def _one(self, answer: str, entry: str) -> float:
-        data = json.loads(entry)
+    def extracted(self, batch: RolloutBatch) -> list[str]:
+        return [self._extracted(text) for text in answers(batch)]
+
+    def _extracted(self, answer: str) -> str:
         if self.extract == "tags" and "<answer>" in answer:
-            answer = answer.rsplit("<answer>", 1)[1].split("</answer>", 1)[0].strip()
-        elif self.extract == "number":
-            answer = "" if (number := last_number(answer)) is None else str(number)
-        task = data["metadata"]["source_dataset"]
-        if task in EVALUATED or task in COMPUTED:
-            score = judged("gym", answer, entry) if is_value(answer, task in COMPUTED) else 0.0
-            return score if score is not None and math.isfinite(score) else 0.0
+            return answer.rsplit("<answer>", 1)[1].split("</answer>", 1)[0].strip()
+        if self.extract == "number":
+            return "" if (number := last_number(answer)) is None else str(number)
+        return answer
+
+    def gold(self, row: dict[str, Any]) -> str | None:
         try:
-            score = float(_scorer(task)(answer=answer, entry=data))
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            return 0.0  # several scorers stumble over what they do not expect: such an answer is wrong
-        return score if math.isfinite(score) else 0.0
+            entry = json.loads(row["entry"])
+            answer = entry.get("answer")
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return None
+        if answer is None:  # many answers are right, none is stored
+            return None
+        return f"<answer>{answer}</answer>" if self.extract == "tags" else str(answer)
 
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "entry")

@@ -33,6 +33,7 @@ class RolloutBatch:
         finish_reasons: why each completion ended: by an end token, a stop string, or its maximum length.
         rows: the data row of each prompt (answer, task, id).
         rewards: by name, one per completion; NaN where a reward does not apply.
+        judges: the reward that computed each of `rewards`, by name; its `unscaled` tells which completions are correct.
         failures: by name of a reward that may fail, one per completion: 0 scored, 1 error, 2 time-out.
         advantages: one per completion or one per token, once computed.
         reference_logprobs: under the reference, once computed; 0 outside action_mask.
@@ -50,6 +51,7 @@ class RolloutBatch:
     finish_reasons: list[FinishReason]
     rows: list[dict[str, Any]]
     rewards: dict[str, Float[Tensor, "rows"]] = field(default_factory=dict)
+    judges: dict[str, Any] = field(default_factory=dict, repr=False)
     failures: dict[str, Int[Tensor, "rows"]] = field(default_factory=dict)
     advantages: Float[Tensor, "rows"] | Float[Tensor, "rows time"] | None = None
     reference_logprobs: Float[Tensor, "rows time"] | None = None
@@ -91,6 +93,7 @@ class RolloutBatch:
             finish_reasons=[reason for part in parts for reason in part.finish_reasons],
             rows=[row for part in parts for row in part.rows],
             rewards={name: torch.cat([part.rewards[name] for part in parts]) for name in parts[0].rewards},
+            judges=parts[0].judges,
             failures={name: torch.cat([part.failures[name] for part in parts]) for name in parts[0].failures},
             own_first=None
             if parts[0].own_first is None
@@ -112,9 +115,11 @@ class RolloutBatch:
             finish_reasons=[self.finish_reasons[row] for row in rows.tolist()],
             rows=[self.rows[prompt] for prompt in prompts],
             rewards={name: values[rows.to(values.device)] for name, values in self.rewards.items()},
+            judges=dict(self.judges),
             failures={name: values[rows.to(values.device)] for name, values in self.failures.items()},
             own_first=None if self.own_first is None else self.own_first[rows],
             decoder=self.decoder,
+            _completions=None if self._completions is None else [self._completions[row] for row in rows.tolist()],
         )
 
     def cut(self, limits: Int[Tensor, "rows"]) -> "RolloutBatch":

@@ -47,7 +47,7 @@ class CurriculumSampler(PromptSampler):
                 raise ConfigError(
                     f"a curriculum needs data rows with an integer `level`, but row {index} has {level!r}. Use data "
                     "with levels (ArithmeticPrompts, ReasoningGymPrompts with curriculum_levels) or name the column in "
-                    "data.columns."
+                    "data.columns, and for a CSV file in data.numbers too."
                 )
             pools[level].append(index)
         self.pools = {level: torch.tensor(pools[level]) for level in sorted(pools)}

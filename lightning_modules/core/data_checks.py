@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rewards import Reward
+from rewards.self_check import report_golds
 from support.errors import ConfigError
 
 Rows = list[dict[str, Any]]
@@ -30,6 +32,18 @@ def check_columns(splits: Mapping[str, Rows], rewards: Sequence[Reward]) -> None
     for row in [row for split, rows in splits.items() if split != "safety" for row in rows]:
         for reward in rewards:
             reward.check_columns(row)
+
+
+def check_golds(splits: Mapping[str, Rows], rewards: Sequence[Reward]) -> None:
+    """Warn of rows whose own answer does not earn full marks; safety prompts have no answers.
+
+    Raises:
+        ConfigError: where no row's answer does.
+    """
+    rows = [row for split, rows in splits.items() if split != "safety" for row in rows]
+    for reward in rewards:
+        if (paragraph := report_golds(reward, rows)) is not None:
+            rank_zero_warn(paragraph)
 
 
 def has_columns(reward: Reward, rows: Rows) -> bool:

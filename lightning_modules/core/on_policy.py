@@ -30,7 +30,7 @@ from objectives.global_norm import at_last_token, normalised_sum
 from objectives.kl import kl_estimate
 from objectives.policy_losses import log_ratios
 from policies import PolicyParams
-from rewards import Reward, total_reward, without_failed
+from rewards import Reward, correct_rows, total_reward, without_failed
 from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
 from support.allocator import keep_freed_memory
 from support.errors import ConfigError
@@ -208,6 +208,7 @@ class OnPolicyModule(SamplingModule):
         returns = self.returns(batch)
         if self.kl.placement == "token_reward" and self.kl.coefficient:
             returns = at_last_token(returns, batch.action_mask) - self.kl.coefficient * self.token_kl(batch)
+        self.advantage.correct = correct_rows(self.rewards, batch)
         return self.advantage(returns, batch.groups, batch.completion_ids, batch.action_mask)
 
     def learned_from(self, batch: RolloutBatch) -> RolloutBatch:

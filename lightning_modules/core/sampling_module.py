@@ -7,7 +7,7 @@ from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.core.data_checks import check_columns, check_lengths, data_splits, has_columns
+from lightning_modules.core.data_checks import check_columns, check_golds, check_lengths, data_splits, has_columns
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.failure_counts import FailureCounts
 from lightning_modules.core.micro_batches import batch_logprobs
@@ -229,6 +229,7 @@ class SamplingModule(PosttrainModule):
         splits = data_splits(self.trainer, stage)
         if stage != "predict":
             check_columns(splits, self.rewards)
+            check_golds(splits, self.rewards)
         if splits:
             self.configure_model()
             check_lengths(splits, self.policy.context, self.sampling.max_new_tokens, self.prompt_tokens)

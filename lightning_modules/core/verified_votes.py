@@ -1,5 +1,6 @@
 """What verified voting needs of a policy, and what an evaluation shows of it (self-verification, arXiv 2506.01369)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,19 +14,27 @@ from rollouts import RolloutBatch
 ROWS = 128
 
 
-def _cut(ids: list[int], words: list[tuple[list[int], list[int]]]) -> tuple[list[int], int] | None:
-    """(the completion up to its last verdict with Yes in its place, how many tokens that Yes has); None without a verdict."""
+def _cut(
+    ids: list[int], words: list[tuple[list[int], list[int]]], text: Callable[[list[int]], str]
+) -> tuple[list[int], int] | None:
+    """(the completion up to its last verdict with Yes in its place, how many tokens that Yes has); None without a verdict.
+
+    Args:
+        words: the tokens of (Yes, No) in each of their forms. text: decodes tokens.
+    """
     found = [
-        (at, yes)
+        (at, len(word), yes)
         for yes, no in words
         for at in range(len(ids))
         for word in (yes, no)
         if ids[at : at + len(word)] == word
     ]
-    if not found:
-        return None
-    at, yes = max(found, key=lambda pair: pair[0])
-    return ids[:at] + yes, len(yes)
+    for at, length, yes in sorted(found, key=lambda place: place[0], reverse=True):
+        before, after = text(ids[max(0, at - 1) : at]), text(ids[at + length : at + length + 1])
+        inside = text(ids[at : at + length])[:1].isalpha() and before[-1:].isalnum()
+        if not inside and not after[:1].isalnum():  # "no" in "nothing" is no verdict
+            return ids[:at] + yes, len(yes)
+    return None
 
 
 @torch.no_grad()
@@ -33,16 +42,17 @@ def yes_probability(policy: Policy, batch: RolloutBatch) -> Float[Tensor, "rows"
     """pi(Yes | prompt, what the completion says before its verdict) at temperature 1; 0 where it gives no verdict.
 
     Args:
-        batch: completions that end with Yes or No.
+        batch: completions that end with Yes or No, in any case; pi(Yes) is then of the word in the same case.
     """
 
     def tokens(text: str) -> list[int]:
         ids: list[int] = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    words = [(tokens(space + "Yes"), tokens(space + "No")) for space in ("", " ")]
+    cases = (("Yes", "No"), ("yes", "no"), ("YES", "NO"))  # as the reward for verdicts reads them
+    words = [(tokens(space + yes), tokens(space + no)) for space in ("", " ") for yes, no in cases]
     given = [ids[:length] for ids, length in zip(batch.completion_ids.tolist(), batch.lengths.tolist(), strict=True)]
-    cuts = {i: cut for i, ids in enumerate(given) if (cut := _cut(ids, words))}
+    cuts = {i: cut for i, ids in enumerate(given) if (cut := _cut(ids, words, policy.tokenizer.decode))}
     found, device = torch.zeros(len(given), device=batch.completion_ids.device), batch.completion_ids.device
     for start in range(0, len(cuts), ROWS):
         places = list(cuts)[start : start + ROWS]

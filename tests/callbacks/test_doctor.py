@@ -7,12 +7,14 @@ import pytest
 
 from callbacks import Doctor, RolloutCheckpoint
 from callbacks.findings import IN_A_ROW, WHILE_TRAINING, Seen
-from callbacks.findings_at_start import AT_START
+from callbacks.findings_at_start import AT_START, generous_scorer
+from datamodules import ReasoningGymPrompts
 from datamodules.prompts import PromptData
 from lightning_modules import KLPenalty
 from objectives import ClippedSurrogate, GroupNorm
 from policies import Policy, PolicyParams
-from rewards import ExactAnswer, FunctionReward
+from rewards import ExactAnswer, FunctionReward, Guarded, PerTask, ReasoningGymScore
+from rewards.tasks import GENEROUS
 from rollouts import BatchPlan, SamplingParams, written
 from tests.helpers import adamw, build, digits, fit
 
@@ -151,6 +153,24 @@ def test_a_reward_that_pays_wrong_answers_as_right_ones(reasoner, tmp_path):
     assert "'counts_digits' gives a wrong answer 1 and the right one 1 (means of 8" in found["wrong_answer"]
     assert "wrong_answer" not in said(FunctionReward(wants_a_form), ExactAnswer())
     assert "wrong_answer" not in said(FunctionReward(contains), FunctionReward(not_wrong), ExactAnswer())
+
+
+def test_scorers_that_pay_answers_that_say_nothing(policy):
+    def said(tasks, reward):
+        data = ReasoningGymPrompts(tasks, train_size=16, val_size=2, seed=0)
+        return generous_scorer(module(policy, rewards=[reward]), data)
+
+    generous = {"game_of_life_halting": {}, "coin_flip": {}, "chain_sum": {}}
+    for reward in (ReasoningGymScore(), PerTask({"default": Guarded(ReasoningGymScore("text"))})):
+        found = said(generous, reward)
+        assert "game_of_life_halting pays" in found and "coin_flip pays" in found and "chain_sum" not in found
+    assert said({"chain_sum": {}}, ReasoningGymScore()) is None
+    assert said(generous, ExactAnswer()) is None
+    mended = PerTask(
+        {"game_of_life_halting": ExactAnswer(), "coin_flip": ExactAnswer(), "default": ReasoningGymScore()}
+    )
+    assert said(generous, mended) is None, "tasks that another reward scores are not named"
+    assert set(GENEROUS) >= {"game_of_life_halting", "coin_flip", "complex_arithmetic", "polynomial_equations"}
 
 
 def module(policy=None, **changes):

@@ -26,6 +26,8 @@ from datamodules.records_desk import (
     true_cost,
     true_reward,
 )
+from rewards import ExactAnswer, NumericAnswer
+from rewards.self_check import text_batch
 from support.errors import ConfigError
 
 
@@ -105,6 +107,42 @@ def test_files_with_the_hubs_columns(tmp_path, suffix):
     data = FilePrompts(str(path), columns={"prompt": "question"}, val_size=5, safety_size=3)
     assert [len(data.rows(s)) for s in ("train", "safety", "val")] == [12, 3, 5]
     assert data.rows("train")[0]["prompt"] == "q0" and data.rows("train")[0]["answer"] == "#### 0"
+
+
+def test_the_cells_of_a_csv_file_are_texts_unless_numbers_are_asked_for(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(
+        '\ufeffprompt,answer,level,ok\n"a, b",42,1,True\nq,007,2,false\nr,1.50,,\ns,1e5,3.5,1\n', encoding="utf-8"
+    )
+    rows = FilePrompts(
+        str(path), val_size=0, required=["prompt"], numbers=["level", "right"], columns={"right": "ok"}
+    )._parts()["train"]
+    assert [row["answer"] for row in rows] == ["42", "007", "1.50", "1e5"] and rows[0]["prompt"] == "a, b"
+    assert [row["level"] for row in rows] == [1, 2, None, 3.5] and [row["right"] for row in rows] == [
+        True,
+        False,
+        None,
+        1,
+    ]
+    given = text_batch(["42", "007", "7"], [rows[0], rows[1], rows[1]])
+    assert ExactAnswer()(given).tolist() == [1, 1, 0] and NumericAnswer()(given).tolist() == [1, 1, 1]
+    for content, message in (
+        ("prompt,level\nq,easy\n", "line 2 of the file .*column 'level', holds 'easy'; it must be a number"),
+        ("prompt,level\nq,1,2\n", "line 2 of the file .*more cells than the header"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            FilePrompts(str(path), val_size=0, numbers=["level"]).rows("train")
+    path.write_bytes(b"prompt\n\xff\n")
+    with pytest.raises(ConfigError, match="no text in UTF-8"):
+        FilePrompts(str(path), val_size=0).rows("train")
+
+
+def test_the_labels_of_preference_pairs_in_a_csv_file_are_numbers(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,response_0,response_1,better_response_id,is_response_0_safe\np,1,2,1,False\n")
+    (row,) = PairSource(str(path)).rows()
+    assert row["better"] == 1 and row["unsafe_0"] is True and row["response_0"] == "1"
 
 
 def write_jsonl(path, rows):

@@ -83,6 +83,7 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     checks = {
         "own_data": lambda: "2 prompts x 2 completions" in out and "drawn from 6" in out,
+        "grading": lambda: "reward/math_answer" in Path("runs/local/predictions.jsonl").read_text(),
         "own_reward": lambda: "reward/close" in Path("runs/local/predictions.jsonl").read_text(),
         "own_model": lambda: "Settings that do nothing" in out,
         "lora": lambda: (

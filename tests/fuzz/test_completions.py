@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 import rewards
 from rewards.answers import answer_text, last_number
 from rewards.choices import stated_letter
+from rewards.code import code_of
 from rewards.instructions import KINDS
 from rewards.language import words_by_script
+from rewards.math_algebra import NeedsAlgebra
+from rewards.math_compare import Unreadable, grade, is_comparable
+from rewards.math_text import boxes
+from rewards.number_text import numbers
+from rewards.quantities import quantity
 from rewards.self_verify import verdict_of
 from rewards.think_json import object_text, strict_object
 from tests.fuzz.shares import cases
@@ -109,7 +115,20 @@ def test_parsers_of_answers_raise_nothing(text):
         verdict_of(text),
         words_by_script(text),
         strict_object(object_text(text)),
+        numbers(text),
+        boxes(text),
+        quantity(text),
+        code_of(text),
     )
+    for gold, completion in (("42", text), ("1, 2", text), ("Evelyn", text), (text, text), (text, "\\boxed{5}")):
+        try:
+            assert isinstance(grade(gold, completion), bool)
+        except (NeedsAlgebra, Unreadable):
+            pass
+    try:
+        assert isinstance(is_comparable(text), bool)
+    except NeedsAlgebra:
+        pass
 
 
 @pytest.mark.parametrize("piece", LONG, ids=lambda piece: repr(piece[:8]))

@@ -16,7 +16,8 @@ from lightning_modules import Evaluation, KLPenalty, SelfVerify, Shaping, Verifi
 from lightning_modules.core.verified_votes import vote_metrics, yes_probability
 from objectives.voting import weighted_vote
 from policies import Policy, PolicyParams
-from rewards import FunctionReward, Verdict
+from rewards import FunctionReward, MathAnswer, Verdict
+from rewards.self_check import text_batch
 from rewards.self_verify import verdict_of
 from rollouts import RolloutBatch, SamplingParams
 from support.errors import ConfigError
@@ -264,6 +265,48 @@ def test_the_probability_of_yes_is_that_of_a_plain_forward(reasoner):
         log = torch.log_softmax(policy.model(input_ids=sequence).logits[0].detach(), -1)
         expected = sum(float(log[at - 1, sequence[0, at]]) for at in range(len(start), sequence.shape[1]))
         assert float(found[i]) == pytest.approx(math.exp(expected), rel=1e-3)
+
+
+def test_the_verdict_counts_in_any_case(reasoner):
+    policy = Policy(PolicyParams(reasoner))
+    ids = [
+        policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("ab</think>no", "ab</think>yes", "ab</think>YES")
+    ]
+    width = max(map(len, ids))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+    mask = torch.arange(width) < torch.tensor([len(row) for row in ids])[:, None]
+    prompt = torch.tensor([policy.encode("12+7=? 19")])
+    batch = RolloutBatch(prompt, prompt >= 0, tokens, mask, mask, tokens.float(), ["eos"] * 3, [{"id": "1"}])
+    found = yes_probability(policy, batch)
+    assert (found > 0).all() and found[0] == pytest.approx(float(found[1]), rel=1e-3)
+
+
+def test_a_perfect_verifier_earns_one_where_some_solutions_pose_no_question(closed):
+    module = build(closed)
+    module.trainer = SimpleNamespace(
+        world_size=1, fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0))
+    )
+    batch = text_batch(["A"] * 6 + ["Z", ""], [{"id": "p", "prompt": "p"}] * 8)
+    batch.rows, batch.prompt_ids, batch.prompt_mask = batch.rows[:1], batch.prompt_ids[:1], batch.prompt_mask[:1]
+    batch.rewards = module.score(batch)
+    module.remember(batch)
+    asked = module.buffer.rows
+    assert [(row["solution_correct"], row["group_correct"], row["group_size"]) for row in asked] == [
+        (True, 6, 7)
+    ] * 6 + [(False, 6, 7)]
+    earned = [graded(Verdict(), [f"so</think>{'Yes' if row['solution_correct'] else 'No'}"], row)[0] for row in asked]
+    assert sum(earned) / len(earned) == pytest.approx(1)
+
+
+def test_votes_pool_equivalent_answers(closed):
+    module = build(closed)
+    module.judge = MathAnswer()
+    texts = ["So it is \\boxed{12}.", "Thus \\boxed{12.0}", "\\boxed{13}"]
+    batch = text_batch(texts, [{"id": "p", "prompt": "p", "answer": "12"}] * 3)
+    batch.rows, batch.prompt_ids, batch.prompt_mask = batch.rows[:1], batch.prompt_ids[:1], batch.prompt_mask[:1]
+    assert module.vote(batch, torch.tensor([0.4, 0.4, 0.5]), 1.0) == [0]
+    assert module.vote(batch, torch.tensor([0.0, 0.0, 0.0]), 1.0) == [0], "the majority where nobody is trusted"
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------------------

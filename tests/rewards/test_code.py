@@ -95,6 +95,33 @@ def test_shares_of_tests():
     assert reward(graded=False, workers=4, **short)(batch_of(texts[:3], [ROW])).tolist() == [1, 0, 0]
 
 
+RIGHT = "def f(x):\n    if x < 0:\n        raise ValueError('negative')\n    return 2 * x\n"
+FORMS = {
+    "check called by the tests": ("def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\ncheck(f)\n", 0.5),
+    "check called twice": ("def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\ncheck(f)\ncheck(f)\n", 0.5),
+    "check called in a loop": ("def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\nfor _ in range(3):\n    check(f)\n", 0.5),
+    "an exception that must come": ("try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass\nassert f(1) == 2", 1.0),
+    "an exception with an else": ("try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False\nassert f(9) == 18", 0.5),
+    "branches": ("if f(1) == 2:\n    assert f(9) == 18\nelse:\n    assert f(9) == 9\nassert f(2) == 4", 0.5),
+    "a raise in a branch": ("if f(9) != 18:\n    raise AssertionError\nassert f(2) == 4", 0.5),
+    "a walrus": ("assert (y := f(2)) == 4\nassert y > 3\nassert (z := f(9)) == 18\nassert z > 17", 0.5),
+    "test functions": ("def test_small():\n    assert f(1) == 2\ndef test_large():\n    assert f(9) == 18\n", 0.5),
+    "a helper that asserts": ("def same(a, b):\n    assert a == b\nsame(f(1), 2)\nassert f(9) == 18", 0.5),
+    "a loop": ("for i in (1, 2):\n    assert f(i) == 2 * i\nfor i in (1, 9):\n    assert f(i) == 2 * i", 0.5),
+    "a call under the main guard": ("def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\nif __name__ == '__main__':\n    check(f)\n", 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("tests", "half"), FORMS.values(), ids=FORMS)
+def test_a_right_program_passes_tests_of_every_form(tests, half):
+    """The second program is right below 5 and for what must raise, so it holds the share of the tests that is named."""
+    almost = RIGHT + "    \n" + "g = f\ndef f(x):\n    return g(x) if x < 5 else x\n"
+    row = {"prompt": "?", "entry_point": "f", "tests": tests, "id": "0"}
+    reward().check_columns(row)
+    assert reward()(batch_of([RIGHT, almost, "def f(x):\n    return None\n"], [row])).tolist()[:2] == [1, half]
+    assert reward(graded=False)(batch_of([RIGHT, "def f(x):\n    return None\n"], [row])).tolist() == [1, 0]
+
+
 def test_asserts_in_a_list_as_mbpp_has_them():
     row = {
         "prompt": "Write add.",

@@ -404,5 +404,5 @@ def test_a_failure_without_a_limit_is_a_fault_of_the_reward():
         def score(self, batch):
             return [Failure("error", "x") for _ in batch.completions]
 
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match="'confused'.*returned a Failure"):
         Confused()(batch_of(["a"], [{"prompt": "p"}]))

@@ -3,13 +3,14 @@
 import inspect
 import json
 import re
+import signal
 
 import pytest
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from rewards import MathAnswer, NumericAnswer, ParsableMathAnswer, ReasoningGymScore, answer_process
-from rewards.answer_process import judged
+from rewards.answer_process import Pool
 from rewards.tasks import COMPUTED, EVALUATED, is_value
 from support.errors import ConfigError
 from tests.rewards.test_rewards import batch_of
@@ -85,8 +86,8 @@ def test_what_is_a_value():
 
 
 def test_answers_that_never_end_are_wrong(monkeypatch):
-    monkeypatch.setattr(answer_process, "_process", process := answer_process._Process())
-    judged.cache_clear()
+    monkeypatch.setattr(answer_process, "_pool", pool := Pool(1))
+    process = pool.processes[0]
     rows = [{"prompt": "?", "answer": "$42$"}]
     assert MathAnswer()(batch_of(["$41+1$", "9**9**9", "$42$"], rows)).tolist() == [1, 0, 1], (
         "the one after it is judged by a new process"
@@ -100,24 +101,59 @@ def test_answers_that_never_end_are_wrong(monkeypatch):
 
 
 def test_an_interrupted_question_is_not_answered_by_the_next(monkeypatch):
-    monkeypatch.setattr(answer_process, "_process", process := answer_process._Process())
-    assert process.ask("equal", "$1$", "$1$") is True
-    read = process.child.stdout.readline
+    process = answer_process._Process()
+    assert process.ask("same", r"\sqrt{4}x", "2x") is True
 
-    class Interrupted:
-        def readline(self):
-            raise KeyboardInterrupt
+    def interrupted(seconds):
+        raise KeyboardInterrupt
 
-        def close(self):
-            pass
-
-    monkeypatch.setattr(process.child, "stdout", Interrupted())
-    with pytest.raises(KeyboardInterrupt):
-        process.ask("equal", "$1$", "$2$")
-    assert process.child is None and read is not None
-    assert process.ask("equal", "$1$", "$1$") is True
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(process, "_line", interrupted)
+        process.ask("same", r"\sqrt{4}x", "2x")
+    assert process.child is None
+    assert process.ask("same", r"\sqrt{4}x", "3x") is False
     process.child.kill()
-    assert process.ask("equal", "$1$", "$1$") in (True, None) and process.ask("equal", "$1$", "$2$") is False
+    assert process.ask("same", r"\sqrt{4}x", "2x") in (True, None) and process.ask("same", r"\sqrt{4}x", "3x") is False
+
+
+def test_many_answers_are_judged_at_once_and_one_that_hangs_costs_its_limit_once(monkeypatch):
+    monkeypatch.setattr(answer_process, "_pool", pool := Pool(2))
+    rows = [{"id": str(i), "prompt": "?", "answer": "2^{x}"} for i in range(1024)]
+    texts = [r"\boxed{9^{9^{9}}x}" if i % 4 == 0 else rf"\boxed{{2^{{x+{i % 50}}}}}" for i in range(1024)]
+    asked = []
+    ask = answer_process._Process.ask
+    monkeypatch.setattr(
+        answer_process._Process, "ask", lambda self, *question: asked.append((self, question)) or ask(self, *question)
+    )
+    scores = MathAnswer()(batch_of(texts, [rows[0]])).tolist()
+    assert [score == 1 for score in scores] == [i % 4 != 0 and i % 50 == 0 for i in range(1024)]
+    assert len({question for _, question in asked}) == len(asked) <= 52, "equal answers are judged once"
+    assert {process for process, _ in asked} == set(pool.processes)
+    before = len(asked)
+    assert MathAnswer()(batch_of(texts, [rows[0]])).tolist() == scores and len(asked) == before, "and remembered"
+
+
+def test_a_judge_that_waits_is_ended_too(monkeypatch):
+    monkeypatch.setattr(answer_process, "WALL_SECONDS", 0.2)
+    process = answer_process._Process()
+    process.ask("same", r"\sqrt{4}x", "2x")
+    first = process.child
+    first.send_signal(signal.SIGSTOP)
+    assert process.ask("same", r"\sqrt{4}x", "2x") is None and first.poll() is not None
+    monkeypatch.setattr(answer_process, "WALL_SECONDS", 30.0)
+    assert process.ask("same", r"\sqrt{4}x", "2x") is True
+
+
+@pytest.mark.parametrize("task", ["arc_agi", "rearc", "coin_flip", "rubiks_cube", "graph_color", "word_ladder"])
+def test_every_scorer_runs_in_another_process_and_pays_its_own_answer(task, monkeypatch):
+    """Entries are written as JSON and read again there, which must not make a right answer a wrong one."""
+    entry = reasoning_gym.create_dataset(task, size=1, seed=0)[0]
+    row = {"id": "0", "prompt": "?", "answer": str(entry["answer"]), "entry": json.dumps(entry, default=str)}
+    monkeypatch.setattr("rewards.tasks._scorer", None)
+    reward = ReasoningGymScore()
+    assert reward.self_check([row]) == []
+    endless = ["1e30000000", "x**99999999", "9**9**9", "nan", "(" * 9000, "\x00"]
+    assert all(0 <= score < 1 for score in reward(batch_of(endless, [row])).tolist())
 
 
 @pytest.mark.parametrize(

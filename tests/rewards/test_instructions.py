@@ -88,7 +88,7 @@ def test_a_faulty_row_is_named(instructions, message):
     ("text", "letter"),
     [
         ("B", "B"),
-        ("(c)", None),  # a small letter alone is a list's number as often
+        ("(c)", "C"),  # a small letter alone is a list's number as often
         ("(C)", "C"),
         ("D.", "D"),
         ("**A**", "A"),

@@ -1,0 +1,112 @@
+"""Whether each data row's own gold answer earns full marks: asked of every reward that judges correctness before
+anything is sampled."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rollouts import RolloutBatch
+from support.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rewards.base import Reward
+
+#: rows that are checked of more than so many
+SAMPLED = 2000
+#: rows that are named
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class GoldProblem:
+    """A data row whose own answer does not earn full marks.
+
+    Args:
+        id: of the row. gold: its answer, as it was given. score: what it earned; NaN if the reward cannot read the gold
+            answer.
+    """
+
+    id: str
+    gold: str
+    score: float
+
+
+def answer_text(completion: str, opened: bool) -> str:
+    """What follows the reasoning, ends stripped; "" if the reasoning was opened and never closed.
+
+    Args:
+        opened: the prompt ended with an open <think>.
+    """
+    if "</think>" in completion:
+        return completion.rsplit("</think>", 1)[1].strip()
+    return "" if opened or "<think>" in completion else completion.strip()
+
+
+def answers(batch: RolloutBatch) -> list[str]:
+    """The answer of every row."""
+    return [answer_text(text, opened) for text, opened in zip(batch.completions, batch.opened, strict=True)]
+
+
+def text_batch(texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> RolloutBatch:
+    """Completions that are texts, one for each data row, as rewards about texts need them; their tokens mean
+    nothing."""
+    ids = torch.zeros(len(texts), 1, dtype=torch.long)
+    return RolloutBatch(
+        prompt_ids=ids,
+        prompt_mask=ids == 0,
+        completion_ids=ids,
+        completion_mask=ids == 0,
+        action_mask=ids == 0,
+        behaviour_logprobs=torch.zeros(len(texts), 1),
+        finish_reasons=["eos"] * len(texts),
+        rows=list(rows),
+        decoder=lambda ids, mask: [""] * len(ids),
+        _completions=list(texts),
+    )
+
+
+def check_golds(reward: "Reward", rows: Sequence[dict[str, Any]]) -> list[GoldProblem]:
+    """The problems of `Reward.self_check`."""
+    if len(rows) > SAMPLED:
+        rows = random.Random(0).sample(list(rows), SAMPLED)
+    stated = [(row, gold) for row in rows if (gold := reward.gold(row)) is not None]
+    if not stated:
+        return []
+    batch = text_batch([gold for _, gold in stated], [row for row, _ in stated])
+    scores = reward.unscaled(reward(batch), batch).tolist()
+    return [
+        GoldProblem(str(row.get("id")), gold, score)
+        for (row, gold), score in zip(stated, scores, strict=True)
+        if not score >= 1
+    ]
+
+
+def report_golds(reward: "Reward", rows: Sequence[dict[str, Any]]) -> str | None:
+    """One paragraph about the rows whose own answer does not earn full marks, None if all do.
+
+    Raises:
+        ConfigError: if no row's does, since nothing could be learned then.
+    """
+    problems = reward.self_check(rows)
+    if not problems:
+        return None
+    checked = min(len(rows), SAMPLED)
+    named = "; ".join(
+        f"row {problem.id!r}: {problem.gold[:60]!r} "
+        + ("cannot be read" if problem.score != problem.score else f"earns {problem.score:g}")
+        for problem in problems[:NAMED]
+    )
+    more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+    paragraph = (
+        f"the reward {reward.name!r} ({type(reward).__name__}) does not give full marks to the row's own answer in "
+        f"{len(problems)} of {checked} rows that were checked ({named}{more}). "
+    )
+    if len(problems) == checked:
+        raise ConfigError(
+            f"{paragraph}Nothing could be learned: choose the reward that fits these answers (MathAnswer, NumericAnswer, ExactAnswer, "
+            "MultipleChoice), or map the right column in data.columns."
+        )
+    return f"{paragraph}No completion can be right there: mend or drop these rows, or choose another reward."
