@@ -153,9 +153,8 @@ class KTAE(Advantage):
         holds = (counts > 0).double()
         a, b = holds[is_right].sum(0), holds[judged & ~is_right].sum(0)
         p = fisher_p(a, b, rights, wrongs)
-        strength = self.fisher * torch.where(p < 1 - 1e-9, torch.exp(-2 * p), 0.0) + self.gain * information_gain(
-            a, b, rights, wrongs
-        )
+        gained = information_gain(a, b, rights, wrongs)
+        strength = self.fisher * torch.where(p < 1 - 1e-9, torch.exp(-2 * p), 0.0) + self.gain * gained
         x = torch.asin((a / rights).sqrt()) - torch.asin((b / wrongs).sqrt())
         x = x + self._frequencies(counts[is_right].sum(0), counts[judged & ~is_right].sum(0))
         if self.clamp is not None:

@@ -229,11 +229,8 @@ class LaserDE(LaserD):
     def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         scores, judge = self.given(batch), batch.judges.get(self.correctness)
         plain = scores if judge is None else judge.without_scale(scores, batch)
-        explores = (
-            torch.isclose(plain, torch.full_like(plain, self.wrong))
-            & ~self.correct(batch)
-            & (batch.lengths > self.targets_of(batch))
-        )
+        is_wrong = torch.isclose(plain, torch.full_like(plain, self.wrong)) & ~self.correct(batch)
+        explores = is_wrong & (batch.lengths > self.targets_of(batch))
         return super().earns(batch) | (explores & ~self.repeats(batch))
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:

@@ -36,7 +36,7 @@ def main(
 
     safe = HCRLHF(
         PolicyParams(assistant),
-        Constraint(threshold=0.15, cost_scale="probability"),
+        constraint=Constraint(threshold=0.15, cost_scale="probability"),
         scorers=ScorerTraining(lr=5e-4, epochs=1, batch_size=32),
         sampling=SamplingParams(max_new_tokens=20),
         **given,

@@ -73,6 +73,7 @@ def test_a_new_paper_is_listed_everywhere_by_its_own_files(tmp_path):
     """Only a file with a block, a configuration and a page are added; tables, comparison and site know the paper."""
     for name in ("support", "benchmarks", "lightning_modules", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "lightning_posttrain.py", tmp_path)
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("plots"))
     (tmp_path / "README.md").write_text("<!-- methods -->\n<!-- end of methods -->\n")
     (tmp_path / "rewards").mkdir()

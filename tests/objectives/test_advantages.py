@@ -288,7 +288,7 @@ def test_k_of_one_is_rloo_and_hand_values_of_two():
 def test_mistakes_are_refused():
     with pytest.raises(ConfigError, match="needs groups of at least 4"):
         call(PassAtK(3))
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="k is 0; set it to 1 or more"):
         PassAtK(0)
     with pytest.raises(ConfigError, match="discount"):
         ReinforcePlusPlus(discount=0.0)

@@ -267,8 +267,8 @@ def test_a_schedule_of_beta_by_hand():
     [
         (lambda: ClippedSurrogate(0.2, 0.2, dual_clip=1.1), "would undo the clip"),
         (lambda: ClippedSurrogate(log_ratio_clamp=0.0), "above 0"),
-        (lambda: CISPO(), "either clip_high"),
-        (lambda: CISPO(clip_high=0.2, ratio_cap=2.0), "either clip_high"),
+        (lambda: CISPO(), "exactly one of clip_high"),
+        (lambda: CISPO(clip_high=0.2, ratio_cap=2.0), "exactly one of clip_high"),
         (lambda: CISPO(ratio_cap=0.5, clip_low=0.2), "bounds"),
         (lambda: SAPO(temperature_positive=0.0), "above 0"),
         (lambda: VESPO(k_negative=0.0), "above 0"),
