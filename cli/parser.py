@@ -5,9 +5,12 @@ from typing import Any
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from cli import class_changes
 from cli.earlier_configurations import brought_up_to_date
 from cli.suggestions import explain
 from support.errors import ConfigError
+
+class_changes.register()
 
 
 class Parser(LightningArgumentParser):

@@ -207,7 +207,7 @@ def test_weighting_the_kl_acts_on_its_gradient(reasoner):
 def test_an_advantage_sums_over_processes(reasoner):
     module = build(reasoner, advantage=GroupNorm("batch_std"))
     fit(module)
-    assert module.advantage.reduce is processes.summed  # on two processes: tests/support/test_processes.py
+    assert module.advantage.reduce is processes.summed  # on two processes: tests/support/test_process_sums.py
     assert set(module.advantage.end_tokens) == {*module.policy.eos_token_ids, module.policy.pad_token_id}
 
 
