@@ -26,16 +26,19 @@ def start_afresh(parser_or_action: Any, previous: Any, value: Any) -> None:
     if not previous or "init_args" not in previous or previous["class_path"] == value["class_path"]:
         return
     if not isinstance(previous["init_args"], Namespace):
-        previous["init_args"] = Namespace(previous["init_args"])
+        previous["init_args"] = Namespace(previous["init_args"])  # type: ignore[no-untyped-call]
     if _keeps_explicit_settings(value["class_path"]):
         options = getattr(parser_or_action, "sub_add_kwargs", {})
-        defaults = _typehints.ActionTypeHint.get_class_parser(previous["class_path"], options).get_defaults()
-        _keep_valid(parser_or_action, previous, value)
+        parser: Any = _typehints.ActionTypeHint.get_class_parser(  # type: ignore[no-untyped-call]
+            previous["class_path"], options
+        )
+        defaults = parser.get_defaults()
+        _keep_valid(parser_or_action, previous, value)  # type: ignore[no-untyped-call]
         for key, setting in list(previous["init_args"].items(nested=False)):
             if key in defaults and _plain(defaults[key]) == _plain(setting):
                 previous["init_args"].pop(key)
     else:
-        previous["init_args"] = Namespace()
+        previous["init_args"] = Namespace()  # type: ignore[no-untyped-call]
 
 
 def _keeps_explicit_settings(class_path: str) -> bool:

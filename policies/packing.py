@@ -1,7 +1,7 @@
 """Packing of prompt groups into one sequence without padding; the completions of a prompt share one copy of it.
 
 The sequence is [prompts, one after another | completions, one after another]. Everything except attention works token
-by token, so only attention needs to know which tokens a token may see: a prompt's token sees its own prompt so far, a
+by token, so only attention needs to know which tokens per token may see: a prompt's token sees its own prompt so far, a
 completion's token its whole prompt and its own row so far. The last token of a completion predicts nothing and is
 left out.
 """

@@ -5,7 +5,7 @@ A file in one of the `ROOMS` ends with a block of literals:
     PAPER = Paper(name="shorter_better", title="ShorterBetter", arxiv="2504.21370", ...)
 
 The tables of README.md and docs/papers.md (`make pages`), the contents of the site, the methods of `benchmarks.compare`
-and the experiments of `benchmarks/papers.py` are made from these blocks. A paper that is only a choice of objectives is a
+and the experiments of `benchmarks/papers.py` are made from these blocks. A paper that only chooses objectives is a
 file in configs/objectives/, whose first comment states the same: "# TITLE (arXiv NUMBER): what it changes."
 
 Blocks are read from the source text, so that a list of all papers does not import torch and every method.
@@ -108,7 +108,8 @@ def blocks(path: Path) -> list[Paper]:
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 f"The Paper block at {path}:{node.lineno} cannot be read ({error}). It is read without importing the "
-                "file, so every field must be a keyword of support.papers.Paper or Experiment with a literal value: write "
+                "file, so every field must be a keyword of support.papers.Paper or Experiment with a literal value: "
+                "write "
                 "the value out."
             ) from error
     return papers

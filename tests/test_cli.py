@@ -258,7 +258,7 @@ def test_overlays_merge_key_by_key(here, reasoner):
 @pytest.mark.parametrize(
     ("argument", "first"),
     [
-        ("--model.batch.grop_size=4", "Did you mean 'group_size'"),
+        ("--model.batch.grop_size=4", "Did you mean --model.batch.group_size?"),
         ("--trainer.max_epoch=4", "Did you mean --trainer.max_epochs"),
         ("--model=lightning_modules.GRPP", "Did you mean lightning_modules.GRPO"),
         ("--config=missing.yaml", "missing.yaml"),

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
 from tracking.pending_file import CLIENT_METHODS, RECORD, Pending, Write, read_pending, write_pending
-from tracking.run_records import RECORDS, Facts
+from tracking.run_records import RECORDS, Facts, refused
 
 #: the writes of a training; all other calls go to the store directly
 WRITES = (*CLIENT_METHODS, "log_figure")
@@ -120,7 +120,7 @@ class Outbox:
             except Exception as error:
                 away = unreachable(error)
                 if method == RECORD and (not away or getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"):
-                    self._refuse_kind(arguments[1], error)
+                    refused(self, arguments[1], error)
                 elif away:
                     if len(self.queue) == 1:
                         print(
@@ -148,16 +148,6 @@ class Outbox:
             RECORDS[arguments[1]](self.client, run, arguments[2])
         else:
             getattr(self.client, method)(run, *arguments[1:], **keywords)
-
-    def _refuse_kind(self, kind: str, error: Exception) -> None:
-        """Write no more records of a kind: a server that is too old for it is no reason to stop a training."""
-        if kind not in self.refused_kinds:
-            print(
-                f"MLflow does not take a {kind} ({type(error).__name__}: {str(error)[:300]}); the run continues "
-                "without it.",
-                file=sys.stderr,
-            )
-        self.refused_kinds.add(kind)
 
     def begin(self, run: str, experiment: str, tags: dict[str, str]) -> None:
         """Remember the experiment and the tags of a run that the store does not know yet."""

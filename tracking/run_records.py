@@ -38,11 +38,19 @@ def record(client: Any, run: str, kind: str, facts: Facts) -> None:
     try:
         RECORDS[kind](client, run, facts)
     except Exception as error:  # a server that is away or too old is no reason to stop a training
+        refused(client, kind, error)
+
+
+def refused(client: Any, kind: str, error: Exception) -> None:
+    """Print, once per client and kind of record, that the run continues without such records."""
+    kinds = vars(client).setdefault("refused_kinds", set())
+    if kind not in kinds:
         print(
             f"MLflow does not take a {kind} ({type(error).__name__}: {str(error)[:300]}); the run continues "
             "without it.",
             file=sys.stderr,
         )
+    kinds.add(kind)
 
 
 def experiment(client: Any, run: str, facts: Facts) -> None:

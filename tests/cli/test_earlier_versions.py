@@ -148,4 +148,5 @@ def test_a_former_command_still_runs(monkeypatch):
     with pytest.raises(SystemExit, match="the file absent.jsonl does not exist"):
         runpy.run_module("support.inspect", run_name="__main__")
     monkeypatch.setattr("sys.argv", ["tracking"])
-    runpy.run_module("support.tracking", run_name="__main__")
+    with pytest.raises(SystemExit, match="no file is given"):
+        runpy.run_module("support.tracking", run_name="__main__")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pages import PAGES, filled, page_of
+from lightning_posttrain import SIBLINGS
 from support.errors import ConfigError
 from support.papers import ROOMS, ROOT, Paper, all_objectives, all_papers, blocks, by_publication, flags, objective
 
@@ -76,7 +77,10 @@ def test_a_new_paper_is_listed_everywhere_by_its_own_files(tmp_path):
     shutil.copy(ROOT / "lightning_posttrain.py", tmp_path)
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("plots"))
     (tmp_path / "README.md").write_text("<!-- methods -->\n<!-- end of methods -->\n")
+    for name in SIBLINGS.keys() - {"support", "benchmarks", "lightning_modules", "rewards"}:
+        (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards/__init__.py").touch()
     (tmp_path / "rewards/new_paper.py").write_text(NEW)
     (tmp_path / "configs/new_paper.yaml").write_text("# NewPaper (arXiv 2401.00001).\n")
     (tmp_path / "docs/new_paper.md").write_text("# NewPaper\n")

@@ -1,4 +1,4 @@
-"""What a forked run finds imported."""
+"""The modules that a forked run finds imported."""
 
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 import peft  # noqa: F401

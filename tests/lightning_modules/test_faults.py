@@ -67,7 +67,7 @@ def test_an_update_that_is_not_a_number_is_left_out_and_kept_for_inspection(reas
 
 def test_after_some_in_a_row_the_run_ends(reasoner, tmp_path):
     module = grpo(reasoner, loss=BreaksAt(set(range(2, 99))))
-    with pytest.raises(ConfigError, match="infinite or NaN in 3 rollouts in a row.*non_finite"):
+    with pytest.raises(ConfigError, match="infinite or NaN in 3 consecutive rollouts.*non_finite"):
         train(module, 9, tmp_path, [NonFiniteGradients(patience=3)])
     assert len(list(tmp_path.glob("local/non_finite/*"))) == 3 and torch.isfinite(weights(module)).all()
 

@@ -139,7 +139,7 @@ def test_the_kl_in_every_tokens_reward(reasoner):
     returns = torch.tensor(returns)
     expected = (returns - returns.mean()) / returns.std(correction=0)
     assert torch.allclose(batch.advantages[batch.action_mask], expected, atol=1e-4)
-    with pytest.raises(ConfigError, match="takes one reward a completion"):
+    with pytest.raises(ConfigError, match="takes one reward per completion"):
         grpo(reasoner, kl=kl)
 
 
@@ -205,8 +205,8 @@ def test_weighting_the_kl_acts_on_its_gradient(reasoner):
 
 
 def test_an_advantage_sums_over_processes(reasoner):
-    module = build(reasoner, advantage=GroupNorm("batch_std"))
-    fit(module)
+    module = grpo(reasoner, advantage=GroupNorm("batch_std"))
+    train(module)
     assert module.advantage.reduce is processes.summed  # on two processes: tests/support/test_process_sums.py
     assert set(module.advantage.end_tokens) == {*module.policy.eos_token_ids, module.policy.pad_token_id}
 

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import lightning as L
 import pytest
 import torch
 
@@ -192,7 +193,7 @@ def test_a_mechanism_without_effect_is_pointed_out_once(reasoner):
 
 
 def test_validation_of_every_method_tells_modes_and_levels_apart(reasoner):
-    module = GRPO(PolicyParams(reasoner), [ExactAnswer()], BatchPlan(4, 4), SHORT)
+    module = GRPO(PolicyParams(reasoner), [ExactAnswer()], batch=BatchPlan(4, 4), sampling=SHORT)
     metrics = train(module, 1, validate_every=1).callback_metrics
     (batch,) = module.last_validation
     modes = module.thinking_stats.form.modes(batch)

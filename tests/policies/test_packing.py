@@ -1,4 +1,4 @@
-"""Packed forwards against one unpadded forward a row: random group shapes, models, attention of other kinds, gradients."""
+"""Packed forwards against one unpadded forward per row: group shapes, models, kinds of attention, gradients."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def groups_of(prompts, completions, generator):
 
 
 def naive(model, groups, temperature):
-    """One forward a row without padding: a list of log-probs."""
+    """One forward per row without padding: a list of log-probs."""
     values = []
     for row, owner in enumerate(groups.owner.tolist()):
         prompt = groups.prompt_ids[owner][groups.prompt_mask[owner]]

@@ -14,7 +14,8 @@ PROMPTS = [[5, 6, 7, 8], [9], [4, 4, 11]]
 ROWS = [{"id": i} for i in range(3)]
 ENGINES = {"embedded": EmbeddedEngine, "transformers": TransformersEngine}
 SHAPE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 32, "initializer_range": 0.4, "bos_token_id": None,
 }  # fmt: skip
 MODELS = {

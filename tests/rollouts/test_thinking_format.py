@@ -13,17 +13,19 @@ from tests.conftest import save_tiny
 
 # The behaviour of three families' templates, not their text.
 R1 = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + (m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content']) }}{% endfor %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + "
+    "(m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content']) }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"
 )
 QWEN3 = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
 )
 
 
 def characters(template, whole_markers=True):
-    """One token a character; <think> and </think> are tokens of their own or spelt out."""
+    """One token per character; <think> and </think> are tokens of their own or spelt out."""
     special = ["<pad>", "<eos>", *(["<think>", "</think>"] if whole_markers else [])]
     letters = [chr(c) for c in range(32, 127)] + ["\n"]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + letters)}, unk_token=" "))

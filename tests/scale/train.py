@@ -52,7 +52,7 @@ def made(method, model):
             train_size=24, val_size=7, safety_size=20, seed=1
         )
     if method == "sft":
-        return SFT(PolicyParams(model), given["optimizer"]), Demonstrations(
+        return SFT(PolicyParams(model), optimizer=given["optimizer"]), Demonstrations(
             "arithmetic", batch_size=8, train_size=64, val_size=7, seed=1
         )
     if method in ("adapt_think", "auto_think"):

@@ -10,7 +10,7 @@ from support.processes import _meeting_device, alone, gathered, maximum, summed
 
 
 def _values(rank):
-    """What a process contributes, by name; the second dimension of `strided` is not contiguous in memory."""
+    """The values of a process, by name; the second dimension of `strided` is not contiguous in memory."""
     return {
         "floats": torch.tensor([1.5, -2.0]) * (rank + 1),
         "doubles": torch.full((2, 1), 2.0**-40 if rank else 1.0, dtype=torch.float64),
