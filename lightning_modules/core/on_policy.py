@@ -23,7 +23,7 @@ from lightning_modules.core.objective_checks import check_objective
 from lightning_modules.core.overlap import overlapped_rollout
 from lightning_modules.core.policy_update import Objective, PolicyUpdate, Steps, Sums
 from lightning_modules.core.sampling_module import Rows, SamplingModule
-from lightning_modules.core.telemetry import SHOWN, rollout_metrics, throughput
+from lightning_modules.core.telemetry import SHOWN, forget_earlier_steps, rollout_metrics, throughput
 from lightning_modules.core.terms import KLPenalty, Shaping
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, SequenceMean
 from objectives.global_norm import at_last_token, normalised_sum
@@ -113,6 +113,7 @@ class OnPolicyModule(SamplingModule):
 
     def training_step(self, rows: Rows, batch_idx: int) -> None:
         """One rollout and its updates."""
+        forget_earlier_steps(self.trainer)
         with isolated_rng("rollout", run_seed(), self.rollouts_done):
             started = time.perf_counter()
             with self.whole_weights():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import lightning as L
 import torch
 from torch import Tensor
 
@@ -11,6 +12,19 @@ from support.processes import summed
 
 #: metrics on the progress line
 SHOWN = {"train/reward", "train/length", "train/kl", "perf/rollout_tokens_per_s"}
+
+
+def forget_earlier_steps(trainer: L.Trainer) -> None:
+    """Drop what earlier rollouts logged.
+
+    Lightning shows and logs a step's metric again at every later step of the epoch that does not log it. A controller
+    would act on a KL of another rollout, and a resumed run, which does not know the old value, would act differently.
+    """
+    for metric in (trainer._results or {}).values():
+        if metric.meta.on_step and not metric.meta.on_epoch:
+            metric.reset()
+    for name in [name for name in trainer.callback_metrics if name.startswith(("train/", "perf/"))]:
+        del trainer.callback_metrics[name]
 
 
 def means_over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:

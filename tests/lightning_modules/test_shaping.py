@@ -228,3 +228,24 @@ def test_mistakes_are_refused(make, said):
         make()
     KLPenalty(0.1, "k1", "loss", importance_weighted=True)
     KLPenalty(0.1, "k1+", "loss")
+
+
+class KLSeen(L.Callback):
+    """What a controller reads after each rollout."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.values.append(trainer.callback_metrics.get("train/kl"))
+
+
+def test_a_rollout_that_taught_nothing_shows_no_earlier_kl(reasoner, monkeypatch):
+    """Neither a controller nor a resumed run may take the KL of another rollout for this one's."""
+    module, seen = grpo(reasoner, kl=KLPenalty(0.1)), KLSeen()
+    masks = iter([True, False, True])
+    plain = module.loss_mask
+    monkeypatch.setattr(module, "loss_mask", lambda batch: plain(batch) & next(masks))
+    fit(module, 3, [seen])
+    first, second, third = seen.values
+    assert float(first) >= 0 and second is None and float(third) > 0
