@@ -73,9 +73,10 @@ class Forcing:
 class AdaptThink(OnPolicyModule):
     """AdaptThink; the defaults are the paper's and its official code's.
 
-    It overrides `rollout` and `behaviour` (the importance-sampling policy), `returns` (the penalty), `token_loss`,
-    `metrics` and `observe` (what shows that it acts); the rest of its methods measure the initial policy before the
-    first rollout and keep the result in the checkpoint.
+    It overrides eight hooks since importance sampling of the first token touches every arrow: `prompts` and
+    `prompt_tokens` (the open think block), `rollout` and `behaviour` (the sampling policy), `returns` (the penalty),
+    `token_loss` (the loss of the official code), `observe` and `metrics` (whether the mechanism acts). Its other methods
+    measure the initial policy before the first rollout and keep the result in the checkpoint.
 
     Args:
         policy: a model whose chat template knows <think> ... </think>.

@@ -74,7 +74,8 @@ class SelfVerify(OnPolicyModule):
     """Solving and verifying in one policy; the defaults are the paper's for 7B.
 
     Two kinds of groups in one rollout touch most arrows: `prompts` mixes in the questions, `score` and `advantages`
-    treat the kinds apart, `observe` fills the buffer; the evaluation hooks add the votes, the checkpoint the buffer.
+    treat the kinds apart, `observe` fills the buffer, `metrics` shows it; `evaluate` and `end_evaluation` add the votes,
+    the checkpoint the buffer.
 
     Args:
         policy: the model.
