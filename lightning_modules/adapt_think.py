@@ -73,8 +73,8 @@ class Forcing:
 class AdaptThink(OnPolicyModule):
     """AdaptThink; the defaults are the paper's and its official code's.
 
-    It overrides eight hooks since importance sampling of the first token touches every arrow: `prompts` and
-    `prompt_tokens` (the open think block), `rollout` and `behaviour` (the sampling policy), `returns` (the penalty),
+    It overrides eight hooks since importance sampling of the first token touches every arrow: `prompts` (counts
+    of forced tokens begin anew), `prompt_tokens` (the open think block), `rollout` and `behaviour` (the sampling policy), `returns` (the penalty),
     `token_loss` (the loss of the official code), `observe` and `metrics` (whether the mechanism acts). Its other methods
     measure the initial policy before the first rollout and keep the result in the checkpoint.
 

@@ -4,6 +4,7 @@ import inspect
 import io
 import re
 
+import lightning as L
 import pytest
 import torch
 
@@ -33,6 +34,7 @@ def overridden(method):
         for cls in own
         for name, value in vars(cls).items()
         if hasattr(OnPolicyModule, name)
+        and not hasattr(L.LightningModule, name)
         and not name.startswith("_")
         and (callable(value) or isinstance(value, property))
     }
@@ -101,8 +103,11 @@ def test_hooks_are_called_as_often_as_the_table_says_and_pure_ones_change_nothin
         monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
     fit(module, -1, data=data, max_epochs=1, limit_train_batches=2, seed=0)
     steps = module.batch.updates_per_rollout * module.batch.epochs
-    for name in ("prompts", "observe", "advantages", "learned_from", "metrics"):
+    for name in ("prompts", "observe", "learned_from", "metrics"):
         assert calls[name] == 2, f"{name}: {calls[name]} calls in two rollouts"
     assert 0 < calls["auxiliary_loss"] <= 2 * steps
-    assert calls["token_loss"] >= calls["auxiliary_loss"] and calls["rollout"] >= 2 and calls["score"] >= 2
+    assert (
+        calls["token_loss"] >= calls["auxiliary_loss"]
+        and min(calls[name] for name in ("rollout", "score", "advantages")) >= 2
+    )
     assert pure and all(pure.values()), pure
