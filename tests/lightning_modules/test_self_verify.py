@@ -283,14 +283,14 @@ def test_the_verdict_counts_in_any_case(reasoner):
 
 
 def test_a_perfect_verifier_earns_one_where_some_solutions_pose_no_question(closed):
-    module = build(closed)
+    module = self_verify(closed)
     module.trainer = SimpleNamespace(
         world_size=1, fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0))
     )
     batch = text_batch(["A"] * 6 + ["Z", ""], [{"id": "p", "prompt": "p"}] * 8)
     batch.rows, batch.prompt_ids, batch.prompt_mask = batch.rows[:1], batch.prompt_ids[:1], batch.prompt_mask[:1]
     batch.rewards = module.score(batch)
-    module.remember(batch)
+    module.observe(batch)
     asked = module.buffer.rows
     assert [(row["solution_correct"], row["group_correct"], row["group_size"]) for row in asked] == [
         (True, 6, 7)
@@ -300,7 +300,7 @@ def test_a_perfect_verifier_earns_one_where_some_solutions_pose_no_question(clos
 
 
 def test_votes_pool_equivalent_answers(closed):
-    module = build(closed)
+    module = self_verify(closed)
     module.judge = MathAnswer()
     texts = ["So it is \\boxed{12}.", "Thus \\boxed{12.0}", "\\boxed{13}"]
     batch = text_batch(texts, [{"id": "p", "prompt": "p", "answer": "12"}] * 3)
