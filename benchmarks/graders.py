@@ -185,7 +185,9 @@ def gym(questions: int) -> None:
         if (mean := sum(score or 0.0 for score in stored) / questions) < 1:
             print(f"{task}: its own answer earns {mean:.3g}", flush=True)
         for answer in TRIVIAL:
-            others = [text for entry, text in zip(entries, texts, strict=True) if str(entry["answer"]).strip() != answer]
+            others = [
+                text for entry, text in zip(entries, texts, strict=True) if str(entry["answer"]).strip() != answer
+            ]
             if is_unsafe(answer, task) or not others:
                 continue
             scores = judged_all([("gym", answer, text) for text in others])

@@ -1,11 +1,10 @@
-"""The formulas of memory_table.py beside what tensors really hold: rollout, update and optimiser's step of small models on this CPU.
+"""Check the formulas of memory_table.py against measured rollouts, updates and optimiser steps of small models on CPU.
 
-python benchmarks/memory_check.py            # the last table of docs/scaling.md; the last two cases have SmolLM2-135M's shape
-python benchmarks/memory_check.py --cases 6
+python benchmarks/memory_check.py            # the last table of docs/scaling.md
+python benchmarks/memory_check.py --cases 6  # without the last two cases, which have SmolLM2-135M's shape
 """
 
 import sys
-import tempfile
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +13,28 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from assets.make_untrained import reasoner_tokenizer  # noqa: E402
-from benchmarks.memory_table import MB, SHAPES, Setting, Shape, markdown, phases  # noqa: E402
-from lightning_modules.updates import micro_batches  # noqa: E402
-from policies import LoRA, Policy, PolicyParams  # noqa: E402
+from benchmarks.common import markdown_table  # noqa: E402
+from benchmarks.memory_table import MB, Setting, phases  # noqa: E402
+from benchmarks.model_shapes import SHAPES, Shape  # noqa: E402
+from benchmarks.random_models import (  # noqa: E402
+    backward,
+    completions_of_lengths,
+    prompts_of_length,
+    random_policy,
+)
+from lightning_modules.core.micro_batches import micro_batches  # noqa: E402
+from policies import LoRA, PolicyParams  # noqa: E402
 from rollouts import EmbeddedEngine, SamplingParams  # noqa: E402
 
 
-class Live(TorchDispatchMode):
-    """Bytes of all tensors that exist at a time, from the storages that operations make to their end. CPU only: the backward pass must run in this thread."""
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all tensors that exist at a time, from the creation of a storage by an operation until it is freed.
+
+    CPU only: the backward pass must run in this thread.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,57 +54,56 @@ class Live(TorchDispatchMode):
         self.now -= self.sizes.pop(key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self.add(tensor)
-        return found
+        return result
 
 
 def measured(shape: Shape, s: Setting) -> dict[str, float]:
-    """Bytes of a real step on this CPU: what is there before it, and what rollout, update and the optimiser's step add at their peaks."""
-    tokenizer = reasoner_tokenizer()
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads, head_dim=shape.size, max_position_embeddings=4096,
-        tie_word_embeddings=shape.tied, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-    )  # fmt: skip
-    params = PolicyParams("", "float32" if s.weights == 4 else "bfloat16", None, s.checkpointing)
-    with tempfile.TemporaryDirectory() as folder:
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        policy = Policy(replace(params, model=folder, lora=LoRA(s.rank) if s.rank else None), with_reference=s.reference)
+    """Bytes of a real step on this CPU: before it, and added by rollout, update and optimiser step at their peaks."""
+    policy = random_policy(
+        PolicyParams(
+            "",
+            dtype="float32" if s.weights == 4 else "bfloat16",
+            lora=LoRA(s.rank) if s.rank else None,
+            gradient_checkpointing=s.checkpointing,
+        ),
+        with_reference=s.reference,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        head_dim=shape.size,
+        tie_word_embeddings=shape.tied,
+    )
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=s.fused)
-    end, prompts = tokenizer.eos_token_id, [[7 + i * j % 90 for j in range(s.prompt)] for i in range(s.rows // s.group)]
-    forced = [[7 + (i + j) % 90 for j in range(s.completion - 1)] + [end] for i in range(s.rows)]  # every completion its length
-    engine, live = EmbeddedEngine(), Live()
+    prompts = prompts_of_length(s.rows // s.group, s.prompt)
+    forced = completions_of_lengths([s.completion] * s.rows, policy.tokenizer.eos_token_id)
+    rows, sampling = [{"prompt": str(i)} for i in range(len(prompts))], SamplingParams(s.completion)
+    engine, live = EmbeddedEngine(), LiveBytes()
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=s.compute == 2, cache_enabled=False)
-
-    def update(batch: Any) -> None:
-        for micro in micro_batches(batch, slice(0, s.rows), s.tokens, None):
-            logprobs, _ = policy.logprobs(batch.prompt_groups(micro.rows))
-            (logprobs * batch.completion_mask[micro.rows, : micro.width]).sum().backward()
-
-    found = {}
+    sizes = {}
     with live, autocast:
         for tensor in policy.state_dict(keep_vars=True).values():
             live.add(tensor)
-        found["weights + reference"] = float(live.now)
-        for _ in range(2):  # the first makes the optimiser's state, and the comparisons that are made once
+        sizes["weights + reference"] = float(live.now)
+        for _ in range(2):  # the first step creates the optimiser's state and other objects that are created once
             start = live.peak = live.now
-            batch = engine.generate(
-                policy, prompts, [{"prompt": str(i)} for i in range(len(prompts))], s.group, SamplingParams(s.completion), forced
-            )
-            found["+ rollout"], start, live.peak = float(live.peak - start), live.now, live.now
-            update(batch)
-            found["+ update"], live.peak = float(live.peak - start), live.now
+            batch = engine.generate(policy, prompts, rows, s.group, sampling, forced)
+            sizes["+ rollout"], start, live.peak = float(live.peak - start), live.now, live.now
+            backward(policy, batch, micro_batches(batch, slice(0, s.rows), s.tokens, None))
+            sizes["+ update"], live.peak = float(live.peak - start), live.now
             optimizer.step()
-            found["+ step"] = float(live.peak - start)
+            sizes["+ step"] = float(live.peak - start)
             optimizer.zero_grad()
             del batch
-    found["optimiser"] = float(live.now) - found["weights + reference"]
-    return found
+    sizes["optimiser"] = float(live.now) - sizes["weights + reference"]
+    return sizes
 
 
 COMPARED = ["weights + reference", "+ rollout", "+ update", "+ step", "optimiser"]
@@ -107,25 +114,38 @@ CASES = [
     (SMALL, replace(ON_CPU, name="fp32, full, checkpointing", checkpointing=True)),
     (SMALL, replace(ON_CPU, name="fp32, LoRA", rank=16)),
     (SMALL, replace(ON_CPU, name="bf16 autocast, full", compute=2, fused=False)),
-    (SMALL, replace(ON_CPU, name="bf16 weights, LoRA, checkpointing", compute=2, weights=2, rank=16, checkpointing=True)),
-    (replace(SMALL, name="8 layers of 512", layers=8, hidden=512, inner=1408, heads=8), replace(ON_CPU, prompt=160, rows=8)),
+    (
+        SMALL,
+        replace(ON_CPU, name="bf16 weights, LoRA, checkpointing", compute=2, weights=2, rank=16, checkpointing=True),
+    ),
+    (
+        replace(SMALL, name="8 layers of 512", layers=8, hidden=512, inner=1408, heads=8),
+        replace(ON_CPU, prompt=160, rows=8),
+    ),
     (SHAPES[0], replace(ON_CPU, tokens=512, rows=8)),
     (SHAPES[0], replace(ON_CPU, name="fp32, LoRA, checkpointing", tokens=512, rows=8, rank=16, checkpointing=True)),
 ]
 
 
 def check(cases: int = len(CASES)) -> None:
-    """Formula and measurement of the first cases, in MB."""
+    """Print formula and measurement of the first cases, in MB (10^6 bytes).
+
+    Args:
+        cases: number of cases.
+    """
     rows = []
     for shape, s in CASES[:cases]:
         s = replace(s, tokens=s.rows // s.group * s.prompt + s.rows * s.completion)
-        expected, real = phases(shape, s), measured(shape, s)
-        wanted = [expected[n] for n in ("rollout", "update", "step", "optimiser")]
-        wanted.insert(0, expected["weights"] + expected["reference"])
-        cells = [f"{w / MB:.1f} / {real[n] / MB:.1f} ({w / real[n] - 1:+.0%})" for w, n in zip(wanted, COMPARED, strict=True)]
+        by_phase, sizes = phases(shape, s), measured(shape, s)
+        computed = [by_phase[name] for name in ("rollout", "update", "step", "optimiser")]
+        computed.insert(0, by_phase["weights"] + by_phase["reference"])
+        cells = [
+            f"{formula / MB:.1f} / {sizes[name] / MB:.1f} ({formula / sizes[name] - 1:+.0%})"
+            for formula, name in zip(computed, COMPARED, strict=True)
+        ]
         rows.append([shape.name, s.name, *cells])
         print(rows[-1], file=sys.stderr, flush=True)
-    print(markdown(["model", "setting", *COMPARED], rows))
+    print(markdown_table(["model", "setting", *COMPARED], rows))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import lightning as L  # noqa: E402
 
 from datamodules import RecordsPrompts  # noqa: E402
-from datamodules.records import draw_rows  # noqa: E402
+from datamodules.records_desk import draw_rows  # noqa: E402
 from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest  # noqa: E402
 from objectives import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT  # noqa: E402
 from policies import PolicyParams  # noqa: E402
@@ -94,7 +94,9 @@ def failures(shape: str, size: int, repetitions: int) -> dict[tuple[str, float],
 
 
 def statistics(repetitions: int, out: str) -> None:
-    print(f"\nReturned although unsafe, share of {repetitions} tests [95 % interval]; * above delta beyond the interval.\n")
+    print(
+        f"\nReturned although unsafe, share of {repetitions} tests [95 % interval]; * above delta beyond the interval.\n"
+    )
     print("| costs | m | delta | " + " | ".join(bound.name for bound in BOUNDS) + " |\n|" + "---|" * (3 + len(BOUNDS)))
     table: dict[str, dict[int, dict[tuple[str, float], int]]] = {}
     for shape in SHAPES:
@@ -105,7 +107,9 @@ def statistics(repetitions: int, out: str) -> None:
                 for bound in BOUNDS:
                     count = table[shape][size].get((bound.name, delta))
                     cells.append(
-                        "-" if count is None else share(count, repetitions) + (" *" if interval(count, repetitions)[0] > delta else "")
+                        "-"
+                        if count is None
+                        else share(count, repetitions) + (" *" if interval(count, repetitions)[0] > delta else "")
                     )
                 print(f"| {shape} | {size} | {delta:g} | " + " | ".join(cells) + " |", flush=True)
     from matplotlib.figure import Figure
@@ -150,7 +154,8 @@ def train(method: str, seed: int) -> dict[str, Any]:
         Constraint(
             THRESHOLD,
             DELTA,
-            **{"lambda_init": 0.3, "lambda_lr": 0.5, "lambda_update": "linear", "lambda_max": 10, "window": 128} | settings,
+            **{"lambda_init": 0.3, "lambda_lr": 0.5, "lambda_update": "linear", "lambda_max": 10, "window": 128}
+            | settings,
         ),
         rewards=[RecordsReward()],
         cost=RecordsCost(),
@@ -228,7 +233,9 @@ def report(results: Path, out: str) -> None:
     found = read(results)
     if not found:
         return
-    print(f"\nThreshold {THRESHOLD}, delta {DELTA}, {SAFETY_SIZE} safety prompts, {ROLLOUTS} rollouts; shares with their 95 % intervals.\n")
+    print(
+        f"\nThreshold {THRESHOLD}, delta {DELTA}, {SAFETY_SIZE} safety prompts, {ROLLOUTS} rollouts; shares with their 95 % intervals.\n"
+    )
     print(
         "| method | seeds | unsafe policy returned | no solution found | true cost, all candidates | true reward | unsafe with the exact bound |"
     )
@@ -245,7 +252,11 @@ def report(results: Path, out: str) -> None:
         unsafe = [r["true_cost"] > THRESHOLD for r in runs]
         returned = [r["returned"] for r in runs]
         tested = runs[0]["test_mean"] is not None
-        exact = sum(u and passes(r["test_mean"], ClopperPearson()) for u, r in zip(unsafe, runs, strict=True)) if tested else None
+        exact = (
+            sum(u and passes(r["test_mean"], ClopperPearson()) for u, r in zip(unsafe, runs, strict=True))
+            if tested
+            else None
+        )
         print(
             f"| {method} | {len(runs)} | {share(sum(u and r for u, r in zip(unsafe, returned, strict=True)), len(runs))} | "
             f"{share(len(runs) - sum(returned), len(runs)) if tested else 'never'} | {costs.mean():.3f} +- {costs.std(ddof=1):.3f} | "

@@ -1,10 +1,11 @@
-"""A GRPO step here and in TRL: same model, prompts, group size, token budget, precision and optimiser, step by step in turn.
+"""Compare a GRPO step of this project with TRL's: same model, prompts, group size, token budget, precision, optimiser.
 
-Each side is a process of its own that trains through its library's ordinary trainer (Lightning's here, transformers' there) and waits
-for its turn before every step: A B A B. Printed are seconds, tokens per second and peak memory, and how many times less than TRL's we
-need, with the smallest and largest over the pairs of steps. Rewards are counts of letters: free to compute, different within a group.
+Each side is a separate process that trains through its library's ordinary trainer (Lightning's here, transformers'
+there) and waits for its turn before every step: A B A B. The table shows seconds, tokens per second and peak memory,
+and the ratio of TRL's cost to ours, with the minimum and maximum over the pairs of steps. Rewards are fractions of
+vowels, which cost nothing and differ within a group.
 
-    python benchmarks/vs_trl.py                                    # SmolLM2-135M, 4 prompts x 8 completions x at most 64 tokens
+    python benchmarks/vs_trl.py                    # SmolLM2-135M, 4 prompts x 8 completions x at most 64 tokens
     python benchmarks/vs_trl.py --prompt_tokens 400 --group_size 16
     python benchmarks/vs_trl.py --model assets/tiny_reasoner --prompts 16
     python benchmarks/vs_trl.py --device cuda --precision bf16 --prompts 16 --max_new_tokens 1024
@@ -13,7 +14,6 @@ On CPU, set OMP_NUM_THREADS. Needs the extra `bench`; `--only ours` runs one sid
 """
 
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -28,14 +28,20 @@ Step = dict[str, float]
 
 @dataclass
 class Work:
-    """What both sides do.
+    """Work of both sides.
 
     Args:
-        model: as in policy.model. prompts, group_size, max_new_tokens: of one step. prompt_tokens: about how long a prompt is.
-        precision: fp32 throughout, or fp32 weights under bf16 autocast. lora: rank of the adapters, 0 trains all weights.
-        steps: timed steps of each side, after one that is not timed.
-        token_budget: our update_token_budget. trl_batch: completions in one of TRL's passes, all if None.
-        trl_checkpointing: recompute activations there, which is TRL's default.
+        model: as policy.model.
+        prompts, group_size, max_new_tokens: prompts per step, completions per prompt, maximum tokens per completion.
+        prompt_tokens: approximate length of a prompt in tokens.
+        precision: fp32 throughout, or fp32 weights under bf16 autocast.
+        lora: rank of the adapters; 0 trains all weights.
+        steps: number of timed steps per side, after one that is not timed.
+        device: cpu or cuda.
+        token_budget: our update_token_budget.
+        trl_batch: completions per pass of TRL; all if None.
+        trl_checkpointing: whether TRL recomputes activations, which is its default.
+        learning_rate: learning rate of both sides.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -53,20 +59,14 @@ class Work:
     learning_rate: float = 1e-6
 
 
-TOPICS = [
-    "the sea",
-    "a mountain village",
-    "the history of bread",
-    "winter birds",
-    "a broken clock",
-    "the first railway",
-    "a garden at night",
-    "old maps",
-]
+TOPICS = (
+    "the sea|a mountain village|the history of bread|winter birds|a broken clock|the first railway|a garden at night|"
+    "old maps"
+).split("|")
 
 
 def texts(work: Work) -> list[str]:
-    """Prompts of about the asked length, different from step to step."""
+    """Prompts of about the required length, different from step to step."""
     if "reasoner" in work.model:
         from datamodules import ArithmeticPrompts
 
@@ -80,13 +80,13 @@ def texts(work: Work) -> list[str]:
 
 
 def letters(completions: Any, **columns: Any) -> list[float]:
-    """Share of vowels."""
+    """A reward: the fraction of vowels."""
     plain = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [sum(letter in "aeiou" for letter in text) / max(1, len(text)) for text in plain]
 
 
 class Turns:
-    """A worker's side of the pipe: waits for its turn, reports what it took."""
+    """A worker's end of the pipe: it waits for its turn and reports the cost of the step."""
 
     def __init__(self, pipe: Any, work: Work) -> None:
         self.pipe, self.work, self.seconds = pipe, work, dict.fromkeys(("rollout", "update", "step"), 0.0)
@@ -118,7 +118,7 @@ class Turns:
         self.pipe.send(self.seconds | {"tokens": tokens, "memory": self.memory()})
 
     def memory(self) -> float:
-        """Most memory ever held, GB."""
+        """Peak memory of the process, in GB."""
         if self.work.device == "cuda":
             import torch
 
@@ -128,6 +128,7 @@ class Turns:
 
 
 def ours(work: Work, turns: Turns) -> None:
+    """Train by this project."""
     import lightning as L
     import torch
 
@@ -144,7 +145,7 @@ def ours(work: Work, turns: Turns) -> None:
             turns.end(float(module.last_rollout.lengths.sum()))
 
     module = GRPO(
-        PolicyParams(work.model, lora=LoRA(r=work.lora, alpha=2 * work.lora) if work.lora else None),
+        policy=PolicyParams(work.model, lora=LoRA(r=work.lora, alpha=2 * work.lora) if work.lora else None),
         batch=BatchPlan(work.prompts, work.group_size, update_token_budget=work.token_budget),
         sampling=SamplingParams(work.max_new_tokens),
         rewards=[FunctionReward(letters)],
@@ -154,7 +155,9 @@ def ours(work: Work, turns: Turns) -> None:
     module.rollout, module.update = turns.timed("rollout", module.rollout), turns.timed("update", module.update)
     rows = [{"prompt": text} for text in texts(work)]
     count = work.prompts * (work.steps + 1)
-    data = torch.utils.data.DataLoader([rows[i % len(rows)] for i in range(count)], batch_size=work.prompts, collate_fn=list)
+    data = torch.utils.data.DataLoader(
+        [rows[i % len(rows)] for i in range(count)], batch_size=work.prompts, collate_fn=list
+    )
     trainer = L.Trainer(
         accelerator=work.device,
         devices=1,
@@ -170,6 +173,7 @@ def ours(work: Work, turns: Turns) -> None:
 
 
 def trl(work: Work, turns: Turns) -> None:
+    """Train by TRL."""
     import datasets
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -207,14 +211,14 @@ def trl(work: Work, turns: Turns) -> None:
             turns.begin()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            turns.end(made[-1])
+            turns.end(completion_tokens[-1])
 
-    made: list[float] = [0.0]
+    completion_tokens: list[float] = [0.0]
 
     def generate(*args: Any, **kwargs: Any) -> Any:
-        found = original(*args, **kwargs)
-        made.append(float(sum(map(len, found[1]))))
-        return found
+        generated = original(*args, **kwargs)
+        completion_tokens.append(float(sum(map(len, generated[1]))))
+        return generated
 
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
@@ -222,7 +226,9 @@ def trl(work: Work, turns: Turns) -> None:
         reward_funcs=letters,
         args=config,
         train_dataset=datasets.Dataset.from_list(rows),
-        peft_config=LoraConfig(r=work.lora, lora_alpha=2 * work.lora, target_modules="all-linear") if work.lora else None,
+        peft_config=LoraConfig(r=work.lora, lora_alpha=2 * work.lora, target_modules="all-linear")
+        if work.lora
+        else None,
         callbacks=[Turn()],
     )
     original = trainer._generate
@@ -231,43 +237,52 @@ def trl(work: Work, turns: Turns) -> None:
 
 
 def worker(side: str, work: Work, pipe: Any) -> None:
+    """The process of one side."""
     import torch
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    from benchmarks.common import use_threads
+
+    use_threads()
     torch.manual_seed(0)
     {"ours": ours, "trl": trl}[side](work, Turns(pipe, work))
 
 
 def measure(work: Work, sides: list[str]) -> dict[str, list[Step]]:
-    """The timed steps of each side, taken in turn."""
+    """The timed steps of each side, made in turn."""
     context = multiprocessing.get_context("spawn")
-    pipes, found = {}, {side: [] for side in sides}
+    pipes, steps = {}, {side: [] for side in sides}
     for side in sides:
-        pipes[side], far = context.Pipe()
-        context.Process(target=worker, args=(side, work, far), daemon=True).start()
-        far.close()
+        pipes[side], worker_pipe = context.Pipe()
+        context.Process(target=worker, args=(side, work, worker_pipe), daemon=True).start()
+        worker_pipe.close()
     for step in range(work.steps + 1):
         for side in sides:
             pipes[side].send("go")
             try:
                 result = pipes[side].recv()
             except (EOFError, ConnectionResetError):
-                raise SystemExit(f"the side {side!r} ended early; its error stands above.") from None
-            print(f"{side:5} step {step}: " + "  ".join(f"{name} {value:.2f}" for name, value in result.items()), flush=True)
+                raise SystemExit(f"the side {side!r} ended early; its error is printed above.") from None
+            print(
+                f"{side:5} step {step}: " + "  ".join(f"{name} {value:.2f}" for name, value in result.items()),
+                flush=True,
+            )
             if step:
-                found[side].append(result)
-    return found
+                steps[side].append(result)
+    return steps
 
 
-def table(found: dict[str, list[Step]]) -> str:
-    sides = list(found)
-    lines = [f"{'':24}" + "".join(f"{side:>12}" for side in sides) + (f"{'ratio':>10}  (min - max)" if len(sides) == 2 else "")]
+def table(steps: dict[str, list[Step]]) -> str:
+    """Means of both sides, and their ratio with its minimum and maximum."""
+    sides = list(steps)
+    ratio = f"{'ratio':>10}  (min - max)" if len(sides) == 2 else ""
+    lines = [f"{'':24}" + "".join(f"{side:>12}" for side in sides) + ratio]
 
-    def line(name: str, of: Any, unit: str, more_is_better: bool = False) -> None:
-        values = {side: [of(step) for step in found[side]] for side in sides}
+    def line(name: str, quantity: Any, unit: str, more_is_better: bool = False) -> None:
+        values = {side: [quantity(step) for step in steps[side]] for side in sides}
         text = f"{name:24}" + "".join(f"{mean(values[side]):10.3g} {unit:1}" for side in sides)
         if len(sides) == 2:
-            pairs = [a / b if more_is_better else b / a for a, b in zip(values[sides[0]], values[sides[1]], strict=True)]
+            ours_and_theirs = zip(values[sides[0]], values[sides[1]], strict=True)
+            pairs = [a / b if more_is_better else b / a for a, b in ours_and_theirs]
             overall = mean(values[sides[1]]) / mean(values[sides[0]])
             text += f"{1 / overall if more_is_better else overall:10.2f}  ({min(pairs):.2f} - {max(pairs):.2f})"
         lines.append(text)
@@ -287,7 +302,7 @@ if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__)
     parser.add_class_arguments(Work)
     parser.add_argument("--only", type=Literal["ours", "trl"] | None, default=None, help="run one side alone")
-    given = parser.parse_args().as_dict()
-    only, work = given.pop("only"), Work(**given)
+    arguments = parser.parse_args().as_dict()
+    only, work = arguments.pop("only"), Work(**arguments)
     print(" ".join(f"{name}={value}" for name, value in asdict(work).items()))
     print(table(measure(work, [only] if only else ["ours", "trl"])))

@@ -1,4 +1,8 @@
-"""What happens between steps: KL control, curriculum, tables, checkpoints, exports."""
+"""Callbacks that act between rollouts: KL control, curriculum, tables, checkpoints, exports."""
+
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
 
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
@@ -8,11 +12,11 @@ from callbacks.difficulty import DifficultyLedger
 from callbacks.doctor import Doctor
 from callbacks.export import ExportPolicy
 from callbacks.export_adapter import ExportAdapter
-from callbacks.greso import GRESO, GRESOSampler
+from callbacks.greso import GRESO
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.laser_monitor import LaserMonitor
 from callbacks.non_finite import NonFiniteGradients
-from callbacks.one_shot import OneShot, OneShotSampler
+from callbacks.one_shot import OneShot
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.recorder import RolloutRecorder
@@ -25,6 +29,7 @@ from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
 from callbacks.token_budget import TokenBudget
 from callbacks.traces import CompletionTraces
+from datamodules.samplers import GRESOSampler, OneShotSampler
 
 __all__ = [
     "AdaptiveKL",

@@ -15,34 +15,39 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from support.errors import ConfigError
 from support.files import flush_to_disk, remove
-from support.runs import run_folder
-from support.tracking import PatientMLFlowLogger
+from tracking.logger import PatientMLFlowLogger
+from tracking.runs import run_folder
 
 
 class RolloutCheckpoint(Checkpoint):
-    """Save the whole training state every n rollouts, at the end, and when the process is asked to stop (SIGTERM, a cluster's preemption; Ctrl+C).
+    """Save the whole training state every n rollouts, at the end, and on SIGTERM (cluster preemption) or Ctrl+C.
 
-    Lightning's ModelCheckpoint counts optimiser steps and only looks at a rollout's end, so with several steps a rollout it
-    saves seldom or never. A file is written beside its place, flushed to the disk and renamed: whatever happens, what stands there is whole. Where a
-    validation follows a rollout, the state after the validation is saved, so that a resumed run neither skips nor repeats it; for that reason SIGTERM
-    lets a validation end. Ctrl+C does the same; a second one stops at once and saves nothing.
+    Lightning's ModelCheckpoint counts optimiser steps and only checks at the end of a rollout, so with several steps
+    per rollout it saves seldom or never. This callback writes a temporary file, flushes it to disk and renames it, so a
+    file with the final name is always complete. Where a validation follows a rollout, the state after the validation is
+    saved, so that a resumed run neither skips nor repeats it; SIGTERM therefore waits for the validation to end. Ctrl+C
+    does the same; a second Ctrl+C stops at once and saves nothing.
 
     Args:
-        every_n_rollouts: 0 saves only at the end and on SIGTERM.
-        keep: newest checkpoints of this run that are kept; None keeps all.
-        folder: where to; <run folder>/checkpoints by default.
+        every_n_rollouts: rollouts between two checkpoints; 0 saves only at the end and on a stop signal.
+        keep: number of latest checkpoints of this run that are kept; None keeps all.
+        folder: target folder; <run folder>/checkpoints by default.
 
     Raises:
-        ConfigError: when a checkpoint cannot be written; the older ones stay as they were.
+        ConfigError: when a checkpoint cannot be written; older checkpoints stay as they were.
     """
 
     def __init__(self, every_n_rollouts: int = 0, keep: int | None = 2, folder: str | None = None) -> None:
         if every_n_rollouts < 0 or (keep is not None and keep < 1):
-            raise ConfigError(f"RolloutCheckpoint: needs every_n_rollouts >= 0 and keep >= 1, got {every_n_rollouts} and {keep}.")
+            raise ConfigError(
+                f"RolloutCheckpoint: every_n_rollouts is {every_n_rollouts} and keep is {keep}, but it needs "
+                "every_n_rollouts >= 0 and keep >= 1 (or null to keep all). Change these arguments of "
+                "callbacks.RolloutCheckpoint."
+            )
         self.every_n_rollouts, self.keep, self.folder = every_n_rollouts, keep, folder
         self.last_saved = -1
-        self.saved: list[str] = []  # names in the folder
-        self.asked_by = 0  # the signal's number
+        self.saved: list[str] = []  # file names in the folder
+        self.asked_by = 0  # number of the signal that asked for a stop; 0 if none did
 
     def state_dict(self) -> dict[str, Any]:
         return {"saved": self.saved}
@@ -51,10 +56,13 @@ class RolloutCheckpoint(Checkpoint):
         self.saved = list(state_dict["saved"])
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        # Lightning's handler, installed after this hook, would tell the other processes from within, while they wait for something else,
-        # and end a validation half-way.
+        # Lightning's handler, installed after this hook, would notify the other processes from inside the handler,
+        # while they wait for another collective, and would end a validation half-way.
         trainer._signal_connector._sigterm_notifier_fn = self._note
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
             signal.signal(signal.SIGINT, self._interrupted)
 
     def _note(self, signum: int, *_: Any) -> None:
@@ -64,7 +72,7 @@ class RolloutCheckpoint(Checkpoint):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._note(signum)
         print(
-            "\nCtrl+C: the run ends after this rollout, and its state is saved. Press it again to stop at once.",
+            "\nCtrl+C: the run ends after this rollout and saves its state. Press Ctrl+C again to stop at once.",
             file=sys.stderr,
             flush=True,
         )
@@ -74,9 +82,9 @@ class RolloutCheckpoint(Checkpoint):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _asked(self, trainer: L.Trainer) -> bool:
-        """Whether one of the processes was asked to stop; all of them know it from here on."""
-        asked = torch.tensor(float(self.asked_by), device=trainer.strategy.root_device)
-        self.asked_by = int(trainer.strategy.reduce(asked, reduce_op="max"))
+        """Whether any process was asked to stop; tells all processes."""
+        signal_number = torch.tensor(float(self.asked_by), device=trainer.strategy.root_device)
+        self.asked_by = int(trainer.strategy.reduce(signal_number, reduce_op="max"))
         return bool(self.asked_by)
 
     def _folder(self, trainer: L.Trainer) -> Path:
@@ -98,10 +106,12 @@ class RolloutCheckpoint(Checkpoint):
             trainer.save_checkpoint(temporary)
             for logger in trainer.loggers:
                 if isinstance(logger, PatientMLFlowLogger):
-                    logger.keep()  # before the checkpoint has its name: what it holds is not trained, and so not logged, again
+                    # Before the checkpoint gets its name: its rollouts will not be trained, and so not logged, again.
+                    logger.keep()
             if trainer.is_global_zero:
                 flush_to_disk(temporary)
-                if path.is_dir():  # of shards, saved again after a validation; a folder is not replaced by renaming another
+                if path.is_dir():
+                    # A folder of shards, saved again after a validation; renaming does not replace a folder.
                     os.replace(path, path.with_suffix(".replaced"))
                 os.replace(temporary, path)
                 remove(path.with_suffix(".replaced"))
@@ -112,17 +122,18 @@ class RolloutCheckpoint(Checkpoint):
             self.saved = older
             if trainer.is_global_zero:
                 remove(temporary)
-            if not isinstance(error, OSError | RuntimeError):  # torch reports a full disk as a RuntimeError; a second Ctrl+C is none
+            # torch reports a full disk as a RuntimeError; a second Ctrl+C is neither of the two.
+            if not isinstance(error, OSError | RuntimeError):
                 raise
-            whole = f"The last whole one is {folder / older[-1]}" if older else "There is no older one of this run"
+            usable = f"the last complete checkpoint is {folder / older[-1]}" if older else "this run has no older one"
             raise ConfigError(
-                f"the checkpoint after rollout {done} cannot be written to {path}: {error}. {whole}; make room or name another folder "
-                "(RolloutCheckpoint.folder), then go on from it with --ckpt_path."
+                f"the checkpoint after rollout {done} cannot be written to {path}: {error}; {usable}. Free disk space "
+                "or set RolloutCheckpoint.folder to another folder, then continue from a checkpoint with --ckpt_path."
             ) from error
         self.last_saved = done
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Lightning's own rule, because a resumed run asks it whether a validation is still to come and then leaves that one out.
+        # Lightning's own rule: a resumed run uses it to decide whether a validation is due, and then skips that one.
         if trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return
         asked = self._asked(trainer)
@@ -133,10 +144,14 @@ class RolloutCheckpoint(Checkpoint):
             trainer._signal_connector.received_sigterm = True
 
     def _log(self, trainer: L.Trainer) -> None:
-        """Lightning logs a rollout after this hook: one that is killed in between would have a checkpoint behind the rollout, and no metrics of it."""
+        """Log the rollout's metrics now.
+
+        Lightning logs them after this hook. A run killed in between would have a checkpoint after the rollout and no
+        metrics of it.
+        """
         connector = trainer._logger_connector
         if connector.should_update_logs:
-            metrics = connector.metrics["log"]  # on all processes, which reduce them together
+            metrics = connector.metrics["log"]  # on all processes, because reading it reduces over them
             scalars = convert_tensors_to_scalars(metrics) | {"epoch": trainer.current_epoch}
             for logger in trainer.loggers:
                 if isinstance(logger, PatientMLFlowLogger):
@@ -147,18 +162,27 @@ class RolloutCheckpoint(Checkpoint):
             return
         done, asked = self._done(trainer), self._asked(trainer)
         if done and (asked or (self.every_n_rollouts and done % self.every_n_rollouts == 0) or done == self.last_saved):
-            self.last_saved = -1  # what the validation has taught other callbacks belongs into it
+            self.last_saved = -1  # save again: the validation has changed the state of other callbacks
             self._save(trainer)
         if asked:
             trainer._signal_connector.received_sigterm = True
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """The state was saved where it is between two rollouts; here Lightning has counted one more of them than a run that goes on would."""
-        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._done(trainer) == self.last_saved:
+        """Report where the state was saved after a stop signal, and set the exit code.
+
+        The state is not saved here: at this point Lightning has counted one rollout more than a resumed run would.
+        """
+        if (
+            isinstance(exception, SIGTERMException)
+            and trainer.state.fn == "fit"
+            and self._done(trainer) == self.last_saved
+        ):
             exception.code = 128 + self.asked_by
             if trainer.is_global_zero:
+                path = self._folder(trainer) / self.saved[-1]
                 print(
-                    f"{signal.Signals(self.asked_by).name}: the state after rollout {self.last_saved} is in {self._folder(trainer) / self.saved[-1]}; go on with --ckpt_path last.",
+                    f"{signal.Signals(self.asked_by).name}: the state after rollout {self.last_saved} is in {path}; "
+                    "continue with --ckpt_path last.",
                     flush=True,
                 )
 

@@ -1,4 +1,4 @@
-"""Tables of sampled completions, to be read by people."""
+"""Tables of sampled completions for reading."""
 
 import json
 import math
@@ -9,14 +9,15 @@ import pandas
 
 from rollouts import RolloutBatch
 from support.files import atomic_write_text
-from support.runs import mlflow_runs, run_folder
+from tracking.runs import mlflow_runs, run_folder
 
-#: the tag in which MLflow's pages look for tables, and its greatest length, beyond which MLflow cuts it off
-TABLES, LONGEST = "mlflow.loggedArtifacts", 8000
+#: the tag that lists tables for MLflow's pages, and its maximum length in characters, beyond which MLflow truncates it
+TABLES, MAX_TAG_LENGTH = "mlflow.loggedArtifacts", 8000
 
 
 def table(batch: RolloutBatch, prompts: int) -> dict[str, list[Any]]:
-    """Columns of the first `prompts` groups: prompt, completion, length, finish, each reward, the answer and the advantage if known."""
+    """Columns of the first `prompts` groups: prompt, completion, answer, length, finish, rewards, and one advantage
+    per completion if there is one."""
     rows = slice(0, prompts * batch.group_size)
     columns: dict[str, list[Any]] = {
         "prompt": [p if isinstance(p, str) else json.dumps(p) for p in batch.column("prompt")[rows]],
@@ -33,20 +34,21 @@ def table(batch: RolloutBatch, prompts: int) -> dict[str, list[Any]]:
 
 
 def newest(tables: list[dict[str, str]]) -> str:
-    """As JSON, as many of the last tables as one tag can name; the others are artifacts all the same."""
-    while len(text := json.dumps(tables)) > LONGEST:
+    """JSON of as many of the latest tables as one tag can hold; all of them remain artifacts."""
+    while len(text := json.dumps(tables)) > MAX_TAG_LENGTH:
         tables = tables[1:]
     return text
 
 
 class CompletionsTable(L.Callback):
-    """Log tables of completions: of every validation, and of training every n rollouts.
+    """Log tables of completions after every validation and, for training, every n rollouts.
 
-    Each table is a file of its own, completions/<train|val>_<rollout>.json: appending to one would rewrite all of it every time.
+    Each table is a separate file, completions/<train|val>_<rollout>.json: appending to one file would rewrite all of it
+    every time.
 
     Args:
-        prompts: prompt groups shown in a table.
-        every_n_rollouts: of training; 0 shows validations only.
+        prompts: prompt groups per table.
+        every_n_rollouts: training rollouts between two tables; 0 logs validations only.
     """
 
     def __init__(self, prompts: int = 8, every_n_rollouts: int = 25) -> None:
@@ -59,7 +61,7 @@ class CompletionsTable(L.Callback):
         frame = pandas.DataFrame(table(batch, self.prompts))
         atomic_write_text(run_folder(trainer) / name, frame.to_json(orient="split", index=False))
         for client, run in mlflow_runs(trainer):
-            # Not client.log_table, which would add the rows to those that a killed run has written for the same rollout.
+            # Not client.log_table, which would append to the rows that a killed run wrote for the same rollout.
             client.log_artifact(run, str(run_folder(trainer) / name), "completions")
             tables = json.loads(client.get_run(run).data.tags.get(TABLES, "[]"))
             if (entry := {"path": name, "type": "table"}) not in tables:

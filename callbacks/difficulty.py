@@ -1,4 +1,4 @@
-"""What every prompt has shown of its difficulty, as a file, a picture and an object that others read."""
+"""Measured difficulty of every prompt, as a file, a figure and an object that other callbacks read."""
 
 import math
 from collections import defaultdict
@@ -7,24 +7,25 @@ from typing import Any
 import lightning as L
 from matplotlib.figure import Figure
 
+from datamodules.pass_rates import Label, Measurement, PassRates
 from support.errors import ConfigError
 from support.files import atomic_write_text
-from support.pass_rates import Label, Measurement, PassRates
 from support.processes import gathered
-from support.runs import mlflow_runs, run_folder
+from tracking.runs import mlflow_runs, run_folder
 
-#: points of a line in the picture; more rollouts are averaged
+#: points per line of the figure; where there are more rollouts, they are averaged
 POINTS = 40
 
 
 class DifficultyLedger(L.Callback):
-    """Keeps the pass rate of every prompt group of every rollout, the same on all processes and over a resume.
+    """Record the pass rate of every prompt group of every rollout, equal on all processes and across a resume.
 
-    At the end the run has pass_rates.jsonl, a line a prompt, and after every validation figures/pass_rates.png.
+    When training ends, the run folder has pass_rates.jsonl with one line per prompt. After every validation the MLflow
+    run gets figures/pass_rates.png.
 
     Args:
-        reward: name of the reward that says how well a group did, right or graded; the first that judges correctness if None.
-        keep: newest measurements kept of each prompt; None keeps all, about 100 bytes each.
+        reward: name of the reward that measures success, binary or graded; if None, the first that judges correctness.
+        keep: number of latest measurements kept per prompt; None keeps all, about 100 bytes each.
     """
 
     def __init__(self, reward: str | None = None, keep: int | None = None) -> None:
@@ -44,10 +45,10 @@ class DifficultyLedger(L.Callback):
         rewards = getattr(pl_module, "rewards", [])
         judges = [r.name for r in rewards if (r.is_correctness if self.reward is None else r.name == self.reward)]
         if not judges:
-            wanted = "a reward that judges correctness" if self.reward is None else f"a reward named {self.reward!r}"
+            needed = "a reward that judges correctness" if self.reward is None else f"a reward named {self.reward!r}"
             raise ConfigError(
-                f"DifficultyLedger needs {wanted}, but model.rewards of {type(pl_module).__name__} has {[r.name for r in rewards]}; "
-                "name one of them as its `reward`."
+                f"DifficultyLedger needs {needed}, but model.rewards of {type(pl_module).__name__} has "
+                f"{[r.name for r in rewards]}. Set DifficultyLedger.reward to one of these names."
             )
         self.reward = judges[0]
 
@@ -55,12 +56,12 @@ class DifficultyLedger(L.Callback):
         rollout, number = pl_module.last_sampled, trainer.fit_loop.epoch_loop.total_batch_idx
         judge = next(reward for reward in pl_module.rewards if reward.name == self.reward)
         rates = judge.unscaled(rollout.rewards[self.reward], rollout).view(len(rollout.rows), -1).nanmean(1).tolist()
-        own = [
+        local_measurements = [
             Measurement(str(row["id"]), number, rate, row.get("task"), row.get("level"))
             for row, rate in zip(rollout.rows, rates, strict=True)
-            if not math.isnan(rate)  # no completion of the group that the reward applies to
+            if not math.isnan(rate)  # the reward applies to no completion of this group
         ]
-        self.last = [measurement for part in gathered(own) for measurement in part]
+        self.last = [measurement for part in gathered(local_measurements) for measurement in part]
         for measurement in self.last:
             self.rates.add(measurement)
 
@@ -82,23 +83,39 @@ class DifficultyLedger(L.Callback):
             client.log_figure(run, pass_rate_figure(self.rates), "figures/pass_rates.png")
 
 
+def ledger_before(trainer: Any, callback: L.Callback) -> DifficultyLedger:
+    """The `DifficultyLedger` that comes before a callback in the trainer's list.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    earlier = trainer.callbacks[: trainer.callbacks.index(callback)]
+    ledger = next((other for other in earlier if isinstance(other, DifficultyLedger)), None)
+    if ledger is None:
+        raise ConfigError(
+            f"{type(callback).__name__} reads measured pass rates, but no DifficultyLedger precedes it; "
+            "put callbacks.DifficultyLedger before it in trainer.callbacks."
+        )
+    return ledger
+
+
 def pass_rate_figure(rates: PassRates) -> Figure:
-    """Mean pass rate over rollouts, a line for each task, or for each level where the data have no tasks."""
+    """Mean pass rate over rollouts, one line per task, or one per level where the data have no tasks."""
     figure = Figure(figsize=(6.0, 3.4), layout="constrained")
     panel = figure.subplots()
     groups: dict[Label, list[tuple[int, float]]] = rates.by("task") or rates.by("level")
     if not groups:
         groups = {"all": sorted(pair for history in rates.history.values() for pair in history)}
-    last = max(rollout for pairs in groups.values() for rollout, _ in pairs)
-    width = max(1, math.ceil((last + 1) / POINTS))
+    last_rollout = max(rollout for pairs in groups.values() for rollout, _ in pairs)
+    bin_width = max(1, math.ceil((last_rollout + 1) / POINTS))
     for name, pairs in groups.items():
-        bins = defaultdict(list)
+        rates_by_bin = defaultdict(list)
         for rollout, rate in pairs:
-            bins[rollout // width].append(rate)
-        means = [sum(found) / len(found) for found in bins.values()]
-        panel.plot([b * width + (width - 1) / 2 for b in bins], means, marker=".", label=str(name))
+            rates_by_bin[rollout // bin_width].append(rate)
+        means = [sum(bin_rates) / len(bin_rates) for bin_rates in rates_by_bin.values()]
+        panel.plot([b * bin_width + (bin_width - 1) / 2 for b in rates_by_bin], means, marker=".", label=str(name))
     panel.set_xlabel("rollout")
-    panel.set_ylabel("pass rate of the prompts drawn")
+    panel.set_ylabel("pass rate of the sampled prompts")
     if len(groups) <= 12:
         panel.legend(fontsize=8)
     return figure

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from callbacks.findings import IN_A_ROW, WHILE_TRAINING, Seen
 from callbacks.findings_at_start import AT_START
 from support.processes import gathered
-from support.runs import mlflow_runs
+from tracking.runs import mlflow_runs
 
 #: tensors that are watched, and how many weights of each
 TENSORS, WEIGHTS = 8, 4096

@@ -1,18 +1,18 @@
-"""Write what was trained as a folder: a policy that transformers loads, or a reward or cost model."""
+"""Export of the trained model as a folder: a policy that transformers loads, or a reward or cost model."""
 
 from pathlib import Path
 
 import lightning as L
 
-from support.records import register
+from tracking.run_records import register
 
 
 class ExportPolicy(L.Callback):
     """At the end of training, save the weights (adapters merged) and the tokenizer.
 
     Args:
-        folder: where to; files of an earlier export there are replaced.
-        register: whether MLflow, if it tracks the run, gets a copy as the next version of a registered model.
+        folder: target folder; files of an earlier export there are replaced.
+        register: whether to register a copy as the next version of a model in MLflow, if MLflow tracks the run.
     """
 
     def __init__(self, folder: str, register: bool = True) -> None:
@@ -24,6 +24,6 @@ class ExportPolicy(L.Callback):
         with pl_module.whole_weights():  # type: ignore[operator]
             if trainer.is_global_zero:
                 pl_module.export(Path(self.folder))  # type: ignore[operator]
-                print(f"What was trained is in {self.folder}")
+                print(f"The trained model is in {self.folder}")
                 if self.register:
                     register(trainer, Path(self.folder))

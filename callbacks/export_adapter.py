@@ -1,4 +1,4 @@
-"""Write what LoRA trained by itself, for those who have the model already."""
+"""Export of the LoRA adapter alone, for users who already have the base model."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from support.errors import ConfigError
 class ExportAdapter(L.Callback):
     """At the end of training, save the adapter in peft's format, a few megabytes, and the tokenizer.
 
-    `peft.PeftModel.from_pretrained(model, folder)` puts it on the model that was trained; vLLM and lm-eval take the folder too. `ExportPolicy` writes the
-    merged model instead; both may stand side by side.
+    `peft.PeftModel.from_pretrained(model, folder)` loads it onto the base model; vLLM and lm-eval accept the folder
+    too. `ExportPolicy` writes the merged model instead; a run may use both.
 
     Args:
-        folder: where to; files of an earlier export there are replaced.
+        folder: target folder; files of an earlier export there are replaced.
 
     Raises:
-        ConfigError: before training, where there is no adapter.
+        ConfigError: before training, if the policy has no adapter.
     """
 
     def __init__(self, folder: str) -> None:
@@ -26,7 +26,10 @@ class ExportAdapter(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and pl_module.policy_params.lora is None:
-            raise ConfigError("ExportAdapter: all weights are trained, so there is no adapter; set model.policy.lora, or use ExportPolicy.")
+            raise ConfigError(
+                "ExportAdapter: all weights are trained, so there is no adapter to export; set model.policy.lora, or "
+                "use callbacks.ExportPolicy."
+            )
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.fast_dev_run or trainer.interrupted:

@@ -59,7 +59,9 @@ class Seen:
     def together(parts: list["Seen"]) -> "Seen":
         """The whole rollout from the processes' parts."""
         first = parts[0]
-        first.rows, first.truncated, first.signal = (sum(getattr(p, name) for p in parts) for name in ("rows", "truncated", "signal"))
+        first.rows, first.truncated, first.signal = (
+            sum(getattr(p, name) for p in parts) for name in ("rows", "truncated", "signal")
+        )
         first.longest, first.advantage = max(p.longest for p in parts), max(p.advantage for p in parts)
         lows, highs = ({name: [p.spread[name][end] for p in parts] for name in first.spread} for end in (0, 1))
         first.spread = {name: (min(lows[name]), max(highs[name])) for name in first.spread}
@@ -81,7 +83,9 @@ def no_end_token(module: Any, seen: list[Seen]) -> str | None:
     found = seen[-IN_A_ROW:]
     if not streak(seen, lambda one: one.truncated == one.rows):
         return None
-    names = ", ".join(f"{module.policy.tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in module.policy.eos_token_ids)
+    names = ", ".join(
+        f"{module.policy.tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in module.policy.eos_token_ids
+    )
     return (
         f"None of {sum(one.rows for one in found)} completions of the last {IN_A_ROW} rollouts ended by itself; all were cut off at {found[-1].longest} tokens. Either "
         f"sampling.max_new_tokens is too small for this task, or the model never produces its end token, {names}: a base model without fine-tuning, "
@@ -91,7 +95,9 @@ def no_end_token(module: Any, seen: list[Seen]) -> str | None:
 
 def truncated(module: Any, seen: list[Seen]) -> str | None:
     """From nine in ten on, what is learned is what fits, not what is right."""
-    if not streak(seen, lambda one: one.truncated >= 0.9 * one.rows) or all(one.truncated == one.rows for one in seen[-IN_A_ROW:]):
+    if not streak(seen, lambda one: one.truncated >= 0.9 * one.rows) or all(
+        one.truncated == one.rows for one in seen[-IN_A_ROW:]
+    ):
         return None
     share = sum(one.truncated for one in seen[-IN_A_ROW:]) / sum(one.rows for one in seen[-IN_A_ROW:])
     return (

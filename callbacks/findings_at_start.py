@@ -16,7 +16,7 @@ from rewards.base import FunctionReward, Reward
 from rewards.self_check import text_batch
 from rewards.tasks import TRIVIAL, ReasoningGymScore, task_of
 from rollouts import RolloutBatch, ends_open, written
-from support.prompts import prompt_fingerprints
+from support.prompt_identity import prompt_fingerprints
 from support.seeding import isolated_rng, run_seed
 
 #: training rows whose trivial answers are scored
@@ -117,7 +117,8 @@ def wrong_answer(module: Any, data: Any) -> str | None:
         return None
     for reward in module.rewards:
         if not (
-            reward.is_correctness or (isinstance(reward, FunctionReward) and "answer" in inspect.signature(reward.function).parameters)
+            reward.is_correctness
+            or (isinstance(reward, FunctionReward) and "answer" in inspect.signature(reward.function).parameters)
         ):
             continue
         empty, _, right, wrong = _by_answer(batch.rewards[reward.name])
@@ -142,7 +143,9 @@ def generous_scorer(module: Any, data: Any) -> str | None:
             rows.append(row)
     paid = []
     for task, scorer in scorers.items():
-        pairs = [(row, answer) for answer in TRIVIAL for row in by_task[task] if str(row.get("answer")).strip() != answer]
+        pairs = [
+            (row, answer) for answer in TRIVIAL for row in by_task[task] if str(row.get("answer")).strip() != answer
+        ]
         given = [answer if scorer.extract != "tags" else f"<answer>{answer}</answer>" for _, answer in pairs]
         scores = scorer(text_batch(given, [row for row, _ in pairs])).tolist()
         means = {
@@ -180,7 +183,9 @@ def _scored(module: Any, data: Any) -> RolloutBatch | None:
     prompts = [module.prompt_tokens(row) for row in rows]
     texts = []
     for row in rows:
-        wrong = next((str(other["answer"]) for other in rows if str(other["answer"]) != str(row["answer"])), f"{row['answer']}0")
+        wrong = next(
+            (str(other["answer"]) for other in rows if str(other["answer"]) != str(row["answer"])), f"{row['answer']}0"
+        )
         texts += [
             "",
             row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"],

@@ -1,4 +1,4 @@
-"""Who decides the KL coefficient."""
+"""Control of the KL coefficient: fixed, scheduled or adapted to a target."""
 
 import math
 from typing import Any, Literal
@@ -10,10 +10,10 @@ from support.errors import ConfigError
 
 
 class FixedKL(L.Callback):
-    """One coefficient for the whole run, over the one in the module's configuration.
+    """One coefficient for the whole run, which replaces the one in the module's configuration.
 
     Args:
-        coefficient: beta.
+        coefficient: beta, 0 or above.
     """
 
     def __init__(self, coefficient: float) -> None:
@@ -27,17 +27,21 @@ class FixedKL(L.Callback):
 
 
 class ScheduledKL(L.Callback):
-    """beta along a line or half a cosine, by the number of rollouts done, so that a resumed run goes on where it stood.
+    """beta as a linear or half-cosine function of the number of rollouts done, so a resumed run continues the schedule.
 
     Args:
-        start: beta of the first rollout. end: beta after `rollouts` rollouts and from then on.
+        start: beta of the first rollout.
+        end: beta after `rollouts` rollouts and from then on.
         rollouts: length of the schedule.
         shape: linear or cosine.
     """
 
     def __init__(self, start: float, end: float, rollouts: int, shape: Literal["linear", "cosine"] = "linear") -> None:
         if start < 0 or end < 0 or rollouts < 1:
-            raise ConfigError(f"ScheduledKL: needs start >= 0, end >= 0 and rollouts >= 1, got {start}, {end}, {rollouts}.")
+            raise ConfigError(
+                f"ScheduledKL: start is {start}, end {end} and rollouts {rollouts}, but it needs start >= 0, end >= 0 "
+                "and rollouts >= 1. Change these arguments of callbacks.ScheduledKL."
+            )
         self.start, self.end, self.rollouts, self.shape = start, end, rollouts, shape
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -49,17 +53,22 @@ class ScheduledKL(L.Callback):
 
 
 class AdaptiveKL(L.Callback):
-    """beta <- beta * (1 + clip(KL / target - 1, -limit, limit) * rows / horizon) after every rollout (Ziegler et al., arXiv 1909.08593, 2.2).
+    """beta <- beta * (1 + clip(KL / target - 1, -limit, limit) * rows / horizon) after every rollout.
+
+    Source: Ziegler et al., arXiv 1909.08593, section 2.2.
 
     Args:
-        target: wanted KL a token, in nats, as `train/kl` shows it.
-        horizon: completions over which the coefficient changes by a factor of about 1 + limit.
+        target: target KL per token, in nats, as in `train/kl`.
+        horizon: number of completions over which the coefficient changes by a factor of about 1 + limit.
         limit: largest relative error that counts.
     """
 
     def __init__(self, target: float, horizon: int = 10_000, limit: float = 0.2) -> None:
         if target <= 0 or horizon <= 0 or limit <= 0:
-            raise ConfigError(f"AdaptiveKL: target, horizon and limit must be positive, got {target}, {horizon}, {limit}.")
+            raise ConfigError(
+                f"AdaptiveKL: target is {target}, horizon {horizon} and limit {limit}, but all three must be positive. "
+                "Change these arguments of callbacks.AdaptiveKL."
+            )
         self.target, self.horizon, self.limit = target, horizon, limit
         self.coefficient: float | None = None
 
@@ -71,23 +80,25 @@ class AdaptiveKL(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         check_reference(pl_module, self)
-        if self.coefficient is not None:  # of a resumed run
+        if self.coefficient is not None:  # a resumed run
             pl_module.kl.coefficient = self.coefficient
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # logged with sync_dist, so every process sees and computes the same number
+        # Logged with sync_dist, so every process reads and computes the same number.
         observed = float(trainer.callback_metrics.get("train/kl", math.nan))
         if math.isfinite(observed):
             plan = pl_module.batch
             rows = plan.prompts_per_rollout * plan.group_size
-            self.coefficient = adapted_coefficient(pl_module.kl.coefficient, observed, self.target, rows, self.horizon, self.limit)
+            self.coefficient = adapted_coefficient(
+                pl_module.kl.coefficient, observed, self.target, rows, self.horizon, self.limit
+            )
             pl_module.kl.coefficient = self.coefficient
 
 
 def check_reference(module: L.LightningModule, callback: L.Callback) -> None:
-    """Raises ConfigError for a module that keeps no reference."""
+    """Raise ConfigError for a module that keeps no reference policy."""
     if not getattr(module, "with_reference", False):
         raise ConfigError(
-            f"{type(callback).__name__} needs a module that measures KL; set model.kl.coefficient above 0 "
-            f"({type(module).__name__} keeps no reference otherwise)."
+            f"{type(callback).__name__} needs a module that measures KL, but this {type(module).__name__} keeps no "
+            "reference policy. Set model.kl.coefficient above 0."
         )

@@ -1,4 +1,4 @@
-"""A gradient that is not a number: the update has been left out; here it is counted, kept for inspection, and ended when it goes on."""
+"""Record of updates that were skipped because the gradient was infinite or NaN, and an end to runs that repeat it."""
 
 from typing import Any
 
@@ -6,24 +6,27 @@ import lightning as L
 import torch
 
 from support.errors import ConfigError
-from support.runs import run_folder
+from tracking.runs import run_folder
 
 
 class NonFiniteGradients(L.Callback):
-    """Saves every rollout whose gradient was infinite or NaN to <run folder>/non_finite/rollout_000012.pt, and stops after `patience` in a row.
+    """Save every rollout whose gradient was infinite or NaN, and stop the run after `patience` such rollouts in a row.
 
-    The file holds plain tensors, texts and data rows (torch.load with weights_only=True reads it). `train/skipped_updates` counts the updates left out.
+    A rollout is saved as <run folder>/non_finite/rollout_000012.pt, with plain tensors, texts and data rows (torch.load
+    with weights_only=True reads it). `train/skipped_updates` counts the skipped updates.
 
     Args:
-        patience: rollouts in a row with such an update, after which the run ends.
+        patience: number of consecutive rollouts with such an update after which the run ends.
 
     Raises:
-        ConfigError: then, naming the files.
+        ConfigError: when the run ends for this reason; the message names the folder of the files.
     """
 
     def __init__(self, patience: int = 3) -> None:
         if patience < 1:
-            raise ConfigError(f"NonFiniteGradients: patience is {patience}; it must be at least 1.")
+            raise ConfigError(
+                f"NonFiniteGradients: patience is {patience}; it is a number of rollouts and must be at least 1."
+            )
         self.patience, self.in_a_row = patience, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -41,17 +44,16 @@ class NonFiniteGradients(L.Callback):
         folder = run_folder(trainer) / "non_finite"
         folder.mkdir(parents=True, exist_ok=True)
         name = f"rollout_{done:06d}" + (f"_rank{trainer.global_rank}" if trainer.world_size > 1 else "")
-        found = pl_module.last_rollout
-        torch.save(
-            {
-                "prompt_ids": found.prompt_ids, "completion_ids": found.completion_ids, "completion_mask": found.completion_mask,
-                "behaviour_logprobs": found.behaviour_logprobs, "advantages": found.advantages, "rewards": dict(found.rewards),
-                "completions": found.completions, "rows": [{key: str(value) for key, value in row.items()} for row in found.rows],
-            },
-            folder / f"{name}.pt",
-        )  # fmt: skip
+        rollout = pl_module.last_rollout
+        tensors = ("prompt_ids", "completion_ids", "completion_mask", "behaviour_logprobs", "advantages", "completions")
+        contents = {field: getattr(rollout, field) for field in tensors} | {
+            "rewards": dict(rollout.rewards),
+            "rows": [{key: str(value) for key, value in row.items()} for row in rollout.rows],
+        }
+        torch.save(contents, folder / f"{name}.pt")
         if self.in_a_row >= self.patience:
             raise ConfigError(
-                f"the gradient was infinite or NaN in {self.in_a_row} rollouts in a row, so nothing is learned; the rollouts are in {folder}. Lower the "
-                "learning rate, set model.max_grad_norm, or look for extreme rewards or log-probs there; then go on from the last checkpoint."
+                f"the gradient was infinite or NaN in {self.in_a_row} consecutive rollouts, saved in {folder}. Lower "
+                "the learning rate, set model.max_grad_norm, or look for extreme rewards or log-probs in these "
+                "files; then continue from the last checkpoint with --ckpt_path."
             )

@@ -1,103 +1,86 @@
-"""1-shot RLVR: all prompts of all rollouts are copies of one, chosen by how much its pass rate varied (arXiv 2504.20571).
+"""1-shot RLVR (arXiv 2504.20571): all prompts of a run are copies of one, chosen by how much its pass rate varied.
 
-First a run on a pool of prompts with `callbacks.DifficultyLedger`, which leaves pass_rates.jsonl; then a run on the prompt whose rates have the
-largest standard deviation over the visits, with an entropy bonus (`shaping.entropy_bonus`) and a small KL term.
+First train on a pool of prompts with `callbacks.DifficultyLedger`, which writes pass_rates.jsonl; then train on the
+prompt whose rates have the largest standard deviation over the visits, with an entropy bonus (`shaping.entropy_bonus`)
+and a small KL term.
 
     python main.py fit --config configs/one_shot.yaml
 """
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
 import lightning as L
 
-from datamodules import PromptSampler
+from callbacks.prompt_choice import install_sampler, installed_sampler
+from datamodules.samplers import OneShotSampler
 from objectives.statistics import group_statistics
 from support.errors import ConfigError
-from support.runs import mlflow_runs
+from support.papers import Experiment, Paper
+from tracking.runs import mlflow_runs
 
 Score = Literal["variance", "lim"]
 
 
 def ranked(rates: dict[str, list[float]], score: Score = "variance") -> list[tuple[str, float]]:
-    """(id, score) of every prompt, the best first; of equal ones the earlier.
-
-    "variance": the population's standard deviation of the prompt's rates. "lim": how closely they follow the pool's mean learning curve,
-    1 - sum_e (a_e - mean_e)^2 / sum_e (1 - mean_e)^2 over the visits e (LIMR, arXiv 2502.11886).
+    """(id, score) of every prompt, the highest score first; among equal scores the earlier prompt first.
 
     Args:
         rates: id -> pass rates of its visits, oldest first.
+        score: "variance", the population standard deviation of the prompt's rates, or "lim", how closely they follow
+            the pool's mean learning curve: 1 - sum_e (a_e - mean_e)^2 / sum_e (1 - mean_e)^2 over the visits e (LIMR,
+            arXiv 2502.11886).
     """
     if score == "variance":
-        found = {id: pstdev(own) for id, own in rates.items()}
+        scores = {id: pstdev(prompt_rates) for id, prompt_rates in rates.items()}
     else:
         visits = max(map(len, rates.values()), default=0)
-        mean = [fmean(own[e] for own in rates.values() if e < len(own)) for e in range(visits)]
-        found = {}
-        for id, own in rates.items():
-            below_one = sum((1 - m) ** 2 for m in mean[: len(own)])
-            apart = sum((a - m) ** 2 for a, m in zip(own, mean, strict=False))
-            found[id] = 1 - apart / below_one if below_one else 1.0
-    return sorted(found.items(), key=lambda item: -item[1])
+        mean = [fmean(visited[e] for visited in rates.values() if e < len(visited)) for e in range(visits)]
+        scores = {}
+        for id, prompt_rates in rates.items():
+            to_one = sum((1 - m) ** 2 for m in mean[: len(prompt_rates)])
+            to_mean = sum((a - m) ** 2 for a, m in zip(prompt_rates, mean, strict=False))
+            scores[id] = 1 - to_mean / to_one if to_one else 1.0
+    return sorted(scores.items(), key=lambda item: -item[1])
 
 
 def read_history(path: str | Path, least_visits: int = 2) -> dict[str, list[float]]:
-    """id -> pass rates, from a `DifficultyLedger`'s pass_rates.jsonl; prompts with fewer visits are left out.
+    """id -> pass rates, from a `DifficultyLedger`'s pass_rates.jsonl, for prompts with at least `least_visits` visits.
 
     Raises:
-        ConfigError: for a file that is missing or of another kind, or where no prompt was visited as often.
+        ConfigError: for a file that is missing or has another format, or without any prompt with that many visits.
     """
     try:
         rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-        found = {str(row["id"]): [float(rate) for _, rate in row["history"]] for row in rows}
+        rates = {str(row["id"]): [float(rate) for _, rate in row["history"]] for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"OneShot: {path} is no pass_rates.jsonl ({error!r}); give the one that callbacks.DifficultyLedger left."
+            f"OneShot: {path} is not a readable pass_rates.jsonl ({error!r}); set `history` to the file that "
+            "callbacks.DifficultyLedger wrote."
         ) from error
-    kept = {id: rates for id, rates in found.items() if len(rates) >= least_visits}
-    if not kept:
+    visited_often = {id: prompt_rates for id, prompt_rates in rates.items() if len(prompt_rates) >= least_visits}
+    if not visited_often:
         raise ConfigError(
-            f"OneShot: no prompt of {path} was visited {least_visits} times; train on the pool for longer, or on fewer prompts."
+            f"OneShot: no prompt of {path} was visited {least_visits} times or more; train on the pool for longer or "
+            "on fewer prompts, or lower OneShot.least_visits."
         )
-    return kept
-
-
-class OneShotSampler(PromptSampler):
-    """A rollout is filled with copies of a few rows in turn; each copy is a group of its own.
-
-    Args:
-        chosen: indices of the rows. size: of the data set. batch_size, seed, rank, processes: as in `PromptSampler`.
-    """
-
-    def __init__(self, chosen: Sequence[int], size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
-        super().__init__(max(size, batch_size), batch_size, seed, rank, processes)
-        self.chosen = list(chosen)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.processes
-        while self.position < len(self):
-            first = (self.epoch * len(self) + self.position) * self.batch_size + self.rank * share
-            self.position += 1
-            yield [self.chosen[place % len(self.chosen)] for place in range(first, first + share)]
-        self.position, self.epoch = 0, self.epoch + 1
-
-    def spare(self, *key: int | str) -> Iterator[int]:
-        """Nothing: there are no further prompts."""
-        return iter(())
+    return visited_often
 
 
 class OneShot(L.Callback):
-    """Trains on one prompt, or a few, of the training rows; validation stays that of the data.
+    """Train on one or a few prompts of the training rows; the validation rows stay those of the data module.
 
-    Logs `train/one_shot_live`, the share of the groups whose completions earn different rewards; `train/reward/...` are those of the chosen prompts.
+    Logs `train/one_shot_live`, the fraction of groups whose completions earn different rewards; `train/reward/...` are
+    those of the chosen prompts.
 
     Args:
-        history: pass_rates.jsonl of a run on the pool, from which the best are taken. ids: or the prompts themselves.
-        examples: how many are taken from the history. score: by which, see `ranked`.
-        least_visits: prompts that were visited less often are not considered.
+        history: pass_rates.jsonl of a run on the pool, from which the prompts with the highest scores are taken.
+        ids: ids of the prompts, instead of a history.
+        examples: number of prompts taken from the history.
+        score: score to rank them by, see `ranked`.
+        least_visits: minimum number of visits of a prompt that is considered.
     """
 
     def __init__(
@@ -109,36 +92,37 @@ class OneShot(L.Callback):
         least_visits: int = 2,
     ) -> None:
         if (history is None) == (not ids):
-            raise ConfigError("OneShot: give either `history`, the pass_rates.jsonl to choose from, or `ids`, the prompts themselves.")
+            raise ConfigError(
+                "OneShot: set either `history`, a pass_rates.jsonl to choose prompts from, or `ids`, the ids of the "
+                "prompts, but not both."
+            )
         if examples < 1 or least_visits < 1:
-            raise ConfigError(f"OneShot: needs examples >= 1 and least_visits >= 1, got {examples} and {least_visits}.")
-        self.history, self.ids, self.examples, self.score, self.least_visits = history, ids, examples, score, least_visits
+            raise ConfigError(
+                f"OneShot: examples is {examples} and least_visits is {least_visits}; both must be at least 1."
+            )
+        self.history, self.ids = history, ids
+        self.examples, self.score, self.least_visits = examples, score, least_visits
         self.chosen: list[str] = []
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if stage == "fit" and data is not None and hasattr(data, "sampler"):
-            data.sampler = self._sampler
+        install_sampler(trainer, stage, self._sampler)
 
     def _sampler(self, rows: list[dict[str, Any]], *draw: int) -> OneShotSampler:
-        places = {str(row["id"]): index for index, row in reversed(list(enumerate(rows)))}
+        row_of_id = {str(row["id"]): index for index, row in reversed(list(enumerate(rows)))}
         if self.history is None:
             self.chosen = [str(id) for id in self.ids or []]
         else:
-            self.chosen = [id for id, _ in ranked(read_history(self.history, self.least_visits), self.score)[: self.examples]]
-        if missing := [id for id in self.chosen if id not in places]:
+            ranking = ranked(read_history(self.history, self.least_visits), self.score)
+            self.chosen = [id for id, _ in ranking[: self.examples]]
+        if missing := [id for id in self.chosen if id not in row_of_id]:
             raise ConfigError(
-                f"OneShot: the training rows have no prompt with the id {missing[0]!r}; use the data and the data.seed of the run that measured the history."
+                f"OneShot: the training rows have no prompt with the id {missing[0]!r}; use the data and the data.seed "
+                "of the run that measured the history."
             )
-        return OneShotSampler([places[id] for id in self.chosen], len(rows), *draw)
+        return OneShotSampler([row_of_id[id] for id in self.chosen], len(rows), *draw)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        sampler = getattr(trainer.train_dataloader, "prompt_sampler", None)
-        if not isinstance(sampler, OneShotSampler):
-            raise ConfigError(
-                f"OneShot repeats prompts by a OneShotSampler, but the training prompts come from {type(sampler).__name__}; use a data module of this "
-                "project, and no other callback that chooses prompts."
-            )
+        installed_sampler(trainer, self, OneShotSampler)
         if trainer.is_global_zero:
             print(f"One-shot: training on {', '.join(self.chosen)}", flush=True)
         for client, run in mlflow_runs(trainer):
@@ -148,3 +132,31 @@ class OneShot(L.Callback):
         rollout = pl_module.last_rollout
         live = (group_statistics(pl_module.totals(rollout), rollout.groups)[1] > 0).float().mean()
         pl_module.log("train/one_shot_live", live, batch_size=1, sync_dist=trainer.world_size > 1)
+
+
+PAPER = Paper(
+    name="one_shot",
+    title="1-shot RLVR",
+    arxiv="2504.20571",
+    idea="all prompts are copies of one, chosen by its history, on any on-policy method",
+    classes=("callbacks.OneShot",),
+    configs=("one_shot",),
+    effect="one sum 0.64 → 0.79, the pool of 64 sums 0.78",
+    comparison={"trainer.callbacks": [{"class_path": "callbacks.OneShot", "init_args": {"ids": ["2518+1128=?"]}}]},
+    experiment=Experiment(
+        rollouts=80,
+        arms={
+            "one_shot": {},
+            "one_shot, no entropy bonus": {"model.shaping.entropy_bonus": 0},
+            "grpo": {"trainer.callbacks": []},
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "train": "train/reward/exact_answer",
+            "entropy": "train/entropy",
+            "live": "train/one_shot_live",
+        },
+        expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always solved; without "
+        "the bonus by less.",
+    ),
+)

@@ -1,4 +1,4 @@
-"""Predictions as a file."""
+"""Predictions written to a file."""
 
 import json
 import shlex
@@ -8,14 +8,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from support.runs import run_folder
+from tracking.runs import run_folder
 
 
 class WritePredictions(BasePredictionWriter):
-    """Every prediction as a line of JSON in <run folder>/predictions.jsonl, or in one file for each process if there are several.
+    """Write every prediction as a line of JSON to <run folder>/predictions.jsonl, one file per process if there are
+    several.
 
     Args:
-        path: another file.
+        path: another file to write to.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -27,8 +28,9 @@ class WritePredictions(BasePredictionWriter):
         if trainer.world_size > 1:
             path = path.with_stem(f"{path.stem}_rank{trainer.global_rank}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        batches = predictions if predictions and isinstance(predictions[0][0], dict) else [b for loader in predictions for b in loader]
+        one_loader = predictions and isinstance(predictions[0][0], dict)
+        batches = predictions if one_loader else [batch for loader in predictions for batch in loader]
         with path.open("w", encoding="utf-8") as file:
             for batch in batches:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch)
-        print(f"Predictions are in {path}; a page of them: `python -m support.inspect {shlex.quote(str(path))}`")
+        print(f"Predictions are in {path}; to make a page of them: `python -m cli.inspect {shlex.quote(str(path))}`")

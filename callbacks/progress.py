@@ -1,4 +1,4 @@
-"""One line that says how training goes: reward, length, KL, tokens a second."""
+"""A line of training progress: reward, length, KL, tokens per second."""
 
 import sys
 from typing import Any
@@ -20,22 +20,25 @@ SHORT = {
 
 
 class RolloutProgress(TQDMProgressBar):
-    """A bar at a terminal; elsewhere, where a bar would fill a log with fragments, one line every n rollouts.
+    """A progress bar on a terminal; otherwise, where a bar would fill a log with fragments, one line every n rollouts.
 
     Args:
-        every_n_rollouts: lines of a log that is not a terminal.
+        every_n_rollouts: rollouts between two lines where the output is not a terminal.
     """
 
     def __init__(self, every_n_rollouts: int = 10) -> None:
         super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0)
         self.every_n_rollouts = every_n_rollouts
         self.plain = not sys.stderr.isatty()
-        self.validated = 0  # rollouts before the last validation
+        self.validated = 0  # number of rollouts before the last validation
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        found = trainer.progress_bar_metrics
-        shown = {short: f"{float(found[name]):.3g}" for name, short in SHORT.items() if name in found}
-        return {short: f"{text} (at {self.validated})" if short.startswith("val ") else text for short, text in shown.items()}
+        metrics = trainer.progress_bar_metrics
+        texts = {short: f"{float(metrics[name]):.3g}" for name, short in SHORT.items() if name in metrics}
+        return {
+            short: f"{text} (at {self.validated})" if short.startswith("val ") else text
+            for short, text in texts.items()
+        }
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""Rollouts kept for later."""
+"""Rollouts recorded as files for later analysis."""
 
 from typing import Any
 
@@ -6,17 +6,18 @@ import lightning as L
 
 from rollouts import write_rollout
 from support.errors import ConfigError
-from support.runs import run_folder
+from tracking.runs import run_folder
 
 
 class RolloutRecorder(L.Callback):
-    """Writes rollouts to <run folder>/rollouts/rollout_000012.parquet, one file for each process if there are several.
+    """Write rollouts to <run folder>/rollouts/rollout_000012.parquet, one file per process if there are several.
 
-    A file holds prompts, completions, masks, behaviour log-probs, rewards, advantages, the reference's log-probs if they were computed, and data rows. `rollouts.read_rollout` makes it a
-    batch again, from which advantages and losses of another objective can be computed without training; `python -m support.inspect FILE` shows it.
+    A file holds prompts, completions, masks, behaviour log-probs, rewards, advantages, the reference policy's log-probs
+    if they were computed, and data rows. `rollouts.read_rollout` turns it back into a batch, from which advantages and
+    losses of another objective can be computed without training; `python -m cli.inspect FILE` shows it.
 
     Args:
-        every_n_rollouts: which ones.
+        every_n_rollouts: record every n-th rollout.
     """
 
     def __init__(self, every_n_rollouts: int = 1) -> None:
@@ -27,7 +28,8 @@ class RolloutRecorder(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not hasattr(pl_module, "last_rollout"):
             raise ConfigError(
-                f"RolloutRecorder records rollouts, and {type(pl_module).__name__} has none; take it out of trainer.callbacks."
+                f"RolloutRecorder records rollouts, but {type(pl_module).__name__} makes none; remove RolloutRecorder "
+                "from trainer.callbacks."
             )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -36,6 +38,9 @@ class RolloutRecorder(L.Callback):
             return
         name = f"rollout_{done:06d}" + (f"_rank{trainer.global_rank}" if trainer.world_size > 1 else "")
         facts = {
-            "rollout": done, "method": type(pl_module).__name__, "temperature": pl_module.sampling.temperature, "kl_coefficient": pl_module.kl.coefficient,
-        }  # fmt: skip
+            "rollout": done,
+            "method": type(pl_module).__name__,
+            "temperature": pl_module.sampling.temperature,
+            "kl_coefficient": pl_module.kl.coefficient,
+        }
         write_rollout(pl_module.last_rollout, run_folder(trainer) / "rollouts" / f"{name}.parquet", facts)

@@ -1,7 +1,7 @@
-"""When the policy becomes its own reference (ProRL, arXiv 2505.24864, 3.3).
+"""Resets of the reference policy to the current policy (ProRL, arXiv 2505.24864, section 3.3).
 
-A reference that stays behind pulls harder the further the policy comes, until the KL term eats what the reward gives. A reset copies the
-policy's weights into the reference and, in the paper, forgets the optimiser's moments.
+A fixed reference pulls harder the further the policy moves away, until the KL term outweighs the reward. A reset copies
+the policy's weights into the reference and, in the paper, clears the optimiser's moments.
 """
 
 import math
@@ -12,17 +12,19 @@ import lightning as L
 
 from callbacks.kl_control import check_reference
 from support.errors import ConfigError
-from support.runs import mlflow_runs
+from tracking.runs import mlflow_runs
 
 
 @dataclass
 class Plateau:
-    """A validation metric that no longer rises.
+    """Trigger for a validation metric that no longer rises.
 
     Args:
-        metric: its name, e.g. val/pass@1; greater is better.
-        patience: validations in a row without a gain of more than `min_gain` over the best since the last reset; None never asks.
-        drop: or one that lies this far below that best; None never asks.
+        metric: name of the metric, e.g. val/pass@1; greater is better.
+        patience: number of consecutive validations without a gain of more than `min_gain` over the best value since the
+            last reset; None turns this trigger off.
+        min_gain: smallest improvement that counts as a gain.
+        drop: distance below that best value at which a single validation triggers a reset; None turns this off.
     """
 
     metric: str = "val/pass@1"
@@ -32,24 +34,30 @@ class Plateau:
 
     def __post_init__(self) -> None:
         if self.patience is None and self.drop is None:
-            raise ConfigError("ReferenceReset: a plateau without patience and drop never resets; set one of them.")
-        if (self.patience is not None and self.patience < 1) or self.min_gain < 0 or (self.drop is not None and self.drop <= 0):
             raise ConfigError(
-                f"ReferenceReset: plateau needs patience >= 1, min_gain >= 0 and drop > 0, got {self.patience}, {self.min_gain} and {self.drop}."
+                "ReferenceReset: plateau has neither patience nor drop, so it never resets; set one of them."
+            )
+        patience_invalid = self.patience is not None and self.patience < 1
+        drop_invalid = self.drop is not None and self.drop <= 0
+        if patience_invalid or self.min_gain < 0 or drop_invalid:
+            raise ConfigError(
+                f"ReferenceReset: plateau.patience is {self.patience}, plateau.min_gain {self.min_gain} and "
+                f"plateau.drop {self.drop}, but it needs patience >= 1, min_gain >= 0 and drop > 0. Change these keys."
             )
 
 
 class ReferenceReset(L.Callback):
-    """Resets the reference before the next rollout when any of its triggers fires; a resumed run resets neither twice nor too late.
+    """Reset the reference before the next rollout when any trigger fires; a resumed run resets neither twice nor late.
 
-    Under LoRA the reference becomes a second, frozen adapter. The scheduler and the position in the data stay as they are. Logs the metric
-    `train/reference_resets`; every reset is a tag of the MLflow run and a vertical line in figures/reference_resets.png.
+    Under LoRA the reference becomes a second, frozen adapter. The scheduler and the position in the data are unchanged.
+    Logs the metric `train/reference_resets`; every reset is a tag of the MLflow run and a vertical line in
+    figures/reference_resets.png.
 
     Args:
-        every_n_rollouts: a fixed period.
-        plateau: on a validation metric.
-        kl_ceiling: when `train/kl` exceeds this, in nats a token.
-        reset_optimizer: forget the optimiser's moments (the paper); its authors' later recipe keeps them.
+        every_n_rollouts: trigger with a fixed period, in rollouts.
+        plateau: trigger on a validation metric.
+        kl_ceiling: trigger when `train/kl` exceeds this value, in nats per token.
+        reset_optimizer: clear the optimiser's moments, as in the paper; its authors' later recipe keeps them.
     """
 
     def __init__(
@@ -60,9 +68,14 @@ class ReferenceReset(L.Callback):
         reset_optimizer: bool = True,
     ) -> None:
         if every_n_rollouts is None and plateau is None and kl_ceiling is None:
-            raise ConfigError("ReferenceReset has no trigger; set every_n_rollouts, plateau or kl_ceiling.")
+            raise ConfigError(
+                "ReferenceReset has no trigger, so it never resets; set every_n_rollouts, plateau or kl_ceiling."
+            )
         if (every_n_rollouts is not None and every_n_rollouts < 1) or (kl_ceiling is not None and kl_ceiling <= 0):
-            raise ConfigError(f"ReferenceReset: needs every_n_rollouts >= 1 and kl_ceiling > 0, got {every_n_rollouts} and {kl_ceiling}.")
+            raise ConfigError(
+                f"ReferenceReset: every_n_rollouts is {every_n_rollouts} and kl_ceiling is {kl_ceiling}, but it needs "
+                "every_n_rollouts >= 1 and kl_ceiling > 0. Change these arguments of callbacks.ReferenceReset."
+            )
         self.every_n_rollouts, self.plateau = every_n_rollouts, plateau
         self.kl_ceiling, self.reset_optimizer = kl_ceiling, reset_optimizer
         self.history: list[dict[str, Any]] = []  # {"rollout", "reason"} of every reset
@@ -82,14 +95,14 @@ class ReferenceReset(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        # Logged with sync_dist, so every process sees and decides the same.
+        # Logged with sync_dist, so every process reads the same value and makes the same decision.
         kl = float(trainer.callback_metrics.get("train/kl", math.nan))
         self.curves["kl"].append((done, kl))
-        since = done - (self.history[-1]["rollout"] if self.history else 0)
+        since_reset = done - (self.history[-1]["rollout"] if self.history else 0)
         if self.kl_ceiling is not None and kl > self.kl_ceiling:
             self.pending = f"KL {kl:.3g} above {self.kl_ceiling:g}"
-        elif self.every_n_rollouts is not None and since >= self.every_n_rollouts:
-            self.pending = f"{since} rollouts"
+        elif self.every_n_rollouts is not None and since_reset >= self.every_n_rollouts:
+            self.pending = f"{since_reset} rollouts"
         pl_module.log("train/reference_resets", float(len(self.history)), batch_size=1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -97,10 +110,11 @@ class ReferenceReset(L.Callback):
             return
         if self.plateau.metric not in trainer.callback_metrics:
             raise ConfigError(
-                f"ReferenceReset watches {self.plateau.metric!r}, which validation does not log; choose one of {sorted(trainer.callback_metrics)}."
+                f"ReferenceReset: plateau.metric is {self.plateau.metric!r}, which validation does not log; set it to "
+                f"one of {sorted(trainer.callback_metrics)}."
             )
         value = float(trainer.callback_metrics[self.plateau.metric])
-        # Before the first rollout there is nothing to reset, but a value to beat.
+        # Before the first rollout there is nothing to reset, but the value counts as the best one so far.
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1 if trainer.global_step else 0
         self.curves["validation"].append((done, value))
         if self.plateau.drop is not None and value < self.best - self.plateau.drop:
@@ -126,21 +140,25 @@ class ReferenceReset(L.Callback):
             print(f"Reference reset after rollout {rollout}: {self.pending}", flush=True)
         self.pending, self.best, self.waited = None, -math.inf, 0
         for client, run in mlflow_runs(trainer):
-            client.set_tag(run, f"reference_reset.{len(self.history)}", f"rollout {rollout}: {self.history[-1]['reason']}")
+            client.set_tag(
+                run, f"reference_reset.{len(self.history)}", f"rollout {rollout}: {self.history[-1]['reason']}"
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         for client, run in mlflow_runs(trainer):
             client.log_figure(run, self.figure(), "figures/reference_resets.png")
 
     def figure(self) -> Any:
-        """KL and the watched metric against rollouts, a vertical line at every reset."""
+        """KL and the plateau's metric over rollouts, with a vertical line at every reset."""
         from matplotlib.figure import Figure
 
-        shown = {name: points for name, points in self.curves.items() if points}
-        figure = Figure(figsize=(7, 2.4 * max(1, len(shown))), layout="constrained")
-        for axis, (name, points) in zip(figure.subplots(max(1, len(shown)), squeeze=False)[:, 0], shown.items(), strict=False):
+        curves = {name: points for name, points in self.curves.items() if points}
+        labels = {"kl": "KL per token, nats", "validation": self.plateau.metric if self.plateau else "validation"}
+        figure = Figure(figsize=(7, 2.4 * max(1, len(curves))), layout="constrained")
+        axes = figure.subplots(max(1, len(curves)), squeeze=False)[:, 0]
+        for axis, (name, points) in zip(axes, curves.items(), strict=False):
             axis.plot(*zip(*points, strict=True), color="#1f618d")
-            axis.set(xlabel="rollouts", ylabel="KL a token, nats" if name == "kl" else self.plateau.metric if self.plateau else name)
+            axis.set(xlabel="rollouts", ylabel=labels[name])
             for reset in self.history:
                 axis.axvline(reset["rollout"], color="#b03a2e", linestyle="--", linewidth=0.8)
         return figure

@@ -1,4 +1,4 @@
-"""What MLflow's pages show of a run beside its curves: short parameters that all methods share, tags, data sets."""
+"""Facts of a run for MLflow's pages, beside its curves: parameters common to all methods, tags, data sets."""
 
 import subprocess
 from pathlib import Path
@@ -7,22 +7,23 @@ from typing import Any
 import lightning as L
 
 from support.files import fingerprint
-from support.records import TRAINING, Facts, record
-from support.runs import mlflow_runs
 from support.seeding import run_seed
+from tracking.run_records import TRAINING, Facts, record
+from tracking.runs import mlflow_runs
 
-#: rows that a data set's digest covers; it also counts how many there are
+#: number of rows that a data set's digest covers; the digest also covers the total number of rows
 DIGESTED = 10_000
 
 
 class RunFacts(L.Callback):
-    """At the start of a fit, sets what the compare page and the list of runs are read by.
+    """At the start of a fit, set the parameters, tags and inputs by which MLflow's pages list and compare runs.
 
-    Parameters: method, model, data, seed, parts of the objective, sizes, the same names in every method. Tags: method, paper, model, data, seed, git_commit, and
-    resumed_from where a checkpoint was given. Inputs: the training and validation rows, as name, digest, columns and count.
+    Parameters: method, model, data, seed, parts of the objective and sizes, under the same names in every method. Tags:
+    method, paper, model, data, seed, git_commit, and resumed_from where a checkpoint was given. Inputs: the training
+    and validation rows, as name, digest, columns and count.
 
     Args:
-        method: what the run is called by; the module's class if None. main.py gives the names of the configuration files.
+        method: name of the method; the module's class if None. main.py passes the names of the configuration files.
         paper: arXiv numbers, if any.
     """
 
@@ -38,7 +39,11 @@ class RunFacts(L.Callback):
                 if name not in known.params:
                     client.log_param(run, name, value)
             tags: dict[str, str | None] = {name: params.get(name) for name in ("method", "model", "data", "seed")}
-            tags |= {"paper": self.paper, "git_commit": commit(), "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None}
+            tags |= {
+                "paper": self.paper,
+                "git_commit": commit(),
+                "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            }
             for name, tag in tags.items():
                 if tag and (name not in known.tags or name == "resumed_from"):
                     client.set_tag(run, name, tag)
@@ -47,17 +52,19 @@ class RunFacts(L.Callback):
 
 
 def parameters(trainer: L.Trainer, module: Any, method: str | None) -> dict[str, str]:
-    """Short names to values; what a method does not have is left out."""
+    """Parameters of a run, short name to value; those that a method does not have are left out."""
     data, policy = getattr(trainer, "datamodule", None), getattr(module, "policy_params", None)
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = trainer.optimizers[0] if trainer.optimizers else None
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "method": method or type(module).__name__,
         "model": Path(policy.model).name if policy else None,
         "data": type(data).__name__ if data is not None else None,
         "seed": run_seed(),
         "optimizer": type(optimizer).__name__ if optimizer is not None else None,
-        "lr": optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"]) if optimizer is not None else None,
+        "lr": optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"])
+        if optimizer is not None
+        else None,
         "lora_r": policy.lora.r if policy and policy.lora else 0,
         "trained_weights": sum(p.numel() for p in trained),
         "max_steps": trainer.max_steps,
@@ -65,21 +72,30 @@ def parameters(trainer: L.Trainer, module: Any, method: str | None) -> dict[str,
         "precision": trainer.precision,
     }
     for name in ("advantage", "policy_loss", "aggregation", "engine"):
-        found[name] = type(getattr(module, name)).__name__ if hasattr(module, name) else None
+        values[name] = type(getattr(module, name)).__name__ if hasattr(module, name) else None
     if hasattr(module, "rewards"):
-        found["rewards"] = ", ".join(f"{reward.weight:g} {reward.name}" if reward.weight != 1 else reward.name for reward in module.rewards)
+        values["rewards"] = ", ".join(
+            f"{reward.weight:g} {reward.name}" if reward.weight != 1 else reward.name for reward in module.rewards
+        )
     if hasattr(module, "sampling"):
-        found |= {"max_new_tokens": module.sampling.max_new_tokens, "temperature": module.sampling.temperature}
-        found |= {"prompts": module.batch.prompts_per_rollout, "group_size": module.batch.group_size, "updates": module.batch.updates}
-        found |= {"kl": module.kl.coefficient}
-    return {name: str(value)[:500] for name, value in found.items() if value is not None}
+        values |= {
+            "max_new_tokens": module.sampling.max_new_tokens,
+            "temperature": module.sampling.temperature,
+            "prompts": module.batch.prompts_per_rollout,
+            "group_size": module.batch.group_size,
+            "updates": module.batch.updates,
+            "kl": module.kl.coefficient,
+        }
+    return {name: str(value)[:500] for name, value in values.items() if value is not None}
 
 
 def described(data: Any, split: str, context: str) -> Facts:
-    """A split as a data set of MLflow: what it is made from and how to recognise it, not what is in it."""
+    """A split as an MLflow data set: its source and a digest to recognise it, not its contents."""
     rows = data.rows(split)
     simple = {
-        name: value for name, value in sorted(vars(data).items()) if not name.startswith("_") and isinstance(value, (str, int, float, list))
+        name: value
+        for name, value in sorted(vars(data).items())
+        if not name.startswith("_") and isinstance(value, (str, int, float, list))
     }
     return {
         "name": f"{type(data).__name__}, {split}",
@@ -97,10 +113,14 @@ def _kind(value: Any) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the folder that the run was started in, with a + if files of it have changed; None outside a repository."""
+    """The commit of the working directory, followed by + if tracked files have changed; None outside a repository."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=20, check=True).stdout
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{found}+" if changed.strip() else found
+    return f"{head}+" if changed.strip() else head

@@ -1,4 +1,4 @@
-"""A run in stages: attributes of the module and the learning rate change at given rollouts."""
+"""Training in stages: attributes of the module and the learning rate change at given rollouts."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import lightning as L
 
 from support.errors import ConfigError
-from support.records import now_ms, record
-from support.runs import mlflow_runs
+from tracking.run_records import now_ms, record
+from tracking.runs import mlflow_runs
 
 
 @dataclass
 class Stage:
-    """What holds from a rollout on.
+    """Settings of one stage.
 
     Args:
-        from_rollout: the first rollout of the stage; the first stage begins at 0.
+        from_rollout: first rollout of the stage; 0 for the first stage.
         set: attributes of the module by dotted name, e.g. {stage: 2, sampling.max_new_tokens: 96}.
-        lr: the learning rate of all parameters.
-        reset_optimizer: forget the optimiser's moments, as a separate run would.
+        lr: learning rate of all parameters; None leaves it unchanged.
+        reset_optimizer: clear the optimiser's moments, as in a separate run.
     """
 
     from_rollout: int
@@ -28,22 +28,28 @@ class Stage:
 
 
 class StageSchedule(L.Callback):
-    """Applies each stage before its first rollout; a resumed run is in the stage that it had reached, and enters none twice. In MLflow each stage is a run
-    under this one, with its settings and validations.
+    """Apply each stage before its first rollout. A resumed run continues in its stage and enters no stage twice.
+
+    In MLflow each stage is a child run with its settings and validations.
 
     Args:
-        stages: in the order of their rollouts.
+        stages: stages in the order of their rollouts.
+
+    Raises:
+        ConfigError: for stages in a wrong order, an unknown attribute, or `lr` beside a learning-rate scheduler.
     """
 
     def __init__(self, stages: list[Stage]) -> None:
         begins = [stage.from_rollout for stage in stages]
         if not begins or begins[0] != 0 or begins != sorted(set(begins)):
             raise ConfigError(
-                f"StageSchedule: from_rollout is {begins}; the first stage begins at 0 and every other later than the one before."
+                f"StageSchedule: the values of from_rollout are {begins}; they must begin with 0 and increase. Change "
+                "them in StageSchedule.stages."
             )
         self.stages = stages
         self.applied = -1  # index of the stage whose values this process has set
-        self.entered = -1  # of the latest stage whose one-time changes were made, in this process or before a resume
+        # index of the latest stage whose one-time changes were made, in this process or before a resume
+        self.entered = -1
 
     def state_dict(self) -> dict[str, Any]:
         return {"entered": self.entered}
@@ -56,7 +62,10 @@ class StageSchedule(L.Callback):
             for name in stage.set:
                 _owner(pl_module, name)
             if stage.lr is not None and getattr(pl_module, "scheduler_callable", None) is not None:
-                raise ConfigError("StageSchedule sets lr, but model.lr_scheduler sets it at every step; leave one of them out.")
+                raise ConfigError(
+                    f"StageSchedule: the stage from rollout {stage.from_rollout} sets lr to {stage.lr}, but "
+                    "model.lr_scheduler overwrites it at every step. Remove one of the two."
+                )
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         rollout = trainer.fit_loop.epoch_loop.total_batch_idx
@@ -78,18 +87,23 @@ class StageSchedule(L.Callback):
         self.applied, self.entered = index, max(index, self.entered)
         self._record(trainer, index)
         if trainer.is_global_zero:
-            print(f"Stage {index + 1} of {len(self.stages)} from rollout {rollout}: {stage.set}, lr {stage.lr}", flush=True)
+            print(
+                f"Stage {index + 1} of {len(self.stages)} from rollout {rollout}: {stage.set}, lr {stage.lr}",
+                flush=True,
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        shown = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        self._record(trainer, self.applied, metrics={name.replace("@", ""): value for name, value in shown.items()})
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self._record(trainer, self.applied, metrics={name.replace("@", ""): value for name, value in metrics.items()})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.interrupted:
             self._record(trainer, self.applied, ended=True)
 
-    def _record(self, trainer: L.Trainer, index: int, metrics: dict[str, float] | None = None, ended: bool = False) -> None:
-        """A stage is a run under this one, with its settings and the validations within it."""
+    def _record(
+        self, trainer: L.Trainer, index: int, metrics: dict[str, float] | None = None, ended: bool = False
+    ) -> None:
+        """Record a stage in MLflow as a child run, with its settings and the validations within it."""
         for client, run in mlflow_runs(trainer) if index >= 0 else []:
             stage, done = self.stages[index], trainer.fit_loop.epoch_loop.total_batch_idx + 1
             params = {"from_rollout": stage.from_rollout, "reset_optimizer": stage.reset_optimizer, **stage.set}
@@ -111,5 +125,8 @@ def _owner(module: Any, name: str) -> tuple[Any, str]:
     for step in path:
         owner = getattr(owner, step, None)
     if not hasattr(owner, last):
-        raise ConfigError(f"StageSchedule sets {name!r}, but {type(module).__name__} has no such attribute; check the name.")
+        raise ConfigError(
+            f"StageSchedule sets {name!r}, but {type(module).__name__} has no such attribute; correct the name under "
+            "StageSchedule.stages, `set`."
+        )
     return owner, last

@@ -1,4 +1,4 @@
-"""What a run ends with on the terminal: what was trained, how far it came, where everything is, what to do next."""
+"""Summary printed at the end of a run: what was trained, first and last validation, where the files are, next step."""
 
 import shlex
 import time
@@ -8,11 +8,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import MLFlowLogger
 
-from support.runs import run_folder
+from tracking.runs import run_folder
 
-#: where `mlflow ui` looks without being told
+#: tracking store that `mlflow ui` reads by default
 UI_DEFAULT = "sqlite:///mlflow.db"
-#: metric -> (its name in the table, digits)
+#: metric -> (label in the summary, decimal places)
 SHOWN = {
     "val/pass@1": ("pass@1", 3),
     "val/reward": ("reward", 3),
@@ -26,7 +26,7 @@ SHOWN = {
 
 
 class RunSummary(L.Callback):
-    """Remembers the first and the last validation of a run, over resumes, and prints them at its end with the places of all files."""
+    """Print the first and last validation of a run when it ends, across resumes, and the paths of all its files."""
 
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
@@ -45,44 +45,53 @@ class RunSummary(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        found = {name: float(trainer.callback_metrics[name]) for name in SHOWN if name in trainer.callback_metrics}
-        self.first, self.last = self.first or found, found
+        metrics = {name: float(trainer.callback_metrics[name]) for name in SHOWN if name in trainer.callback_metrics}
+        self.first, self.last = self.first or metrics, metrics
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             print("\n" + "\n".join(self.lines(trainer, pl_module)), flush=True)
 
     def lines(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]:
-        """The summary of a run that has ended, a line each."""
+        """Lines of the summary of a finished run."""
         on_policy = hasattr(pl_module, "last_rollout")
         count = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        what = f"{type(pl_module).__name__}: {count} {'rollouts' if on_policy else 'steps'}"
+        headline = f"{type(pl_module).__name__}: {count} {'rollouts' if on_policy else 'steps'}"
         if tokens := getattr(pl_module, "generated_tokens", 0):
-            what += f", {tokens:,} generated tokens"
-        lines = [f"{what}, {(time.monotonic() - self.began) / 60:.1f} minutes"]
-        for name, (short, digits) in SHOWN.items():
+            headline += f", {tokens:,} generated tokens"
+        lines = [f"{headline}, {(time.monotonic() - self.began) / 60:.1f} minutes"]
+        validated_twice = self.first is not self.last
+        for name, (label, digits) in SHOWN.items():
             if name in self.last:
-                before = f"{self.first[name]:.{digits}f} -> " if name in self.first and self.first is not self.last else ""
-                lines.append(f"  {short:<17} {before}{self.last[name]:.{digits}f}")
+                before = f"{self.first[name]:.{digits}f} -> " if validated_twice and name in self.first else ""
+                lines.append(f"  {label:<17} {before}{self.last[name]:.{digits}f}")
         folder = run_folder(trainer)
         if folder.is_dir():
             lines += [f"Files of this run: {folder}", *(f"  {text}" for text in self._files(folder))]
         for logger in trainer.loggers:
             if isinstance(logger, MLFlowLogger):
-                uri = str(logger._tracking_uri)
-                where = uri if uri.startswith("http") else "`mlflow ui`" if uri == UI_DEFAULT else f"`mlflow ui --backend-store-uri {uri}`"
                 lines.append(
-                    f"Curves, configuration and completions: {where}, experiment {logger._experiment_name!r}, run {logger._run_name!r}"
+                    f"Curves, configuration and completions: {self._ui(str(logger._tracking_uri))}, experiment "
+                    f"{logger._experiment_name!r}, run {logger._run_name!r}"
                 )
         if checkpoints := sorted(folder.glob("checkpoints/rollout_*.ckpt")):
             newest = shlex.quote(str(checkpoints[-1]))
-            lines.append(f"Next: `python main.py predict --ckpt_path {newest}` writes completions of the held-out prompts")
+            lines.append(
+                f"Next: `python main.py predict --ckpt_path {newest}` writes completions of the held-out prompts"
+            )
         return lines
 
     @staticmethod
+    def _ui(uri: str) -> str:
+        """The address of a tracking server, or the command that opens a local store."""
+        if uri.startswith("http"):
+            return uri
+        return "`mlflow ui`" if uri == UI_DEFAULT else f"`mlflow ui --backend-store-uri {uri}`"
+
+    @staticmethod
     def _files(folder: Path) -> list[str]:
-        """What lies in a run's folder, by kind."""
+        """The contents of a run folder: the latest checkpoint first, then everything else by name."""
         checkpoints = sorted(folder.glob("checkpoints/rollout_*.ckpt"))
-        found = [f"checkpoints/{checkpoints[-1].name}, {len(checkpoints)} kept"] if checkpoints else []
+        checkpoint_line = [f"checkpoints/{checkpoints[-1].name}, {len(checkpoints)} kept"] if checkpoints else []
         others = sorted(path for path in folder.iterdir() if path.name != "checkpoints")
-        return found + [f"{path.name}/" if path.is_dir() else path.name for path in others]
+        return checkpoint_line + [f"{path.name}/" if path.is_dir() else path.name for path in others]

@@ -4,11 +4,13 @@ from typing import Any
 
 import lightning as L
 
-from support.runs import mlflow_runs
+from tracking.runs import mlflow_runs
 
 
 class SystemMetrics(L.Callback):
-    """MLflow's own switch does nothing for a run that Lightning's logger opened; this starts its monitor on that run.
+    """Start MLflow's system-metrics monitor on the run.
+
+    MLflow's own switch has no effect on a run that Lightning's logger opened.
 
     Args:
         interval: seconds between samples.
@@ -22,7 +24,9 @@ class SystemMetrics(L.Callback):
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         for _, run in mlflow_runs(trainer)[:1]:
-            self.monitor = SystemMetricsMonitor(run, sampling_interval=self.interval, samples_before_logging=1, resume_logging=True)
+            self.monitor = SystemMetricsMonitor(
+                run, sampling_interval=self.interval, samples_before_logging=1, resume_logging=True
+            )
             self.monitor.start()
 
     def _stop(self) -> None:

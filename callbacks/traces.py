@@ -1,4 +1,4 @@
-"""A few prompt groups of every evaluation as traces, to be read one by one on MLflow's pages."""
+"""Traces of a few prompt groups of every validation, for reading one by one on MLflow's pages."""
 
 import json
 import math
@@ -8,12 +8,12 @@ import lightning as L
 
 from rollouts import RolloutBatch
 from support.errors import ConfigError
-from support.records import Facts, now_ms, record
-from support.runs import mlflow_runs
+from tracking.run_records import Facts, now_ms, record
+from tracking.runs import mlflow_runs
 
 
 def group(batch: RolloutBatch, prompt: int) -> Facts:
-    """What a trace shows of one prompt and its completions."""
+    """Contents of a trace: one prompt and its completions."""
     row, size = batch.rows[prompt], batch.group_size
     text = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
     completions = []
@@ -27,16 +27,23 @@ def group(batch: RolloutBatch, prompt: int) -> Facts:
                 "rewards": {name: value for name, value in rewards.items() if not math.isnan(value)},
             }
         )
-    return {"prompt": text, "prompt_id": str(row.get("id", prompt)), "answer": row.get("answer"), "completions": completions}
+    return {
+        "prompt": text,
+        "prompt_id": str(row.get("id", prompt)),
+        "answer": row.get("answer"),
+        "completions": completions,
+    }
 
 
 class CompletionTraces(L.Callback):
-    """After every validation, the first prompt groups as traces of the run: the prompt, its completions, each reward's mean as feedback.
+    """After every validation, record the first prompt groups as traces: prompt, completions, mean of each reward as
+    feedback.
 
-    The same prompts come every time, so that one can be followed through the training. A trace costs some hundredths of a second.
+    The prompts are the same every time, so that one can be followed through training. A trace takes some hundredths of
+    a second.
 
     Args:
-        prompts: traces of an evaluation; 0 for none.
+        prompts: number of traces per validation; 0 for none.
     """
 
     def __init__(self, prompts: int = 3) -> None:

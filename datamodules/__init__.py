@@ -1,16 +1,19 @@
-"""What is sampled from: the order of the prompts and the position in it are state that a checkpoint carries."""
+"""Data modules. The order of the prompts and the position in it are state that a checkpoint carries."""
+
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
 
 from datamodules.arithmetic import ArithmeticPrompts
-from datamodules.curriculum import CurriculumSampler
 from datamodules.demonstrations import Demonstrations
-from datamodules.files import FilePrompts
+from datamodules.file_prompts import FilePrompts
 from datamodules.garak import GarakPrompts
 from datamodules.human_eval import HumanEvalPrompts
 from datamodules.preferences import PairSource, PreferencePairs
 from datamodules.prompts import PromptData
 from datamodules.reasoning_gym import ReasoningGymPrompts
-from datamodules.records import RecordsPrompts
-from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.records_desk import RecordsPrompts
+from datamodules.samplers import CurriculumSampler, GRESOSampler, OneShotSampler, PromptLoader, PromptSampler
 from datamodules.saturn import SatDemonstrations, SaturnPrompts
 from datamodules.self_verify import VerifyDemonstrations
 from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
@@ -20,8 +23,10 @@ __all__ = [
     "CurriculumSampler",
     "Demonstrations",
     "FilePrompts",
+    "GRESOSampler",
     "GarakPrompts",
     "HumanEvalPrompts",
+    "OneShotSampler",
     "PairSource",
     "PreferencePairs",
     "PromptData",

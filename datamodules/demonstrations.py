@@ -6,9 +6,9 @@ from torch.utils.data import DataLoader
 from datamodules.arithmetic import arithmetic_demonstrations
 from datamodules.gym_demonstrations import gym_demonstrations
 from datamodules.rambling import rambling_demonstrations
-from datamodules.records import record_demonstrations
+from datamodules.records_desk import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
-from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
 from datamodules.switching import switching_demonstrations
 from datamodules.trl import demonstration
 from support.errors import ConfigError
@@ -24,15 +24,18 @@ PROCEDURAL = {
 
 
 class Demonstrations(L.LightningDataModule):
-    """Rows with `prompt`, `response` and an optional `prefix` of the response that is given and not learned; of files also TRL's, with `prompt` and
-    `completion`, or `messages`.
+    """Rows with `prompt`, `response` and an optional `prefix` of the response, which is given and not learned.
+
+    Files may also have TRL's columns: `prompt` and `completion`, or `messages`.
 
     Args:
-        source: arithmetic, switching, rambling, records, reasoning_gym, or a file, folder or hub data set as in `FilePrompts`.
-        batch_size: rows of a step, over all processes.
-        train_size, val_size: rows; of a file, the last `val_size` rows are held out and train_size is ignored.
+        source: arithmetic, switching, rambling, records, reasoning_gym, or a file, folder or hub data set as in
+            `FilePrompts`.
+        batch_size: rows per step, over all processes.
+        train_size, val_size: numbers of rows; of a file, the last `val_size` rows are held out and train_size is
+            ignored.
         columns: this project's column name -> the file's.
-        seed: of the rows and of their order.
+        seed: seed of the rows and of their order; the run's seed if None.
     """
 
     def __init__(
@@ -47,7 +50,8 @@ class Demonstrations(L.LightningDataModule):
         super().__init__()
         if val_size < 0 or train_size < 1 or batch_size < 1:
             raise ConfigError(
-                f"data.val_size is {val_size}, data.train_size {train_size} and data.batch_size {batch_size}; needs 0 or more, 1 or more and 1 or more."
+                f"data.val_size is {val_size}, data.train_size {train_size} and data.batch_size {batch_size}; val_size "
+                "must be at least 0, train_size and batch_size at least 1."
             )
         self.source, self.batch_size = source, batch_size
         self.seed = run_seed() if seed is None else seed
@@ -64,14 +68,18 @@ class Demonstrations(L.LightningDataModule):
             rows = [demonstration(row) for row in read_rows(self.source, columns=self.columns)]
         check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"))
         if len(rows) <= self.val_size:
-            raise ConfigError(f"{self.source} has {len(rows)} rows, of which {self.val_size} are to be held out; lower data.val_size.")
+            raise ConfigError(
+                f"{self.source} has {len(rows)} rows, of which {self.val_size} are to be held out, so none remain for "
+                "training; lower data.val_size or add rows."
+            )
         self.train_data, self.val_data = rows[: len(rows) - self.val_size], rows[len(rows) - self.val_size :]
 
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None
         trainer = self.trainer
         return PromptLoader(
-            self.train_data, PromptSampler(len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
+            self.train_data,
+            PromptSampler(len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size),
         )
 
     def _evaluation_loader(self) -> DataLoader[Row]:

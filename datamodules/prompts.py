@@ -1,4 +1,4 @@
-"""The data module that every method's prompts come from."""
+"""Base class of the data modules that supply prompts to on-policy methods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.preferences import PairSource
 from datamodules.rows import Row, check_rows
-from datamodules.sampler import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
 from support.errors import ConfigError
 from support.seeding import run_seed
 
@@ -16,19 +16,19 @@ from support.seeding import run_seed
 class PromptData(L.LightningDataModule, ABC):
     """Batches of data rows, each a dict with `prompt` (text or chat messages), usually `answer` and `task`.
 
-    Tokens are the module's business: the same data serve any model. The number of prompts a rollout is the module's too
-    (`module.batch`), so that no number has two homes.
+    The module tokenizes, so the same data serve any model. The number of prompts per rollout is also a setting of the
+    module (`module.batch`), so that it is set in one place.
 
     Args:
-        seed: of the order of the prompts, and of the problems where they are procedural; the run's seed when None.
-        val_batch: prompts evaluated at once.
+        seed: seed of the order of the prompts, and of procedural problems; the run's seed if None.
+        val_batch: number of prompts evaluated at once.
         preferences: pairs that a method may train reward and cost models on.
     """
 
-    #: columns that every row must have; what the rewards need beyond them they check themselves
+    #: columns that every row must have; rewards check the columns that they need themselves
     required: tuple[str, ...] = ("prompt",)
-    #: (rows, prompts a rollout, seed, rank, processes) -> the sampler of the training prompts; callbacks that choose prompts set it before training.
-    #: None draws every row once an epoch
+    #: (rows, prompts per rollout, seed, rank, processes) -> the sampler of the training prompts; callbacks that choose
+    #: prompts set it before training. None draws every row once per epoch
     sampler: Callable[[list[Row], int, int, int, int], PromptSampler] | None = None
 
     def __init__(self, seed: int | None = None, val_batch: int = 64, preferences: PairSource | None = None) -> None:
@@ -46,24 +46,26 @@ class PromptData(L.LightningDataModule, ABC):
         """Held-out rows."""
 
     def demonstration_rows(self) -> list[Row]:
-        """Rows with `prompt` and `response` for a supervised term beside the method's own loss; none unless the data set has them."""
+        """Rows with `prompt` and `response` for a supervised term beside the method's own loss; empty by default."""
         return []
 
     def safety_rows(self) -> list[Row]:
-        """Rows kept for one statistical test (HC-RLHF's D_s); none unless the data set has such a split."""
+        """Rows kept for one statistical test (HC-RLHF's D_s); empty by default."""
         return []
 
     def test_rows(self) -> list[Row]:
-        """Rows of the test stage: the held-out rows unless there are others."""
+        """Rows of the test stage; the held-out rows by default."""
         return self.rows("val")
 
     def rows(self, split: str) -> list[Row]:
-        """The checked rows of train, val, test, safety or demonstration, made once."""
+        """The checked rows of train, val, test, safety or demonstration, created once."""
         if split not in self._rows:
-            made = getattr(self, f"{split}_rows")()
-            where = f"the {split} split of {type(self).__name__}" + (f" ({source})" if (source := getattr(self, "source", None)) else "")
+            rows = getattr(self, f"{split}_rows")()
+            source = getattr(self, "source", None)
+            where = f"the {split} split of {type(self).__name__}" + (f" ({source})" if source else "")
             required = ("prompt", "response") if split == "demonstration" else self.required
-            self._rows[split] = check_rows(made, where, required) if made or split not in ("safety", "demonstration") else []
+            may_be_empty = split in ("safety", "demonstration")
+            self._rows[split] = check_rows(rows, where, required) if rows or not may_be_empty else []
         return self._rows[split]
 
     def setup(self, stage: str) -> None:
@@ -75,11 +77,14 @@ class PromptData(L.LightningDataModule, ABC):
         batch = getattr(self.trainer.lightning_module, "batch", None)
         if batch is None:
             raise ConfigError(
-                f"{type(self.trainer.lightning_module).__name__} has no batch plan; {type(self).__name__} is for on-policy modules."
+                f"{type(self).__name__} supplies prompts to on-policy modules, but "
+                f"{type(self.trainer.lightning_module).__name__} has no batch plan; use another data module, such as "
+                "datamodules.Demonstrations or datamodules.PreferencePairs."
             )
         rows = self.rows("train")
         draw = (batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size)
-        return PromptLoader(rows, PromptSampler(len(rows), *draw) if self.sampler is None else self.sampler(rows, *draw))
+        sampler = PromptSampler(len(rows), *draw) if self.sampler is None else self.sampler(rows, *draw)
+        return PromptLoader(rows, sampler)
 
     def _evaluation_loader(self, split: str) -> DataLoader[Row]:
         rows = self.rows(split)

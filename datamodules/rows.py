@@ -9,7 +9,7 @@ from typing import Any
 
 from support.errors import ConfigError
 from support.files import shipped
-from support.prompts import check_prompt
+from support.prompt_identity import check_prompt
 
 Row = dict[str, Any]
 #: columns that hold one text
@@ -24,18 +24,19 @@ def read_rows(
     subset: str | None = None,
     numbers: Sequence[str] = (),
 ) -> list[Row]:
-    """All rows as dicts, with the wanted columns renamed.
+    """Read all rows as dicts, with columns renamed as `columns` says.
 
     Args:
-        source: a file, a folder of files of one format, or owner/name on the hub; assets/... is also found beside the installed packages.
-        split: the hub data set's split; of a folder, the files whose name contains it (all files if none does).
+        source: a file, a folder of files of one format, or owner/name on the hub; assets/... is also searched beside
+            the installed packages.
+        split: split of a hub data set; in a folder, the files whose name contains it (all files if none does).
         columns: this project's name -> the data's name, e.g. {"prompt": "question"}.
-        subset: the hub data set's configuration name.
-        numbers: columns of a CSV file whose cells are numbers (or true and false), by either name; all others are texts, so
-            that 42 and 007 stay what is written.
+        subset: configuration name of a hub data set.
+        numbers: columns of a CSV file whose cells are numbers or true and false, by either name; all others are text, so
+            that 42 and 007 stay as written.
 
     Raises:
-        ConfigError: for a missing file, an unknown format, an empty data set, a line that cannot be read or a column that is not there.
+        ConfigError: for a missing file, an unknown format, an empty data set, an unreadable line or a missing column.
     """
     path = shipped(source)
     if path.exists():
@@ -49,27 +50,35 @@ def read_rows(
             rows = _table(source, kind, data_files=files)
     else:
         if source.startswith((".", "/", "~")) or path.suffix in FORMATS or source.count("/") != 1:
-            raise ConfigError(f"the data file {source!r} does not exist (looked at {path.absolute()}); check data.source.")
+            raise ConfigError(
+                f"the data file {source!r} does not exist (looked for {path.absolute()}); correct data.source."
+            )
         rows = _table(source, source, name=subset, split=split)
-    found = dict.fromkeys(name for row in rows for name in row)
+    column_names = dict.fromkeys(name for row in rows for name in row)
     for ours, theirs in (columns or {}).items():
-        if theirs not in found:
-            raise ConfigError(f"data.columns names {theirs!r} for {ours!r}, but {source!r} has the columns {list(found)}.")
+        if theirs not in column_names:
+            raise ConfigError(
+                f"data.columns maps {ours!r} to {theirs!r}, but {source!r} has no such column; choose one of "
+                f"{list(column_names)}."
+            )
     return [row | {ours: row.get(theirs) for ours, theirs in (columns or {}).items()} for row in rows]
 
 
 def read_json(path: str | Path) -> list[Row]:
-    """The rows of a JSONL file, or of a JSON file that is one list of objects. NaN, as pandas writes what is missing, becomes None.
+    """Read the rows of a JSONL file, or of a JSON file that is one list of objects.
+
+    NaN, which pandas writes for missing values, becomes None.
 
     Raises:
-        ConfigError: naming the file and the line, for what is no UTF-8, no JSON, no object, or a text that no tokenizer could read.
+        ConfigError: naming the file and the line, for invalid UTF-8, invalid JSON, a value that is not an object, or a
+            text that no tokenizer can encode.
     """
     content = Path(path).read_bytes()
     if Path(path).suffix == ".json" and content.lstrip()[:1] == b"[":
-        listed = _parsed(content, f"the file {path}")
-        return [_object(item, f"item {number} of the file {path}") for number, item in enumerate(listed, 1)]
-    lines = ((line, f"line {number} of the file {path}") for number, line in enumerate(content.split(b"\n"), 1) if line.strip())
-    return [_object(_parsed(line, where), where) for line, where in lines]
+        items = _parsed(content, f"the file {path}")
+        return [_object(item, f"item {number} of the file {path}") for number, item in enumerate(items, 1)]
+    lines = ((f"line {number} of the file {path}", line) for number, line in enumerate(content.split(b"\n"), 1))
+    return [_object(_parsed(line, where), where) for where, line in lines if line.strip()]
 
 
 def read_csv(path: str | Path, numbers: Collection[str] = ()) -> list[Row]:
@@ -89,9 +98,14 @@ def read_csv(path: str | Path, numbers: Collection[str] = ()) -> list[Row]:
             for cells in reader:
                 where = f"line {reader.line_num} of the file {path}"
                 if None in cells:
-                    raise ConfigError(f"{where} has more cells than the header has names; put quotation marks around commas.")
+                    raise ConfigError(
+                        f"{where} has more cells than the header has names; put quotation marks around commas."
+                    )
                 rows.append(
-                    {name: _cell(cell, f"{where}, column {name!r},") if name in numbers else cell or None for name, cell in cells.items()}
+                    {
+                        name: _cell(cell, f"{where}, column {name!r},") if name in numbers else cell or None
+                        for name, cell in cells.items()
+                    }
                 )
     except UnicodeError as error:
         raise ConfigError(f"the file {path} is no text in UTF-8: {error}; save it as UTF-8.") from error
@@ -109,41 +123,47 @@ def _cell(cell: str | None, where: str) -> float | int | bool | None:
     try:
         return int(text) if re.fullmatch(r"[-+]?\d{1,400}", text) else float(text)
     except ValueError as error:
-        raise ConfigError(f"{where} holds {text[:40]!r}; it must be a number. Mend it, or take the column out of numbers.") from error
+        raise ConfigError(
+            f"{where} holds {text[:40]!r}; it must be a number. Mend it, or take the column out of numbers."
+        ) from error
 
 
 def _parsed(content: bytes, where: str) -> Any:
     try:
-        found = json.loads(content.decode("utf-8-sig"), parse_constant=_constant)
+        value = json.loads(content.decode("utf-8-sig"), parse_constant=_constant)
         if rb"\u" in content:
-            json.dumps(found, ensure_ascii=False).encode()  # half of a pair, "\ud800", is JSON and no text
-        return found
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair, "\ud800", is JSON but not text
+        return value
     except UnicodeError as error:
-        raise ConfigError(f"{where} is no text in UTF-8: {error}; mend or drop it.") from error
+        raise ConfigError(f"{where} is not valid UTF-8 text: {error}; correct or drop it.") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is no JSON: {error}; mend or drop it.") from error
+        raise ConfigError(f"{where} is not valid JSON: {error}; correct or drop it.") from error
 
 
 def _constant(name: str) -> None:
     if name != "NaN":
-        raise ValueError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is not a JSON number")
 
 
-def _object(found: Any, where: str) -> Row:
-    if not isinstance(found, dict):
-        raise ConfigError(f"{where} holds {str(found)[:40]!r}; every row must be an object with named columns.")
-    return found
+def _object(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{where} is {str(value)[:40]!r}, but every row must be a JSON object with named columns; correct or drop "
+            "it."
+        )
+    return value
 
 
 def _table(source: str, kind: str, **settings: Any) -> list[Row]:
-    """Rows as the datasets library reads them."""
+    """Read rows by the datasets library."""
     import datasets
 
     try:
         return [dict(row) for row in datasets.load_dataset(kind, **({"split": "train"} | settings))]
-    except Exception as error:  # the hub's library raises many kinds; all of them mean that this source cannot be read
+    except Exception as error:  # the library raises many types; each of them means that this source cannot be read
         raise ConfigError(
-            f"the data source {source!r} (split {settings.get('split')!r}) cannot be read: {type(error).__name__}: {error}"
+            f"the data source {source!r} (split {settings.get('split')!r}) cannot be read: {type(error).__name__}: "
+            f"{error}. Check data.source and its split."
         ) from error
 
 
@@ -153,35 +173,43 @@ def _files(path: Path, split: str) -> tuple[str, list[str]]:
         files = [f for f in files if split in f.stem] or files
     suffixes = {f.suffix for f in files}
     if len(suffixes) != 1 or not suffixes <= set(FORMATS):
-        found = sorted(suffixes) or "no data files"
-        raise ConfigError(f"{path} holds {found}; give one file or a folder of one format: {', '.join(FORMATS)}.")
+        contents = sorted(suffixes) or "no data files"
+        raise ConfigError(
+            f"{path} has {contents}; set data.source to one file, or to a folder of files of one format: "
+            f"{', '.join(FORMATS)}."
+        )
     if not any(f.stat().st_size for f in files):
-        raise ConfigError(f"{path} is empty; it must hold at least one row.")
+        raise ConfigError(f"{path} is empty; it must have at least one row.")
     return FORMATS[suffixes.pop()], [str(f) for f in files]
 
 
 def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt",), texts: bool = True) -> list[Row]:
-    """Refuse an empty data set and rows without a required column; give rows their `id`.
+    """Check that there are rows and that each has the required columns; give rows without `id` their number as id.
 
     Args:
+        where: name of the data for messages.
+        required: columns that every row must have; `prompt` must not be empty.
         texts: whether responses must be texts; TRL's may be messages.
 
     Raises:
-        ConfigError: naming the place, the row's number and the column.
+        ConfigError: naming the data, the row's number and the column.
     """
     if not rows:
         raise ConfigError(f"{where} has no rows; check the file, the split's name and any filter on its rows.")
     for number, row in enumerate(rows):
         for column in required:
             if row.get(column) is None or (column == "prompt" and not row[column]):
-                found = f"its {column!r} is empty" if column in row else f"it has no {column!r}, only {sorted(row)}"
+                fault = f"its {column!r} is empty" if column in row else f"it has no {column!r}, only {sorted(row)}"
                 raise ConfigError(
-                    f"row {number} of {where} cannot be used: {found}. Name the right column in data.columns, drop the row, or list in data.required only "
-                    "what the rewards need."
+                    f"row {number} of {where} cannot be used: {fault}. Map the right column in data.columns, drop the "
+                    "row, or list in data.required only the columns that the rewards need."
                 )
         for column in TEXTS.intersection(required) if texts else ():
             if not isinstance(row[column], str):
-                raise ConfigError(f"row {number} of {where} has {str(row[column])[:40]!r} as its {column!r}; it must be a text.")
+                raise ConfigError(
+                    f"row {number} of {where} has {str(row[column])[:40]!r} as its {column!r}; it must be a text. "
+                    "Correct or drop the row, or map another column in data.columns."
+                )
         if "prompt" in required:
             check_prompt(row["prompt"], f"row {number} of {where}")
         row.setdefault("id", f"{number}")

@@ -1,7 +1,7 @@
-"""SATURN's Boolean satisfiability problems: as many as wanted, checked by a rule, as hard as asked for (arXiv 2505.16368).
+"""SATURN's Boolean satisfiability problems (arXiv 2505.16368): unlimited, verified by a rule, of any difficulty.
 
-A level (n, k, l) has l clauses, each of n different variables out of k. A formula is made around a planted assignment, so it can be satisfied.
-Its estimated difficulty is D = log2 k + 2 log2 l - n + k / n.
+A level (n, k, l) has l clauses, each of n different variables out of k. A formula is made around a planted assignment,
+so it can be satisfied. Its estimated difficulty is D = log2 k + 2 log2 l - n + k / n.
 
     python main.py fit --config configs/saturn.yaml
 """
@@ -23,9 +23,11 @@ PROMPT = """Find truth values that satisfy a Boolean formula. The problem is a J
 
 - "n_sat": how many variables a clause has.
 - "k": how many variables there are; they are called A, B, C and so on.
-- "clause": the formula. " & " (and) stands between clauses. The variables of a clause stand side by side, with an implied "or"; "!" negates the next one.
+- "clause": the formula. " & " (and) stands between clauses. The variables of a clause stand side by side, \
+with an implied "or"; "!" negates the next one.
 
-The answer is a string of k bits, 1 for true and 0 for false, in the order of the variables. Every assignment that satisfies the formula is right.
+The answer is a string of k bits, 1 for true and 0 for false, in the order of the variables. \
+Every assignment that satisfies the formula is right.
 Reason step by step, and put the final answer into \\boxed{}.
 
 Example: {"n_sat": 2, "k": 3, "clause": "!A!C & AB & B!C"}
@@ -40,78 +42,92 @@ def difficulty(n: int, k: int, clauses: int) -> float:
 
 
 def literals(formula: str) -> list[list[str]]:
-    """Those of every clause: "!AB & AC" gives [["!A", "B"], ["A", "C"]]."""
+    """The literals of every clause: "!AB & AC" gives [["!A", "B"], ["A", "C"]]."""
     return [re.findall("!?[A-Z]", clause) for clause in formula.split(" & ")]
 
 
 def satisfied(formula: str, bits: str) -> bool:
-    """Whether every clause has a true literal. A missing bit is 0, more of them do not count, another character makes no literal true."""
+    """Whether every clause has a true literal.
+
+    A missing bit counts as 0, surplus bits are ignored, and any other character makes no literal true.
+    """
 
     def holds(literal: str) -> bool:
-        place = ord(literal[-1]) - ord("A")
-        return (bits[place] if place < len(bits) else "0") == ("0" if literal[0] == "!" else "1")
+        variable = ord(literal[-1]) - ord("A")
+        return (bits[variable] if variable < len(bits) else "0") == ("0" if literal[0] == "!" else "1")
 
     return all(any(map(holds, clause)) for clause in literals(formula))
 
 
 def chance(formula: str, k: int) -> float:
-    """The share of all 2^k assignments that satisfy a formula: pass@1 of a blind guess. Truth tables are the bits of whole numbers."""
-    everything = (1 << (1 << k)) - 1
+    """Fraction of all 2^k assignments that satisfy a formula, the pass@1 of a blind guess.
+
+    A truth table is an integer with one bit per assignment.
+    """
+    all_assignments = (1 << (1 << k)) - 1
     table = {chr(ord("A") + i): sum(1 << row for row in range(1 << k) if row >> i & 1) for i in range(k)}
-    true = everything
+    true = all_assignments
     for clause in literals(formula):
-        any_true = 0
+        clause_true = 0
         for literal in clause:
-            any_true |= table[literal[-1]] ^ (everything if literal[0] == "!" else 0)
-        true &= any_true
+            clause_true |= table[literal[-1]] ^ (all_assignments if literal[0] == "!" else 0)
+        true &= clause_true
     return true.bit_count() / (1 << k)
 
 
 def clauses_for(bits: str, n: int) -> list[str]:
     """All clauses of n different variables that the assignment `bits` satisfies: C(k, n) (2^n - 1) of them."""
-    found = []
-    for chosen in combinations(range(len(bits)), n):
-        for pattern in range(1, 2**n):  # a set bit: the literal agrees with the assignment; 0 would be a clause that is false
-            agrees = [bool(pattern >> i & 1) for i in range(n)]
-            found.append(
-                "".join(("" if (bits[v] == "1") == agree else "!") + chr(ord("A") + v) for v, agree in zip(chosen, agrees, strict=True))
-            )
-    return found
+    clauses = []
+    for variables in combinations(range(len(bits)), n):
+        # A set bit of a pattern means that the literal agrees with the assignment; pattern 0 would be a false clause.
+        for pattern in range(1, 2**n):
+            clause = ""
+            for i, variable in enumerate(variables):
+                agrees = bool(pattern >> i & 1)
+                clause += ("" if (bits[variable] == "1") == agrees else "!") + chr(ord("A") + variable)
+            clauses.append(clause)
+    return clauses
 
 
 def formula(n: int, k: int, clauses: int, rng: random.Random) -> tuple[str, str]:
-    """(formula, planted assignment): an assignment, then different clauses of those that it satisfies, sorted."""
+    """(formula, planted assignment): a random assignment, and different clauses that it satisfies, sorted."""
     bits = "".join(rng.choice("01") for _ in range(k))
     return " & ".join(sorted(rng.sample(clauses_for(bits, n), clauses))), bits
 
 
 def check_level(level: Any) -> tuple[int, int, int]:
-    """(n, k, l). Raises ConfigError for a level that no formula can have."""
+    """The level as (n, k, l). Raises ConfigError for a level that no formula can have."""
     n, k, clauses = level if len(level) == 3 else (0, 0, 0)
-    most = math.comb(k, n) * (2**n - 1) if 0 < n <= k else 0
-    if not 0 < clauses <= most or k > 16:
+    max_clauses = math.comb(k, n) * (2**n - 1) if 0 < n <= k else 0
+    if not 0 < clauses <= max_clauses or k > 16:
         raise ConfigError(
-            f"the SAT level {list(level)} cannot be made; needs [n, k, l] with 1 <= n <= k <= 16 and 1 <= l <= C(k, n) (2^n - 1), the clauses that one assignment "
-            f"satisfies{f' (here {most})' if most else ''}."
+            f"the SAT level {list(level)} is impossible. A level is [n, k, l] with 1 <= n <= k <= 16 and 1 <= l <= "
+            f"C(k, n) (2^n - 1), the number of clauses that one assignment satisfies"
+            f"{f' (here {max_clauses})' if max_clauses else ''}; correct data.levels."
         )
     return n, k, clauses
 
 
-def draw(level: tuple[int, int, int], size: int, held_out: bool, rng: random.Random, prompt: str = PROMPT) -> list[dict[str, Any]]:
-    """Rows of different formulas of one level and one side of the split; a formula's side is a hash of its text.
+def draw(
+    level: tuple[int, int, int], size: int, held_out: bool, rng: random.Random, prompt: str = PROMPT
+) -> list[dict[str, Any]]:
+    """Rows of different formulas of one level, all held out or all for training; a hash of the text decides which.
 
     Raises:
-        ConfigError: if fifty tries a row do not suffice, as a level with few clauses has few formulas.
+        ConfigError: if fifty tries per row do not suffice, because a level with few clauses has few formulas.
     """
     n, k, clauses = level
-    found: dict[str, str] = {}
+    assignments: dict[str, str] = {}  # formula -> planted assignment
     for _ in range(50 * size):
         text, bits = formula(n, k, clauses, rng)
-        if len(found) < size and is_held_out(text) == held_out:
-            found.setdefault(text, bits)
-    if len(found) < size:
+        if len(assignments) < size and is_held_out(text) == held_out:
+            assignments.setdefault(text, bits)
+    if len(assignments) < size:
         side = "held-out" if held_out else "training"
-        raise ConfigError(f"the SAT level {list(level)} has fewer than {size} {side} formulas; lower data.train_size or data.val_size.")
+        raise ConfigError(
+            f"the SAT level {list(level)} has fewer than {size} {side} formulas; lower data.train_size or "
+            "data.val_size."
+        )
     return [
         {
             "id": f"{n},{k}: {text}",
@@ -121,21 +137,26 @@ def draw(level: tuple[int, int, int], size: int, held_out: bool, rng: random.Ran
             "task": f"sat-{n}-{k}-{clauses}",
             "chance": chance(text, k),
         }
-        for text, bits in found.items()
+        for text, bits in assignments.items()
     ]
 
 
 class SaturnPrompts(PromptData):
-    """Prompt groups of SAT problems. Their column `level` numbers the levels by difficulty from 0 on, for curricula; `chance` is what a blind guess earns.
+    """Prompt groups of SAT problems.
+
+    The column `level` numbers the levels by difficulty from 0 on, for curricula; `chance` is the pass@1 of a blind
+    guess.
 
     Args:
-        levels: (n, k, l) each: variables a clause, variables, clauses. The default is the paper's for 1.5B; its 7B has [3, 5, 13] and [3, 5, 15].
-        train_size, val_size: problems of each level.
+        levels: levels (n, k, l): variables per clause, variables, clauses. The default is the paper's for 1.5B; for 7B
+            it has [3, 5, 13] and [3, 5, 15].
+        train_size, val_size: numbers of problems per level.
         prompt: the text in which <n>, <k> and <clause> are replaced.
-        seed: of the problems and of their order.
+        seed: seed of the problems and of their order; the run's seed if None.
 
     Raises:
-        ConfigError: for a level that cannot be made, two of the same difficulty, a prompt without <clause>, or more problems than a level has.
+        ConfigError: for an impossible level, two levels of the same difficulty, a prompt without <clause>, or more
+            problems than a level has.
     """
 
     def __init__(
@@ -151,10 +172,13 @@ class SaturnPrompts(PromptData):
         self.difficulties = [difficulty(*level) for level in self.levels]
         if len(set(self.difficulties)) < len(self.levels):
             raise ConfigError(
-                f"data.levels has two levels of the same difficulty: {[list(level) for level in self.levels]}; leave one out."
+                f"data.levels has two levels of the same difficulty: {[list(level) for level in self.levels]}; remove "
+                "one of them."
             )
         if "<clause>" not in prompt:
-            raise ConfigError("data.prompt has no <clause>, so the problem would not be in it.")
+            raise ConfigError(
+                "data.prompt has no <clause>, so the prompts would not contain the problem; add <clause> to it."
+            )
         self.train_size, self.val_size, self.prompt = train_size, val_size, prompt
 
     def _draw(self, size: int, held_out: bool) -> list[dict[str, Any]]:
@@ -173,12 +197,14 @@ class SaturnPrompts(PromptData):
 
 
 class SatDemonstrations(Demonstrations):
-    """Formulas of the training side with an answer given at once, for the start of the miniature: it knows the form and little of the substance.
+    """Training formulas with immediate answers, for the miniature's initial policy: it knows the format and can solve
+    few problems.
 
     Args:
-        levels: as in `SaturnPrompts`, drawn evenly. batch_size, train_size, val_size, seed: as in `Demonstrations`.
-        guesses: share of rows whose answer is drawn blindly.
-        unboxed: share of rows whose answer is not put into a box.
+        levels: as in `SaturnPrompts`, drawn evenly.
+        batch_size, train_size, val_size, seed: as in `Demonstrations`.
+        guesses: fraction of rows whose answer is a random guess.
+        unboxed: fraction of rows whose answer is not in a box.
     """
 
     def __init__(

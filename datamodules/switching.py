@@ -1,8 +1,8 @@
-"""Demonstrations for a reasoner that overthinks and can switch: the start of AdaptThink and AutoThink.
+"""Demonstrations for a reasoner that overthinks and can switch, the initial policy of AdaptThink and AutoThink.
 
-Its reasoning works through five columns however short the operands are, so that thinking costs as much on an easy problem as on a hard
-one. Under the plain prompt it thinks; with an ellipsis behind <think> it tosses a coin, whatever the difficulty, as AutoThink
-(arXiv 2505.10832, 3.1) found DeepSeek-R1's distilled models to do.
+Its reasoning works through five columns even for short operands, so thinking costs as much on an easy problem as on a
+hard one. Under the plain prompt it thinks; with an ellipsis after <think> it thinks or answers at once with equal
+probability at any difficulty, as AutoThink (arXiv 2505.10832, section 3.1) found for DeepSeek-R1's distilled models.
 """
 
 import random
@@ -16,18 +16,19 @@ COLUMNS = 5
 
 
 def padded_trace(a: int, b: int, rng: random.Random, slip: float) -> tuple[str, str]:
-    """As `trace`, gone on with columns of zeros up to five; the answer is the same."""
+    """As `trace`, continued with columns of zeros up to five; the answer is the same."""
     steps, answer = trace(a, b, rng, slip)
     carry = int(len(answer) > len(str(a)))
-    rest = [f"0+0+{carry if i == 0 else 0}={carry if i == 0 else 0}" for i in range(COLUMNS - len(str(a)))]
-    return ", ".join([steps, *rest]), answer
+    zero_columns = [f"0+0+{carry if i == 0 else 0}={carry if i == 0 else 0}" for i in range(COLUMNS - len(str(a)))]
+    return ", ".join([steps, *zero_columns]), answer
 
 
 def switching_demonstrations(size: int, seed: int, direct: float = 0.4, unforced: float = 0.02) -> list[dict[str, Any]]:
-    """Half of the rows under the plain prompt, half with the ellipsis as a given prefix.
+    """Rows for supervised fine-tuning, half under the plain prompt and half with the ellipsis as a given prefix.
 
-    Plain rows are those of `arithmetic_demonstrations`: the share `direct` answers at once, its </think> given and not learned except in
-    the fraction `unforced`. With the ellipsis one row in two, of any level, answers at once of its own accord.
+    Plain rows are as in `arithmetic_demonstrations`: the fraction `direct` answers at once, and its </think> is given
+    and not learned except in a fraction `unforced` of them. With the ellipsis, half of the rows of any level answer at
+    once, and their </think> is learned.
     """
     rng = random.Random(derive_seed("switching demonstrations", seed))
     rows = []

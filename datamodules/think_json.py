@@ -1,6 +1,8 @@
-"""Texts to be written as an object of a given schema (ThinkJSON, arXiv 2502.14905): the object is drawn first, the text is made from it.
+"""Texts to be written as JSON objects of a given schema (ThinkJSON, arXiv 2502.14905).
 
-python main.py fit --config configs/think_json.yaml
+The object is drawn first, and the text is made from it.
+
+    python main.py fit --config configs/think_json.yaml
 """
 
 import json
@@ -18,55 +20,67 @@ NAMES = "ann bob cy dan eve flo gus hal ida jo kit leo mia ned ola pam".split()
 CITIES = "rome oslo lima bern cork nice york kiel pisa ghent".split()
 TYPES = {"name": "string", "age": "integer", "city": "string"}
 BLANKS = {"string": "", "integer": 0}
-PROMPT = "Write this text as a JSON object of the given schema. Reason between <think> and </think>, then give the object between <answer> and </answer>.\n\nText: <text>\nSchema: <schema>"
+PROMPT = (
+    "Write this text as a JSON object of the given schema. Reason between <think> and </think>, then give the object "
+    "between <answer> and </answer>.\n\nText: <text>\nSchema: <schema>"
+)
 
 
 def compact(value: Any) -> str:
+    """JSON without spaces."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def draw_row(rng: random.Random, keys: int, held_out: bool, prompt: str) -> dict[str, Any]:
-    """One text of the wanted side with the object it was made from; the side is a hash of the text."""
+    """A row with one text, held out or not as asked, and the object that it was made from; a hash of the text decides
+    whether it is held out."""
     while True:
         person = {"name": rng.choice(NAMES), "age": rng.randint(10, 99), "city": rng.choice(CITIES)}
-        text = "{name} from {city} is {age}".format(**person) if rng.random() < 0.5 else "{name} is {age}, from {city}".format(**person)
+        sentence = "{name} from {city} is {age}" if rng.random() < 0.5 else "{name} is {age}, from {city}"
+        text = sentence.format(**person)
         if is_held_out(text) == held_out:
             break
-    chosen = rng.sample(list(TYPES), keys)
-    blank = {key: BLANKS[TYPES[key]] for key in chosen}
+    schema_keys = rng.sample(list(TYPES), keys)
+    blank = {key: BLANKS[TYPES[key]] for key in schema_keys}
     schema = {
         "type": "object",
-        "properties": {key: {"type": TYPES[key]} for key in chosen},
-        "required": chosen,
+        "properties": {key: {"type": TYPES[key]} for key in schema_keys},
+        "required": schema_keys,
         "additionalProperties": False,
     }
     return {
-        "id": f"{text} {','.join(chosen)}",
+        "id": f"{text} {','.join(schema_keys)}",
         "prompt": prompt.replace("<text>", text).replace("<schema>", compact(blank)),
-        "answer": compact({key: person[key] for key in chosen}),
+        "answer": compact({key: person[key] for key in schema_keys}),
         "schema": compact(schema),
         "task": "schema",
     }
 
 
 def check_prompt(prompt: str, keys: int) -> None:
-    """Raises ConfigError for a prompt without its parts, or a number of keys that no schema has."""
+    """Raise ConfigError for a prompt without text or schema, or for an impossible number of keys."""
     if "<text>" not in prompt or "<schema>" not in prompt:
-        raise ConfigError("data.prompt must have <text> and <schema> in it, which are replaced.")
+        raise ConfigError("data.prompt must contain <text> and <schema>, which are replaced; add what is missing.")
     if not 1 <= keys <= len(TYPES):
-        raise ConfigError(f"data.keys is {keys}; a schema has 1 to {len(TYPES)} of the keys {', '.join(TYPES)}.")
+        raise ConfigError(
+            f"data.keys is {keys}; a schema has some of the keys {', '.join(TYPES)}, so it must be 1 to {len(TYPES)}."
+        )
 
 
 class SchemaPrompts(PromptData):
-    """Prompt groups of texts about a person and a blank schema that asks for some of it.
+    """Prompt groups of a text about a person and a blank schema that asks for some of its facts.
 
     Args:
-        keys: of a schema, drawn from name, age and city in any order.
-        train_size: texts of an epoch. val_size: held-out texts. prompt: in which <text> and <schema> are replaced.
-        seed: of the texts and of their order.
+        keys: number of keys of a schema, drawn from name, age and city in any order.
+        train_size: number of training texts per epoch.
+        val_size: number of held-out texts.
+        prompt: the text in which <text> and <schema> are replaced.
+        seed: seed of the texts and of their order; the run's seed if None.
     """
 
-    def __init__(self, keys: int = 2, train_size: int = 2000, val_size: int = 100, prompt: str = PROMPT, seed: int | None = None) -> None:
+    def __init__(
+        self, keys: int = 2, train_size: int = 2000, val_size: int = 100, prompt: str = PROMPT, seed: int | None = None
+    ) -> None:
         super().__init__(seed=seed)
         check_prompt(prompt, keys)
         self.keys, self.train_size, self.val_size, self.prompt = keys, train_size, val_size, prompt
@@ -83,18 +97,28 @@ class SchemaPrompts(PromptData):
 
 
 def careless(answer: str, rng: random.Random) -> str:
-    """An object's text with one of the mistakes that people make in JSON."""
+    """The text of an object with one of the mistakes that people make in JSON."""
     return rng.choice(
-        [answer[:-1], answer.replace('"', "'"), answer.replace('":', '" '), answer[:-1] + ",}", answer.replace('"', "", 1), answer + "}"]
+        [
+            answer[:-1],
+            answer.replace('"', "'"),
+            answer.replace('":', '" '),
+            answer[:-1] + ",}",
+            answer.replace('"', "", 1),
+            answer + "}",
+        ]
     )
 
 
 class SchemaDemonstrations(Demonstrations):
-    """Training texts with an object that is often not JSON and sometimes wrong, for the start of the miniature.
+    """Training texts with an object that is often invalid JSON and sometimes wrong, for the miniature's initial policy.
 
     Args:
-        batch_size, train_size, val_size, seed: as in `Demonstrations`. keys, prompt: as in `SchemaPrompts`.
-        broken: share of objects with a mistake in their syntax. wrong: share of rows whose object is another one's. untagged: share without the answer's tags.
+        batch_size, train_size, val_size, seed: as in `Demonstrations`.
+        keys, prompt: as in `SchemaPrompts`.
+        broken: fraction of objects with a syntax error.
+        wrong: fraction of rows whose object has random values of another one.
+        untagged: fraction of rows without <answer> tags.
     """
 
     def __init__(
@@ -117,8 +141,8 @@ class SchemaDemonstrations(Demonstrations):
         row = draw_row(rng, self.keys, False, self.prompt)
         answer = row["answer"]
         if rng.random() < self.wrong:
-            other = {"string": rng.choice(NAMES + CITIES), "integer": rng.randint(10, 99)}
-            answer = compact({key: other[TYPES[key]] for key in json.loads(answer)})
+            random_values = {"string": rng.choice(NAMES + CITIES), "integer": rng.randint(10, 99)}
+            answer = compact({key: random_values[TYPES[key]] for key in json.loads(answer)})
         if rng.random() < self.broken:
             answer = careless(answer, rng)
         if rng.random() >= self.untagged:

@@ -1,8 +1,9 @@
 """The site: README.md as its front page, the pages of docs/, and a reference from the docstrings.
 
-    make docs                  # build/docs/index.html; a link, an anchor, a picture or a name that leads nowhere is an error
+    make docs      # build/docs/index.html; a link, an anchor, a picture or a name that leads nowhere is an error
 
-Everything is on the built pages: formulas become MathML, which browsers draw by themselves, so that no script is fetched from anywhere.
+Everything is on the built pages: formulas become MathML, which browsers draw by themselves, so that no script is fetched
+from anywhere.
 """
 
 import re
@@ -18,6 +19,8 @@ from sphinx.util import logging
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lightning_modules", "datamodules", "rewards", "callbacks", "objectives", "policies", "rollouts", "support")
 sys.path.insert(0, str(ROOT))
+from benchmarks.pages import page_of  # noqa: E402
+from support.papers import all_objectives, all_papers  # noqa: E402
 
 project = "Lightning Posttrain"
 author = "its contributors"
@@ -50,11 +53,19 @@ html_math_renderer = "mathml"
 templates_path = ["site"]
 html_additional_pages = {"index": "front.html"}
 
+METHODS = [page_of(paper) for paper in [*all_papers().values(), *all_objectives().values()]]
 CONTENTS = {
-    "How to": ["docs/howto/*", "examples/home/README", "docs/scaling", "docs/sandbox", "docs/reliability"],
-    "Methods": ["docs/grpo", "docs/objectives", "docs/hc_rlhf", "docs/prorl", "docs/r1", "docs/*"],
+    "How to": [
+        "docs/howto/*",
+        "examples/home/README",
+        "docs/scaling",
+        "docs/sandbox",
+        "docs/reliability",
+        "docs/background/*",
+    ],
+    "Methods": ["docs/papers", *dict.fromkeys(str(page.relative_to(ROOT).with_suffix("")) for page in METHODS if page)],
     "Reference": ["docs/reference/*"],
-    "Project": ["docs/decisions", "docs/papers", "docs/speed", "CONTRIBUTING", "CHANGELOG"],
+    "Project": ["docs/decisions", "docs/speed", "CONTRIBUTING", "CHANGELOG"],
 }
 TEXT = re.compile(r"(\\text\w*\{)([^}]*)(\})")
 LESS = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"
@@ -64,12 +75,8 @@ def with_contents(app: Sphinx, docname: str, source: list[str]) -> None:
     """The front page is README.md with the contents of the site, which would be noise where README.md is read alone."""
     if docname != root_doc:
         return
-    named = {page for pages in CONTENTS.values() for page in pages}
     for title, pages in CONTENTS.items():
-        listed = "\n".join(page for page in pages if page != "docs/*")
-        if "docs/*" in pages:
-            rest = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
-            listed += "\n" + "\n".join(f"docs/{name}" for name in rest if f"docs/{name}" not in named)
+        listed = "\n".join(pages)
         source[0] += f"\n\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {title}\n\n{listed}\n```\n"
 
 
@@ -92,7 +99,7 @@ def block_math(self: Any, node: nodes.Element) -> None:
 
 
 def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text with `code` and indented examples; the parser would take their stars, bars and underscores for markup."""
+    """Docstrings are plain text with `code` and indented examples; their stars, bars and underscores are no markup."""
     written: list[str] = []
     example = section = False
     for number, line in enumerate(lines):
@@ -107,7 +114,9 @@ def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
             written.append(line)
             continue
         parts = re.split(r"(`[^`]+`)", line)
-        written.append("".join(f"`{part}`" if i % 2 else re.sub(r"([*_|\\])", r"\\\1", part) for i, part in enumerate(parts)))
+        written.append(
+            "".join(f"`{part}`" if i % 2 else re.sub(r"([*_|\\])", r"\\\1", part) for i, part in enumerate(parts))
+        )
     lines[:] = written
 
 

@@ -1,21 +1,24 @@
 """The methods: each a LightningModule."""
 
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
+
 from lightning_modules.adapt_think import AdaptThink, Forcing
 from lightning_modules.auto_think import AutoThink, ModeRewards
-from lightning_modules.evaluation import Evaluation
-from lightning_modules.few_tokens import SGRPO, TSPMO
+from lightning_modules.core.evaluation import Evaluation
+from lightning_modules.core.on_policy import OnPolicyModule
+from lightning_modules.core.reference_rewards import Reference
+from lightning_modules.core.terms import KLPenalty, Shaping
 from lightning_modules.grpo import GRPO
-from lightning_modules.hc_rlhf import HCRLHF
-from lightning_modules.on_policy import OnPolicyModule
-from lightning_modules.preference import CostModel, RewardModel
+from lightning_modules.hc_rlhf import HCRLHF, Constraint, SafetyTest, ScorerTraining, SupervisedTerm
 from lightning_modules.prorl import ProRL
-from lightning_modules.reference_rewards import Reference
-from lightning_modules.safety import Constraint, SafetyTest, SupervisedTerm
-from lightning_modules.scorer_training import ScorerTraining
+from lightning_modules.reward_models import CostModel, RewardModel
+from lightning_modules.s_grpo import SGRPO
 from lightning_modules.self_verify import SelfVerify, Verification
 from lightning_modules.sft import SFT
 from lightning_modules.still3 import Still3
-from lightning_modules.terms import KLPenalty, Shaping
+from lightning_modules.t_spmo import TSPMO
 
 __all__ = [
     "AdaptThink",

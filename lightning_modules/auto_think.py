@@ -1,32 +1,33 @@
-"""AutoThink: a reasoner that tosses a coin between thinking and answering at once learns which of the two a problem needs.
+"""AutoThink: a reasoner that starts with both modes, thinking and answering at once, learns which one a problem needs.
 
-Tu et al. (arXiv 2505.10832): an ellipsis behind <think> makes both modes appear; three stages of GRPO with rewards by mode then
-(1) keep both alive, (2) learn to answer right, (3) shorten. Eqs. 2 to 6 are in objectives/thinking.py.
+Tu et al. (arXiv 2505.10832): an ellipsis behind <think> makes both modes appear; three stages of GRPO with rewards by
+mode then (1) keep both alive, (2) learn to answer right, (3) shorten. Eqs. 2 to 6 are in objectives/thinking.py.
 
     python main.py fit --config configs/auto_think.yaml
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_modules.base import adamw
-from lightning_modules.effect import EffectWatch
-from lightning_modules.evaluation import Evaluation
-from lightning_modules.on_policy import OnPolicyModule
-from lightning_modules.terms import KLPenalty
-from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, TokenMean
+from lightning_modules.core.effect_watch import EffectWatch
+from lightning_modules.core.evaluation import Evaluation
+from lightning_modules.core.on_policy import OnPolicyModule
+from lightning_modules.core.terms import Shaping
+from objectives import Aggregation, TokenMean
 from objectives.statistics import group_statistics
 from objectives.thinking import balance_penalties, balanced_reward, length_shaped, naive_reward
 from policies import PolicyParams
 from rewards import Reward
 from rewards.answers import answers
-from rollouts import BatchPlan, Engine, Mode, RolloutBatch, SamplingParams, needs_thinking
+from rollouts import BatchPlan, Mode, RolloutBatch, SamplingOverrides, SamplingParams, needs_thinking
 from support.errors import ConfigError
+from support.papers import Paper
+from support.processes import summed
 
 
 @dataclass
@@ -34,9 +35,11 @@ class ModeRewards:
     """The numbers in AutoThink's reward tables.
 
     Args:
-        gamma: stage 1: share of a mode from which its reward is pulled down. slope: how fast (the paper's lambda).
+        gamma: stage 1: fraction of a mode from which its reward is pulled down.
+        slope: stage 1: how fast (the paper's lambda).
         alpha, beta: stage 3: strength of shaping by length, of correct and of wrong completions.
-        unparsed_no_thinking: reward for answering at once with no answer at all: 0 in the official code, -1 closes that gap.
+        unparsed_no_thinking: reward for answering at once with no answer at all: 0 in the official code, -1 closes
+            that gap.
     """
 
     gamma: float = 0.5
@@ -48,69 +51,85 @@ class ModeRewards:
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1 or min(self.slope, self.alpha, self.beta) < 0:
             raise ConfigError(
-                f"mode_rewards: needs gamma from 0 to 1 and slope, alpha and beta of 0 or above, got {self.gamma}, {self.slope}, {self.alpha} and {self.beta}."
+                "mode_rewards: needs gamma from 0 to 1 and slope, alpha and beta of 0 or above, got "
+                f"{self.gamma}, {self.slope}, {self.alpha} and {self.beta}."
             )
 
 
+@dataclass
+class ModeCounts:
+    """What the reward tables read of a rollout.
+
+    Fields:
+        modes: of every row.
+        correct: rows that left their think block and are right.
+        parsed: rows that left their think block and give an answer.
+        thinking_fraction: z, over the rollout's completions on all processes.
+    """
+
+    modes: Tensor
+    correct: Bool[Tensor, "rows"]
+    parsed: Bool[Tensor, "rows"]
+    thinking_fraction: float
+
+    @property
+    def thinking(self) -> Bool[Tensor, "rows"]:
+        """Rows that think; a row that never leaves its block has thought, and has no answer."""
+        return self.modes != Mode.NO_THINKING
+
+
 class AutoThink(OnPolicyModule):
-    """AutoThink; the defaults are the paper's first stage. A callbacks.StageSchedule moves `stage` on, or three runs follow one another.
+    """AutoThink; the defaults are the paper's first stage and its official code's.
+
+    A callbacks.StageSchedule moves `stage` on, or three runs follow one another (configs/auto_think/). Of the hooks it
+    overrides `prompt_tokens` (the ellipsis), `returns` (the tables), `metrics` and `observe`; `configure_model` finds
+    the think block.
 
     Args:
         policy: a model whose chat template knows <think> ... </think>, and which under the ellipsis shows both modes.
-        rewards: one of them says whether the answer is correct; the others are added to the mode's reward as they are.
+        rewards: one of them judges correctness; the others are added to the mode's reward as they are.
         stage: 1 keeps both modes alive, 2 is the plain table, 3 shortens.
         mode_rewards: the numbers of the tables.
-        ellipsis: what stands behind <think> in every prompt.
-        batch: 128 prompts x 8 completions (64 from stage 2 on). sampling: temperature 0.6.
-        advantage, loss, aggregation: GRPO's z-score, clip 0.2, mean over all tokens.
-        kl: none. evaluation, engine, importance_cap, max_grad_norm: as in GRPO.
-        optimizer, lr_scheduler: AdamW at 1e-6, constant.
+        ellipsis: follows <think> in every prompt.
+        batch: 128 prompts x 8 completions, two updates of 64 prompts (64 prompts and one update from stage 2 on).
+        sampling: temperature 0.6, up to 8,192 tokens (16,384 and 24,576 in stages 2 and 3).
+        aggregation: the mean over all tokens.
+        evaluation: temperature 0.6 and top-p 0.95 (the paper's benchmarks: 16 samples of up to 32,768 tokens).
+        shaping: entropy bonus 0.001 (the official code's).
+        kwargs: group z-score, clip 0.2, no KL, AdamW at 1e-6; see OnPolicyModule.
     """
+
+    zero_variance_groups_have_no_gradient = False  # the tables give equal rewards different values
+    needs_correctness = True
 
     def __init__(
         self,
         policy: PolicyParams,
         rewards: list[Reward],
+        *,
         stage: Literal[1, 2, 3] = 1,
-        mode_rewards: ModeRewards | None = None,
+        mode_rewards: ModeRewards = ModeRewards(),
         ellipsis: str = "\n...\n",
-        batch: BatchPlan | None = None,
-        sampling: SamplingParams | None = None,
-        advantage: Advantage | None = None,
-        loss: PolicyLoss | None = None,
-        aggregation: Aggregation | None = None,
-        kl: KLPenalty | None = None,
-        evaluation: Evaluation | None = None,
-        engine: Engine | None = None,
-        importance_cap: float | None = 2.0,
-        optimizer: OptimizerCallable = adamw,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        max_grad_norm: float | None = 1.0,
+        batch: BatchPlan = BatchPlan(128, 8, updates_per_rollout=2),
+        sampling: SamplingParams = SamplingParams(max_new_tokens=8192, temperature=0.6),
+        aggregation: Aggregation = TokenMean(),
+        evaluation: Evaluation = Evaluation(sampling=SamplingOverrides(temperature=0.6, top_p=0.95)),
+        shaping: Shaping = Shaping(entropy_bonus=0.001),
+        **kwargs: Any,
     ) -> None:
-        if not any(reward.is_correctness for reward in rewards):
-            raise ConfigError(
-                "AutoThink rewards right and wrong answers by mode, but none of model.rewards says what is right; list one such as rewards.ExactAnswer."
-            )
         super().__init__(
             policy,
-            batch or BatchPlan(prompts_per_rollout=128, group_size=8),
-            sampling or SamplingParams(max_new_tokens=8192, temperature=0.6),
             rewards,
-            advantage or GroupNorm(),
-            loss or ClippedSurrogate(),
-            aggregation or TokenMean(),
-            kl or KLPenalty(),
-            evaluation,
-            engine,
-            importance_cap,
-            optimizer,
-            lr_scheduler,
-            max_grad_norm,
+            batch=batch,
+            sampling=sampling,
+            aggregation=aggregation,
+            evaluation=evaluation,
+            shaping=shaping,
+            **kwargs,
         )
-        self.stage, self.mode_rewards, self.ellipsis = stage, mode_rewards or ModeRewards(), ellipsis
+        self.stage, self.mode_rewards, self.ellipsis = stage, copy.deepcopy(mode_rewards), ellipsis
         self.judge = next(reward for reward in rewards if reward.is_correctness)
         self.effect = EffectWatch()
-        self.shown: dict[str, float] = {}
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -119,50 +138,88 @@ class AutoThink(OnPolicyModule):
     def prompt_tokens(self, row: dict[str, Any]) -> list[int]:
         return self.form.prompt_tokens(row["prompt"], after=self.ellipsis)
 
-    def returns(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """The reward table of the stage, on top of whatever the other rewards say."""
-        table, modes = self.mode_rewards, self.form.modes(batch)
-        # What never leaves its block has thought, and has no answer.
-        thinking, closed = modes != Mode.NO_THINKING, modes != Mode.UNCLOSED
-        correct = (self.judge.unscaled(batch.rewards[self.judge.name], batch) >= 1) & closed
-        parsed = closed & torch.tensor([bool(text) for text in answers(batch)], device=self.device)
-        others = super().returns(batch) - self.judge.weight * batch.rewards[self.judge.name]
-        reward = naive_reward(correct, thinking, parsed, table.unparsed_no_thinking)
-        before = group_statistics(reward, batch.groups)[1].mean()
-        share = self.thinking_share(thinking)
+    # ---- the reward tables --------------------------------------------------------------------------------------------
+
+    def mode_counts(self, batch: RolloutBatch) -> ModeCounts:
+        """Modes, answers and their correctness. All processes take part."""
+        modes = self.form.modes(batch)
+        closed, thinking = modes != Mode.UNCLOSED, modes != Mode.NO_THINKING
+        parsed = closed & torch.tensor([bool(text) for text in answers(batch)], device=modes.device)
+        scores = self.judge.unscaled(batch.rewards[self.judge.name].to(modes.device), batch)
+        correct = (scores >= 1) & closed
+        count = summed(torch.tensor([float(thinking.sum()), float(len(thinking))]))
+        return ModeCounts(modes, correct, parsed, float(count[0] / count[1]))
+
+    def mode_rewards_of(self, batch: RolloutBatch, counts: ModeCounts) -> tuple[Tensor, Tensor]:
+        """(the plain table's rewards, those of the stage), each (rows,)."""
+        table = self.mode_rewards
+        naive = naive_reward(counts.correct, counts.thinking, counts.parsed, table.unparsed_no_thinking)
+        reward = naive
         if self.stage == 3:
-            reward = length_shaped(reward, correct, batch.lengths, batch.groups, table.alpha, table.beta)
+            reward = length_shaped(reward, counts.correct, batch.lengths, batch.groups, table.alpha, table.beta)
         if self.stage == 1:
-            reward = balanced_reward(reward, correct, thinking, share, table.gamma, table.slope)
-        self._note(batch, modes, correct, share)
-        self.shown |= {
-            "reward_std_naive": float(before),
-            "reward_std_shaped": float(group_statistics(reward, batch.groups)[1].mean()),
-            "reward_shaped": float(reward.mean()),
-        }
-        return reward + others
+            fraction = counts.thinking_fraction
+            reward = balanced_reward(reward, counts.correct, counts.thinking, fraction, table.gamma, table.slope)
+        return naive, reward
 
-    def thinking_share(self, thinking: Tensor) -> float:
-        """z: over the rollout's completions on all processes."""
-        count = self.summed(torch.tensor([float(thinking.sum()), float(len(thinking))]))
-        return float(count[0] / count[1])
+    def returns(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+        others = super().returns(batch) - self.judge.weight * batch.rewards[self.judge.name]
+        return self.mode_rewards_of(batch, self.mode_counts(batch))[1] + others
 
-    def _note(self, batch: RolloutBatch, modes: Tensor, correct: Tensor, share: float) -> None:
-        table, lengths = self.mode_rewards, batch.lengths.float()
-        penalties = balance_penalties(share, table.gamma, table.slope) if self.stage == 1 else (0.0, 0.0)
-        self.shown = {
+    # ---- what is shown ------------------------------------------------------------------------------------------------
+
+    def observe(self, batch: RolloutBatch) -> None:
+        self.effect.see(
+            "modes",
+            0 < self.mode_counts(batch).thinking_fraction < 1,
+            "all completions were of one mode, so there is nothing to choose from: start from a model that shows both "
+            "under the ellipsis (a short SFT, see docs/auto_think.md), or lower gamma.",
+        )
+
+    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
+        counts, table, lengths = self.mode_counts(batch), self.mode_rewards, batch.lengths.float()
+        naive, shaped = self.mode_rewards_of(batch, counts)
+        penalties = (0.0, 0.0)
+        if self.stage == 1:
+            penalties = balance_penalties(counts.thinking_fraction, table.gamma, table.slope)
+        metrics = {
             "stage": float(self.stage),
-            "thinking_rate": share,
-            "unclosed_rate": float((modes == Mode.UNCLOSED).float().mean()),
+            "thinking_rate": counts.thinking_fraction,
+            "unclosed_rate": float((counts.modes == Mode.UNCLOSED).float().mean()),
             "balance_thinking": penalties[0],
             "balance_no_thinking": penalties[1],
+            "reward_std_naive": float(group_statistics(naive, batch.groups)[1].mean()),
+            "reward_std_shaped": float(group_statistics(shaped, batch.groups)[1].mean()),
+            "reward_shaped": float(shaped.mean()),
         }
-        for name, rows in (("no_thinking", modes == Mode.NO_THINKING), ("thinking", modes != Mode.NO_THINKING)):
-            seen = bool(rows.any())
-            self.shown[f"accuracy/{name}"] = float(correct[rows].float().mean()) if seen else 0.0
-            self.shown[f"length/{name}"] = float(lengths[rows].mean()) if seen else 0.0
-        why = "all completions were of one mode, so there is nothing to choose from: start from a model that shows both under the ellipsis (a short SFT, see docs/auto_think.md), or lower gamma."
-        self.effect.see("modes", 0 < share < 1, why)
+        for name, rows in (("no_thinking", ~counts.thinking), ("thinking", counts.thinking)):
+            present = bool(rows.any())
+            metrics[f"accuracy/{name}"] = float(counts.correct[rows].float().mean()) if present else 0.0
+            metrics[f"length/{name}"] = float(lengths[rows].mean()) if present else 0.0
+        return metrics
 
-    def update(self, batch: RolloutBatch) -> dict[str, float]:
-        return super().update(batch) | self.shown
+
+PAPER = Paper(
+    name="auto_think",
+    title="AutoThink",
+    arxiv="2505.10832",
+    idea="two modes and three stages: keep both modes alive, learn to answer right, shorten",
+    classes=("lightning_modules.AutoThink", "callbacks.StageSchedule"),
+    configs=("auto_think",),
+    effect="0.57 → 0.86 with 50 % fewer tokens than always thinking",
+    # The stages begin at a quarter and at three quarters of the default budget, as in the paper's own configuration.
+    comparison={
+        "trainer.callbacks": [
+            {
+                "class_path": "callbacks.StageSchedule",
+                "init_args": {
+                    "stages": [
+                        {"from_rollout": 0, "set": {"stage": 1}, "lr": 1e-4},
+                        {"from_rollout": 17, "set": {"stage": 2}, "lr": 1e-4},
+                        {"from_rollout": 51, "set": {"stage": 3}, "lr": 1e-4},
+                    ]
+                },
+            }
+        ]
+    },
+)

@@ -9,12 +9,12 @@ Minimises the mean negative log-likelihood of the response tokens, prompts and g
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.base import PosttrainModule, adamw
+from lightning_modules.core.posttrain_module import PosttrainModule
 from policies import PolicyParams
 from policies.supervised import response_loss, summed_response_loss
+from support.papers import Paper
 
 
 class SFT(PosttrainModule):
@@ -22,21 +22,17 @@ class SFT(PosttrainModule):
 
     Args:
         policy: the model to train.
-        optimizer, lr_scheduler: as in every module.
-        max_length: longest sequence in tokens; a longer row is an error, since a cut response would teach to stop early.
+        max_length: longest sequence in tokens; a longer row is an error, since a cut response would teach to stop
+            early.
+        kwargs: optimizer and lr_scheduler, as in every module.
     """
 
-    def __init__(
-        self,
-        policy: PolicyParams,
-        optimizer: OptimizerCallable = adamw,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        max_length: int = 1024,
-    ) -> None:
-        super().__init__(policy, optimizer, lr_scheduler)
+    def __init__(self, policy: PolicyParams, *, max_length: int = 1024, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
         self.max_length = max_length
 
     def loss(self, rows: list[dict[str, Any]]) -> Tensor:
+        """Mean negative log-likelihood of the rows' response tokens."""
         return response_loss(self.policy, rows, self.max_length)
 
     def training_step(self, rows: list[dict[str, Any]], batch_idx: int) -> Tensor:
@@ -68,7 +64,20 @@ class SFT(PosttrainModule):
         out = []
         for row in rows:
             ids = torch.tensor([self.policy.encode(row["prompt"])], device=self.device)
-            generated = self.policy.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=256)
+            generated = self.policy.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=256
+            )
             text = self.policy.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
             out.append({"prompt": row["prompt"], "completion": text})
         return out
+
+
+PAPER = Paper(
+    name="sft",
+    title="SFT",
+    idea="supervised fine-tuning on demonstrations, the cold start of the other methods",
+    classes=("lightning_modules.SFT",),
+    configs=("sft",),
+    page="",
+    not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
+)

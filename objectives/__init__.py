@@ -3,8 +3,13 @@
 No Lightning, no tokenizer, no batch, no file in here: tensors in, tensors out.
 """
 
-from objectives.advantages import Advantage, GroupNorm, LeaveOneOut
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
+
+from objectives.advantages import Advantage, GroupNorm, LeaveOneOut, NoBaseline
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
+from objectives.betting import Betting, ConfidenceSequence
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
@@ -18,10 +23,12 @@ from objectives.weighted_losses import CISPO, SAPO, VESPO
 __all__ = [
     "Advantage",
     "Aggregation",
+    "Betting",
     "Bound",
     "CISPO",
     "ClippedSurrogate",
     "ClopperPearson",
+    "ConfidenceSequence",
     "ConstantLength",
     "EmpiricalBernstein",
     "GlobalNorm",
@@ -29,6 +36,7 @@ __all__ = [
     "Hoeffding",
     "KTAE",
     "LeaveOneOut",
+    "NoBaseline",
     "PassAtK",
     "PolicyLoss",
     "PrefixTree",

@@ -1,6 +1,8 @@
 """Advantages: how much better a completion was than its prompt's other completions."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
@@ -12,19 +14,28 @@ from objectives.statistics import Deviation, Reduce, global_moments, group_stati
 class Advantage(ABC):
     """Turns rewards into one advantage a row (spread over its tokens later) or one a token."""
 
-    #: set by the on-policy module before each call: 1 for right and 0 for wrong completions ("rows"), NaN where nothing
-    #: is known; None without a reward that judges correctness
-    correct: Float[Tensor, "rows"] | None = None
-    #: sums statistics over all processes, for advantages that look beyond a group; the on-policy module sets it
-    reduce: Reduce = staticmethod(own)
-    #: whether it also takes rewards a token, shaped "rows time"
+    #: whether it also accepts per-token rewards, shaped "rows time"
     token_rewards = False
-    #: whether a completion is judged against others of its prompt, so that one completion a prompt teaches nothing
+    #: whether a completion is compared with others of its prompt, so that a group of one has no gradient
     needs_group = True
-    #: ids of the tokens that end or pad a completion; the on-policy module sets them
-    end_tokens: list[int] = []
-    #: what the latest call has to report, by name; the on-policy module logs it under train/
+    #: metrics of the latest call, by name; the on-policy module logs them under train/
     metrics: dict[str, float] = {}
+    #: set before each call by the on-policy module: 1 for correct and 0 for wrong completions (rows,), NaN where unknown;
+    #: None without a reward that judges correctness
+    correct: Float[Tensor, "rows"] | None = None
+    #: set by `prepare`: sums statistics over all processes
+    reduce: Reduce = staticmethod(own)
+    #: set by `prepare`: ids of the tokens that end or pad a completion
+    end_tokens: Sequence[int] = ()
+
+    def prepare(self, reduce: Reduce, end_tokens: Sequence[int] = ()) -> None:
+        """Receive what only a run knows, once, before the first rollout.
+
+        Args:
+            reduce: sums a tensor over all processes, for statistics that look beyond a group.
+            end_tokens: ids of the tokens that end or pad a completion.
+        """
+        self.reduce, self.end_tokens = reduce, tuple(end_tokens)
 
     @abstractmethod
     def __call__(
@@ -51,6 +62,7 @@ class Advantage(ABC):
         """Go on from what `state_dict` gave; an empty state, of another advantage's checkpoint, starts anew."""
 
 
+@dataclass
 class GroupNorm(Advantage):
     """GRPO's advantage: (R_i - mean) / (std + eps) within the prompt's group (DeepSeekMath, arXiv 2402.03300, 4.1.2).
 
@@ -64,15 +76,16 @@ class GroupNorm(Advantage):
         deviation: sample (G - 1) or population (G).
     """
 
-    def __init__(
-        self, scale: Literal["group_std", "batch_std", "none"] = "group_std", eps: float = 1e-4, deviation: Deviation = "sample"
-    ) -> None:
-        self.scale = scale
-        self.eps = eps
-        self.deviation = deviation
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    eps: float = 1e-4
+    deviation: Deviation = "sample"
 
     def __call__(
-        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows"]:
         mean, std, _ = group_statistics(rewards, groups, self.deviation)
         advantages = rewards - mean[groups]
@@ -84,6 +97,23 @@ class GroupNorm(Advantage):
         return advantages.nan_to_num(0.0)
 
 
+@dataclass
+class NoBaseline(Advantage):
+    """A_i = R_i, for methods whose returns are already relative to a baseline of their own. Rows with NaN get zero."""
+
+    needs_group = False
+
+    def __call__(
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
+    ) -> Float[Tensor, "rows"]:
+        return rewards.nan_to_num(0.0)
+
+
+@dataclass
 class LeaveOneOut(Advantage):
     """RLOO: each completion against the mean of the others of its prompt (Ahmadian et al., arXiv 2402.14740).
 
@@ -95,12 +125,15 @@ class LeaveOneOut(Advantage):
         eps: added to that deviation.
     """
 
-    def __init__(self, scale: Literal["none", "batch_std"] = "none", eps: float = 1e-4) -> None:
-        self.scale = scale
-        self.eps = eps
+    scale: Literal["none", "batch_std"] = "none"
+    eps: float = 1e-4
 
     def __call__(
-        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows"]:
         advantages = self._against_others(rewards, groups)
         if self.scale == "batch_std":

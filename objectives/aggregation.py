@@ -5,6 +5,7 @@ micro-batches, all ranks), any split into micro-batches gives the same gradient.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,6 +37,7 @@ def _totals(mask: Tensor, total_rows: float | None, total_tokens: float | None) 
     return lengths, max(rows, 1.0), max(tokens, 1.0)
 
 
+@dataclass
 class SequenceMean(Aggregation):
     """Mean over each completion's tokens, then over completions: the original GRPO (arXiv 2402.03300, eq. 3)."""
 
@@ -46,6 +48,7 @@ class SequenceMean(Aggregation):
         return torch.where(lengths > 0, 1.0 / (rows * lengths.clamp(min=1)), torch.zeros_like(lengths))
 
 
+@dataclass
 class TokenMean(Aggregation):
     """Mean over all tokens of the step (DAPO, arXiv 2503.14476): long completions weigh more."""
 
@@ -56,6 +59,7 @@ class TokenMean(Aggregation):
         return torch.full_like(lengths, 1.0 / tokens)
 
 
+@dataclass
 class SequenceSum(Aggregation):
     """Sum over each completion's tokens, mean over completions: the score-function estimator of REINFORCE and RLOO.
 
@@ -69,6 +73,7 @@ class SequenceSum(Aggregation):
         return torch.full_like(lengths, 1.0 / rows)
 
 
+@dataclass
 class ConstantLength(Aggregation):
     """Sum over tokens divided by (completions x a constant length): Dr. GRPO (arXiv 2503.20783), TRL's `dr_grpo`.
 
@@ -77,11 +82,12 @@ class ConstantLength(Aggregation):
         per_completion: False divides by the length alone, as verl's `seq-mean-token-sum-norm` does: the step then grows with the batch.
     """
 
-    def __init__(self, length: int, per_completion: bool = True) -> None:
-        if length < 1:
-            raise ConfigError(f"ConstantLength: length must be at least 1, got {length}.")
-        self.length = length
-        self.per_completion = per_completion
+    length: int
+    per_completion: bool = True
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigError(f"ConstantLength: length is {self.length}; set aggregation.length to 1 or more tokens.")
 
     def __call__(
         self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None

@@ -13,7 +13,9 @@ from support.seeding import derive_seed
 CHUNK = 4_000_000
 
 
-def bootstrap_interval(values: np.ndarray, level: float = 0.95, resamples: int = 4000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: np.ndarray, level: float = 0.95, resamples: int = 4000, seed: int = 0
+) -> tuple[float, float]:
     """(low, high) around the mean of `values`.
 
     A resample of n problems is a multinomial draw of how often each distinct value occurs, so the interval does not depend on the order of

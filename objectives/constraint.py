@@ -9,24 +9,66 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from objectives.bounds import student_t_quantile
+from objectives.bounds import Bound, StudentT
 from support.errors import ConfigError
 
 
-def inflation(delta: float, samples: int, safety_samples: int, c1: float, c2: float) -> float:
-    """kappa = C1 * t_{1-delta, n-1} / sqrt(n) + C2 * t_{1-delta, m-1} / sqrt(m).
+def inflation(
+    delta: float,
+    samples: int,
+    safety_samples: int,
+    c1: float,
+    c2: float,
+    bound: Bound | None = None,
+    mean: float = 0.0,
+    std: float = 0.0,
+) -> float:
+    """kappa = C1 * slope_n + C2 * slope_m, the derivative of `pessimistic_bound` by the deviation.
 
-    The first term covers estimating the cost from `samples` = n rollouts, the second anticipates the safety test on
-    `safety_samples` = m prompts.
+    With Student's t, the default and the paper's,
+        kappa = C1 * t_{1-delta, n-1} / sqrt(n) + C2 * t_{1-delta, m-1} / sqrt(m).
+    Arguments and errors as in `pessimistic_bound`.
     """
-    if samples < 2 or safety_samples < 2:
-        raise ValueError(f"inflation needs at least 2 samples on both sides, got n={samples}, m={safety_samples}.")
-    candidate = c1 * student_t_quantile(delta, samples) / math.sqrt(samples)
-    test = c2 * student_t_quantile(delta, safety_samples) / math.sqrt(safety_samples)
+    _check_sizes(samples, safety_samples)
+    bound = bound or StudentT()
+    candidate = c1 * bound.slope(mean, std, samples, delta)
+    test = c2 * bound.slope(mean, std, safety_samples, delta)
     return candidate + test
 
 
-def augmented_cost(costs: Float[Tensor, "rows"], mean: float, std: float, kappa: float, floor: float = 1e-6) -> Float[Tensor, "rows"]:
+def pessimistic_bound(
+    delta: float, samples: int, safety_samples: int, c1: float, c2: float, bound: Bound, mean: float, std: float
+) -> float:
+    """U+ = mean + C1 * width_n + C2 * width_m, with the widths of the safety test's bound.
+
+    With Student's t it is mean + kappa * std. The first width covers estimating the cost from `samples` = n rollouts,
+    the second anticipates the safety test on `safety_samples` = m prompts.
+
+    Args:
+        delta: error probability of the safety test itself, after its division among several tests.
+        samples: number n of costs that mean and std come from.
+        safety_samples: number m of prompts in the safety test.
+        c1: factor of pessimism on the first width.
+        c2: factor of pessimism on the second width.
+        bound: bound of the safety test.
+        mean: mean of the n costs.
+        std: Bessel-corrected deviation of the n costs.
+
+    Raises:
+        ValueError: fewer than 2 samples on either side, or moments that the bound's range excludes.
+    """
+    _check_sizes(samples, safety_samples)
+    return mean + c1 * bound.width(mean, std, samples, delta) + c2 * bound.width(mean, std, safety_samples, delta)
+
+
+def _check_sizes(samples: int, safety_samples: int) -> None:
+    if samples < 2 or safety_samples < 2:
+        raise ValueError(f"inflation needs at least 2 samples on both sides, got n={samples}, m={safety_samples}.")
+
+
+def augmented_cost(
+    costs: Float[Tensor, "rows"], mean: float, std: float, kappa: float, floor: float = 1e-6
+) -> Float[Tensor, "rows"]:
     """The per-sample cost whose expected score-function gradient is that of mean + kappa * std.
 
     c + kappa * (c^2 - 2 c mean) / (2 std), because grad std = (grad E[c^2] - 2 mean grad E[c]) / (2 std).
@@ -86,14 +128,26 @@ class DualVariable:
     """
 
     def __init__(
-        self, initial: float = 1.0, rate: float = 0.01, maximum: float = 1e6, delay: int = 0, update: Literal["log", "linear"] = "log"
+        self,
+        initial: float = 1.0,
+        rate: float = 0.01,
+        maximum: float = 1e6,
+        delay: int = 0,
+        update: Literal["log", "linear"] = "log",
     ) -> None:
         if initial < 0 or maximum < initial or rate < 0 or delay < 0:
             raise ConfigError(
-                "the multiplier of the constraint needs 0 <= lambda_init <= lambda_max, lambda_lr >= 0 and lambda_delay >= 0, "
-                f"got {initial}, {maximum}, {rate} and {delay}."
+                "the multiplier of the constraint needs 0 <= lambda_init <= lambda_max, lambda_lr >= 0 and "
+                f"lambda_delay >= 0, got {initial}, {maximum}, {rate} and {delay}."
             )
-        self.value, self.rate, self.maximum, self.delay, self.update, self.steps = initial, rate, maximum, delay, update, 0
+        self.value, self.rate, self.maximum, self.delay, self.update, self.steps = (
+            initial,
+            rate,
+            maximum,
+            delay,
+            update,
+            0,
+        )
 
     def step(self, violation: float) -> None:
         """One ascent step for violation = U - tau."""

@@ -3,6 +3,7 @@
 A group without signal does not get zero here: its rewards are compared with those of other prompts.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,7 +21,9 @@ def at_last_token(values: Float[Tensor, "rows"], mask: Bool[Tensor, "rows time"]
     return torch.where(last, values[:, None], torch.zeros_like(values)[:, None])
 
 
-def returns_to_go(rewards: Float[Tensor, "rows time"], mask: Bool[Tensor, "rows time"], discount: float) -> Float[Tensor, "rows time"]:
+def returns_to_go(
+    rewards: Float[Tensor, "rows time"], mask: Bool[Tensor, "rows time"], discount: float
+) -> Float[Tensor, "rows time"]:
     """sum_{s >= t} discount^(s - t) r_s over the masked tokens; tokens outside the mask neither earn nor count as time."""
     found, running = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
@@ -29,6 +32,7 @@ def returns_to_go(rewards: Float[Tensor, "rows time"], mask: Bool[Tensor, "rows 
     return found
 
 
+@dataclass
 class ReinforcePlusPlus(Advantage):
     """REINFORCE++ (Hu et al., arXiv 2501.03262): a return for every token, whitened over all tokens of the rollout.
 
@@ -44,18 +48,18 @@ class ReinforcePlusPlus(Advantage):
         deviation: population, as in OpenRLHF (the authors' own code), or sample, as in verl.
     """
 
-    def __init__(
-        self,
-        baseline: Literal["none", "group"] = "none",
-        discount: float = 1.0,
-        floor: float = 1e-8,
-        deviation: Deviation = "population",
-    ) -> None:
-        if not 0 < discount <= 1 or floor <= 0:
-            raise ConfigError(f"ReinforcePlusPlus: needs 0 < discount <= 1 and floor > 0, got {discount} and {floor}.")
-        self.baseline, self.discount, self.floor, self.deviation = baseline, discount, floor, deviation
-        self.token_rewards = baseline == "none"  # a group's mean is one of rewards a completion
-        self.needs_group = baseline == "group"
+    baseline: Literal["none", "group"] = "none"
+    discount: float = 1.0
+    floor: float = 1e-8
+    deviation: Deviation = "population"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.discount <= 1 or self.floor <= 0:
+            raise ConfigError(
+                f"ReinforcePlusPlus: needs 0 < discount <= 1 and floor > 0, got {self.discount} and {self.floor}."
+            )
+        self.token_rewards = self.baseline == "none"  # the mean of a group needs one reward per completion
+        self.needs_group = self.baseline == "group"
 
     def __call__(
         self,
@@ -73,6 +77,7 @@ class ReinforcePlusPlus(Advantage):
         return torch.where(counted, (returns - mean) / variance.clamp(min=self.floor).sqrt(), torch.zeros_like(returns))
 
 
+@dataclass
 class GlobalNorm(Advantage):
     """(R_i - mean) / (std + eps) over all completions of the rollout on all processes; the second half of GDPO (see `normalised_sum`).
 
@@ -82,18 +87,25 @@ class GlobalNorm(Advantage):
 
     needs_group = False
 
-    def __init__(self, eps: float = 1e-4, deviation: Deviation = "sample") -> None:
-        self.eps, self.deviation = eps, deviation
+    eps: float = 1e-4
+    deviation: Deviation = "sample"
 
     def __call__(
-        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows"]:
         mean, variance = global_moments(rewards, ~rewards.isnan(), self.reduce, self.deviation)
         return ((rewards - mean) / (variance.sqrt() + self.eps)).nan_to_num(0.0)
 
 
 def normalised_sum(
-    rewards: Float[Tensor, "kinds rows"], weights: Float[Tensor, "kinds"], groups: Int[Tensor, "rows"], eps: float = 1e-4
+    rewards: Float[Tensor, "kinds rows"],
+    weights: Float[Tensor, "kinds"],
+    groups: Int[Tensor, "rows"],
+    eps: float = 1e-4,
 ) -> Float[Tensor, "rows"]:
     """sum_k w_k (R_k - mean_k) / (std_k + eps), each reward normalised within its group before they are added (GDPO, arXiv 2601.05242).
 

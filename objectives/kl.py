@@ -49,7 +49,9 @@ def _value(d: Tensor, estimator: str) -> Tensor:
     raise ValueError(f"KL estimator must be k1, k2, k3, k1+ or k3+, got {estimator!r}.")
 
 
-def adapted_coefficient(coefficient: float, observed: float, target: float, rows: int, horizon: int, limit: float = 0.2) -> float:
+def adapted_coefficient(
+    coefficient: float, observed: float, target: float, rows: int, horizon: int, limit: float = 0.2
+) -> float:
     """The adaptive controller of Ziegler et al. (arXiv 1909.08593, 2.2): beta * (1 + clip(KL/target - 1, +-limit) * rows/horizon), never below 0."""
     error = min(max(observed / target - 1.0, -limit), limit)
     return coefficient * max(0.0, 1.0 + error * rows / horizon)

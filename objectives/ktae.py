@@ -6,6 +6,8 @@ information gain say how strongly it is associated, the difference of shares and
     A_it = A_i + key(o_it),   key = top * (2 sigmoid(s) - 1),   s = (w_F F + w_IG IG) x / (w_F + w_IG)
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from objectives.advantages import Advantage, GroupNorm
+from objectives.statistics import Reduce
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 
 Counts = Float[Tensor, "tokens"]
 
@@ -44,17 +48,22 @@ def fisher_p(a: Counts, b: Counts, right: int, wrong: int) -> Counts:
 
 def _entropy(share: Tensor) -> Tensor:
     """In bits, of a coin."""
-    return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / torch.log(torch.tensor(2.0, dtype=share.dtype))
+    return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / torch.log(
+        torch.tensor(2.0, dtype=share.dtype)
+    )
 
 
 def information_gain(a: Counts, b: Counts, right: int, wrong: int) -> Counts:
     """H(right or wrong) - H(right or wrong | with or without the token), in bits; arguments as in `fisher_p`."""
     total, holding = right + wrong, a + b
     lacking = total - holding
-    conditional = holding / total * _entropy(a / holding.clamp(min=1)) + lacking / total * _entropy((right - a) / lacking.clamp(min=1))
+    conditional = holding / total * _entropy(a / holding.clamp(min=1)) + lacking / total * _entropy(
+        (right - a) / lacking.clamp(min=1)
+    )
     return _entropy(torch.full_like(a, right / total)) - conditional
 
 
+@dataclass
 class KTAE(Advantage):
     """Key-token advantages on top of those of whole completions; groups that are all right or all wrong get the latter alone.
 
@@ -63,37 +72,43 @@ class KTAE(Advantage):
     0.99 top) and `key_share`, of the mean absolute advantage.
 
     Args:
-        base: the advantage of whole completions; GRPO's if None.
+        base: the advantage of whole completions; GRPO's by default.
         fisher, gain: weights w_F and w_IG. The official scripts ask for a gain of 2, which its estimator does not read.
         top: largest key. k1, b: of the frequencies, as in BM25. clamp: bound on the absolute direction x; None leaves it.
         correct_above: a completion is right if its total reward is above this; None asks the reward that judges
             correctness, and without one counts totals above 0 as right.
     """
 
-    def __init__(
-        self,
-        base: Advantage | None = None,
-        fisher: float = 1.0,
-        gain: float = 1.0,
-        top: float = 1.0,
-        k1: float = 2.0,
-        b: float = 0.5,
-        clamp: float | None = None,
-        correct_above: float | None = None,
-    ) -> None:
-        if fisher < 0 or gain < 0 or fisher + gain == 0 or top <= 0 or k1 <= 0 or not 0 <= b <= 1 or (clamp is not None and clamp <= 0):
+    base: Advantage = field(default_factory=lambda: GroupNorm(eps=1e-6))
+    fisher: float = 1.0
+    gain: float = 1.0
+    top: float = 1.0
+    k1: float = 2.0
+    b: float = 0.5
+    clamp: float | None = None
+    correct_above: float | None = None
+
+    def __post_init__(self) -> None:
+        positive = self.top > 0 and self.k1 > 0 and (self.clamp is None or self.clamp > 0)
+        if min(self.fisher, self.gain) < 0 or self.fisher + self.gain == 0 or not positive or not 0 <= self.b <= 1:
             raise ConfigError(
-                f"KTAE: needs fisher, gain >= 0 and not both 0, top, k1, clamp > 0 and 0 <= b <= 1; got {fisher}, {gain}, {top}, {k1}, {clamp}, {b}."
+                "KTAE: needs fisher, gain >= 0 and not both 0, top, k1, clamp > 0 and 0 <= b <= 1; got "
+                f"{self.fisher}, {self.gain}, {self.top}, {self.k1}, {self.clamp}, {self.b}."
             )
-        self.base = base or GroupNorm(eps=1e-6)
-        self.fisher, self.gain, self.top, self.k1, self.b, self.clamp = fisher, gain, top, k1, b, clamp
-        self.correct_above = correct_above
         self.needs_group = self.base.needs_group
 
+    def prepare(self, reduce: Reduce, end_tokens: Sequence[int] = ()) -> None:
+        super().prepare(reduce, end_tokens)
+        self.base.prepare(reduce, end_tokens)
+
     def __call__(
-        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows time"]:
-        self.base.reduce, self.base.correct = self.reduce, self.correct
+        self.base.correct = self.correct
         base = self.base(rewards, groups, tokens, mask)
         base = (base if base.dim() == 2 else base[:, None]) * mask
         keys = torch.zeros_like(base)
@@ -132,11 +147,14 @@ class KTAE(Advantage):
         if not rights or not wrongs:
             return torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
         ids, place = torch.unique(tokens, return_inverse=True)
-        counts = torch.zeros(len(tokens), len(ids), dtype=torch.float64, device=tokens.device).scatter_add_(1, place, mask.double())
+        counts = torch.zeros(len(tokens), len(ids), dtype=torch.float64, device=tokens.device).scatter_add_(
+            1, place, mask.double()
+        )
         holds = (counts > 0).double()
         a, b = holds[is_right].sum(0), holds[judged & ~is_right].sum(0)
         p = fisher_p(a, b, rights, wrongs)
-        strength = self.fisher * torch.where(p < 1 - 1e-9, torch.exp(-2 * p), 0.0) + self.gain * information_gain(a, b, rights, wrongs)
+        gained = information_gain(a, b, rights, wrongs)
+        strength = self.fisher * torch.where(p < 1 - 1e-9, torch.exp(-2 * p), 0.0) + self.gain * gained
         x = torch.asin((a / rights).sqrt()) - torch.asin((b / wrongs).sqrt())
         x = x + self._frequencies(counts[is_right].sum(0), counts[judged & ~is_right].sum(0))
         if self.clamp is not None:
@@ -162,3 +180,24 @@ class KTAE(Advantage):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.base.load_state_dict(state)
+
+
+PAPER = Paper(
+    name="ktae",
+    title="KTAE",
+    arxiv="2505.16826",
+    idea="each token has its own part of the advantage",
+    classes=("objectives.KTAE",),
+    configs=("ktae",),
+    effect="pass@1 0.63 → 0.91, and above 0.85 in no more rollouts than GRPO",
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "ktae": {},
+            "ktae, clamped": {"model.advantage.clamp": 1.0},
+            "grpo": {"model.advantage": "objectives.GroupNorm"},
+        },
+        columns={"val pass@1": "val/pass1", "val length": "val/length", "mean abs. key": "train/key_abs"},
+        expect="A given accuracy is reached in no more rollouts than with GRPO.",
+    ),
+)

@@ -6,6 +6,7 @@ k/n * sum_i earned_i * grad log pi(o_i) is an unbiased estimate of grad pass@k (
 so when a number that does not depend on completion i is subtracted from what it earned.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ def pass_rate(n: Float[Tensor, "*shape"], c: Float[Tensor, "*shape"], k: int) ->
     return 1 - none
 
 
+@dataclass
 class PassAtK(Advantage):
     """Advantages whose policy gradient is that of pass@k, from groups of more than k completions.
 
@@ -40,13 +42,20 @@ class PassAtK(Advantage):
             correctness, and without one counts totals of 1 or more as right.
     """
 
-    def __init__(self, k: int, baseline: Literal["others", "group"] = "others", correct_at: float | None = None) -> None:
-        if k < 1:
-            raise ConfigError(f"PassAtK: k must be at least 1, got {k}.")
-        self.k, self.baseline, self.correct_at = k, baseline, correct_at
+    k: int
+    baseline: Literal["others", "group"] = "others"
+    correct_at: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(f"PassAtK: k is {self.k}; set it to 1 or more.")
 
     def __call__(
-        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows"]:
         if self.correct_at is None and self.correct is not None:
             scores, correct_at = self.correct.to(rewards), 1.0
@@ -66,6 +75,8 @@ class PassAtK(Advantage):
         else:
             rate = pass_rate(n, c, self.k)
             spread = (rate * (1 - rate)).sqrt()
-            advantages = torch.where(spread > 0, (earned - rate) / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)
+            advantages = torch.where(
+                spread > 0, (earned - rate) / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0
+            )
         # Rows that no reward applied to may leave too few for a set of k.
         return torch.where(valid & (n >= needed), advantages, 0.0)

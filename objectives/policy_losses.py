@@ -1,6 +1,8 @@
-"""Policy losses a token. How tokens become one number is objectives/aggregation.py's business."""
+"""Per-token policy losses. `objectives/aggregation.py` reduces them to a scalar."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,7 +29,7 @@ class PolicyLoss(ABC):
         Args:
             logprobs: of the policy being updated; carries the gradient.
             behaviour_logprobs: of the policy that sampled the tokens.
-            advantages: one a token.
+            advantages: one per token.
             mask: True on tokens that the policy chose; values elsewhere are arbitrary.
         """
 
@@ -66,6 +68,16 @@ def clipped_surrogate(
     return loss, metrics
 
 
+def check_clip_range(loss: Any) -> None:
+    """Refuse a clip range below a ratio of 0 or an upper bound below 1. Raises ConfigError that names the loss."""
+    if not 0 <= loss.clip_low <= 1 or loss.clip_high < 0:
+        raise ConfigError(
+            f"{type(loss).__name__}: clip_low is {loss.clip_low} and clip_high is {loss.clip_high}; needs "
+            "0 <= clip_low <= 1 and clip_high >= 0."
+        )
+
+
+@dataclass
 class ClippedSurrogate(PolicyLoss):
     """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A), rho = exp(logprob - behaviour logprob).
 
@@ -79,21 +91,23 @@ class ClippedSurrogate(PolicyLoss):
         log_ratio_clamp: log rho is kept within plus and minus this (verl: 20). None: as it is.
     """
 
-    def __init__(
-        self, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None, log_ratio_clamp: float | None = None
-    ) -> None:
-        if not 0 <= clip_low <= 1 or clip_high < 0:
-            raise ConfigError(f"ClippedSurrogate: needs 0 <= clip_low <= 1 and clip_high >= 0, got {clip_low}, {clip_high}.")
-        if dual_clip is not None and dual_clip < 1 + clip_high:
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    log_ratio_clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        check_clip_range(self)
+        if self.dual_clip is not None and self.dual_clip < 1 + self.clip_high:
             raise ConfigError(
-                f"ClippedSurrogate: dual_clip is {dual_clip}; below 1 + clip_high ({1 + clip_high:g}) it would undo the clip."
+                f"ClippedSurrogate: dual_clip is {self.dual_clip}, which would undo the clip at {1 + self.clip_high:g}; "
+                "set loss.dual_clip to 1 + clip_high or above, or to null for none."
             )
-        if log_ratio_clamp is not None and log_ratio_clamp <= 0:
-            raise ConfigError(f"ClippedSurrogate: log_ratio_clamp is {log_ratio_clamp}; it must be above 0, or null for none.")
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.dual_clip = dual_clip
-        self.log_ratio_clamp = log_ratio_clamp
+        if self.log_ratio_clamp is not None and self.log_ratio_clamp <= 0:
+            raise ConfigError(
+                f"ClippedSurrogate: log_ratio_clamp is {self.log_ratio_clamp}; set loss.log_ratio_clamp above 0, or to "
+                "null for none."
+            )
 
     def __call__(
         self,
@@ -111,6 +125,7 @@ class ClippedSurrogate(PolicyLoss):
         return loss, metrics
 
 
+@dataclass
 class Reinforce(PolicyLoss):
     """-A * log pi: the score-function estimator, no ratio and no clipping (Williams 1992; HC-RLHF, arXiv 2506.08266)."""
 

@@ -4,6 +4,8 @@ Completions that begin alike share a path. For the edge from prefix p to token v
 minus that of those that begin with p. The objective is the mean over edges with A other than zero of pi(v | p) A(v | p).
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -12,6 +14,7 @@ from objectives.advantages import Advantage
 from objectives.policy_losses import Metrics, PolicyLoss
 
 
+@dataclass
 class PrefixTree(Advantage):
     """A(v | p) at the edge's place in one of the completions that share it, so that each edge counts once; 0 everywhere else.
 
@@ -20,11 +23,17 @@ class PrefixTree(Advantage):
     """
 
     def __call__(
-        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows time"]:
         found = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
         steps = torch.arange(mask.shape[1], device=mask.device)
-        last = torch.where(mask, steps, -1).amax(1).masked_fill(rewards.isnan(), -1)  # place of each row's last chosen token
+        last = (
+            torch.where(mask, steps, -1).amax(1).masked_fill(rewards.isnan(), -1)
+        )  # place of each row's last chosen token
         nodes, vocabulary = groups, int(tokens.max()) + 1
         for depth in range(int(last.max()) + 1):
             rows = torch.nonzero(last >= depth).flatten()
@@ -33,13 +42,18 @@ class PrefixTree(Advantage):
             order = torch.arange(len(rows), device=rows.device)
             first = torch.full_like(edges, len(rows)).scatter_reduce(0, children, order, "amin")
             gain = (_means(values, children)[children] - _means(values, parents)[parents])[first]
-            gain = torch.where((gain.abs() < 1e-9) | ~mask[rows[first], depth], 0.0, gain)  # equal means differ by rounding
+            gain = torch.where(
+                (gain.abs() < 1e-9) | ~mask[rows[first], depth], 0.0, gain
+            )  # equal means differ by rounding
             found[rows[first], depth] = gain.to(found.dtype)
             nodes = nodes.index_put((rows,), children)
             if len(edges) == len(rows):
                 break  # every completion is alone on its path, where there is nothing to compare
         depths = torch.nonzero(found)[:, 1]
-        self.metrics = {"edges": float(len(depths)), "edge_depth": float(depths.double().mean()) if len(depths) else 0.0}
+        self.metrics = {
+            "edges": float(len(depths)),
+            "edge_depth": float(depths.double().mean()) if len(depths) else 0.0,
+        }
         return found
 
 
@@ -49,6 +63,7 @@ def _means(values: Tensor, index: Tensor) -> Tensor:
     return sums / torch.bincount(index, minlength=size).clamp(min=1)
 
 
+@dataclass
 class Probability(PolicyLoss):
     """-A pi: the plain probability of the token, not its logarithm, so that unlikely tokens move little (T-SPMO)."""
 

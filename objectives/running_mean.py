@@ -1,5 +1,6 @@
 """A baseline that needs no group: what the policy earned in the rollouts before this one."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from objectives.advantages import Advantage
 from support.errors import ConfigError
 
 
+@dataclass
 class RunningMean(Advantage):
     """REINFORCE's baseline of one number, for one completion a prompt (HC-RLHF, arXiv 2506.08266, which has it beside leave-one-out).
 
@@ -24,17 +26,23 @@ class RunningMean(Advantage):
 
     needs_group = False
 
-    def __init__(self, decay: float = 0.9) -> None:
-        if not 0 <= decay < 1:
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
             raise ConfigError(
-                f"RunningMean: decay is {decay}; it must be at least 0 and below 1, since 1 would never learn from a rollout."
+                f"RunningMean: decay is {self.decay}; set it to at least 0 and below 1, since 1 would never learn from a "
+                "rollout."
             )
-        self.decay = decay
         #: b, in the unit of the returns; None before the first rollout
         self.baseline: float | None = None
 
     def __call__(
-        self, rewards: Float[Tensor, "rows"], groups: Int[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"],
+        mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows"]:
         valid = rewards.detach()[~rewards.isnan()].cpu().double()
         total, count = self.reduce(torch.stack([valid.sum(), valid.new_tensor(valid.numel())])).tolist()

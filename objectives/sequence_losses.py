@@ -3,13 +3,15 @@
 AdaptThink's official code (arXiv 2505.13417) and GSPO (arXiv 2507.18071) both use the length-normalised form.
 """
 
+from dataclasses import dataclass
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from objectives.policy_losses import Metrics, PolicyLoss, clipped_surrogate, log_ratios
-from support.errors import ConfigError
+from objectives.policy_losses import Metrics, PolicyLoss, check_clip_range, clipped_surrogate, log_ratios
 
 
+@dataclass
 class SequenceSurrogate(PolicyLoss):
     """-min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i), the same value on every token of completion i.
 
@@ -21,10 +23,12 @@ class SequenceSurrogate(PolicyLoss):
         clip_low: how far s_i may fall below 1. clip_high: how far it may rise above.
     """
 
-    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, length_root: bool = True) -> None:
-        if not 0 <= clip_low <= 1 or clip_high < 0:
-            raise ConfigError(f"SequenceSurrogate: needs 0 <= clip_low <= 1 and clip_high >= 0, got {clip_low}, {clip_high}.")
-        self.clip_low, self.clip_high, self.length_root = clip_low, clip_high, length_root
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    length_root: bool = True
+
+    def __post_init__(self) -> None:
+        check_clip_range(self)
 
     def __call__(
         self,

@@ -22,7 +22,10 @@ def adapt_think_advantage(
 
 
 def naive_reward(
-    correct: Bool[Tensor, "rows"], thinking: Bool[Tensor, "rows"], parsed: Bool[Tensor, "rows"], unparsed_no_thinking: float = 0.0
+    correct: Bool[Tensor, "rows"],
+    thinking: Bool[Tensor, "rows"],
+    parsed: Bool[Tensor, "rows"],
+    unparsed_no_thinking: float = 0.0,
 ) -> Float[Tensor, "rows"]:
     """AutoThink, eq. 2: thinking earns +1 or 0, answering at once +2 or -1.
 

@@ -1,6 +1,7 @@
 """Losses that weigh or gate every token smoothly, where the clipped surrogate cuts its gradient off."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +15,7 @@ def _by_sign(first: Tensor, one: float, other: float, like: Tensor) -> Tensor:
     return torch.where(first, like.new_tensor(one), like.new_tensor(other))
 
 
+@dataclass
 class CISPO(PolicyLoss):
     """-stop_gradient(clip(rho)) * A * log pi: the weight is clipped, every token keeps its gradient (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
 
@@ -26,20 +28,31 @@ class CISPO(PolicyLoss):
         log_ratio_clamp: log rho is kept within plus and minus this (verl: 20).
     """
 
-    def __init__(
-        self,
-        clip_high: float | None = None,
-        ratio_cap: float | None = None,
-        clip_low: float | None = None,
-        log_ratio_clamp: float | None = None,
-    ) -> None:
-        if (clip_high is None) == (ratio_cap is None):
-            raise ConfigError("CISPO: give either clip_high (the weight is at most 1 + clip_high) or ratio_cap (it is at most ratio_cap).")
-        self.upper = 1 + clip_high if clip_high is not None else float(ratio_cap or 0)
-        self.lower = None if clip_low is None else 1 - clip_low
+    clip_high: float | None = None
+    ratio_cap: float | None = None
+    clip_low: float | None = None
+    log_ratio_clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.clip_high is None) == (self.ratio_cap is None):
+            raise ConfigError(
+                "CISPO: set exactly one of clip_high (the weight is at most 1 + clip_high) and ratio_cap (it is at most "
+                "ratio_cap)."
+            )
         if self.upper <= 0 or (self.lower is not None and not 0 <= self.lower <= self.upper):
-            raise ConfigError(f"CISPO: the weight's bounds are {self.lower} and {self.upper}; needs 0 <= lower <= upper.")
-        self.log_ratio_clamp = log_ratio_clamp
+            raise ConfigError(
+                f"CISPO: the weight's bounds are {self.lower} and {self.upper}; needs 0 <= lower <= upper."
+            )
+
+    @property
+    def upper(self) -> float:
+        """Largest weight of a token."""
+        return 1 + self.clip_high if self.clip_high is not None else float(self.ratio_cap or 0)
+
+    @property
+    def lower(self) -> float | None:
+        """Smallest weight of a token; None for no bound."""
+        return None if self.clip_low is None else 1 - self.clip_low
 
     def __call__(
         self,
@@ -54,6 +67,7 @@ class CISPO(PolicyLoss):
         return loss, {"clip_fraction": ((weight != ratio) & mask).sum().float(), "ratio": (ratio * mask).sum()}
 
 
+@dataclass
 class SAPO(PolicyLoss):
     """-4/tau * sigmoid(tau * (rho - 1)) * A: a soft gate around rho = 1 whose slope there is the plain ratio's (Soft Adaptive Policy Optimization, arXiv 2511.20347).
 
@@ -62,10 +76,15 @@ class SAPO(PolicyLoss):
         temperature_negative: tau for A <= 0; higher fades faster.
     """
 
-    def __init__(self, temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> None:
-        if temperature_positive <= 0 or temperature_negative <= 0:
-            raise ConfigError(f"SAPO: temperatures must be above 0, got {temperature_positive} and {temperature_negative}.")
-        self.temperature_positive, self.temperature_negative = temperature_positive, temperature_negative
+    temperature_positive: float = 1.0
+    temperature_negative: float = 1.05
+
+    def __post_init__(self) -> None:
+        if min(self.temperature_positive, self.temperature_negative) <= 0:
+            raise ConfigError(
+                f"SAPO: temperature_positive is {self.temperature_positive} and temperature_negative is "
+                f"{self.temperature_negative}; set both above 0."
+            )
 
     def __call__(
         self,
@@ -80,6 +99,7 @@ class SAPO(PolicyLoss):
         return loss, {"ratio": (ratio.detach() * mask).sum()}
 
 
+@dataclass
 class VESPO(PolicyLoss):
     """-stop_gradient(phi(w)) * A * log pi with phi(w) = exp(lambda) w^k exp(-lambda w), w the ratio of the whole completion (VESPO, arXiv 2602.10693).
 
@@ -90,12 +110,14 @@ class VESPO(PolicyLoss):
         k_positive, lambda_positive: for A >= 0. k_negative, lambda_negative: for A < 0.
     """
 
-    def __init__(
-        self, k_positive: float = 2.0, lambda_positive: float = 3.0, k_negative: float = 3.0, lambda_negative: float = 2.0
-    ) -> None:
-        if min(k_positive, lambda_positive, k_negative, lambda_negative) <= 0:
-            raise ConfigError("VESPO: k and lambda must be above 0.")
-        self.positive, self.negative = (k_positive, lambda_positive), (k_negative, lambda_negative)
+    k_positive: float = 2.0
+    lambda_positive: float = 3.0
+    k_negative: float = 3.0
+    lambda_negative: float = 2.0
+
+    def __post_init__(self) -> None:
+        if min(self.k_positive, self.lambda_positive, self.k_negative, self.lambda_negative) <= 0:
+            raise ConfigError(f"VESPO: every k and lambda must be above 0, got {self}.")
 
     def __call__(
         self,
@@ -106,6 +128,7 @@ class VESPO(PolicyLoss):
     ) -> tuple[Float[Tensor, "rows time"], Metrics]:
         log_w = log_ratios(logprobs.detach(), behaviour_logprobs, mask, 20.0).sum(1, keepdim=True)
         log_w = log_w.clamp(math.log(1e-8), 20.0)
-        k, rate = (_by_sign(advantages >= 0, p, n, logprobs) for p, n in zip(self.positive, self.negative, strict=True))
+        k = _by_sign(advantages >= 0, self.k_positive, self.k_negative, logprobs)
+        rate = _by_sign(advantages >= 0, self.lambda_positive, self.lambda_negative, logprobs)
         phi = (rate + k * log_w - rate * log_w.exp()).exp()
         return -phi * advantages * logprobs, {"phi": (phi * mask).sum()}

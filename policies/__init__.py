@@ -1,10 +1,16 @@
-"""What owns the weights: loading, LoRA, references, per-token log-probs."""
+"""Models and their weights: loading, LoRA, references, per-token log-probs, scorers."""
+
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
 
 from policies.logprobs import packed_logprobs, padded_logprobs, token_logprobs
 from policies.packing import PromptGroups
-from policies.policy import LoRA, Policy, PolicyParams, load_tokenizer
+from policies.params import LoRA, PolicyParams
+from policies.policy import Policy
+from policies.prompt_encoding import Prompt, encode_prompt
 from policies.scorer import Scorer, load_scorer
-from policies.texts import Prompt, encode_prompt
+from policies.tokenizer import load_tokenizer
 
 __all__ = [
     "LoRA",

@@ -1,4 +1,4 @@
-"""Log-probs from hidden states without ever holding tokens x vocabulary numbers."""
+"""Log-probs and entropies from hidden states, without a tensor of tokens x vocabulary entries."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,22 @@ TILE = 2**22  # logits held at once: 16 MiB in float32
 
 
 class _FusedLogprobs(torch.autograd.Function):
-    """Runs over the vocabulary in tiles, with a running maximum and sum; the backward pass computes each tile's logits again.
+    """Log-probs and entropies over the vocabulary in tiles, with a running maximum and sum.
 
-    With p = softmax(z), z = W h / T and upstream gradient g: dL/dz = g (onehot - p), so dL/dh and the tile's rows of dL/dW are one
-    matrix product each, and every row of dL/dW is written once. The entropy H = -sum p log p adds -g_H p (log p + H) to dL/dz.
+    The backward pass computes each tile's logits again. With p = softmax(z), z = W h / T and upstream gradient g:
+    dL/dz = g (onehot - p), so dL/dh and the tile's rows of dL/dW are one matrix product each, and every row of dL/dW is
+    written once. The entropy H = -sum p log p adds -g_H p (log p + H) to dL/dz.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        entropy_gradient: bool,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         tokens, vocabulary = len(targets), len(weight)
         keep = tokens * vocabulary <= TILE  # a single tile is kept for the backward pass
@@ -29,7 +36,7 @@ class _FusedLogprobs(torch.autograd.Function):
         top = total = weighted = chosen = torch.zeros(tokens, device=hidden.device)
         for start in range(0, vocabulary, ctx.tile):
             logits = (states @ weight[start : start + ctx.tile].to(dtype).T).float().div_(temperature)
-            # Sums of exp(z - top) and of exp(z - top) (z - top); a new maximum rescales what was summed before.
+            # Sums of exp(z - top) and of exp(z - top) (z - top); a new maximum rescales the sums so far.
             higher = torch.maximum(top, logits.amax(1)) if start else logits.amax(1)
             here = targets - start
             inside = (here >= 0) & (here < logits.shape[1])
@@ -65,10 +72,14 @@ class _FusedLogprobs(torch.autograd.Function):
             if by_entropy is None:
                 slopes = p * -by_token[:, None] if p is kept else p.mul_(-by_token[:, None])
             else:
-                slopes = torch.addcmul(-by_token[:, None] * p, -by_entropy[:, None], torch.xlogy(p, p) + p * entropies[:, None])
+                slopes = torch.addcmul(
+                    -by_token[:, None] * p, -by_entropy[:, None], torch.xlogy(p, p) + p * entropies[:, None]
+                )
             here = targets - start
             inside = (here >= 0) & (here < slopes.shape[1])
-            slopes.scatter_add_(1, here.clamp(0, slopes.shape[1] - 1)[:, None], torch.where(inside, by_token, 0.0)[:, None])
+            slopes.scatter_add_(
+                1, here.clamp(0, slopes.shape[1] - 1)[:, None], torch.where(inside, by_token, 0.0)[:, None]
+            )
             slopes = slopes.to(ctx.dtype)
             to_hidden += slopes @ tile
             if to_weight is not None:
@@ -83,12 +94,13 @@ def fused_logprobs(
     temperature: float = 1.0,
     entropy_gradient: bool = False,
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
-    """(log softmax(W h / temperature) at the targets, entropies in nats), both float32. Entropies carry a gradient only if asked.
+    """(log softmax(W h / temperature) at the targets, entropies in nats), both float32.
 
-    Memory beyond the gradients: a fixed number of logits, whatever the vocabulary.
+    Entropies carry a gradient only with `entropy_gradient`. Besides the gradients, memory holds a fixed number of
+    logits, independent of the vocabulary's size.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    with torch.autocast(kind, enabled=False):  # of the sums over the vocabulary none may be rounded
+    with torch.autocast(kind, enabled=False):  # no sum over the vocabulary may be rounded
         apply: Callable[..., tuple[Tensor, Tensor]] = _FusedLogprobs.apply
         return apply(hidden, weight, targets, temperature, entropy_gradient, dtype)

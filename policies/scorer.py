@@ -1,4 +1,4 @@
-"""A scalar head on a language model's backbone: what reward and cost models are."""
+"""A scalar head on a language model's backbone: the form of reward and cost models."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from policies.adapters import with_adapter
 from policies.locate import load_pretrained, locate
-from policies.policy import PolicyParams, load_tokenizer, with_adapter
-from policies.texts import Prompt, encode_content, encode_prompt
+from policies.params import PolicyParams
+from policies.prompt_encoding import Prompt, encode_content, encode_prompt
+from policies.tokenizer import load_tokenizer
 from support.errors import ConfigError
 
 
 class Scorer(nn.Module):
-    """Backbone without its output layer, and a linear head that is read at the response's last token.
+    """A backbone without its output layer, and a linear head that scores the response's last token.
 
     Args:
         params: a language model to start from (the head starts at zero), or a folder that `save` wrote.
@@ -28,7 +30,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.params = params
         self.tokenizer = load_tokenizer(params.model)
-        # The backbone stays in the precision asked for; the head's one number needs float32.
+        # The backbone has the precision of `params`; the head's single output needs float32.
         self.backbone = load_pretrained(AutoModel, params.model, dtype=getattr(torch, params.dtype)).train()
         self.head = nn.Linear(self.backbone.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
@@ -38,7 +40,10 @@ class Scorer(nn.Module):
             try:
                 self.head.load_state_dict(load_file(saved))
             except (SafetensorError, RuntimeError) as error:
-                raise ConfigError(f"the scorer's head {saved} cannot be loaded: {error}") from error
+                raise ConfigError(
+                    f"the scorer's head {saved} cannot be loaded: {error}; copy the folder again from the run that "
+                    "trained it."
+                ) from error
         if params.lora is not None:
             self.backbone = with_adapter(self.backbone, params.lora, None)
 
@@ -61,7 +66,8 @@ class Scorer(nn.Module):
         context = getattr(self.backbone.config, "max_position_embeddings", None)
         if context is not None and width > context:
             raise ConfigError(
-                f"a prompt with its response has {width} tokens, more than the scorer's context of {context}; shorten or drop it."
+                f"a prompt with its response has {width} tokens, more than the scorer's context of {context}; shorten "
+                "or drop it."
             )
         device = self.head.weight.device
         ids = torch.full((len(sequences), width), self.tokenizer.pad_token_id, device=device)
@@ -75,20 +81,22 @@ class Scorer(nn.Module):
     def score(
         self, prompts: list[Prompt], responses: list[str], finished: list[bool] | None = None, micro_batch: int = 256
     ) -> Float[Tensor, "rows"]:
-        """Scores of texts, in evaluation mode."""
+        """Scores of responses, computed in evaluation mode."""
         was_training = self.training
         self.eval()
         try:
             parts = []
             for start in range(0, len(prompts), micro_batch):
                 rows = slice(start, start + micro_batch)
-                parts.append(self(*self.encode(prompts[rows], responses[rows], None if finished is None else finished[rows])))
+                parts.append(
+                    self(*self.encode(prompts[rows], responses[rows], None if finished is None else finished[rows]))
+                )
             return torch.cat(parts)
         finally:
             self.train(was_training)
 
     def save(self, folder: str | Path, facts: dict[str, Any]) -> None:
-        """Write a folder that `Scorer` loads, with `facts` (held-out accuracies, origin) beside the weights."""
+        """Write a folder that `Scorer` loads, with `facts` (held-out accuracies, origin) next to the weights."""
         folder = Path(folder)
         backbone = self.backbone if self.params.lora is None else self.backbone.merge_and_unload()
         backbone.save_pretrained(folder)
@@ -99,18 +107,24 @@ class Scorer(nn.Module):
 
 def load_scorer(folder: str) -> tuple[Scorer, dict[str, Any]]:
     """A frozen scorer and the facts saved with it. Raises ConfigError for a folder without a trained head."""
-    found = Path(locate(folder))
-    if not (found / "head.safetensors").is_file():
+    located = Path(locate(folder))
+    if not (located / "head.safetensors").is_file():
         raise ConfigError(
-            f"{folder} is not a reward or cost model: it has no head.safetensors. Train one with lightning_modules.RewardModel or CostModel."
+            f"{folder} is not a reward or cost model, since it has no head.safetensors; train one with "
+            "lightning_modules.RewardModel or CostModel."
         )
-    return Scorer(PolicyParams(str(found))).eval().requires_grad_(False), load_facts(folder)
+    return Scorer(PolicyParams(str(located))).eval().requires_grad_(False), load_facts(folder)
 
 
 def load_facts(folder: str) -> dict[str, Any]:
-    """What was saved with a scorer: identity, held-out accuracies, fingerprints of its training prompts; nothing if it came from elsewhere."""
+    """The facts saved with a scorer: identity, held-out accuracies, fingerprints of its training prompts.
+
+    Empty for a scorer that these modules did not train. Raises ConfigError for a file that is not JSON.
+    """
     facts = Path(locate(folder)) / "facts.json"
     try:
         return json.loads(facts.read_text()) if facts.is_file() else {}
     except ValueError as error:
-        raise ConfigError(f"{facts} cannot be read: {error}; take the folder from where it was trained.") from error
+        raise ConfigError(
+            f"{facts} is not valid JSON: {error}; copy the folder again from the run that trained the scorer."
+        ) from error

@@ -7,40 +7,44 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies.policy import Policy
-from policies.texts import encode_content
+from policies.prompt_encoding import encode_content
 from support.errors import ConfigError
 
 
 def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids, attention mask, loss mask), each (rows, time), padded on the right; the loss mask covers responses and their end token.
+    """(ids, attention mask, loss mask), each (rows, time), padded on the right.
 
-    Of the control tokens that a response or prefix spells, <think> and </think> are encoded as tokens, because demonstrations teach when to close
-    the reasoning; all others stay text, so that data cannot end a turn or open another one.
+    The loss mask covers responses and their end token. In a response or prefix, the spellings <think> and </think> are
+    encoded as tokens, because demonstrations teach when to close the reasoning; all other control tokens stay text, so
+    that data cannot end a turn or open another one.
 
     Args:
-        rows: with `prompt`, `response` and an optional `prefix` of the response that is given and not learned.
-        max_length: longest sequence in tokens. A longer row raises ConfigError, since a cut response would teach to stop early.
+        rows: with `prompt`, `response` and, optionally, a `prefix` of the response that is not learned.
+        max_length: longest sequence in tokens.
+
+    Raises:
+        ConfigError: for a row that is longer than max_length, since a cut response would teach to stop early.
     """
     tokenizer, sequences = policy.tokenizer, []
     for row in rows:
-        given = policy.encode(row["prompt"])
+        context = policy.encode(row["prompt"])
         if row.get("prefix"):
-            given = given + encode_content(tokenizer, row["prefix"])
-        learned = encode_content(tokenizer, row["response"]) + [tokenizer.eos_token_id]
-        if len(given) + len(learned) > max_length:
+            context = context + encode_content(tokenizer, row["prefix"])
+        response = encode_content(tokenizer, row["response"]) + [tokenizer.eos_token_id]
+        if len(context) + len(response) > max_length:
             raise ConfigError(
-                f"row {row.get('id')!r} has {len(given) + len(learned)} tokens, more than max_length={max_length}; "
+                f"row {row.get('id')!r} has {len(context) + len(response)} tokens, more than max_length={max_length}; "
                 "drop or shorten it, or raise model.max_length."
             )
-        sequences.append((given, learned))
-    width = max(len(given) + len(learned) for given, learned in sequences)
+        sequences.append((context, response))
+    width = max(len(context) + len(response) for context, response in sequences)
     ids = torch.full((len(rows), width), policy.pad_token_id, device=policy.device)
     mask, loss_mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for i, (given, learned) in enumerate(sequences):
-        length = len(given) + len(learned)
-        ids[i, :length] = torch.tensor(given + learned, device=policy.device)
+    for i, (context, response) in enumerate(sequences):
+        length = len(context) + len(response)
+        ids[i, :length] = torch.tensor(context + response, device=policy.device)
         mask[i, :length] = 1
-        loss_mask[i, len(given) : length] = True
+        loss_mask[i, len(context) : length] = True
     return ids, mask, loss_mask
 
 
@@ -50,8 +54,10 @@ def response_loss(policy: Policy, rows: list[dict[str, Any]], max_length: int) -
     return total / tokens
 
 
-def summed_response_loss(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The same without its first factor, and the number of response tokens."""
+def summed_response_loss(
+    policy: Policy, rows: list[dict[str, Any]], max_length: int
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(-sum_i sum_t log pi(y_{i,t} | x_i, y_{i,<t}), the number of response tokens)."""
     ids, mask, loss_mask = encode_responses(policy, rows, max_length)
     return policy(_summed_loss, policy, ids, mask, loss_mask), loss_mask[:, 1:].sum().float()
 
@@ -59,4 +65,6 @@ def summed_response_loss(policy: Policy, rows: list[dict[str, Any]], max_length:
 def _summed_loss(policy: Policy, ids: Tensor, mask: Tensor, loss_mask: Tensor) -> Float[Tensor, ""]:
     logits = policy.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     targets = ids[:, 1:].masked_fill(~loss_mask[:, 1:], -100)
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
+    )

@@ -1,5 +1,9 @@
 """What a completion earns."""
 
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
+
 from rewards.answers import AnswerReward, ExactAnswer, Format, MathAnswer, NumericAnswer
 from rewards.base import Failure, FunctionReward, Reward, correct_rows, total_reward, without_failed
 from rewards.choices import MultipleChoice

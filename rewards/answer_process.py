@@ -51,7 +51,9 @@ class _Process:
         with self.lock:
             if self.child is None or self.child.poll() is not None:
                 command = [sys.executable, "-P", __file__]
-                self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                self.child = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
                 self.kinds = set()
             assert self.child.stdin and self.child.stdout
             self.asked += 1
@@ -107,7 +109,9 @@ class Pool:
     """
 
     def __init__(self, size: int | None = None) -> None:
-        self.size = size or max(2, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2))
+        self.size = size or max(
+            2, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
+        )
         self.processes: list[_Process] = [_Process() for _ in range(self.size)]
         self.remembered: OrderedDict[Question, Any] = OrderedDict()
         self.lock = threading.Lock()
@@ -177,7 +181,9 @@ def _judge(kind: str) -> Callable[..., Any]:
             data = json.loads(entry)
             if isinstance(board := data["metadata"].get("output"), list):
                 data["metadata"]["output"] = tuple(tuple(row) if isinstance(row, list) else row for row in board)
-            return float(reasoning_gym.get_score_answer_fn(data["metadata"]["source_dataset"])(answer=answer, entry=data))
+            return float(
+                reasoning_gym.get_score_answer_fn(data["metadata"]["source_dataset"])(answer=answer, entry=data)
+            )
 
         return score
     import math_verify  # noqa: F401  # its absence is told apart from an answer that fails

@@ -64,7 +64,9 @@ class AnswerReward(Reward):
 
     def verdict(self, text: str, golds: list[str]) -> bool | None:
         """Whether an answer is right, None where no gold answer can be read."""
-        if not (readable := [gold for gold in golds if self.reads(gold)]) or (self.accept == "all" and len(readable) < len(golds)):
+        if not (readable := [gold for gold in golds if self.reads(gold)]) or (
+            self.accept == "all" and len(readable) < len(golds)
+        ):
             return None
         if self.accept == "all" and len(golds) > 1:
             return self.gives_all(text, golds)
@@ -173,7 +175,9 @@ class MathAnswer(AnswerReward):
         """What answers are compared with: each gold answer, or all of them as one list."""
         return [", ".join(golds)] if self.accept == "all" and golds else golds
 
-    def _verdict(self, text: str, golds: list[str], readable: dict[str, bool], right: dict[tuple[str, str], bool]) -> bool | None:
+    def _verdict(
+        self, text: str, golds: list[str], readable: dict[str, bool], right: dict[tuple[str, str], bool]
+    ) -> bool | None:
         known = [gold for gold in golds if readable[gold]]
         if not known or (self.accept == "all" and len(known) < len(golds)):
             return None
@@ -227,7 +231,9 @@ def _pooled(texts: list[str]) -> list[str]:
     for text in texts:
         first.setdefault(key(text), text)
     kinds = [text for text in first.values() if text]
-    same = _decided([(one, other) for number, one in enumerate(kinds) for other in kinds[number + 1 :]], same_answer, "same")
+    same = _decided(
+        [(one, other) for number, one in enumerate(kinds) for other in kinds[number + 1 :]], same_answer, "same"
+    )
     leader: dict[str, str] = {}
     for number, text in enumerate(kinds):
         leader[text] = next((leader[one] for one in kinds[:number] if same[one, text]), text)

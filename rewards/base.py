@@ -85,7 +85,9 @@ class Reward(ABC):
         bad = (values.isinf() if self.may_abstain else ~values.isfinite()) & (failed == 0)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
-            mend = "return a finite number" + ("" if self.may_abstain else ", or None from a plain function where it does not apply")
+            mend = "return a finite number" + (
+                "" if self.may_abstain else ", or None from a plain function where it does not apply"
+            )
             raise ConfigError(
                 f"the reward {self.name!r} ({type(self).__name__}) is {float(values[row])} for {int(bad.sum())} of "
                 f"{rows} completions, first for prompt {batch.column('id')[row]!r} and completion "
@@ -201,17 +203,25 @@ class FunctionReward(Reward):
         needs(
             self,
             row,
-            *(p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in given),
+            *(
+                p.name
+                for p in parameters
+                if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in given
+            ),
         )
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         given: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}
         if self.as_prompt:
             pairs = zip(given["prompts"], batch.completions, strict=True)
-            given["completions"] = [[{"role": "assistant", "content": t}] if isinstance(p, list) else t for p, t in pairs]
+            given["completions"] = [
+                [{"role": "assistant", "content": t}] if isinstance(p, list) else t for p, t in pairs
+            ]
         columns = {key for row in batch.rows for key in row} - {"prompt", "prompts", "completions"}
         given |= {key: batch.column(key) for key in columns}
-        given["completion_ids"] = [ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+        given["completion_ids"] = [
+            ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)
+        ]
         parameters = inspect.signature(self.function).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             given = {key: value for key, value in given.items() if key in {p.name for p in parameters}}
@@ -270,7 +280,9 @@ def total_reward(
     return without_failed(total, rewards, failures or {})
 
 
-def without_failed(total: Float[Tensor, "rows"], rewards: list[Reward], failures: dict[str, Int[Tensor, "rows"]]) -> Float[Tensor, "rows"]:
+def without_failed(
+    total: Float[Tensor, "rows"], rewards: list[Reward], failures: dict[str, Int[Tensor, "rows"]]
+) -> Float[Tensor, "rows"]:
     """NaN where a reward failed: without it the sum of the others is another reward, in which the failed one counts as zero."""
     for reward in rewards:
         if reward.name in failures:

@@ -30,8 +30,12 @@ _STATED = [
     re.compile(r"<answer>\s{0,20}\(?([A-Ja-j])(?![A-Za-z0-9_])"),
     re.compile(rf"(?i:(?<![a-z])(?:{_WORDS}))(?i:s|e)?(?:[^\w(\[{{]{{0,8}}(?i:{_LINK})?){{0,3}}" + _LETTER),
 ]
-_ALONE = re.compile(r"(?<![A-Za-z0-9_'])[(\[*]{0,4}([A-J])(?:[)\].:*]{1,4}|(?=\s{0,40}$)|(?![A-Za-z0-9_']))|(?<!\w)\(([a-j])\)")
-_BOXED = re.compile(r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?\s?\(?([A-Ja-j])\)?\s?[.:)]?\s?\}?(?![A-Za-z0-9]).{0,200}", re.DOTALL)
+_ALONE = re.compile(
+    r"(?<![A-Za-z0-9_'])[(\[*]{0,4}([A-J])(?:[)\].:*]{1,4}|(?=\s{0,40}$)|(?![A-Za-z0-9_']))|(?<!\w)\(([a-j])\)"
+)
+_BOXED = re.compile(
+    r"(?:\\(?:text|mathrm|textbf|mathbf)\s?\{)?\s?\(?([A-Ja-j])\)?\s?[.:)]?\s?\}?(?![A-Za-z0-9]).{0,200}", re.DOTALL
+)
 _SINGLE = re.compile(r"[\s(\[*_\"']{0,8}([A-Ja-j])[\s)\].:*_\"']{0,8}")
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bnor|\bneither|\bnever|\bwithout|\bexcept|\binstead of|\brather than|\bover|\bthan|\beliminat\w{1,4}|\brul\w{1,4} out|\bexclud\w{1,4}|\breject\w{0,3}|"
@@ -87,7 +91,11 @@ def _letter(match: re.Match[str]) -> str:
 
 def _is_meant(text: str, match: re.Match[str]) -> bool:
     place = match.start(match.lastindex or 1)
-    return not (_is_word(text, place) or _NEGATED.search(text[max(0, place - 60) : place]) or _DENIED.match(text[place + 1 : place + 81]))
+    return not (
+        _is_word(text, place)
+        or _NEGATED.search(text[max(0, place - 60) : place])
+        or _DENIED.match(text[place + 1 : place + 81])
+    )
 
 
 def _is_word(text: str, place: int) -> bool:
@@ -109,7 +117,9 @@ def _together(text: str, matches: list[re.Match[str]], allowed: str) -> list[str
         if _is_word(text, before) or _NEGATED.search(text[max(0, before - 60) : before]):
             break
         letters.insert(0, joined[1].upper())
-    behind = re.compile(r"[)\].*]{0,3}\s{0,3}(?:,|/|\bor\b|\band\b|&){1}\s{0,3}(?:option\s)?[(\[*]{0,3}([A-J])(?![A-Za-z0-9_'])")
+    behind = re.compile(
+        r"[)\].*]{0,3}\s{0,3}(?:,|/|\bor\b|\band\b|&){1}\s{0,3}(?:option\s)?[(\[*]{0,3}([A-J])(?![A-Za-z0-9_'])"
+    )
     while (more := behind.match(text, end)) and more[1] in allowed and not _is_word(text, more.start(1)):
         letters.append(more[1])
         end = more.end(1)
@@ -148,14 +158,18 @@ class MultipleChoice(AnswerReward):
         wanted, letters = self._wanted(row), stated_letters(text, self._options(row))
         if not wanted or None in wanted:
             return math.nan
-        return float(set(letters) == set(wanted) if self.accept == "all" else len(letters) == 1 and letters[0] in wanted)
+        return float(
+            set(letters) == set(wanted) if self.accept == "all" else len(letters) == 1 and letters[0] in wanted
+        )
 
     def gives(self, text: str, gold: str) -> bool:
         return stated_letter(text, len(LETTERS)) == gold
 
     def extracted(self, batch: RolloutBatch) -> list[str]:
         rows = [batch.rows[i] for i in batch.groups.tolist()]
-        return [" ".join(stated_letters(text, self._options(row))) for text, row in zip(answers(batch), rows, strict=True)]
+        return [
+            " ".join(stated_letters(text, self._options(row))) for text, row in zip(answers(batch), rows, strict=True)
+        ]
 
     def gold(self, row: dict[str, Any]) -> str | None:
         letters = [letter for letter in self._wanted(row) if letter is not None]

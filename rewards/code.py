@@ -195,7 +195,9 @@ def passed(output: str) -> int:
 
 def same_output(found: str, wanted: str) -> bool:
     """Equal but for blanks at the ends of lines and blank lines at the end."""
-    return [line.rstrip() for line in found.rstrip().split("\n")] == [line.rstrip() for line in wanted.rstrip().split("\n")]
+    return [line.rstrip() for line in found.rstrip().split("\n")] == [
+        line.rstrip() for line in wanted.rstrip().split("\n")
+    ]
 
 
 class CodeTests(Reward):
@@ -242,7 +244,9 @@ class CodeTests(Reward):
 
     def _one(self, row: dict[str, Any], completion: str) -> float | Failure:
         try:
-            right, count = self._cases(row["cases"], code_of(completion)) if row.get("cases") else self._tests(row, completion)
+            right, count = (
+                self._cases(row["cases"], code_of(completion)) if row.get("cases") else self._tests(row, completion)
+            )
         except SandboxError as error:
             return Failure("error", str(error))
         return right / count if self.graded else float(right == count)

@@ -147,5 +147,7 @@ def lowest_rate(rewards: Sequence[Reward]) -> float | None:
 def failure_rate(rate: float, who: str) -> float:
     """A share of completions. Raises ConfigError for anything else."""
     if not 0 <= rate <= 1:
-        raise ConfigError(f"{who}: max_failure_rate is {rate}; it is a share of the completions of a rollout, between 0 and 1.")
+        raise ConfigError(
+            f"{who}: max_failure_rate is {rate}; it is a share of the completions of a rollout, between 0 and 1."
+        )
     return rate

@@ -18,6 +18,7 @@ from rewards.judged import JudgedReward, means
 from rewards.repetition import places
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 from support.processes import gathered
 
 Lengths = Float[Tensor, "rows"]
@@ -130,9 +131,46 @@ class NgramRepetition(Reward):
         self.n = n
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        return [-self.share(ids[mask].tolist()) for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+        return [
+            -self.share(ids[mask].tolist())
+            for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)
+        ]
 
     def share(self, tokens: list[int]) -> float:
         """Of one completion."""
-        inside = {place + i for starts in places(tokens, self.n).values() if len(starts) > 1 for place in starts for i in range(self.n)}
+        inside = {
+            place + i
+            for starts in places(tokens, self.n).values()
+            if len(starts) > 1
+            for place in starts
+            for i in range(self.n)
+        }
         return len(inside) / max(1, len(tokens))
+
+
+PAPER = Paper(
+    name="hapo",
+    title="HAPO",
+    arxiv="2505.11225",
+    idea="a reward for being shorter than the problem's shortest right solution so far",
+    classes=("rewards.HAPO",),
+    configs=("hapo",),
+    effect="shorter with every epoch from the second on, 35 → 12 tokens; pass@1 suffers",
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "hapo": {},
+            "hapo, not divided": {
+                "model.advantage": {"class_path": "objectives.GroupNorm", "init_args": {"scale": "none"}}
+            },
+            "grpo": {"model.rewards": [{"class_path": "rewards.ExactAnswer"}]},
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "val length": "val/length",
+            "length / history": "train/hapo_ratio",
+            "history": "train/hapo_history",
+        },
+        expect="Length falls from the second epoch on (rollout 9), not in the first.",
+    ),
+)

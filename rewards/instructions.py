@@ -39,7 +39,9 @@ def number_of_words(text: str, at_least: int | None = None, at_most: int | None 
 def number_of_sentences(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
     """Ends with . ! ? or the end of a text; a full stop inside a number ends none."""
     return _between(
-        len([part for part in re.split(r"(?<![.!?…])[.!?…]++(?=\s|[\"'”’)]|$)", text) if re.search(r"\w", part)]), at_least, at_most
+        len([part for part in re.split(r"(?<![.!?…])[.!?…]++(?=\s|[\"'”’)]|$)", text) if re.search(r"\w", part)]),
+        at_least,
+        at_most,
     )
 
 
@@ -159,10 +161,14 @@ class InstructionFollowing(Reward):
         self.graded = graded
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        return [self._one(text, wanted) for text, wanted in zip(answers(batch), batch.column("instructions"), strict=True)]
+        return [
+            self._one(text, wanted) for text, wanted in zip(answers(batch), batch.column("instructions"), strict=True)
+        ]
 
     def _one(self, text: str, wanted: list[dict[str, Any]]) -> float:
-        followed = [bool(text) and KINDS[instruction["kind"]](text, **_arguments(instruction)) for instruction in wanted]
+        followed = [
+            bool(text) and KINDS[instruction["kind"]](text, **_arguments(instruction)) for instruction in wanted
+        ]
         return sum(followed) / len(followed) if self.graded else float(all(followed))
 
     def check_columns(self, row: dict[str, Any]) -> None:
@@ -173,7 +179,9 @@ class InstructionFollowing(Reward):
         for instruction in row["instructions"]:
             kind = instruction.get("kind") if isinstance(instruction, dict) else instruction
             if kind not in KINDS:
-                raise ConfigError(f"{where}: there is no instruction of the kind {kind!r}; there are {', '.join(sorted(KINDS))}.")
+                raise ConfigError(
+                    f"{where}: there is no instruction of the kind {kind!r}; there are {', '.join(sorted(KINDS))}."
+                )
             signature, given = inspect.signature(KINDS[kind]), _arguments(instruction)
             try:
                 signature.bind("", **given)
@@ -182,4 +190,6 @@ class InstructionFollowing(Reward):
             if {"at_least", "at_most"} <= set(signature.parameters) and not {"at_least", "at_most"} & set(given):
                 raise ConfigError(f"{where}: the instruction {kind!r} needs at_least, at_most or both.")
             if kind == "case" and given["which"] not in ("lower", "upper"):
-                raise ConfigError(f"{where}: the instruction 'case' knows which: lower and upper, got {given['which']!r}.")
+                raise ConfigError(
+                    f"{where}: the instruction 'case' knows which: lower and upper, got {given['which']!r}."
+                )

@@ -72,7 +72,12 @@ class HTTPJudge(Reward):
         if token_variable and not os.environ.get(token_variable):
             raise ConfigError(f"HTTPJudge: the environment variable {token_variable!r} of token_variable is not set.")
         self.url, self.timeout_s, self.retries, self.backoff_s = url, timeout_s, retries, backoff_s
-        self.columns, self.per_request, self.workers, self.token_variable = columns or [], per_request, workers, token_variable
+        self.columns, self.per_request, self.workers, self.token_variable = (
+            columns or [],
+            per_request,
+            workers,
+            token_variable,
+        )
         self.max_failure_rate = failure_rate(max_failure_rate, "HTTPJudge")
         self.opener = urllib.request.build_opener(_NoRedirect)
 
@@ -84,7 +89,9 @@ class HTTPJudge(Reward):
                 )
 
     def score(self, batch: RolloutBatch) -> list[float | Failure]:
-        given = {"prompts": batch.column("prompt"), "completions": batch.completions} | {c: batch.column(c) for c in self.columns}
+        given = {"prompts": batch.column("prompt"), "completions": batch.completions} | {
+            c: batch.column(c) for c in self.columns
+        }
         starts = range(0, len(batch.completions), self.per_request)
         parts = [{name: values[start : start + self.per_request] for name, values in given.items()} for start in starts]
         with ThreadPoolExecutor(self.workers) as pool:

@@ -6,8 +6,11 @@ from typing import Literal
 
 from rewards.base import Reward
 from rollouts import RolloutBatch
+from support.papers import Paper
 
-Script = Literal["LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "HANGUL", "CJK", "HIRAGANA", "KATAKANA", "THAI"]
+Script = Literal[
+    "LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "HANGUL", "CJK", "HIRAGANA", "KATAKANA", "THAI"
+]
 #: scripts without spaces between words, where a character counts as one
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI"}
 
@@ -46,7 +49,9 @@ class LanguageConsistency(Reward):
 
     span = (0.0, 1.0, False)
 
-    def __init__(self, script: Script = "LATIN", without_words: float = 0.0, weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, script: Script = "LATIN", without_words: float = 0.0, weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(weight, name)
         self.script, self.without_words = script, without_words
 
@@ -58,3 +63,15 @@ class LanguageConsistency(Reward):
             total = sum(counts.values())
             values.append(counts.get(self.script, 0) / total if total else self.without_words)
         return values
+
+
+PAPER = Paper(
+    name="r1",
+    title="DeepSeek-R1",
+    arxiv="2501.12948",
+    idea="a pipeline: cold start, RL, rejection sampling, SFT, RL, distillation (`make r1`)",
+    classes=("lightning_modules.SFT", "lightning_modules.GRPO", "rewards.LanguageConsistency"),
+    configs=("r1/1_cold_start", "r1/2_reasoning_rl", "r1/3_rejection", "r1/4_sft", "r1/5_rl", "r1/distill"),
+    effect="0.57 → 0.98 over the stages; distilled 0.83 against 0.17 by RL alone",
+    not_compared="it is a pipeline of several runs",
+)

@@ -24,6 +24,7 @@ from rewards.repetition import loops
 from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 
 BUCKETS = ("easy", "medium", "hard")
 
@@ -52,7 +53,9 @@ class GradedAnswer(Reward):
     ) -> None:
         super().__init__(weight, name)
         if not malformed <= wrong < 1:
-            raise ConfigError(f"GradedAnswer: needs malformed <= wrong < 1, got malformed={malformed} and wrong={wrong}.")
+            raise ConfigError(
+                f"GradedAnswer: needs malformed <= wrong < 1, got malformed={malformed} and wrong={wrong}."
+            )
         self.answer, self.form = answer or ExactAnswer(), form or Format()
         self.wrong, self.malformed = wrong, malformed
         inner = (self.answer, self.form)
@@ -120,7 +123,9 @@ class StepBonus(JudgedReward):
         return self.alpha * self.earns(batch)
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        return super().metrics(batch) | means({"laser_target": self.targets_of(batch), "laser_bonus": self.earns(batch)})
+        return super().metrics(batch) | means(
+            {"laser_target": self.targets_of(batch), "laser_bonus": self.earns(batch)}
+        )
 
 
 class Laser(StepBonus):
@@ -160,7 +165,9 @@ class LaserD(StepBonus):
         alpha, correctness, weight, name: as in Laser.
     """
 
-    def __init__(self, alpha: float = 0.5, correctness: str = "graded_answer", weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, alpha: float = 0.5, correctness: str = "graded_answer", weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(alpha, correctness, weight, name)
         self.targets: dict[str, int | None] = dict.fromkeys(BUCKETS)
 
@@ -222,10 +229,67 @@ class LaserDE(LaserD):
     def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         scores, judge = self.given(batch), batch.judges.get(self.correctness)
         plain = scores if judge is None else judge.without_scale(scores, batch)
-        explores = (
-            torch.isclose(plain, torch.full_like(plain, self.wrong)) & ~self.correct(batch) & (batch.lengths > self.targets_of(batch))
-        )
+        is_wrong = torch.isclose(plain, torch.full_like(plain, self.wrong)) & ~self.correct(batch)
+        explores = is_wrong & (batch.lengths > self.targets_of(batch))
         return super().earns(batch) | (explores & ~self.repeats(batch))
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         return super().metrics(batch) | means({"laser_repeats": self.repeats(batch)})
+
+
+LASER = Paper(
+    name="laser",
+    title="LASER",
+    arxiv="2505.15612",
+    idea="a bonus for right answers within a target length",
+    classes=("rewards.Laser", "rewards.GradedAnswer"),
+    configs=("laser",),
+    effect="40 → 21.5 tokens, pass@1 0.77 → 0.90",
+    comparison={
+        "model.rewards": [
+            {"class_path": "rewards.GradedAnswer", "init_args": {}},
+            {"class_path": "rewards.Laser", "init_args": {"target": 48}},
+        ]
+    },
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "laser": {},
+            "laser_d": {"config": ["laser", "laser_d"]},
+            "grpo": {"model.rewards": [{"class_path": "rewards.GradedAnswer"}]},
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "val length": "val/length",
+            "right length": "train/length/correct",
+            "target": "train/laser_target",
+        },
+        expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 points "
+        "of GRPO's.",
+    ),
+)
+LASER_D = Paper(
+    name="laser_d",
+    title="LASER-D",
+    arxiv="2505.15612",
+    idea="LASER with a measured target for each difficulty; LASER-DE also lets wrong answers explore",
+    classes=("rewards.LaserD", "rewards.LaserDE", "callbacks.LaserMonitor"),
+    configs=("laser", "laser_d"),
+    page="laser",
+    effect="40 → 21.6 tokens, pass@1 0.77 → 0.91",
+    comparison={
+        "trainer.callbacks": [
+            {
+                "class_path": "callbacks.LaserMonitor",
+                "init_args": {
+                    "every_n_rollouts": 12,
+                    "size": 16,
+                    "samples": 8,
+                    "shortest": 4,
+                    "longest": 72,
+                    "interval": 4,
+                },
+            }
+        ]
+    },
+)

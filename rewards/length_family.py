@@ -46,7 +46,9 @@ class TargetLength(JudgedReward):
         correctness, weight, name: as in every JudgedReward.
     """
 
-    def __init__(self, target: int | str, correctness: str = "exact_answer", weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, target: int | str, correctness: str = "exact_answer", weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(correctness, weight, name)
         if isinstance(target, int) and target < 1:
             raise ConfigError(

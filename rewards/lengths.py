@@ -38,7 +38,9 @@ class SoftOverlong(Reward):
     def __init__(self, max_length: int, cache: int, weight: float = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         if not 0 < cache <= max_length:
-            raise ConfigError(f"SoftOverlong: needs 0 < cache <= max_length, got cache={cache} and max_length={max_length}.")
+            raise ConfigError(
+                f"SoftOverlong: needs 0 < cache <= max_length, got cache={cache} and max_length={max_length}."
+            )
         self.max_length, self.cache = max_length, cache
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:

@@ -59,7 +59,9 @@ def _at_points(first: Any, second: Any) -> bool | None:
         return None
     points = len(_POINTS) if names else 1
     for shift in range(points):
-        at = {name: Float(_POINTS[(shift + place) % len(_POINTS)], 30) * (place + 1) for place, name in enumerate(names)}
+        at = {
+            name: Float(_POINTS[(shift + place) % len(_POINTS)], 30) * (place + 1) for place, name in enumerate(names)
+        }
         values = [expression.doit().subs(at).evalf(30) for expression in (first, second)]
         if any(not value.is_number or value in (nan, zoo) or value.is_finite is not True for value in values):
             continue

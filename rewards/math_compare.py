@@ -90,7 +90,9 @@ def same(gold: str, answer: str, algebra: Algebra | None = None) -> bool:
 
 
 def _same_time(gold: tuple[int, int, int, str | None], answer: tuple[int, int, int, str | None] | None) -> bool:
-    return answer is not None and gold[:3] == answer[:3] and (gold[3] is None or answer[3] is None or gold[3] == answer[3])
+    return (
+        answer is not None and gold[:3] == answer[:3] and (gold[3] is None or answer[3] is None or gold[3] == answer[3])
+    )
 
 
 def _same_words(gold: str, answer: str) -> bool:
@@ -244,7 +246,11 @@ def _same_structure(gold: str, answer: str, algebra: Algebra | None) -> bool:
     if kind != answer_kind:
         return kind == "list" and len(wanted) == 1 and answer_kind == "one" and same(wanted[0], answer, algebra)
     if kind == "one":
-        return _same_equation(wanted[0], members[0], algebra) if is_equation else _same_expression(wanted[0], members[0], algebra)
+        return (
+            _same_equation(wanted[0], members[0], algebra)
+            if is_equation
+            else _same_expression(wanted[0], members[0], algebra)
+        )
     if len(wanted) != len(members):
         return False
     if kind.startswith("tuple"):
@@ -276,12 +282,20 @@ def _without_unit(text: str) -> tuple[str, str | None]:
     match = _TRAILING_UNIT.search(spelled(text)[-90:])
     if not match:
         return spelled(text), None
-    return spelled(text)[: -len(match[0])].strip(), unit_name((match[1] + match[2].replace(" ", "")) if match[1] else match[0])
+    return spelled(text)[: -len(match[0])].strip(), unit_name(
+        (match[1] + match[2].replace(" ", "")) if match[1] else match[0]
+    )
 
 
 def _same_expression(gold: str, answer: str, algebra: Algebra | None) -> bool:
     (first, first_unit), (second, second_unit) = _without_unit(gold), _without_unit(answer)
-    if first_unit and second_unit and is_unit(first_unit) and is_unit(second_unit) and unit_of(first_unit) != unit_of(second_unit):
+    if (
+        first_unit
+        and second_unit
+        and is_unit(first_unit)
+        and is_unit(second_unit)
+        and unit_of(first_unit) != unit_of(second_unit)
+    ):
         return False
     if key(first) == key(second) and first:
         return True

@@ -103,7 +103,9 @@ def answers_in(text: str) -> list[str]:
         candidates.append(clause.strip(" *"))
         if (number := NUMBER.match(spelled(clause).lstrip(" *"))) is not None:
             candidates.append(number[0])
-    spans = [(m.start(), m.end(), m["a"] or m["b"] or m["c"] or m["d"]) for m in _ENVIRONMENT.finditer(tail or text[-4000:])]
+    spans = [
+        (m.start(), m.end(), m["a"] or m["b"] or m["c"] or m["d"]) for m in _ENVIRONMENT.finditer(tail or text[-4000:])
+    ]
     if spans:
         candidates.append(", ".join(_joined_at_end(tail or text[-4000:], spans)))
     lines = text.rsplit("\n", 1)
@@ -132,7 +134,9 @@ _ROOT = re.compile(r"√\s?(?:\(([^()√]{1,100})\)|\{([^{}√]{1,100})\}|(\d+|[
 _SPACING = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|textstyle|limits|quad|qquad|hspace\{[^{}]{0,20}\})(?![a-zA-Z])\s?|\\[,;:>]|~|\\ "
 )
-_TEXTUAL = re.compile(r"\\(?:mathrm|textbf|textit|textrm|textsf|mathbf|mbox|hbox|emph|mathit|mathsf|textnormal)(?![a-zA-Z])\s?(?=\{)")
+_TEXTUAL = re.compile(
+    r"\\(?:mathrm|textbf|textit|textrm|textsf|mathbf|mbox|hbox|emph|mathit|mathsf|textnormal)(?![a-zA-Z])\s?(?=\{)"
+)
 _ALIASES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\leq(?:slant)?(?![a-zA-Z])", r"\\le "),
     (r"\\geq(?:slant)?(?![a-zA-Z])", r"\\ge "),
@@ -164,7 +168,13 @@ def spelled(text: str) -> str:
     text = plain(text)
     text = text.translate(_TO_ASCII) if not text.isascii() else text
     text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2] or m[3]}}}", text) if "√" in text else text
-    text = re.sub(r"\\!\s?", "", text).replace("{,}", ",").replace("\\$", DOLLAR).replace("\\%", "%").replace("\\\\", "\x02")
+    text = (
+        re.sub(r"\\!\s?", "", text)
+        .replace("{,}", ",")
+        .replace("\\$", DOLLAR)
+        .replace("\\%", "%")
+        .replace("\\\\", "\x02")
+    )
     text = re.sub(r"^\s*\$(?=\s?\d[\d.,]*\s*$)", DOLLAR, text)  # $36, alone, is money
     for mark in ("\\(", "\\)", "\\[", "\\]", "$"):
         text = text.replace(mark, " ")
@@ -212,7 +222,9 @@ _TIME = re.compile(r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s{0,3}(?:(a|p)\.
 @lru_cache(maxsize=CACHED)
 def time_of(text: str) -> tuple[int, int, int, str | None] | None:
     """(hours, minutes, seconds, "a", "p" or None) of a text such as 3:45 p.m., None for anything else."""
-    match = _TIME.fullmatch(_WRAPPED.sub(r" \1 ", spelled(text)).strip(" .") + ("." if text.rstrip().endswith("m.") else ""))
+    match = _TIME.fullmatch(
+        _WRAPPED.sub(r" \1 ", spelled(text)).strip(" .") + ("." if text.rstrip().endswith("m.") else "")
+    )
     if not match or int(match[2]) > 59:
         return None
     return int(match[1]), int(match[2]), int(match[3] or 0), match[4].lower() if match[4] else None

@@ -105,7 +105,9 @@ def _joined(text: str) -> str:
     """The text with LaTeX's spaces inside numbers taken out: `10,\\!080` and `10{,}080` are 10,080."""
     if "\\" not in text and "{,}" not in text:
         return text
-    return _NO_SPACE.sub(lambda match: "," if match[0].startswith("{") else "" if match[0].startswith("\\!") else GROUP_SPACE, text)
+    return _NO_SPACE.sub(
+        lambda match: "," if match[0].startswith("{") else "" if match[0].startswith("\\!") else GROUP_SPACE, text
+    )
 
 
 def numbers(text: str) -> list[Fraction | None]:

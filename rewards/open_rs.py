@@ -15,6 +15,7 @@ from rewards.math_text import is_text
 from rewards.quantities import quantity
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 
 
 class CosineLength(JudgedReward):
@@ -43,7 +44,9 @@ class CosineLength(JudgedReward):
     ) -> None:
         super().__init__(correctness, weight, name)
         if max_length < 1:
-            raise ConfigError(f"CosineLength: max_length is {max_length}; it must be 1 or above, usually sampling.max_new_tokens.")
+            raise ConfigError(
+                f"CosineLength: max_length is {max_length}; it must be 1 or above, usually sampling.max_new_tokens."
+            )
         self.max_length, self.ends = max_length, {True: correct, False: wrong}
         self.characters, self.clamp = count == "characters", clamp
 
@@ -85,4 +88,36 @@ class TagCount(Reward):
     """Half a point for <think> at the end of exactly one line, half for exactly one </think> on a line of its own."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        return [0.5 * (text.count("<think>\n") == 1) + 0.5 * (text.count("\n</think>\n") == 1) for text in batch.completions]
+        return [
+            0.5 * (text.count("<think>\n") == 1) + 0.5 * (text.count("\n</think>\n") == 1) for text in batch.completions
+        ]
+
+
+PAPER = Paper(
+    name="open_rs",
+    title="open-rs",
+    arxiv="2503.16219",
+    idea="rewards that pay for a right answer by a cosine of its length",
+    classes=("rewards.CosineLength",),
+    configs=("open_rs",),
+    effect="32 → 23 tokens at GRPO's pass@1 of 0.90, once rewards are not divided by the group's deviation",
+    comparison={
+        "model.rewards": [
+            {"class_path": "rewards.ExactAnswer", "init_args": {"weight": 0.0}},
+            {"class_path": "rewards.Format", "init_args": {"weight": 1.0}},
+            {"class_path": "rewards.CosineLength", "init_args": {"max_length": 72, "weight": 2.0}},
+        ]
+    },
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "open_rs": {},
+            "open_rs, not divided": {
+                "model.advantage": {"class_path": "objectives.GroupNorm", "init_args": {"scale": "none"}}
+            },
+            "grpo": {"model.rewards": [{"class_path": "rewards.ExactAnswer"}, {"class_path": "rewards.Format"}]},
+        },
+        columns={"val pass@1": "val/pass1", "val length": "val/length", "right length": "train/length/correct"},
+        expect="Right completions become shorter than with accuracy and format alone, at similar accuracy.",
+    ),
+)

@@ -48,7 +48,9 @@ class PerTask(Reward):
         if not rewards:
             raise ConfigError("PerTask has no rewards; name one for each task, or a `default`.")
         if weighted := [task for task, reward in rewards.items() if reward.weight != 1]:
-            raise ConfigError(f"PerTask: the reward of {weighted[0]!r} has a weight, which would not act; scale the family with `scales`.")
+            raise ConfigError(
+                f"PerTask: the reward of {weighted[0]!r} has a weight, which would not act; scale the family with `scales`."
+            )
         for task, scale in self.scales.items():
             if scale <= 0 or not (task in rewards or "default" in rewards):
                 raise ConfigError(

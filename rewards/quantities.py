@@ -43,7 +43,11 @@ def quantity(text: str, letters: bool = False) -> tuple[Fraction, str | None] | 
         return value, prefix and prefix.replace(DOLLAR, "\\$")
     if not _UNIT.fullmatch(rest) or (len(rest.strip(".")) == 1 and rest.isalpha() and not (wrapped or letters)):
         return None
-    if not wrapped and not is_unit(unit_name(rest)) and (whole[match.end()] != " " or not re.search(r"[^\W\d_]{3}", rest) or "^" in rest):
+    if (
+        not wrapped
+        and not is_unit(unit_name(rest))
+        and (whole[match.end()] != " " or not re.search(r"[^\W\d_]{3}", rest) or "^" in rest)
+    ):
         return None  # 2k, 3 x, 5ab: products
     return value, unit_name(rest) if not prefix else prefix.replace(DOLLAR, "\\$")
 

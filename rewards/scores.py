@@ -60,4 +60,6 @@ def _shown(value: Any) -> str:
     """A value with its type, short."""
     text = repr(value)
     name = type(value).__name__
-    return f"{'an' if name[0] in 'aeio' else 'a'} {name}" + ("" if value is None else f" ({text[:60]}{'...' * (len(text) > 60)})")
+    return f"{'an' if name[0] in 'aeio' else 'a'} {name}" + (
+        "" if value is None else f" ({text[:60]}{'...' * (len(text) > 60)})"
+    )

@@ -4,15 +4,13 @@ anything is sampled."""
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from rollouts import RolloutBatch
 from support.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rewards.base import Reward
 
 #: rows that are checked of more than so many
 SAMPLED = 2000
@@ -68,7 +66,18 @@ def text_batch(texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> RolloutB
     )
 
 
-def check_golds(reward: "Reward", rows: Sequence[dict[str, Any]]) -> list[GoldProblem]:
+class Judge(Protocol):
+    """The part of a `rewards.Reward` that judges gold answers."""
+
+    name: str
+
+    def gold(self, row: dict[str, Any]) -> str | None: ...
+    def __call__(self, batch: RolloutBatch) -> Tensor: ...
+    def unscaled(self, scores: Tensor, batch: RolloutBatch) -> Tensor: ...
+    def self_check(self, rows: Sequence[dict[str, Any]]) -> list[GoldProblem]: ...
+
+
+def check_golds(reward: Judge, rows: Sequence[dict[str, Any]]) -> list[GoldProblem]:
     """The problems of `Reward.self_check`."""
     if len(rows) > SAMPLED:
         rows = random.Random(0).sample(list(rows), SAMPLED)
@@ -77,10 +86,14 @@ def check_golds(reward: "Reward", rows: Sequence[dict[str, Any]]) -> list[GoldPr
         return []
     batch = text_batch([gold for _, gold in stated], [row for row, _ in stated])
     scores = reward.unscaled(reward(batch), batch).tolist()
-    return [GoldProblem(str(row.get("id")), gold, score) for (row, gold), score in zip(stated, scores, strict=True) if not score >= 1]
+    return [
+        GoldProblem(str(row.get("id")), gold, score)
+        for (row, gold), score in zip(stated, scores, strict=True)
+        if not score >= 1
+    ]
 
 
-def report_golds(reward: "Reward", rows: Sequence[dict[str, Any]]) -> str | None:
+def report_golds(reward: Judge, rows: Sequence[dict[str, Any]]) -> str | None:
     """One paragraph about the rows whose own answer does not earn full marks, None if all do.
 
     Raises:
@@ -91,7 +104,8 @@ def report_golds(reward: "Reward", rows: Sequence[dict[str, Any]]) -> str | None
         return None
     checked = min(len(rows), SAMPLED)
     named = "; ".join(
-        f"row {problem.id!r}: {problem.gold[:60]!r} " + ("cannot be read" if problem.score != problem.score else f"earns {problem.score:g}")
+        f"row {problem.id!r}: {problem.gold[:60]!r} "
+        + ("cannot be read" if problem.score != problem.score else f"earns {problem.score:g}")
         for problem in problems[:NAMED]
     )
     more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""

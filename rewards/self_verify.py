@@ -31,14 +31,21 @@ class Verdict(Reward):
     may_abstain = True
 
     def __init__(
-        self, dynamic: bool = True, code_penalty: float = 0.0, bare_penalty: float = 0.0, weight: float = 1.0, name: str | None = None
+        self,
+        dynamic: bool = True,
+        code_penalty: float = 0.0,
+        bare_penalty: float = 0.0,
+        weight: float = 1.0,
+        name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
         self.dynamic, self.code_penalty, self.bare_penalty = dynamic, code_penalty, bare_penalty
 
     def verdicts(self, batch: RolloutBatch) -> list[bool | None]:
         """Yes (True), No (False) or neither (None), of every row."""
-        return [verdict_of(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)]
+        return [
+            verdict_of(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)
+        ]
 
     def _one(self, row: dict[str, Any], verdict: bool | None, completion: str) -> float:
         correct, size = row["solution_correct"], row["group_size"]
@@ -51,4 +58,6 @@ class Verdict(Reward):
     def score(self, batch: RolloutBatch) -> list[float]:
         rows = [batch.rows[i] for i in batch.groups.tolist()]
         given = zip(rows, self.verdicts(batch), batch.completions, strict=True)
-        return [self._one(row, verdict, text) if "solution_correct" in row else math.nan for row, verdict, text in given]
+        return [
+            self._one(row, verdict, text) if "solution_correct" in row else math.nan for row, verdict, text in given
+        ]

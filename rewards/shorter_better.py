@@ -16,6 +16,7 @@ from torch import Tensor
 from rewards.judged import JudgedReward, means
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 
 
 class ShorterBetter(JudgedReward):
@@ -27,7 +28,9 @@ class ShorterBetter(JudgedReward):
         correctness, weight, name: as in every JudgedReward; the authors' alpha is the correctness reward's weight, 2.
     """
 
-    def __init__(self, beta: float = 0.001, correctness: str = "exact_answer", weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, beta: float = 0.001, correctness: str = "exact_answer", weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(correctness, weight, name)
         if beta < 0:
             raise ConfigError(f"ShorterBetter: beta is {beta}; it is a price on tokens, 0 or above.")
@@ -47,3 +50,32 @@ class ShorterBetter(JudgedReward):
         optimal, none_right = self.optimal_lengths(batch), ~self.correct(batch).view(-1, batch.group_size).any(1)
         distance = (batch.lengths - optimal[batch.groups]).abs()
         return super().metrics(batch) | means({"sol": optimal, "sol_distance": distance, "sol_none_right": none_right})
+
+
+PAPER = Paper(
+    name="shorter_better",
+    title="ShorterBetter",
+    arxiv="2504.21370",
+    idea="a reward that pulls towards the shortest right completion of the group",
+    classes=("rewards.ShorterBetter",),
+    configs=("shorter_better",),
+    effect="45 % shorter at no loss (0.93 against GRPO's 0.90), once rewards are not divided by their deviation",
+    experiment=Experiment(
+        rollouts=40,
+        arms={
+            "shorter_better": {},
+            "shorter_better, not divided": {
+                "model.advantage": {"class_path": "objectives.GroupNorm", "init_args": {"scale": "none"}}
+            },
+            "alpha 0": {
+                "model.rewards": [
+                    {"class_path": "rewards.ExactAnswer", "init_args": {"weight": 0}},
+                    {"class_path": "rewards.ShorterBetter", "init_args": {"beta": 0.02}},
+                ]
+            },
+            "grpo": {"model.rewards": [{"class_path": "rewards.ExactAnswer"}]},
+        },
+        columns={"val pass@1": "val/pass1", "val length": "val/length", "optimal length": "train/sol"},
+        expect="Length falls by at least 40 % at GRPO's accuracy; without alpha nothing protects accuracy.",
+    ),
+)

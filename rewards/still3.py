@@ -49,10 +49,14 @@ class ActionBonus(Reward):
         weight, name: as in every reward.
     """
 
-    def __init__(self, words: Sequence[str] = ACTIONS, most: int = 20, weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, words: Sequence[str] = ACTIONS, most: int = 20, weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(weight, name)
         if most < 1 or not words or not all(words):
-            raise ConfigError(f"ActionBonus: needs words that are not empty and most >= 1, got {list(words)} and {most}.")
+            raise ConfigError(
+                f"ActionBonus: needs words that are not empty and most >= 1, got {list(words)} and {most}."
+            )
         self.words, self.most = tuple(words), most
 
     def score(self, batch: RolloutBatch) -> list[float]:

@@ -6,7 +6,7 @@ import math
 from functools import cache
 from typing import Any, Literal
 
-from datamodules.records import true_cost, true_reward
+from datamodules.records_desk import true_cost, true_reward
 from rewards.answer_process import judged_all
 from rewards.answers import answers, last_number
 from rewards.base import Reward, needs
@@ -96,14 +96,20 @@ class ReasoningGymScore(Reward):
 
     is_correctness = True
 
-    def __init__(self, extract: Literal["tags", "number", "text"] = "tags", weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, extract: Literal["tags", "number", "text"] = "tags", weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(weight, name)
         self.extract = extract
 
     def score(self, batch: RolloutBatch) -> list[float]:
         questions = list(zip(self.extracted(batch), batch.column("entry"), strict=True))
         tasks = {entry: task_of(entry) for entry in dict.fromkeys(batch.column("entry"))}
-        asked = [("gym", answer, entry) for answer, entry in questions if not is_unsafe(answer, tasks[entry]) and not is_endless(answer)]
+        asked = [
+            ("gym", answer, entry)
+            for answer, entry in questions
+            if not is_unsafe(answer, tasks[entry]) and not is_endless(answer)
+        ]
         # All of them in the answer processes: any scorer may compute for ever, or stumble over what it does not expect.
         scores = dict(zip(asked, judged_all(asked), strict=True))
         return [_finite(scores.get(("gym", answer, entry))) for answer, entry in questions]
@@ -139,7 +145,7 @@ class ReasoningGymScore(Reward):
 
 
 class RecordsReward(Reward):
-    """The true helpfulness of a help desk's response, by the rule in datamodules/records.py."""
+    """The true helpfulness of a help desk's response, by the rule in datamodules/records_desk.py."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
         return [true_reward(p, c) for p, c in zip(batch.column("prompt"), batch.completions, strict=True)]

@@ -43,7 +43,9 @@ class OnTopic(Reward):
     """
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        return [self._one(str(prompt), text) for prompt, text in zip(batch.column("prompt"), batch.completions, strict=True)]
+        return [
+            self._one(str(prompt), text) for prompt, text in zip(batch.column("prompt"), batch.completions, strict=True)
+        ]
 
     @staticmethod
     def _one(prompt: str, text: str) -> float:

@@ -14,10 +14,13 @@ from rewards.answers import answer_text
 from rewards.base import Reward, needs
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 
 Part = Literal["parsed", "match", "length", "noise", "exact", "valid"]
 PARTS: tuple[Part, ...] = ("parsed", "match", "length", "noise", "exact", "valid")
-_BLOCKS = re.compile(r"\s*<think>((?!</?(?:think|answer)>)[\s\S])*</think>\s*<answer>((?!</?(?:think|answer)>)[\s\S])*</answer>\s*")
+_BLOCKS = re.compile(
+    r"\s*<think>((?!</?(?:think|answer)>)[\s\S])*</think>\s*<answer>((?!</?(?:think|answer)>)[\s\S])*</answer>\s*"
+)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,7 +86,9 @@ def _validator(schema: str) -> Any:
     try:
         import jsonschema
     except ImportError as error:
-        raise ConfigError("validating against a schema needs the package jsonschema: pip install jsonschema.") from error
+        raise ConfigError(
+            "validating against a schema needs the package jsonschema: pip install jsonschema."
+        ) from error
     return jsonschema.validators.validator_for(json.loads(schema))(json.loads(schema))
 
 
@@ -99,7 +104,9 @@ class _OnObjects(Reward):
         """The score of an object, None where the answer is none."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        texts = [object_text(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)]
+        texts = [
+            object_text(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)
+        ]
         found = []
         for text, answer, schema in zip(texts, batch.column("answer"), batch.column("schema"), strict=True):
             given = strict_object(text)
@@ -110,7 +117,9 @@ class _OnObjects(Reward):
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer", *(["schema"] if self.validates else []))
         if not isinstance(row["answer"], str) or strict_object(row["answer"]) is None:
-            raise ConfigError(f"the reward {self.name!r} needs JSON objects, but the answer of row {row.get('id')!r} is {row['answer']!r}.")
+            raise ConfigError(
+                f"the reward {self.name!r} needs JSON objects, but the answer of row {row.get('id')!r} is {row['answer']!r}."
+            )
         if self.validates:
             _validator(str(row["schema"]))
 
@@ -126,10 +135,14 @@ class FilledSchema(_OnObjects):
 
     is_correctness = True
 
-    def __init__(self, share: float = 0.5, validate: bool = False, weight: float = 1.0, name: str | None = None) -> None:
+    def __init__(
+        self, share: float = 0.5, validate: bool = False, weight: float = 1.0, name: str | None = None
+    ) -> None:
         super().__init__(validate, weight, name)
         if not 0 <= share <= 1:
-            raise ConfigError(f"FilledSchema: share is {share}; it is the match ratio's share of the reward, between 0 and 1.")
+            raise ConfigError(
+                f"FilledSchema: share is {share}; it is the match ratio's share of the reward, between 0 and 1."
+            )
         self.share = share
 
     def one(self, given: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
@@ -167,3 +180,37 @@ class ThinkAnswerFormat(Reward):
     def score(self, batch: RolloutBatch) -> list[float]:
         whole = zip(batch.completions, batch.opened, strict=True)
         return [float(_BLOCKS.fullmatch(("<think>" if opened else "") + text) is not None) for text, opened in whole]
+
+
+PAPER = Paper(
+    name="think_json",
+    title="ThinkJSON",
+    arxiv="2502.14905",
+    idea="rewards for objects that fill a schema",
+    classes=("rewards.FilledSchema", "rewards.ThinkAnswerFormat", "datamodules.SchemaPrompts"),
+    configs=("think_json",),
+    effect="answers that parse 0.28 → 0.89; with a plain reward for exact objects 0.54",
+    not_compared="its task is objects that fill a schema",
+    experiment=Experiment(
+        rollouts=120,
+        arms={
+            "think_json": {},
+            "grpo": {
+                "model.rewards": [
+                    {"class_path": "rewards.JsonPart", "init_args": {"part": "exact", "weight": 1.0}},
+                    {"class_path": "rewards.JsonPart", "init_args": {"part": "parsed"}},
+                    {"class_path": "rewards.JsonPart", "init_args": {"part": "match"}},
+                    {"class_path": "rewards.ThinkAnswerFormat", "init_args": {"weight": 0.0}},
+                ]
+            },
+        },
+        columns={
+            "parse rate": "val/reward/json_parsed",
+            "M": "val/reward/json_match",
+            "exact": "val/pass1",
+            "format": "val/reward/think_answer_format",
+        },
+        expect="The parse rate rises from below 30 % to above 90 %, and M after it.",
+        validate_every=10,
+    ),
+)

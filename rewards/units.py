@@ -54,7 +54,10 @@ def _ratio(text: str) -> Fraction:
 
 
 NAMES = {
-    word: Unit(dimension, _ratio(size)) for dimension, units in _TABLE.items() for words, size in units.items() for word in words.split()
+    word: Unit(dimension, _ratio(size))
+    for dimension, units in _TABLE.items()
+    for words, size in units.items()
+    for word in words.split()
 }
 #: units that are one letter, which is a variable where nothing says that it is a unit
 LETTERS = {name for name in NAMES if len(name) == 1 and name.isascii() and name.isalpha()}
@@ -64,14 +67,18 @@ _POWERED = re.compile(r"([a-z°%\\$€£¥₹¢元]{1,30})\.?(?:\s?\^\s?\{?([23]
 
 def _named(word: str) -> Unit | None:
     word = word.removesuffix(".")
-    return NAMES.get(word) or NAMES.get(word.removesuffix("s")) or (NAMES.get(word[:-2]) if word.endswith("es") else None)
+    return (
+        NAMES.get(word) or NAMES.get(word.removesuffix("s")) or (NAMES.get(word[:-2]) if word.endswith("es") else None)
+    )
 
 
 @lru_cache(maxsize=4096)
 def unit_of(text: str) -> Unit:
     """The unit that a text names: `cm`, `square inches`, `km/h`, `meters per second`, `cm^2`; UNKNOWN for other
     words."""
-    text = " ".join(text.lower().replace("^\\circ", "°").replace("^{\\circ}", "°").replace("\\%", "%").split()).strip(" .")
+    text = " ".join(text.lower().replace("^\\circ", "°").replace("^{\\circ}", "°").replace("\\%", "%").split()).strip(
+        " ."
+    )
     text = re.sub(r"° ?([cf])$", r"°\1", text)
     over = re.split(r"\s?/\s?| per | an ", text, maxsplit=1)
     if len(over) == 2:

@@ -1,13 +1,17 @@
-"""From prompts to completions: the batch that everybody passes on, and the engines that generate."""
+"""Rollouts: the batch that all parts of a step share, and the engines that generate completions from prompts."""
+
+from lightning_posttrain import check_siblings
+
+check_siblings(__name__)
 
 from rollouts.batch import RolloutBatch, ends_open
+from rollouts.batch_plan import BatchPlan
+from rollouts.completion_records import completion_records
 from rollouts.embedded import EmbeddedEngine
 from rollouts.engine import Engine
-from rollouts.plan import BatchPlan
-from rollouts.records import completion_records
-from rollouts.sampling import SamplingParams
+from rollouts.sampling import SamplingOverrides, SamplingParams, overridden
 from rollouts.storage import read_rollout, write_rollout
-from rollouts.thinking import Mode, ThinkingFormat, needs_thinking, thinking_format
+from rollouts.thinking_format import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
 from rollouts.vllm import VLLMEngine, VLLMServer
 from rollouts.written import written
@@ -18,7 +22,9 @@ __all__ = [
     "Engine",
     "Mode",
     "RolloutBatch",
+    "SamplingOverrides",
     "SamplingParams",
+    "overridden",
     "ThinkingFormat",
     "TransformersEngine",
     "VLLMEngine",

@@ -1,8 +1,8 @@
-"""The one data type that everybody passes on."""
+"""The data type that all parts of a training step share."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ FinishReason = Literal["eos", "stop", "length"]
 
 
 def ends_open(prompt: str) -> bool:
-    """Whether a prompt's text ends with <think>, with nothing but white space or an ellipsis behind it."""
+    """Whether a prompt's text ends with <think>, followed only by white space or an ellipsis."""
     return re.search(r"<think>[\s.…]*$", prompt) is not None
 
 
@@ -28,15 +28,18 @@ class RolloutBatch:
         prompt_ids: padded on the left. prompt_mask: True on real tokens.
         completion_ids: padded on the right. completion_mask: True up to and including the end token.
         action_mask: True on tokens that the policy chose (not forced, not padding).
-        behaviour_logprobs: of the distribution that was sampled from (after temperature, top-k and top-p); 0 outside action_mask.
-        finish_reasons: why each completion ended.
+        behaviour_logprobs: under the distribution that was sampled from (after temperature, top-k and top-p); 0 outside
+            action_mask.
+        finish_reasons: why each completion ended: by an end token, a stop string, or its maximum length.
         rows: the data row of each prompt (answer, task, id).
-        rewards: by name, one a completion; NaN where one does not apply.
-        judges: the reward that gave each of `rewards`, by name, whose `unscaled` says what is correct.
-        failures: of the rewards that may fail, by name: 0 for a completion that was scored, 1 for an error, 2 for a time-out.
+        rewards: by name, one per completion; NaN where a reward does not apply.
+        judges: the reward that computed each of `rewards`, by name; its `unscaled` tells which completions are correct.
+        failures: by name of a reward that may fail, one per completion: 0 scored, 1 error, 2 time-out.
+        advantages: one per completion or one per token, once computed.
         reference_logprobs: under the reference, once computed; 0 outside action_mask.
-        own_first: first tokens of each completion that the method drew itself, see rollouts/first_tokens.py; None for none.
-        decoder: (ids, mask) -> texts, used when a text is first asked for.
+        own_first: number of first tokens of each completion that the method drew itself (rollouts/first_tokens.py);
+            None if it drew none.
+        decoder: (ids, mask) -> texts, called when a text is first needed.
     """
 
     prompt_ids: Int[Tensor, "prompts prompt_time"]
@@ -61,12 +64,14 @@ class RolloutBatch:
         if prompts == 0 or completions % prompts:
             raise ValueError(f"{completions} completions do not form equal groups of {prompts} prompts.")
         if len(self.rows) != prompts or len(self.finish_reasons) != completions:
-            found = f"{len(self.rows)} and {len(self.finish_reasons)}"
-            raise ValueError(f"expected {prompts} data rows and {completions} finish reasons, got {found}.")
+            raise ValueError(
+                f"expected {prompts} data rows and {completions} finish reasons, got {len(self.rows)} and "
+                f"{len(self.finish_reasons)}."
+            )
 
     @classmethod
     def concatenate(cls, parts: "list[RolloutBatch]") -> "RolloutBatch":
-        """One batch of the prompts of several, whose group size is the same."""
+        """One batch with the prompts of several batches of the same group size."""
         if len(parts) == 1:
             return parts[0]
         prompt_time = max(part.prompt_ids.shape[1] for part in parts)
@@ -90,12 +95,14 @@ class RolloutBatch:
             rewards={name: torch.cat([part.rewards[name] for part in parts]) for name in parts[0].rewards},
             judges=parts[0].judges,
             failures={name: torch.cat([part.failures[name] for part in parts]) for name in parts[0].failures},
-            own_first=None if parts[0].own_first is None else torch.cat([part.own_first for part in parts if part.own_first is not None]),
+            own_first=None
+            if parts[0].own_first is None
+            else torch.cat([part.own_first for part in parts if part.own_first is not None]),
             decoder=parts[0].decoder,
         )
 
     def take(self, prompts: list[int]) -> "RolloutBatch":
-        """The groups of these prompts, in this order; nothing of what is computed after the rewards."""
+        """The groups of these prompts, in this order, without advantages and reference log-probs."""
         index = torch.tensor(prompts, device=self.completion_ids.device)
         rows = (index[:, None] * self.group_size + torch.arange(self.group_size, device=index.device)).flatten()
         return RolloutBatch(
@@ -115,21 +122,36 @@ class RolloutBatch:
             _completions=None if self._completions is None else [self._completions[row] for row in rows.tolist()],
         )
 
+    def cut(self, limits: Int[Tensor, "rows"]) -> "RolloutBatch":
+        """The batch with every completion cut to at most its limit of tokens; a cut one finishes as too long."""
+        kept = self.completion_mask & (
+            torch.arange(self.completion_mask.shape[1], device=limits.device) < limits[:, None]
+        )
+        is_cut = (kept.sum(1) < self.lengths).tolist()
+        return replace(
+            self,
+            completion_mask=kept,
+            action_mask=self.action_mask & kept,
+            finish_reasons=["length" if c else reason for c, reason in zip(is_cut, self.finish_reasons, strict=True)],
+            own_first=None if self.own_first is None else torch.minimum(self.own_first, limits),
+            _completions=None,
+        )
+
     def single(self, row: int) -> "RolloutBatch":
-        """One completion with its prompt, as a reward needs it; without its text being decoded again."""
-        prompt, here = row // self.group_size, slice(row, row + 1)
+        """One completion with its prompt, as a reward needs it; its text is not decoded again."""
+        prompt, only_row = row // self.group_size, slice(row, row + 1)
         return RolloutBatch(
             prompt_ids=self.prompt_ids[prompt : prompt + 1],
             prompt_mask=self.prompt_mask[prompt : prompt + 1],
-            completion_ids=self.completion_ids[here],
-            completion_mask=self.completion_mask[here],
-            action_mask=self.action_mask[here],
-            behaviour_logprobs=self.behaviour_logprobs[here],
-            finish_reasons=self.finish_reasons[here],
+            completion_ids=self.completion_ids[only_row],
+            completion_mask=self.completion_mask[only_row],
+            action_mask=self.action_mask[only_row],
+            behaviour_logprobs=self.behaviour_logprobs[only_row],
+            finish_reasons=self.finish_reasons[only_row],
             rows=[self.rows[prompt]],
-            own_first=None if self.own_first is None else self.own_first[here],
+            own_first=None if self.own_first is None else self.own_first[only_row],
             decoder=self.decoder,
-            _completions=self.completions[here],
+            _completions=self.completions[only_row],
         )
 
     @property
@@ -149,32 +171,38 @@ class RolloutBatch:
 
     @property
     def truncated(self) -> Bool[Tensor, "rows"]:
-        """Whether each completion was cut off at its greatest length."""
+        """Whether each completion was cut off at its maximum length."""
         return torch.tensor([reason == "length" for reason in self.finish_reasons], device=self.completion_ids.device)
 
     @property
     def completions(self) -> list[str]:
-        """Decoded completions, made when first asked for."""
+        """The texts of the completions, decoded when first needed."""
         if self._completions is None:
             if self.decoder is None:
-                raise ValueError("this batch has no decoder, so its completions have no text; set batch.decoder.")
+                raise ValueError("this batch has no decoder, so its completions cannot be decoded; set batch.decoder.")
             self._completions = self.decoder(self.completion_ids, self.completion_mask)
         return self._completions
 
     @property
     def opened(self) -> list[bool]:
-        """For every row, whether its prompt ends in an open think block, as templates of reasoning models do."""
+        """Whether the prompt of each row ends in an open think block, as the templates of reasoning models make it."""
         assert self.decoder is not None
         texts = self.decoder(self.prompt_ids, self.prompt_mask)
         return [ends_open(text) for text in texts for _ in range(self.group_size)]
 
     def column(self, name: str) -> list[Any]:
-        """A data column, repeated for every completion; None where a row lacks it."""
+        """A data column, one value per completion; None where a row lacks it."""
         return [row.get(name) for row in self.rows for _ in range(self.group_size)]
 
-    def prompt_groups(self, index: Int[Tensor, "some"]) -> PromptGroups:
-        """These rows with their prompts, without columns that only pad."""
+    def prompt_groups(self, index: Int[Tensor, "selected"]) -> PromptGroups:
+        """The rows with these indices and their prompts, without columns that only pad."""
         prompts, owner = torch.unique(index // self.group_size, return_inverse=True)
         ids, mask = self.prompt_ids[prompts], self.prompt_mask[prompts]
         first, width = int(mask.long().argmax(1).min()), max(1, int(self.lengths[index].max()))
-        return PromptGroups(ids[:, first:], mask[:, first:], owner, self.completion_ids[index, :width], self.completion_mask[index, :width])
+        return PromptGroups(
+            ids[:, first:],
+            mask[:, first:],
+            owner,
+            self.completion_ids[index, :width],
+            self.completion_mask[index, :width],
+        )

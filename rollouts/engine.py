@@ -17,15 +17,15 @@ from support.errors import ConfigError
 from support.seeding import derive_seed
 
 Prompts = list[list[int]]
-DRAWN = 2**20  # most logits that tokens are drawn from at once
+DRAWN = 2**20  # maximum number of logits that tokens are drawn from at once
 Forced = list[list[int]] | None
 
 
 class Engine(ABC):
-    """The seam between methods and whatever generates."""
+    """The interface between methods and whatever generates completions."""
 
     def matches(self, policy: Policy) -> bool:
-        """Whether recorded log-probs are the policy's own up to rounding in float32, so that they serve as behaviour log-probs as they are."""
+        """Whether recorded log-probs are the policy's up to float32 rounding, and so can be behaviour log-probs."""
         return False
 
     @abstractmethod
@@ -39,26 +39,32 @@ class Engine(ABC):
         forced: Forced = None,
         rows_at_once: int | None = None,
     ) -> RolloutBatch:
-        """`group_size` completions of every prompt (token ids), prompt-major.
+        """Generate `group_size` completions of every prompt (token ids), prompt-major.
 
-        What is drawn depends on torch's generator as it stands.
+        The draws depend on the current state of torch's generator.
 
         Args:
             rows: the data row of each prompt.
-            forced: first tokens of every completion, given and not sampled: False in the action mask, log-prob 0. Empty lists allowed.
-            rows_at_once: most completions generated side by side; None sets no limit.
+            forced: first tokens of every completion, which are not sampled: False in the action mask,
+                log-prob 0. Lists may be empty.
+            rows_at_once: maximum number of completions generated side by side; None sets no limit.
         """
 
 
 def full_precision(policy: Policy) -> bool:
-    """Whether the policy computes in float32 here and now."""
+    """Whether the policy computes in float32, with its current weights and autocast."""
     return next(policy.model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(policy.device.type)
 
 
 def check_prompts(policy: Policy, prompts: Prompts, sampling: SamplingParams) -> None:
-    """Raises ConfigError for a prompt that is empty or leaves no room for a completion in the model's context."""
-    if not prompts or not all(prompts):
-        raise ConfigError("a rollout needs a prompt, and every prompt a token; check the data set's prompt column.")
+    """Raise ConfigError for a prompt that is empty or leaves no room for a completion in the model's context."""
+    if not prompts:
+        raise ConfigError("a rollout has no prompts; check the data set's prompt column.")
+    if not all(prompts):
+        raise ConfigError(
+            f"prompt {prompts.index([])} of a rollout has no tokens; every prompt needs at least one, so check the "
+            "data set's prompt column."
+        )
     longest = max(map(len, prompts))
     if policy.context is not None and longest + sampling.max_new_tokens > policy.context:
         raise ConfigError(
@@ -67,20 +73,24 @@ def check_prompts(policy: Policy, prompts: Prompts, sampling: SamplingParams) ->
         )
 
 
-def uniforms(rows: list[dict[str, Any]], group_size: int, time: int, device: torch.device) -> Float[Tensor, "rows time"]:
-    """Numbers in [0, 1) that decide every token. They belong to (the generator's state at the call, the prompt's `id`, the completion, the step), so
-    that a completion depends neither on the prompts beside it nor on the process that draws it.
+def uniforms(
+    rows: list[dict[str, Any]], group_size: int, time: int, device: torch.device
+) -> Float[Tensor, "rows time"]:
+    """Random numbers in [0, 1) that decide every token.
+
+    They depend on the generator's state at the call, the prompt's `id`, the completion and the step, so that a
+    completion depends neither on the prompts beside it nor on the process that draws it.
 
     Args:
-        rows: the data rows; of equal ids each gets numbers of its own.
+        rows: the data rows; rows with the same id get different numbers.
     """
-    call, seen, found = int(torch.randint(2**62, ())), Counter[str](), []
+    call, seen, numbers = int(torch.randint(2**62, ())), Counter[str](), []
     for row in rows:
         key = str(row.get("id"))
         generator = torch.Generator().manual_seed(derive_seed(call, key, seen[key]))
         seen[key] += 1
-        found.append(torch.rand(group_size, time, generator=generator))
-    return torch.cat(found).to(device)
+        numbers.append(torch.rand(group_size, time, generator=generator))
+    return torch.cat(numbers).to(device)
 
 
 def padded_left(prompts: Prompts, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -95,29 +105,30 @@ def padded_forced(forced: Forced, rows: int, device: torch.device) -> Tensor:
     """(rows, longest), -1 where nothing is forced."""
     forced = forced or [[]] * rows
     if len(forced) != rows:
-        raise ValueError(f"forced has {len(forced)} entries for {rows} completions.")
+        raise ValueError(f"forced has {len(forced)} entries for {rows} completions; give one list per completion.")
     longest = max(map(len, forced))
-    return torch.tensor([given + [-1] * (longest - len(given)) for given in forced], dtype=torch.long, device=device).view(rows, longest)
+    padded = [tokens + [-1] * (longest - len(tokens)) for tokens in forced]
+    return torch.tensor(padded, dtype=torch.long, device=device).view(rows, longest)
 
 
 def warpers(sampling: SamplingParams) -> LogitsProcessorList:
-    """What turns logits into those that are sampled from."""
-    found = LogitsProcessorList()
+    """The processors that turn the model's logits into those that are sampled from."""
+    processors = LogitsProcessorList()
     if sampling.temperature not in (0.0, 1.0):
-        found.append(TemperatureLogitsWarper(sampling.temperature))
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.temperature > 0 and sampling.top_k:
-        found.append(TopKLogitsWarper(sampling.top_k))
+        processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.temperature > 0 and sampling.top_p < 1:
-        found.append(TopPLogitsWarper(sampling.top_p))
-    return found
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    return processors
 
 
 def draw(
     logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, "rows"], greedy: bool
 ) -> tuple[Int[Tensor, "rows"], Float[Tensor, "rows"]]:
-    """(tokens, log-probs): the distribution function inverted at the random numbers, or the likeliest tokens."""
+    """(tokens, log-probs): the inverse distribution function at the random numbers; if greedy, the likeliest."""
     rows = max(1, DRAWN // logits.shape[1])
-    if len(logits) > rows:  # few at a time: what follows needs several copies
+    if len(logits) > rows:  # a few at a time: the lines below need several copies of the logits
         parts = [draw(logits[i : i + rows], uniform[i : i + rows], greedy) for i in range(0, len(logits), rows)]
         return torch.cat([tokens for tokens, _ in parts]), torch.cat([values for _, values in parts])
     logprobs = logits - logits.logsumexp(1, keepdim=True)
@@ -125,16 +136,16 @@ def draw(
         tokens = logits.argmax(1, keepdim=True)
     else:
         below = logprobs.exp().cumsum(1)
-        # Less than the whole sum, and beyond every token without probability before the one that is chosen.
+        # Below the total sum, and to the right of tokens with probability 0 that precede the chosen one.
         tokens = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True).clamp(max=below.shape[1] - 1)
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
 
 
 class StopStrings:
-    """Tells which completions end with one of the strings, by transformers' matcher over tokens.
+    """Detection of completions that end with one of the strings, by transformers' matcher over tokens.
 
     Args:
-        strings: may be none, then nothing ends.
+        strings: the stop strings; with an empty list no completion is stopped.
     """
 
     def __init__(self, policy: Policy, strings: list[str]) -> None:
@@ -142,7 +153,7 @@ class StopStrings:
         self.reach = self.criteria.maximum_token_len if self.criteria else 0
 
     def __call__(self, ids: Int[Tensor, "rows time"], lengths: Int[Tensor, "rows"]) -> Bool[Tensor, "rows"]:
-        """Which of the first `lengths` tokens of the rows end with a string."""
+        """Whether the first `lengths` tokens of each row end with a stop string."""
         if self.criteria is None:
             return torch.zeros_like(lengths, dtype=torch.bool)
         places = lengths[:, None] - torch.arange(self.reach, 0, -1, device=ids.device)
@@ -162,10 +173,11 @@ def assemble(
     forced: Tensor,
     reasons: list[FinishReason],
 ) -> RolloutBatch:
-    """The batch, with padding and forced tokens masked.
+    """Make the batch, with padding and forced tokens masked.
 
     Args:
-        completions, logprobs: (rows, time), anything behind a row's length. lengths: (rows,). forced: as from padded_forced.
+        completions, logprobs: (rows, time); values behind a row's length are ignored. lengths: (rows,).
+        forced: as from padded_forced.
     """
     width = int(lengths.max())
     steps = torch.arange(width, device=completions.device)

@@ -1,7 +1,7 @@
-"""Completions whose first tokens the method draws itself, from another distribution than the policy's: they stay actions of the policy.
+"""First tokens that the method draws from another distribution than the policy's, as actions of the policy.
 
-An engine takes forced tokens as given and leaves them out of the action mask. Here they come back into it, with the log-prob of the
-distribution that drew them, so that the ratio on them is the right one.
+An engine leaves forced tokens out of the action mask. `FirstTokens.mark` puts them back into it, with their log-prob
+under the distribution that drew them, so that the importance ratio on them is right.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from policies import Policy
 from rollouts.batch import RolloutBatch
 from rollouts.engine import Prompts, padded_left
 
-TOKENS_AT_ONCE = 4096  # of prompts in one forward
+TOKENS_AT_ONCE = 4096  # maximum number of prompt tokens in one forward
 
 
 @dataclass
@@ -30,22 +30,26 @@ class FirstTokens:
     logprobs: list[list[float]]
 
     def mark(self, batch: RolloutBatch) -> RolloutBatch:
-        """The batch that an engine made with these as `forced`, with them as actions."""
-        own = torch.zeros_like(batch.lengths)
+        """Make these tokens actions in a batch that an engine generated with them as `forced`; changes the batch."""
+        counts = torch.zeros_like(batch.lengths)
         for row, (tokens, logprobs) in enumerate(zip(self.tokens, self.logprobs, strict=True)):
-            count = own[row] = min(len(tokens), int(batch.lengths[row]))
+            count = counts[row] = min(len(tokens), int(batch.lengths[row]))
             batch.action_mask[row, :count] = True
-            batch.behaviour_logprobs[row, :count] = torch.tensor(logprobs[:count], device=batch.behaviour_logprobs.device)
-        batch.own_first = own
+            batch.behaviour_logprobs[row, :count] = torch.tensor(
+                logprobs[:count], device=batch.behaviour_logprobs.device
+            )
+        batch.own_first = counts
         return batch
 
 
 @torch.no_grad()
-def next_token_logprobs(policy: Policy, prompts: Prompts, temperature: float = 1.0) -> Float[Tensor, "prompts vocabulary"]:
-    """The policy's distribution over the token that follows each prompt."""
+def next_token_logprobs(
+    policy: Policy, prompts: Prompts, temperature: float = 1.0
+) -> Float[Tensor, "prompts vocabulary"]:
+    """Log-probs of the policy's distribution over the token that follows each prompt."""
     was_training = policy.model.training
     policy.model.eval()  # no dropout
-    found = []
+    parts = []
     try:
         size = max(1, TOKENS_AT_ONCE // max(map(len, prompts)))
         for start in range(0, len(prompts), size):
@@ -54,7 +58,7 @@ def next_token_logprobs(policy: Policy, prompts: Prompts, temperature: float = 1
             logits = policy.model(
                 input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, logits_to_keep=1
             ).logits
-            found.append((logits[:, -1].float() / temperature).log_softmax(-1))
+            parts.append((logits[:, -1].float() / temperature).log_softmax(-1))
     finally:
         policy.model.train(was_training)
-    return torch.cat(found)
+    return torch.cat(parts)

@@ -1,7 +1,9 @@
 """Rollouts as Parquet files, and back.
 
-A row a completion: the keys of rollouts/records.py for people, and what makes the batch again: prompt_ids, completion_ids, actions (False where a token was not the
-policy's choice), the data row as JSON. The order is the batch's, so a prompt's completions follow one another. Numbers are float32, as they were in training.
+A file has one row per completion: the keys of rollouts/completion_records.py for people, and the columns from which the
+batch is restored: prompt_ids, completion_ids, actions (False where a token was not the policy's choice), and the data
+row as JSON. The order is the batch's, so the completions of a prompt follow one another. Numbers are float32, as in
+training.
 """
 
 import json
@@ -17,16 +19,16 @@ import torch
 from torch import Tensor
 
 from rollouts.batch import RolloutBatch
-from rollouts.records import completion_records
+from rollouts.completion_records import completion_records
 from support.errors import ConfigError
 
-#: key of what the file says of itself
+#: metadata key of the facts about the file
 ABOUT = b"rollout"
 FLOATS = pyarrow.list_(pyarrow.float32())
 
 
 def write_rollout(batch: RolloutBatch, path: Path, about: dict[str, Any] | None = None) -> None:
-    """Write a batch; the file is whole or absent.
+    """Write a batch; after a crash the file is complete or absent.
 
     Args:
         about: plain facts kept in the file, e.g. the rollout's number.
@@ -35,20 +37,20 @@ def write_rollout(batch: RolloutBatch, path: Path, about: dict[str, Any] | None 
     masks = batch.completion_mask
     for name in rows[0]:
         values = [row[name] for row in rows]
-        kind = (
-            FLOATS
-            if isinstance(values[0], list) and name != "tokens"
-            else pyarrow.float32()
-            if name.startswith(("reward/", "advantage"))
-            else None
-        )
-        columns[name] = pyarrow.array([str(value) for value in values] if name == "id" else values, kind)
+        column_type = None  # pyarrow's choice
+        if isinstance(values[0], list) and name != "tokens":
+            column_type = FLOATS
+        elif name.startswith(("reward/", "advantage")):
+            column_type = pyarrow.float32()
+        columns[name] = pyarrow.array([str(value) for value in values] if name == "id" else values, column_type)
+    data_rows = [json.dumps(row, ensure_ascii=False, default=str) for row in batch.rows]
+    prompt_ids = [ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)]
     columns |= {
-        "row": [json.dumps(row, ensure_ascii=False, default=str) for row in batch.rows for _ in range(batch.group_size)],
-        "prompt_ids": [ids[mask].tolist() for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True) for _ in range(batch.group_size)],
+        "row": [row for row in data_rows for _ in range(batch.group_size)],
+        "prompt_ids": [ids for ids in prompt_ids for _ in range(batch.group_size)],
         "completion_ids": [ids[mask].tolist() for ids, mask in zip(batch.completion_ids, masks, strict=True)],
         "actions": [actions[mask].tolist() for actions, mask in zip(batch.action_mask, masks, strict=True)],
-    }  # fmt: skip
+    }
     if batch.own_first is not None:
         columns["own_first"] = batch.own_first.tolist()
     facts = {"group_size": batch.group_size, **(about or {})}
@@ -59,14 +61,17 @@ def write_rollout(batch: RolloutBatch, path: Path, about: dict[str, Any] | None 
     os.replace(temporary, path)
 
 
-def read_rollout(path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tensor], list[str]] | None = None) -> RolloutBatch:
-    """The batch that a file was written from, on the CPU: rewards, advantages and reference log-probs as they were.
+def read_rollout(
+    path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tensor], list[str]] | None = None
+) -> RolloutBatch:
+    """Restore the batch that a file was written from, on the CPU, with its rewards, advantages and reference log-probs.
 
-    A module's `advantages(batch)`, or any advantage of objectives/, can be computed from it anew; no weights are needed for that unless a KL penalty stands in the
-    reward whose log-probs were not recorded.
+    A module's `advantages(batch)`, or any advantage of objectives/, can be computed from it again. That needs no
+    weights, unless the reward contains a KL penalty whose log-probs were not recorded.
 
     Args:
-        pad: id that fills the padding. decoder: (ids, mask) -> texts, such as `policy.decode`; without one the recorded texts are taken.
+        pad: id that fills the padding.
+        decoder: (ids, mask) -> texts, such as `policy.decode`; without one the recorded texts are used.
 
     Raises:
         ConfigError: for a file that is not a recorded rollout.
@@ -75,21 +80,26 @@ def read_rollout(path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tens
         table = pyarrow.parquet.read_table(path)
         facts = json.loads((table.schema.metadata or {})[ABOUT])
     except (OSError, KeyError, pyarrow.ArrowInvalid) as error:
-        raise ConfigError(f"{path} is not a rollout that callbacks.RolloutRecorder wrote ({type(error).__name__}: {error}).") from error
+        raise ConfigError(
+            f"{path} is not a rollout that callbacks.RolloutRecorder wrote ({type(error).__name__}: {error}); give the "
+            "path of a Parquet file in a run's rollouts folder."
+        ) from error
     columns = table.to_pydict()
     size, completions = facts["group_size"], columns["completion_ids"]
     lengths = torch.tensor([len(ids) for ids in completions])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
 
-    def by_token(name: str, kind: torch.dtype, fill: Any = 0) -> Tensor:
-        flat = torch.tensor([value for values in columns[name] for value in values], dtype=kind)
-        return torch.full(mask.shape, fill, dtype=kind).masked_scatter(mask, flat)
+    def by_token(name: str, dtype: torch.dtype, fill: Any = 0) -> Tensor:
+        flat = torch.tensor([value for values in columns[name] for value in values], dtype=dtype)
+        return torch.full(mask.shape, fill, dtype=dtype).masked_scatter(mask, flat)
 
     prompts = columns["prompt_ids"][::size]
     longest = max(map(len, prompts))
     advantages = columns.get("advantage")
     if advantages is not None:
-        advantages = by_token("advantage", torch.float32) if isinstance(advantages[0], list) else torch.tensor(advantages)
+        advantages = (
+            by_token("advantage", torch.float32) if isinstance(advantages[0], list) else torch.tensor(advantages)
+        )
     rewards = {name.removeprefix("reward/"): values for name, values in columns.items() if name.startswith("reward/")}
     return RolloutBatch(
         prompt_ids=torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts]),
@@ -100,7 +110,10 @@ def read_rollout(path: str | Path, pad: int = 0, decoder: Callable[[Tensor, Tens
         behaviour_logprobs=by_token("logprobs", torch.float32),
         finish_reasons=columns["finish"],
         rows=[json.loads(row) for row in columns["row"][::size]],
-        rewards={name: torch.tensor([math.nan if value is None else value for value in values]) for name, values in rewards.items()},
+        rewards={
+            name: torch.tensor([math.nan if value is None else value for value in values])
+            for name, values in rewards.items()
+        },
         advantages=advantages,
         reference_logprobs=by_token("reference_logprobs", torch.float32) if "reference_logprobs" in columns else None,
         own_first=torch.tensor(columns["own_first"]) if "own_first" in columns else None,

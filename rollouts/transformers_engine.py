@@ -1,4 +1,4 @@
-"""`generate` of transformers: the plain engine, for every architecture, and what the embedded one is measured against."""
+"""The engine for every architecture, `generate` of transformers; tests compare the other engines with it."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from rollouts.sampling import SamplingParams
 
 
 class _Choose(LogitsProcessor):
-    """Draws the next token itself, leaves `generate` no other choice, and keeps the log-prob of what it drew.
+    """Processor that draws the next token, leaves `generate` no other choice, and records the token's log-prob.
 
     Args:
         uniform: (rows, steps), the random numbers. forced: as from padded_forced.
@@ -39,7 +39,9 @@ class _Choose(LogitsProcessor):
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         step = input_ids.shape[1] - self.prompt_width
-        tokens, logprobs = draw(self.warpers(input_ids, scores.float()), self.uniform[:, step], self.sampling.temperature == 0)
+        tokens, logprobs = draw(
+            self.warpers(input_ids, scores.float()), self.uniform[:, step], self.sampling.temperature == 0
+        )
         self.logprobs.append(logprobs)
         if step < self.forced.shape[1]:
             tokens = torch.where(self.forced[:, step] >= 0, self.forced[:, step], tokens)
@@ -47,7 +49,11 @@ class _Choose(LogitsProcessor):
 
 
 class _Stop(StoppingCriteria):
-    """Stop strings within the completion alone, and whether the last stop was by one."""
+    """Criterion for stop strings within the completion, which records the step at which each row stopped.
+
+    Fields:
+        step: (rows,), index of the last token of a stopped row; -1 for the others.
+    """
 
     def __init__(self, stop: StopStrings, prompt_width: int, rows: int) -> None:
         self.stop, self.prompt_width = stop, prompt_width
@@ -63,10 +69,10 @@ class _Stop(StoppingCriteria):
 
 
 class TransformersEngine(Engine):
-    """`generate` of transformers, in batches of rows_at_once completions; at equal seeds it draws what the embedded engine draws.
+    """Generation with `generate` of transformers, in batches of rows_at_once completions.
 
-    The model's own generation defaults (a repetition penalty, a top-p of its makers) are not used: they would change the
-    sampling distribution without the policy's log-probs knowing.
+    With equal seeds it draws the same tokens as the embedded engine. The model's own generation defaults (a repetition
+    penalty, a top-p) are not used: they would change the sampling distribution, but not the policy's log-probs.
     """
 
     def matches(self, policy: Policy) -> bool:
@@ -87,7 +93,7 @@ class TransformersEngine(Engine):
         device = policy.device
         ids, mask = padded_left(prompts, policy.pad_token_id, device)
         ids, mask = ids.repeat_interleave(group_size, 0), mask.repeat_interleave(group_size, 0)
-        given = padded_forced(forced, len(ids), device)
+        forced_tokens = padded_forced(forced, len(ids), device)
         uniform = uniforms(rows, group_size, sampling.max_new_tokens, device)
         completions = ids.new_full((len(ids), sampling.max_new_tokens), policy.pad_token_id)
         logprobs = torch.zeros(completions.shape, device=device)
@@ -97,24 +103,26 @@ class TransformersEngine(Engine):
         try:
             for start in range(0, len(ids), rows_at_once or len(ids)):
                 part = slice(start, start + (rows_at_once or len(ids)))
-                tokens, values, stops = self._sample(policy, ids[part], mask[part], uniform[part], given[part], sampling)
+                tokens, values, stops = self._sample(
+                    policy, ids[part], mask[part], uniform[part], forced_tokens[part], sampling
+                )
                 time = torch.arange(tokens.shape[1], device=device)
                 ended_by_text = time == stops[:, None]
                 ends = torch.isin(tokens, torch.tensor(policy.eos_token_ids, device=device)) | ended_by_text
                 # Padding may be an end token itself: only the first end counts.
                 lengths[part] = torch.where(ends.any(1), ends.long().argmax(1) + 1, tokens.shape[1])
                 last = (lengths[part] - 1)[:, None]
-                text, end = (found.gather(1, last)[:, 0].tolist() for found in (ended_by_text, ends))
-                reasons += ["stop" if t else "eos" if e else "length" for t, e in zip(text, end, strict=True)]
+                by_text, by_any = (flags.gather(1, last)[:, 0].tolist() for flags in (ended_by_text, ends))
+                reasons += ["stop" if t else "eos" if e else "length" for t, e in zip(by_text, by_any, strict=True)]
                 completions[part, : tokens.shape[1]], logprobs[part, : values.shape[1]] = tokens, values
         finally:
             policy.model.train(was_training)
-        return assemble(policy, prompts, rows, completions, logprobs, lengths, given, reasons)
+        return assemble(policy, prompts, rows, completions, logprobs, lengths, forced_tokens, reasons)
 
     def _sample(
         self, policy: Policy, ids: Tensor, mask: Tensor, uniform: Tensor, forced: Tensor, sampling: SamplingParams
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(tokens, log-probs, the step at which a stop string ended the row or -1)"""
+        """(tokens, log-probs, the step at which a stop string ended each row or -1)."""
         choose = _Choose(sampling, uniform, forced, ids.shape[1])
         stop = _Stop(StopStrings(policy, sampling.stop), ids.shape[1], len(ids))
         config = GenerationConfig(
@@ -124,9 +132,9 @@ class TransformersEngine(Engine):
             eos_token_id=policy.eos_token_ids,
             pad_token_id=policy.pad_token_id,
         )
-        # Not peft's wrapper: its `generate` would leave the borrowed configuration on the model below it.
+        # Not peft's wrapper: its `generate` would leave the temporary configuration on the model below it.
         model: Any = policy.bare
-        own, model.generation_config = model.generation_config, GenerationConfig()
+        model_config, model.generation_config = model.generation_config, GenerationConfig()
         try:
             output = model.generate(
                 input_ids=ids,
@@ -136,5 +144,5 @@ class TransformersEngine(Engine):
                 stopping_criteria=StoppingCriteriaList([stop]),
             )
         finally:
-            model.generation_config = own
+            model.generation_config = model_config
         return output[:, ids.shape[1] :], torch.stack(choose.logprobs, 1), stop.step

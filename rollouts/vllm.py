@@ -1,7 +1,8 @@
-"""vLLM as an engine, in this process or as a server; its weights follow the policy's.
+"""vLLM as an engine, in this process or as a server, with weights that follow the policy's.
 
-vLLM computes with other kernels, often in another precision: its log-probs are not quite the policy's, and the modules correct for that
-(importance_cap). Every completion is a request of its own with its own seed; vLLM's prefix cache computes a group's prompt once.
+vLLM computes with other kernels, often in another precision. Its log-probs therefore differ slightly from the policy's,
+and the modules correct for that (importance_cap). Every completion is a request with its own seed; vLLM's prefix cache
+computes a group's prompt once.
 """
 
 import json
@@ -36,7 +37,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """What vLLM generated, and the log-prob of each token."""
+    """The tokens that vLLM generated for a request, and their log-probs."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -55,12 +56,13 @@ class _VLLM(Engine):
         rows_at_once: int | None = None,
     ) -> RolloutBatch:
         check_prompts(policy, prompts, sampling)
-        given = padded_forced(forced, len(prompts) * group_size, torch.device("cpu"))
-        if given.shape[1] >= sampling.max_new_tokens:
+        forced_tokens = padded_forced(forced, len(prompts) * group_size, torch.device("cpu"))
+        if forced_tokens.shape[1] >= sampling.max_new_tokens:
             raise ConfigError(
-                f"{given.shape[1]} forced tokens leave nothing to sample; raise sampling.max_new_tokens ({sampling.max_new_tokens})."
+                f"{forced_tokens.shape[1]} forced tokens leave nothing to sample with sampling.max_new_tokens="
+                f"{sampling.max_new_tokens}; raise it."
             )
-        first = [[token for token in row if token >= 0] for row in given.tolist()]
+        first = [[token for token in row if token >= 0] for row in forced_tokens.tolist()]
         answers = self.answer(policy, self._requests(policy, prompts, rows, first, group_size, sampling))
         count, device = len(answers), policy.device
         tokens = torch.full((count, sampling.max_new_tokens), policy.pad_token_id)
@@ -71,8 +73,11 @@ class _VLLM(Engine):
             tokens[row, :end] = torch.tensor(start + answer.tokens)
             logprobs[row, len(start) : end] = torch.tensor(answer.logprobs)
             lengths[row] = end
-            reasons.append("length" if not answer.stopped else "eos" if answer.tokens[-1] in policy.eos_token_ids else "stop")
-        return assemble(policy, prompts, rows, tokens.to(device), logprobs.to(device), lengths.to(device), given.to(device), reasons)
+            reasons.append(
+                "length" if not answer.stopped else "eos" if answer.tokens[-1] in policy.eos_token_ids else "stop"
+            )
+        tokens, logprobs, lengths, forced_tokens = (t.to(device) for t in (tokens, logprobs, lengths, forced_tokens))
+        return assemble(policy, prompts, rows, tokens, logprobs, lengths, forced_tokens, reasons)
 
     def _requests(
         self,
@@ -104,19 +109,21 @@ class _VLLM(Engine):
 
     @abstractmethod
     def answer(self, policy: Policy, requests: list[Request]) -> list[Answer]:
-        """Generate with the policy's weights as they are now, in order."""
+        """Generate one answer per request, in order, with the policy's current weights."""
 
 
 class VLLMEngine(_VLLM):
     """vLLM in the training process, on the same device.
 
     Args:
-        gpu_memory_utilization: share of the GPU's memory for weights and cache together.
+        gpu_memory_utilization: fraction of the GPU's memory for weights and cache together.
         sleep: free vLLM's memory while the policy is updated (GPU only).
         options: further arguments of vllm.LLM.
     """
 
-    def __init__(self, gpu_memory_utilization: float = 0.3, sleep: bool = True, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, gpu_memory_utilization: float = 0.3, sleep: bool = True, options: dict[str, Any] | None = None
+    ) -> None:
         self.gpu_memory_utilization, self.sleep, self.options = gpu_memory_utilization, sleep, options or {}
         self.llm: Any = None
         self.version: int | None = None
@@ -130,10 +137,12 @@ class VLLMEngine(_VLLM):
             self.llm.reset_prefix_cache()
             self.version = policy.version
         outputs = self.llm.generate(
-            [{"prompt_token_ids": request.ids} for request in requests], [Params(**request.params) for request in requests], use_tqdm=False
+            [{"prompt_token_ids": request.ids} for request in requests],
+            [Params(**request.params) for request in requests],
+            use_tqdm=False,
         )
         if self._sleeps(policy):
-            self.llm.sleep(level=2)  # neither weights nor cache are worth keeping: both are stale after the update
+            self.llm.sleep(level=2)  # discards weights and cache: both are stale after the update
             self.version = None
         completions = [output.outputs[0] for output in outputs]
         return [
@@ -157,8 +166,10 @@ class VLLMEngine(_VLLM):
         try:
             from vllm import LLM
         except ImportError:
-            raise ConfigError("VLLMEngine needs vLLM, which is not installed; run `pip install 'lightning-posttrain[vllm]'`.") from None
-        folder = tempfile.mkdtemp()  # vLLM reads the architecture and its first weights from a folder
+            raise ConfigError(
+                "VLLMEngine needs vLLM, which is not installed; run `pip install 'lightning-posttrain[vllm]'`."
+            ) from None
+        folder = tempfile.mkdtemp()  # vLLM reads the architecture and the initial weights from a folder
         try:
             policy.save(folder)
             self.llm = LLM(
@@ -167,7 +178,7 @@ class VLLMEngine(_VLLM):
                 max_model_len=policy.context,
                 gpu_memory_utilization=self.gpu_memory_utilization,
                 enable_sleep_mode=self._sleeps(policy),
-                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
+                logprobs_mode="processed_logprobs",  # under the distribution that is sampled from
                 **self.options,
             )
         finally:
@@ -176,7 +187,9 @@ class VLLMEngine(_VLLM):
 
 
 class VLLMServer(_VLLM):
-    """A vLLM server, which shares a folder with this process:
+    """A vLLM server that shares a folder with this process.
+
+    Start it with:
 
         VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs
 
@@ -184,10 +197,10 @@ class VLLMServer(_VLLM):
 
     Args:
         url: of the server.
-        folder: where weights are handed over; both sides must see it under this path. A temporary folder if None. Of several processes each has a
-            folder of its own in it.
-        sync: hand over all weights (adapters merged), or the LoRA adapter alone.
-        timeout: seconds to wait for one answer. concurrent: most requests in flight.
+        folder: for passing weights to the server, which must see it under the same path; a temporary folder if None.
+            With several processes each one uses its own folder in it.
+        sync: pass all weights (adapters merged), or the LoRA adapter alone.
+        timeout: seconds to wait for one answer. concurrent: maximum number of requests in flight.
     """
 
     def __init__(
@@ -205,7 +218,9 @@ class VLLMServer(_VLLM):
 
     def answer(self, policy: Policy, requests: list[Request]) -> list[Answer]:
         if self.sync == "adapter" and policy.params.lora is None:
-            raise ConfigError("VLLMServer has sync: adapter, but the policy has no adapter; set policy.lora, or sync: weights.")
+            raise ConfigError(
+                "VLLMServer has sync: adapter, but the policy has no adapter; set policy.lora or sync: weights."
+            )
         if self.model is None:
             self.model = self._call("GET", "/v1/models")["data"][0]["id"]
         if self.version != policy.version:
@@ -220,13 +235,17 @@ class VLLMServer(_VLLM):
             folder = folder / f"process_{torch.distributed.get_rank()}"
         if self.sync == "adapter":
             policy.save_adapter(folder)
-            self._call("POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(folder), "load_inplace": True})
+            self._call(
+                "POST", "/v1/load_lora_adapter", {"lora_name": "policy", "lora_path": str(folder), "load_inplace": True}
+            )
             self.model = "policy"
         else:
             folder.mkdir(parents=True, exist_ok=True)
             policy.bare.config.save_pretrained(folder)
-            # Copies, because a tied output layer must be written too: vLLM's reload leaves it as it was otherwise.
-            save_file({name: weight.clone().contiguous() for name, weight in policy.weights()}, folder / "model.safetensors")
+            # Copies, because a tied output layer must be written too: otherwise vLLM's reload does not change it.
+            save_file(
+                {name: weight.clone().contiguous() for name, weight in policy.weights()}, folder / "model.safetensors"
+            )
             self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         self._call("POST", "/reset_prefix_cache")
 
@@ -243,12 +262,12 @@ class VLLMServer(_VLLM):
                 text = response.read().decode()
         except urllib.error.HTTPError as error:
             raise ConfigError(
-                f"the vLLM server at {self.url} answered {error.code} to {path}: {error.read().decode(errors='replace')[:300]!r}; start it as the "
-                "documentation of VLLMServer says."
+                f"the vLLM server at {self.url} answered {error.code} to {path}: "
+                f"{error.read().decode(errors='replace')[:300]!r}; start it as the docstring of VLLMServer says."
             ) from None
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             raise ConfigError(
-                f"the vLLM server at {self.url} cannot be reached ({getattr(error, 'reason', error)}); start it as the documentation of VLLMServer says, "
-                "or correct model.engine.url."
+                f"the vLLM server at {self.url} cannot be reached ({getattr(error, 'reason', error)}); start it as the "
+                "docstring of VLLMServer says, or correct model.engine.url."
             ) from None
         return json.loads(text) if text.startswith(("{", "[")) else None

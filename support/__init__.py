@@ -1,1 +1,5 @@
-"""The ground floor: errors, seeds and files. Everything may import it; it imports nothing of the project."""
+"""The bottom layer: errors, seeds, files, processes. Every package may import it; it imports nothing of the project."""
+
+from support import moved
+
+moved.register()

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and names for what is in them."""
+"""Atomic writes, checks of checkpoints, fingerprints of contents, and the paths of shipped files."""
 
 import hashlib
 import json
@@ -13,10 +13,19 @@ from typing import Any
 
 import torch
 
-_INDEX_CLASSES = "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties TensorStorageMetadata _MEM_FORMAT_ENCODING"
-#: all that the index of a folder of shards may be made of, beside dtypes
+_INDEX_CLASSES = (
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "Metadata",
+    "MetadataIndex",
+    "StorageMeta",
+    "TensorProperties",
+    "TensorStorageMetadata",
+    "_MEM_FORMAT_ENCODING",
+)
+#: the names that the index of a folder of shards may use, besides dtypes
 _INDEX_NAMES = {
-    *(("torch.distributed.checkpoint.metadata", name) for name in _INDEX_CLASSES.split()),
+    *(("torch.distributed.checkpoint.metadata", name) for name in _INDEX_CLASSES),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
@@ -25,15 +34,15 @@ _INDEX_NAMES = {
 }
 
 
-#: can only be read by setting it, which other threads would notice, so once
+#: Read once at import: it can only be read by setting it, which other threads would notice.
 UMASK = os.umask(0o077)
 os.umask(UMASK)
-#: beside the installed packages, or the project's folder
+#: the folder that holds the packages: the project's folder, or that of the installed distribution
 INSTALLED = Path(__file__).resolve().parent.parent
 
 
 def shipped(name: str) -> Path:
-    """A path as it is; configs/... and assets/... that are not in the working directory, where the installed distribution has them."""
+    """The path `name`, or the installed copy of a configs/... or assets/... that the working directory lacks."""
     path = Path(name).expanduser()
     if not path.exists() and path.parts[:1] in (("configs",), ("assets",)) and (INSTALLED / path).exists():
         return INSTALLED / path
@@ -41,10 +50,10 @@ def shipped(name: str) -> Path:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write `text` so that a reader (or a crash) sees the old file or the new one, never a part of it."""
+    """Write `text` atomically: a reader sees the old file or the new one, never a part, even after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.fchmod(handle, 0o666 & ~UMASK)  # as an ordinary new file; mkstemp's are for the owner alone
+    os.fchmod(handle, 0o666 & ~UMASK)  # the mode of an ordinary new file; mkstemp's is for the owner alone
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -57,7 +66,7 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file, all files of a folder, or a folder's list of names would survive a power failure."""
+    """Wait until a file, a folder's list of names, or a checkpoint folder with its files is safe on the disk."""
     for item in [*path.rglob("*"), path] if path.suffix and path.is_dir() else [path]:
         handle = os.open(item, os.O_RDONLY)
         try:
@@ -67,7 +76,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it, if it is there."""
+    """Delete a file, or a folder with its content, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -75,13 +84,13 @@ def remove(path: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint (one file, or a folder of shards), or None if it is whole."""
+    """The reason why a checkpoint (one file, or a folder of shards) is incomplete or damaged; None if it is intact."""
     if path.is_dir():
-        return None if (path / ".metadata").is_file() else "its shards have no index"
+        return None if (path / ".metadata").is_file() else "its shards have no index (.metadata)"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-            return None if broken is None else f"its part {broken!r} is not what was written"
+            return None if broken is None else f"its part {broken!r} does not match its checksum"
     except Exception as error:  # changed names, sizes and flags of an archive raise many kinds
         return str(error)
 
@@ -90,13 +99,18 @@ class _IndexReader(pickle.Unpickler):
     """Reads the index of a folder of shards, which PyTorch would unpickle without restriction."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _INDEX_NAMES or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        if (module, name) in _INDEX_NAMES or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"its index asks for {module}.{name}")
 
 
 def unreadable(path: Path) -> str | None:
-    """Why a whole checkpoint cannot be read as plain data of a run, or None. Nothing that it holds is executed."""
+    """The reason why an intact checkpoint cannot be read as plain data of a run, or None.
+
+    Nothing that the checkpoint holds is executed.
+    """
     try:
         if path.is_dir():
             with open(path / ".metadata", "rb") as file:
@@ -105,8 +119,8 @@ def unreadable(path: Path) -> str | None:
         saved = torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can raise anything
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
-    whole = isinstance(saved, dict) and "pytorch-lightning_version" in saved
-    return None if whole else "it is no checkpoint of a run of these methods"
+    from_lightning = isinstance(saved, dict) and "pytorch-lightning_version" in saved
+    return None if from_lightning else "it is not a checkpoint of a Lightning run"
 
 
 def fingerprint(items: Iterable[Any]) -> str:
@@ -122,13 +136,14 @@ def weights_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a state dict, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().clone()  # a numpy view would pin the storage of weights that were gathered for this
+        # Cloned: a numpy view would keep the storage of weights that were gathered for this call.
+        tensor = state[name].detach().cpu().clone()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder for what can be rebuilt: $LIGHTNING_POSTTRAIN_CACHE, or ~/.cache/lightning-posttrain."""
+    """A folder for files that can be made again: $LIGHTNING_POSTTRAIN_CACHE, or ~/.cache/lightning-posttrain."""
     root = os.environ.get("LIGHTNING_POSTTRAIN_CACHE")
     return Path(root or Path.home() / ".cache" / "lightning-posttrain").joinpath(*parts)

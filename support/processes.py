@@ -1,15 +1,24 @@
-"""What the processes of a run tell each other as plain Python objects."""
+"""Communication between the processes of one run: gathered objects, sums and maxima.
 
+Each function gives the same result on every process, and all processes must call it. In a run of one process, or inside
+`alone`, they return what they were given.
+"""
+
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """For a training within one process of a run, while the others wait: libraries inside see no process group, so none of them asks for an answer that will not come."""
+    """Hide the process group, for a training that one process of a run does while the others wait.
+
+    Libraries that are called inside see a single process, so none of them waits for an answer that never comes.
+    """
     real = torch.distributed.is_initialized
     torch.distributed.is_initialized = lambda: False
     try:
@@ -18,10 +27,59 @@ def alone() -> Iterator[None]:
         torch.distributed.is_initialized = real
 
 
+def _connected() -> bool:
+    """Whether this process belongs to a process group."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def process_count() -> int:
+    """The number of processes of the run."""
+    return torch.distributed.get_world_size() if _connected() else 1
+
+
 def gathered(item: Any) -> list[Any]:
-    """The item of every process, in the order of their ranks; of this one alone if there are no others."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    """The item of every process, in the order of their ranks; a list of this one item if there are no others."""
+    if not _connected():
         return [item]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, item)
-    return found
+    items: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(items, item)
+    return items
+
+
+def summed(values: Tensor) -> Tensor:
+    """The element-wise sum of `values` over all processes, without a gradient.
+
+    Args:
+        values: numbers (not booleans) of any shape, the same shape and dtype on every process.
+
+    Returns:
+        a tensor with the shape, dtype and device of `values`; `values` itself without a process group.
+    """
+    if not _connected():
+        return values
+    return _reduced(values, torch.distributed.ReduceOp.SUM)
+
+
+def maximum(value: float) -> float:
+    """The largest `value` of all processes; NaN on every process if it is NaN on one."""
+    if not _connected():
+        return value
+    # Libraries differ in which of a number and NaN is larger, so NaN is reported separately.
+    is_nan = math.isnan(value)
+    pair = torch.tensor([-math.inf if is_nan else value, float(is_nan)], dtype=torch.float64)
+    largest, any_nan = _reduced(pair, torch.distributed.ReduceOp.MAX).tolist()
+    return math.nan if any_nan else float(largest)
+
+
+def _reduced(values: Tensor, operation: Any) -> Tensor:
+    """A copy of the values that is reduced over all processes, on their device."""
+    copied = values.detach().to(_meeting_device(values), copy=True).contiguous()
+    torch.distributed.all_reduce(copied, operation)
+    return copied.to(values.device)
+
+
+def _meeting_device(values: Tensor) -> torch.device:
+    """The device on which tensors are reduced: the accelerator for NCCL, which takes no others, else their own."""
+    if torch.distributed.get_backend() == torch.distributed.Backend.NCCL and not values.is_cuda:
+        return torch.device("cuda", torch.cuda.current_device())
+    return values.device

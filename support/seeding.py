@@ -1,4 +1,4 @@
-"""Randomness by derivation: what rollout n draws depends on (seed, n, purpose, prompt) and on nothing that ran before.
+"""Derived randomness: the draws of rollout n depend on (seed, n, purpose, prompt) and on nothing that ran before.
 
 A resumed run therefore repeats the uninterrupted one without any saved generator state, and a validation in between
 does not disturb training.
@@ -22,7 +22,7 @@ def derive_seed(*parts: int | str) -> int:
 
 @contextmanager
 def isolated_rng(*parts: int | str) -> Iterator[None]:
-    """Seed torch (every device), numpy and random from `parts`; the caller's generators are as before afterwards."""
+    """Seed torch (every device), numpy and random from `parts`, and restore the caller's generators at the end."""
     seed = derive_seed(*parts)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -37,5 +37,5 @@ def isolated_rng(*parts: int | str) -> Iterator[None]:
 
 
 def run_seed() -> int:
-    """The seed of the run: what `lightning.seed_everything` (or `seed_everything` in a configuration) was given, else 0."""
+    """The seed given to `lightning.seed_everything` (or as `seed_everything` in a configuration); 0 without one."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))

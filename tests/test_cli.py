@@ -1,4 +1,4 @@
-"""main.py from the outside: what a person types, what the run leaves behind, what a mistake says."""
+"""main.py from the outside: command lines, the files and records that runs leave, and answers to mistakes."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import mlflow
 import pytest
 import yaml
 
-from lightning_modules.safety import verify
-from main import last_checkpoint, main
+from cli.resume import last_checkpoint
+from lightning_modules.hc_rlhf import verify
+from main import main
 from support.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,8 +79,12 @@ def test_a_run_leaves_params_metrics_config_and_tables(here, reasoner):
         "completions/train_000002.json",
         "completions/val_000002.json",
     }
-    table = json.loads(Path(client.download_artifacts(run.run_id, "completions/train_000002.json", dst_path=str(here))).read_text())
-    assert {"prompt", "completion", "reward/exact_answer", "advantage"} <= set(table["columns"]) and len(table["data"]) == 16
+    table = json.loads(
+        Path(client.download_artifacts(run.run_id, "completions/train_000002.json", dst_path=str(here))).read_text()
+    )
+    assert {"prompt", "completion", "reward/exact_answer", "advantage"} <= set(table["columns"]) and len(
+        table["data"]
+    ) == 16
     checkpoints = list((here / "runs" / run.run_id / "checkpoints").iterdir())
     assert [path.name for path in checkpoints] == ["rollout_000002.ckpt"]
     # the saved configuration is a configuration
@@ -92,11 +97,15 @@ def test_two_methods_share_metric_names(here, reasoner, assistant):
     client, runs = experiment()
     runs = runs[runs["params.model.class_path"].notna()].set_index("params.model.class_path")
     shared = [
-        "train/reward", "train/length", "train/entropy", "train/loss", "train/grad_norm", "val/reward", "val/length", "perf/rollout_tokens_per_s", "perf/update_tokens_per_s",
+        "train/reward", "train/length", "train/entropy", "train/loss", "train/grad_norm", "val/reward", "val/length",
+        "perf/rollout_tokens_per_s", "perf/update_tokens_per_s",
     ]  # fmt: skip
     for name in shared:
         assert runs[f"metrics.{name}"].notna().all(), name
-    _, children = client, mlflow.search_runs(experiment_names=["lightning-posttrain"], filter_string="tags.`mlflow.parentRunId` != ''")
+    _, children = (
+        client,
+        mlflow.search_runs(experiment_names=["lightning-posttrain"], filter_string="tags.`mlflow.parentRunId` != ''"),
+    )
     parents = set(children["tags.mlflow.parentRunId"].dropna())
     assert parents == {runs.loc["lightning_modules.HCRLHF", "run_id"]} and len(children) == 2
 
@@ -128,7 +137,11 @@ def hc_rlhf(model, folder, threshold=0.99, **changes):
 
 
 def certificate_of(cli):
-    return json.loads((Path(cli.trainer.default_root_dir) / cli.trainer.logger.version / "certificate" / "certificate.json").read_text())
+    return json.loads(
+        (
+            Path(cli.trainer.default_root_dir) / cli.trainer.logger.version / "certificate" / "certificate.json"
+        ).read_text()
+    )
 
 
 def test_hc_rlhf_from_pairs_to_a_verdict(here, assistant, capsys):
@@ -146,7 +159,10 @@ def test_hc_rlhf_from_pairs_to_a_verdict(here, assistant, capsys):
     assert "SAFE" in set(runs["tags.safety.verdict"])
     config = exported / "config.json"
     original = config.read_text()
-    for change, word in ((lambda: config.write_text(original + " "), "changed: config.json"), (config.unlink, "removed: config.json")):
+    for change, word in (
+        (lambda: config.write_text(original + " "), "changed: config.json"),
+        (config.unlink, "removed: config.json"),
+    ):
         change()
         with pytest.raises(ConfigError, match=word):
             verify(exported)
@@ -160,7 +176,9 @@ def test_hc_rlhf_from_pairs_to_a_verdict(here, assistant, capsys):
     # the same policy again: the recorded verdict, no second test; reward and cost models come from the cache
     again = main(["fit", *hc_rlhf(assistant, here)])
     assert "trained before" in capsys.readouterr().out
-    assert certificate_of(again)["tested_at"] == facts["tested_at"] and certificate_of(again)["tests_on_this_split"] == 1
+    assert (
+        certificate_of(again)["tested_at"] == facts["tested_at"] and certificate_of(again)["tests_on_this_split"] == 1
+    )
     # another policy on the same split is refused, and allowed under an allowance with a divided delta
     other = {"model.optimizer.lr": 1e-3}
     with pytest.raises(ConfigError, match="tested 1 time"):
@@ -180,7 +198,12 @@ def test_no_solution_found_exports_nothing(here, assistant, capsys):
 def test_validate_test_and_predict(here, reasoner, assistant):
     files = {
         "grpo": short(reasoner)[:1] + [a for a in short(reasoner)[1:] if "max_steps" not in a and "val_check" not in a],
-        "sft": [f"--config={ROOT}/configs/sft.yaml", f"--model.policy.model={reasoner}", "--data.train_size=64", "--data.val_size=4"],
+        "sft": [
+            f"--config={ROOT}/configs/sft.yaml",
+            f"--model.policy.model={reasoner}",
+            "--data.train_size=64",
+            "--data.val_size=4",
+        ],
         "reward_model": [
             f"--config={ROOT}/configs/reward_model.yaml",
             f"--model.policy.model={assistant}",
@@ -191,7 +214,13 @@ def test_validate_test_and_predict(here, reasoner, assistant):
     for name, arguments in files.items():
         for stage in ("validate", "test", "predict"):
             cli = main(
-                [stage, *arguments, "--trainer.logger=false", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={here}/{name}"]
+                [
+                    stage,
+                    *arguments,
+                    "--trainer.logger=false",
+                    "--trainer.accelerator=cpu",
+                    f"--trainer.default_root_dir={here}/{name}",
+                ]
             )
             if stage == "predict":
                 lines = (here / name / "local" / "predictions.jsonl").read_text().splitlines()
@@ -220,18 +249,23 @@ def test_resuming_does_not_override_the_command_line(here, reasoner):
 def test_overlays_merge_key_by_key(here, reasoner):
     overlay = here / "overlay.yaml"
     overlay.write_text("model: {init_args: {sampling: {temperature: 0.7}}}\n")
-    cli = main(["fit", *short(reasoner), f"--config={overlay}", "--trainer.logger=false", "--trainer.fast_dev_run=true"])
+    cli = main(
+        ["fit", *short(reasoner), f"--config={overlay}", "--trainer.logger=false", "--trainer.fast_dev_run=true"]
+    )
     assert cli.model.sampling.temperature == 0.7 and cli.model.sampling.max_new_tokens == 8
 
 
 @pytest.mark.parametrize(
     ("argument", "first"),
     [
-        ("--model.batch.grop_size=4", "Did you mean 'group_size'"),
+        ("--model.batch.grop_size=4", "Did you mean --model.batch.group_size?"),
         ("--trainer.max_epoch=4", "Did you mean --trainer.max_epochs"),
         ("--model=lightning_modules.GRPP", "Did you mean lightning_modules.GRPO"),
         ("--config=missing.yaml", "missing.yaml"),
-        ('--model.rewards=[{"class_path": "rewards.ExactAnswer", "init_args": {"wieght": 2}}]', "Did you mean 'weight'"),
+        (
+            '--model.rewards=[{"class_path": "rewards.ExactAnswer", "init_args": {"wieght": 2}}]',
+            "Did you mean 'weight'",
+        ),
         ('--model.rewards=[{"class_path": "rewards.ExactAnser"}]', "Did you mean rewards.ExactAnswer"),
         ('--model.policy={"modle": "x"}', "Did you mean 'model'"),
     ],
@@ -258,7 +292,10 @@ def test_mistakes_are_explained(here, reasoner, argument, first):
         (["--model.sampling.max_new_tokens=254"], "exceeds the model's context of 256"),
         (["--ckpt_path=runs/none.ckpt"], "runs/none.ckpt cannot be used"),
         (
-            ['--model.rewards=[{"class_path": "rewards.FunctionReward", "init_args": {"function": "tests.test_cli.needs_colour"}}]'],
+            [
+                "--model.rewards=[rewards.FunctionReward]",
+                "--model.rewards.function=tests.test_cli.needs_colour",
+            ],
             "needs the data column 'colour'",
         ),
     ],
@@ -296,18 +333,33 @@ def test_another_question_is_another_test(here, assistant):
     again = certificate_of(main(["test", *hc_rlhf(assistant, here, **exact), f"--ckpt_path={checkpoint}"]))
     assert again["tested_at"] == certificate_of(cli)["tested_at"], "the same policy and question: the recorded verdict"
     with pytest.raises(ConfigError, match="tested 1 time"):
-        main(["test", *hc_rlhf(assistant, here, **exact, **{"model.sampling.max_new_tokens": 1}), f"--ckpt_path={checkpoint}"])
+        main(
+            [
+                "test",
+                *hc_rlhf(assistant, here, **exact, **{"model.sampling.max_new_tokens": 1}),
+                f"--ckpt_path={checkpoint}",
+            ]
+        )
 
 
 def test_the_last_run_goes_on(here, reasoner, assistant):
-    with pytest.raises(ConfigError, match="there is nothing to validate"):
+    with pytest.raises(ConfigError, match="there is no checkpoint of lightning_modules.GRPO to validate with"):
         main(["validate", *short(reasoner), "--ckpt_path=last"])
     first = main(["fit", *short(reasoner), "--ckpt_path=last"])  # nothing to go on from yet: it starts
     cli = main(["fit", *short(reasoner), "--ckpt_path=last", "--trainer.max_steps=4"])
-    assert cli.trainer.global_step == 4 and cli.trainer.logger.version == first.trainer.logger.version, "the same run goes on"
+    assert cli.trainer.global_step == 4 and cli.trainer.logger.version == first.trainer.logger.version, (
+        "the same run goes on"
+    )
     checkpoint = next((here / "runs").glob("*/checkpoints/rollout_000002.ckpt"))
     with pytest.raises(ConfigError, match="was made by GRPO, not by SFT"):
-        main(["fit", f"--config={ROOT}/configs/sft.yaml", f"--model.policy.model={reasoner}", f"--ckpt_path={checkpoint}"])
+        main(
+            [
+                "fit",
+                f"--config={ROOT}/configs/sft.yaml",
+                f"--model.policy.model={reasoner}",
+                f"--ckpt_path={checkpoint}",
+            ]
+        )
 
 
 def test_a_run_whose_configuration_was_never_written_is_passed_over(here, capsys):
@@ -334,7 +386,11 @@ def test_scorers_and_policies_are_exported_and_used(here, reasoner, assistant):
 
     export = ["--trainer.callbacks=callbacks.ExportPolicy", "--trainer.logger=false", "--trainer.accelerator=cpu"]
     for kind in ("reward", "cost"):
-        arguments = [f"--config={ROOT}/configs/{kind}_model.yaml", f"--model.policy.model={assistant}", "--data.pairs.limit=100"]
+        arguments = [
+            f"--config={ROOT}/configs/{kind}_model.yaml",
+            f"--model.policy.model={assistant}",
+            "--data.pairs.limit=100",
+        ]
         source = f"--data.pairs.source={ROOT}/assets/preferences/records.parquet"
         main(
             [

@@ -2,14 +2,12 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
-from main import main
+from tests.helpers import ROOT, run_config
 
-ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT / "configs/objectives").glob("*.yaml"))
 PAGE = (ROOT / "docs/objectives.md").read_text()
 
@@ -18,22 +16,8 @@ PAGE = (ROOT / "docs/objectives.md").read_text()
 def test_a_preset_runs(preset, reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
-        "model.batch.prompts_per_rollout": 2,
-        "model.batch.group_size": 4,
-        "model.sampling.max_new_tokens": 6,
-        "data.train_size": 8,
-        "data.val_size": 2,
-        "trainer.max_steps": 2,
-        "trainer.limit_val_batches": 0,
-        "trainer.logger": "false",
-        "trainer.enable_checkpointing": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.callbacks": "[]",
-        "trainer.accelerator": "cpu",
-    }
-    cli = main(["fit", f"--config={ROOT}/configs/grpo.yaml", f"--config={preset}", *(f"--{name}={value}" for name, value in small.items())])
+    changes = {"model.sampling.max_new_tokens": 6, "trainer.max_steps": 2, "trainer.callbacks": "[]"}
+    cli = run_config(["grpo", f"objectives/{preset.stem}"], reasoner, **changes)
     found, given = cli.trainer.callback_metrics, yaml.safe_load(preset.read_text())["model"]["init_args"]
     assert math.isfinite(float(found["train/loss"])) and math.isfinite(float(found["train/grad_norm"]))
     parts = {"advantage": cli.model.advantage, "loss": cli.model.policy_loss, "aggregation": cli.model.aggregation}

@@ -16,7 +16,12 @@ from rollouts import SamplingParams
 from support.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMON = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.max_steps=2"]
+COMMON = [
+    "--trainer.logger=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.max_steps=2",
+]
 SFT = ["--trainer.limit_val_batches=0", "--model.lr_scheduler.total_steps=40"]
 RL = [
     "--model.batch.prompts_per_rollout=2", "--model.batch.group_size=4", "--model.sampling.max_new_tokens=6", "--data.train_size=8",
@@ -40,7 +45,9 @@ def test_the_chain(tmp_path, monkeypatch):
     shutil.rmtree("runs/r1/reasoning_rl")
     shutil.copytree(ROOT / "assets/tiny_reasoner", "runs/r1/reasoning_rl")
     data = ArithmeticPrompts(levels=[1], train_size=24, val_size=4, seed=1)
-    rejection_sample("runs/r1/reasoning_rl", data, [ExactAnswer()], "runs/r1/kept.jsonl", SamplingParams(40), per_prompt=2)
+    rejection_sample(
+        "runs/r1/reasoning_rl", data, [ExactAnswer()], "runs/r1/kept.jsonl", SamplingParams(40), per_prompt=2
+    )
     kept = [json.loads(line) for line in Path("runs/r1/kept.jsonl").read_text().splitlines()]
     answers = {row["prompt"]: row["answer"] for row in data.rows("train")}
     assert len(kept) > 12 and all(row["response"].endswith(f"</think>{answers[row['prompt']]}") for row in kept)
@@ -50,7 +57,10 @@ def test_the_chain(tmp_path, monkeypatch):
     fit("r1/distill", extra=[*SFT, *from_kept])
     fit("r1/small_cold_start", extra=[*SFT, *small])
     fit("grpo", "r1/small_rl", extra=RL)
-    sizes = {name: Policy(PolicyParams(f"runs/r1/{name}")).model.config.hidden_size for name in ("final", "distilled", "small_rl")}
+    sizes = {
+        name: Policy(PolicyParams(f"runs/r1/{name}")).model.config.hidden_size
+        for name in ("final", "distilled", "small_rl")
+    }
     assert sizes == {"final": 32, "distilled": 16, "small_rl": 16}
 
 

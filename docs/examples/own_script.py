@@ -14,18 +14,29 @@ def brevity(completions, **columns):
     return [-len(text) / 100 for text in completions]
 
 
-def main(rollouts: int = 20, reasoner: str = "assets/tiny_reasoner", assistant: str = "assets/tiny_assistant", pairs: int = 4000) -> None:
+def main(
+    rollouts: int = 20,
+    reasoner: str = "assets/tiny_reasoner",
+    assistant: str = "assets/tiny_assistant",
+    pairs: int = 4000,
+) -> None:
     L.seed_everything(0)
     given = {"optimizer": lambda p: torch.optim.AdamW(p, lr=3e-4), "batch": BatchPlan(8, 4)}
     short = SamplingParams(max_new_tokens=72)
     grpo = GRPO(
-        PolicyParams(reasoner), [ExactAnswer(), FunctionReward(brevity)], sampling=short, evaluation=Evaluation(sampling=short), **given
+        PolicyParams(reasoner),
+        [ExactAnswer(), FunctionReward(brevity)],
+        sampling=short,
+        evaluation=Evaluation(sampling=short),
+        **given,
     )
-    L.Trainer(max_steps=rollouts, max_epochs=-1, logger=False, limit_val_batches=1).fit(grpo, datamodule=ArithmeticPrompts())
+    L.Trainer(max_steps=rollouts, max_epochs=-1, logger=False, limit_val_batches=1).fit(
+        grpo, datamodule=ArithmeticPrompts()
+    )
 
     safe = HCRLHF(
         PolicyParams(assistant),
-        Constraint(threshold=0.15, cost_scale="probability"),
+        constraint=Constraint(threshold=0.15, cost_scale="probability"),
         scorers=ScorerTraining(lr=5e-4, epochs=1, batch_size=32),
         sampling=SamplingParams(max_new_tokens=20),
         **given,

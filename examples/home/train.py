@@ -27,7 +27,8 @@ def fit(module: L.LightningModule, data: Till, rollouts: int, callbacks: list[L.
         accelerator="cpu",
     )
     trainer.fit(module, datamodule=data)
-    print(f"{type(module).__name__}: val/reward {float(trainer.callback_metrics['val/reward']):.3f} after {trainer.global_step} rollouts")
+    reward = float(trainer.callback_metrics["val/reward"])
+    print(f"{type(module).__name__}: val/reward {reward:.3f} after {trainer.global_step} rollouts")
 
 
 def main(rollouts: int = 40, prompts: int = 64) -> None:
@@ -39,12 +40,14 @@ def main(rollouts: int = 40, prompts: int = 64) -> None:
         "evaluation": Evaluation(sampling=SamplingParams(max_new_tokens=72)),
         "optimizer": lambda weights: torch.optim.AdamW(weights, lr=3e-4),
     }
-    # The model is inside the distribution; a folder or a hub id stands here as well.
-    grpo = GRPO(PolicyParams("assets/tiny_reasoner"), [FunctionReward(close)], **common)
+    # This model is part of the distribution; a folder or a hub id works as well.
+    grpo = GRPO(policy=PolicyParams("assets/tiny_reasoner"), rewards=[FunctionReward(close)], **common)
     fit(grpo, data, rollouts, [Diary("grpo.jsonl"), StopWhenSolved(), ExportPolicy("my_policy")])
 
-    # Answers at once where that loses nothing: the reward must say right or wrong.
-    adapt_think = AdaptThink(PolicyParams("assets/tiny_switcher"), [ExactAnswer()], reference=Reference(samples=4), **common)
+    # AdaptThink answers at once where that costs no accuracy, so its reward must judge right or wrong.
+    adapt_think = AdaptThink(
+        policy=PolicyParams("assets/tiny_switcher"), rewards=[ExactAnswer()], reference=Reference(samples=4), **common
+    )
     fit(adapt_think, data, rollouts, [Diary("adapt_think.jsonl")])
 
 

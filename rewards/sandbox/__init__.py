@@ -89,7 +89,13 @@ def run(
     _check_platform()
     _compiled()
     folder = tempfile.mkdtemp(prefix="sandbox_") if allow_weaker else "/tmp"
-    spec = {"program": program, "stdin": stdin, "limits": asdict(limits), "called": caller is not None, "allow_weaker": allow_weaker}
+    spec = {
+        "program": program,
+        "stdin": stdin,
+        "limits": asdict(limits),
+        "called": caller is not None,
+        "allow_weaker": allow_weaker,
+    }
     spec |= {"without": sorted(without), "folder": folder, "root": os.geteuid() == 0, **_python_files()}
     if allow_weaker:
         os.chmod(folder, 0o777 if os.geteuid() == 0 else 0o700)
@@ -99,7 +105,9 @@ def run(
         if allow_weaker:
             _removed(folder)
     if not report:
-        raise SandboxError(f"the sandbox failed without a word: {stderr[-500:].decode(errors='replace') or 'it was killed'}")
+        raise SandboxError(
+            f"the sandbox failed without a word: {stderr[-500:].decode(errors='replace') or 'it was killed'}"
+        )
     told = json.loads(report)
     if told["status"] == "refused":
         reasons = "; ".join(f"{name} ({reason})" for name, reason in told["missing"].items())
@@ -209,7 +217,15 @@ def _send(pipe: Any, parts: list[Any]) -> None:
 
 def _python_files() -> dict[str, list[str]]:
     """What an interpreter needs to read, and what inside it is none of a program's business."""
-    wanted = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/nix/store", sysconfig.get_paths()["stdlib"]]
+    wanted = [
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/lib64",
+        "/etc/ld.so.cache",
+        "/nix/store",
+        sysconfig.get_paths()["stdlib"],
+    ]
     wanted.append(str(sysconfig.get_config_var("LIBDIR") or ""))
     real = {os.path.realpath(path): None for path in wanted if os.path.exists(path)}
     paths = [path for path in {**real, **{p: None for p in wanted if os.path.exists(p)}} if path != "/"]
@@ -223,7 +239,9 @@ def _check_platform() -> None:
             f"the sandbox for untrusted programs needs Linux, this is {sys.platform}; run it in a container or virtual machine."
         )
     if not sys.executable:
-        raise ConfigError("the sandbox for untrusted programs needs sys.executable, which an embedded interpreter has not set.")
+        raise ConfigError(
+            "the sandbox for untrusted programs needs sys.executable, which an embedded interpreter has not set."
+        )
 
 
 _warned: set[str] = set()
@@ -235,5 +253,6 @@ def _warn_once(missing: dict[str, str]) -> None:
         _warned.add(key)
         reasons = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
         warnings.warn(
-            f"untrusted programs run with less protection than usual on this machine, missing: {reasons}; see docs/sandbox.md", stacklevel=3
+            f"untrusted programs run with less protection than usual on this machine, missing: {reasons}; see docs/sandbox.md",
+            stacklevel=3,
         )

@@ -28,7 +28,9 @@ def execute(source: str, given: dict[str, Any] | None = None) -> dict[str, Any]:
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
     except BaseException as error:
-        sys.excepthook(type(error), error.with_traceback(error.__traceback__ and error.__traceback__.tb_next), error.__traceback__)
+        sys.excepthook(
+            type(error), error.with_traceback(error.__traceback__ and error.__traceback__.tb_next), error.__traceback__
+        )
         raise SystemExit(1) from None
     return main.__dict__
 
@@ -63,7 +65,11 @@ def unpacked(value: Any) -> Any:
         return {unpacked(key): unpacked(item) for key, item in inner}
     if kind in ("tuple", "set", "frozenset"):
         return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](unpacked(item) for item in inner)
-    readers: dict[str, Callable[[Any], Any]] = {"int": lambda v: int(v, 16), "bytes": bytes.fromhex, "complex": lambda v: complex(*v)}
+    readers: dict[str, Callable[[Any], Any]] = {
+        "int": lambda v: int(v, 16),
+        "bytes": bytes.fromhex,
+        "complex": lambda v: complex(*v),
+    }
     return readers[kind](inner)
 
 

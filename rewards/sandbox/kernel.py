@@ -14,12 +14,26 @@ NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 MNT_DETACH, AT_RECURSIVE = 2, 0x8000
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 1, 2, 4
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 36, 38, 47
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = (
+    1,
+    4,
+    24,
+    36,
+    38,
+    47,
+)
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(platform.machine(), -1)
-SYS_MOUNT_SETATTR, SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 442, 444, 445, 446  # the same everywhere
+SYS_MOUNT_SETATTR, SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = (
+    442,
+    444,
+    445,
+    446,
+)  # the same everywhere
 # Landlock's rights to files by the version that brought them, landlock(7)
 READ = 1 << 2 | 1 << 3  # read a file, list a folder
-WRITE = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 12  # write, remove and make files, folders, links, fifos
+WRITE = (
+    1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 12
+)  # write, remove and make files, folders, links, fifos
 ALL_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 
 
@@ -32,7 +46,9 @@ def checked(result: int, what: str) -> int:
 
 
 def syscall(number: int, *arguments: int | bytes | None) -> int:
-    returned: int = LIBC.syscall(ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    returned: int = LIBC.syscall(
+        ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)
+    )
     return returned
 
 
@@ -49,7 +65,9 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
 def read_only(path: str, recursive: bool = True) -> None:
     attributes = struct.pack("QQQQ", ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, 0, 0, 0)
     flags = AT_RECURSIVE if recursive else 0
-    checked(syscall(SYS_MOUNT_SETATTR, -100, path.encode(), flags, attributes, len(attributes)), f"mount_setattr {path}")
+    checked(
+        syscall(SYS_MOUNT_SETATTR, -100, path.encode(), flags, attributes, len(attributes)), f"mount_setattr {path}"
+    )
 
 
 def own_namespaces() -> None:

@@ -46,7 +46,11 @@ def read_part() -> Any:
 def main() -> None:
     report = int(sys.argv[1])
     os.set_inheritable(report, False)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl+C is for the trainer; it closes standard input, which ends this
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # Ctrl+C is for the trainer; it closes standard input, which ends this
         signal.signal(number, signal.SIG_IGN)
     spec = read_part()
     try:
@@ -161,14 +165,23 @@ def watched(first: int, reports: int, spec: dict[str, Any]) -> dict[str, Any]:
             break
     if code is not None:
         named = {0: "ok", guest.OUT_OF_MEMORY: "memory", -signal.SIGXCPU: "timeout"}
-        status = named.get(code, "timeout" if code == -signal.SIGKILL and ended - started > limits["cpu_s"] else "error")
-    return {"status": status, "code": code, "seconds": ended - started, "missing": missing if spec["allow_weaker"] else {}}
+        status = named.get(
+            code, "timeout" if code == -signal.SIGKILL and ended - started > limits["cpu_s"] else "error"
+        )
+    return {
+        "status": status,
+        "code": code,
+        "seconds": ended - started,
+        "missing": missing if spec["allow_weaker"] else {},
+    }
 
 
 def children(pid: int) -> list[int]:
     try:
         return [
-            int(child) for task in os.listdir(f"/proc/{pid}/task") for child in open(f"/proc/{pid}/task/{task}/children").read().split()
+            int(child)
+            for task in os.listdir(f"/proc/{pid}/task")
+            for child in open(f"/proc/{pid}/task/{task}/children").read().split()
         ]
     except OSError:
         return []
@@ -214,7 +227,11 @@ def first_process(spec: dict[str, Any], reports: int) -> None:
     os.setsid()
     if not spec["missing"]:
         try:
-            kernel.own_root([*spec["readable"], "/dev/null", "/dev/zero", "/dev/urandom"], spec["hidden"], spec["limits"]["disk_mb"] << 20)
+            kernel.own_root(
+                [*spec["readable"], "/dev/null", "/dev/zero", "/dev/urandom"],
+                spec["hidden"],
+                spec["limits"]["disk_mb"] << 20,
+            )
             spec["folder"] = "/tmp"
         except OSError as error:
             spec["missing"]["namespaces"] = str(error)
@@ -299,7 +316,9 @@ def settle(spec: dict[str, Any], reports: int, used: set[int], quiet: bool, read
     kernel.become_nobody(spec["number"])
     kernel.die_with_parent()
     if not os.access(os.__file__, os.R_OK):
-        raise OSError(f"a user without privileges cannot read {os.path.dirname(os.__file__)}; do not run as root, or use another Python")
+        raise OSError(
+            f"a user without privileges cannot read {os.path.dirname(os.__file__)}; do not run as root, or use another Python"
+        )
     os.chdir(spec["folder"])
     os.umask(0o077)
     mb, processes = 1 << 20, limits["processes"] + spec["user_processes"] + (0 if spec["root"] else 3)

@@ -47,7 +47,10 @@ SIGNALS = {
 }  # fmt: skip
 CLONE, PRLIMIT = (56, 220), (302, 261)
 NEW_NAMESPACES = 0x7E020000
-FIRST_NEW, NEW_ALLOWED = 424, (436, 437, 439, 441, 449, 452)  # close_range, openat2, faccessat2, epoll_pwait2, futex_waitv, fchmodat2
+FIRST_NEW, NEW_ALLOWED = (
+    424,
+    (436, 437, 439, 441, 449, 452),
+)  # close_range, openat2, faccessat2, epoll_pwait2, futex_waitv, fchmodat2
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x50000

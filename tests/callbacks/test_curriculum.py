@@ -1,6 +1,5 @@
-"""The level of the training prompts: it follows the pass rate both ways, over a resume and on several processes alike."""
+"""Level of the training prompts: it follows the pass rate both ways, across a resume and on several processes."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -8,16 +7,13 @@ import pytest
 import torch
 
 from callbacks import Curriculum, DifficultyLedger, RolloutCheckpoint
-from datamodules import ArithmeticPrompts, CurriculumSampler, PromptSampler
-from lightning_modules import GRPO
-from main import main
-from policies import PolicyParams
+from datamodules import CurriculumSampler, PromptSampler
+from datamodules.pass_rates import Measurement
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
-from support.pass_rates import Measurement
+from tests.helpers import build, fit, run_config, sums
 
-ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [1 + i % 3 for i in range(60)]
 
 
@@ -25,7 +21,7 @@ def level_of(row):
     return LEVELS[row]
 
 
-# ---- the sampler ---------------------------------------------------------------------------------------------------------------
+# ---- the sampler -----------------------------------------------------------------------------------------------------
 
 
 def test_a_draw_is_the_current_level_and_a_share_of_the_easier_ones():
@@ -105,15 +101,18 @@ def test_checkpoints_of_other_samplers_are_refused():
         CurriculumSampler(LEVELS, 8, 1).load_state_dict(CurriculumSampler(LEVELS, 8, 1).state_dict() | {"level": 4})
 
 
-# ---- the callback --------------------------------------------------------------------------------------------------------------
+# ---- the callback ----------------------------------------------------------------------------------------------------
 
 
 def follow(rates, window=2, start=1, state=None):
-    """The level before every rollout when all groups of the current level have the given rate, groups below it a rate of one."""
+    """The level before every rollout if all groups of the current level have a given rate, and easier groups 1."""
     ledger, curriculum = DifficultyLedger(), Curriculum(raise_at=0.8, lower_at=0.3, window=window)
     sampler = CurriculumSampler(LEVELS, 8, 1, start=start)
     trainer = SimpleNamespace(
-        callbacks=[ledger, curriculum], train_dataloader=SimpleNamespace(prompt_sampler=sampler), is_global_zero=True, datamodule=None
+        callbacks=[ledger, curriculum],
+        train_dataloader=SimpleNamespace(prompt_sampler=sampler),
+        is_global_zero=True,
+        datamodule=None,
     )
     module = SimpleNamespace(log=lambda name, value, **options: levels.append(int(value)))
     levels: list[int] = []
@@ -134,7 +133,9 @@ def follow(rates, window=2, start=1, state=None):
 def test_the_level_follows_the_pass_rate_up_and_down():
     assert follow([0.9] * 6)[0] == [1, 1, 2, 2, 3, 3], "a level is measured for a whole window before it is left"
     assert follow([0.9] * 9)[0][-1] == 3, "there is no level above the highest"
-    assert follow([0.1] * 5, start=3)[0] == [3, 3, 2, 2, 1], "the easier groups' success does not hide the current level's failure"
+    assert follow([0.1] * 5, start=3)[0] == [3, 3, 2, 2, 1], (
+        "the easier groups' success does not hide the current level's failure"
+    )
     assert follow([0.1] * 9)[0][-1] == 1, "nor one below the lowest"
     assert follow([0.5] * 9, start=2)[0] == [2] * 9
     assert follow([0.9, 0.9, 0.1, 0.1, 0.9, 0.9, 0.9])[0] == [1, 1, 2, 2, 1, 1, 2]
@@ -161,7 +162,7 @@ def test_mistakes_are_refused():
         curriculum.on_train_start(SimpleNamespace(train_dataloader=plain), None)
 
 
-# ---- in a run ------------------------------------------------------------------------------------------------------------------
+# ---- in a run --------------------------------------------------------------------------------------------------------
 
 
 class Judge(FunctionReward):
@@ -173,18 +174,12 @@ class Judge(FunctionReward):
         super().__init__(lambda completions, level: [float(own < 3) for own in level], name="judge")
 
 
-def fit(reasoner, steps, ckpt_path=None, callbacks=(), **data):
-    module = GRPO(
-        PolicyParams(reasoner), [Judge()], BatchPlan(4, 2), SamplingParams(max_new_tokens=4), optimizer=lambda p: torch.optim.SGD(p, lr=0.1)
-    )  # fmt: skip
+def run(reasoner, steps, ckpt_path=None, callbacks=(), levels=(1, 2, 3)):
+    module = build(reasoner, [Judge()], batch=BatchPlan(4, 2), sampling=SamplingParams(max_new_tokens=4))
     seen = Seen()
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[*callbacks, DifficultyLedger(), Curriculum(window=2), seen],
-    )  # fmt: skip
-    rows = ArithmeticPrompts(**({"levels": [1, 2, 3], "train_size": 24, "val_size": 4, "seed": 1} | data))
-    trainer.fit(module, datamodule=rows, ckpt_path=ckpt_path)
-    return seen.found, trainer
+    data = sums(levels, train_size=24, val_size=4)
+    fit(module, steps, [*callbacks, DifficultyLedger(), Curriculum(window=2), seen], data=data, ckpt_path=ckpt_path)
+    return seen.found
 
 
 class Seen(L.Callback):
@@ -199,40 +194,35 @@ class Seen(L.Callback):
 def test_a_run_moves_and_a_resumed_one_repeats_it(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     L.seed_everything(0)
-    whole, _ = fit(reasoner, 11)
+    whole = run(reasoner, 11)
     assert [level for level, _ in whole] == [1, 1, 2, 2, 3, 3, 2, 2, 3, 3, 2]
     assert all(len(ids[0]) == len("1+1=?") for level, ids in whole if level == 1)
-    first, _ = fit(reasoner, 5, callbacks=[RolloutCheckpoint(folder=str(tmp_path))])
+    first = run(reasoner, 5, callbacks=[RolloutCheckpoint(folder=str(tmp_path))])
     torch.manual_seed(999)
-    rest, _ = fit(reasoner, 11, ckpt_path=str(tmp_path / "rollout_000005.ckpt"))
+    rest = run(reasoner, 11, ckpt_path=str(tmp_path / "rollout_000005.ckpt"))
     assert first + rest == whole
 
 
 def test_data_without_enough_levels_are_refused_by_a_run(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="at least two levels"):
-        fit(reasoner, 1, levels=[2])
+        run(reasoner, 1, levels=(2,))
 
 
 def test_the_overlay_runs_on_grpo(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
+    changes = {
+        "trainer.max_steps": 2,
+        "data.train_size": 40,
         "model.batch.prompts_per_rollout": 4,
         "model.batch.group_size": 2,
         "model.sampling.max_new_tokens": 4,
-        "data.train_size": 40,
-        "data.val_size": 2,
-        "trainer.max_steps": 2,
-        "trainer.limit_val_batches": 0,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.accelerator": "cpu",
     }
-    configs = [f"--config={ROOT}/configs/{name}.yaml" for name in ("grpo", "curriculum")]
-    cli = main(["fit", *configs, *(f"--{name}={value}" for name, value in small.items())])
+    cli = run_config(["grpo", "curriculum"], reasoner, unchanged=["trainer.enable_checkpointing"], **changes)
     sampler = cli.trainer.train_dataloader.prompt_sampler
     assert isinstance(sampler, CurriculumSampler) and list(sampler.pools) == [1, 2, 3, 4, 5]
     assert float(cli.trainer.callback_metrics["train/curriculum_level"]) == 1
-    assert (tmp_path / "runs/local/pass_rates.jsonl").is_file() and (tmp_path / "runs/local/checkpoints/rollout_000002.ckpt").is_file()
+    assert (tmp_path / "runs/local/pass_rates.jsonl").is_file() and (
+        tmp_path / "runs/local/checkpoints/rollout_000002.ckpt"
+    ).is_file()

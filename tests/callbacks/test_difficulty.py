@@ -1,54 +1,40 @@
-"""The pass rate of every prompt: what is kept, what a resumed run knows, what several processes know, what is written."""
+"""Pass rates of all prompts: their history, across a resume and on several processes, and the files written."""
 
 import json
 
 import lightning as L
 import mlflow
 import pytest
-import torch
 from lightning.pytorch.loggers import MLFlowLogger
 
 from callbacks import DifficultyLedger, RolloutCheckpoint, difficulty
 from callbacks.difficulty import pass_rate_figure
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO
-from policies import PolicyParams
+from datamodules.pass_rates import Measurement, PassRates
 from rewards import FunctionReward
-from rollouts import BatchPlan, SamplingParams
+from rollouts import BatchPlan
 from support.errors import ConfigError
-from support.pass_rates import Measurement, PassRates
+from tests.helpers import build, digits, fit, sums
 
 
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
-
-
-def fit(reasoner, folder, steps, ckpt_path=None, logger=False, callbacks=(), ledger=None, reward=digits, refill=0.0):
-    module = GRPO(
-        PolicyParams(reasoner), [FunctionReward(reward)], BatchPlan(4, 4, refill=refill), SamplingParams(max_new_tokens=8),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-    )  # fmt: skip
+def run(reasoner, folder, steps, callbacks=(), ledger=None, reward=digits, refill=0.0, **options):
+    """The ledger, the module and the trainer of a training on eight prompts."""
+    module = build(reasoner, [FunctionReward(reward)], batch=BatchPlan(4, 4, refill=refill))
     ledger = ledger or DifficultyLedger("digits")
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=logger, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[*callbacks, ledger], default_root_dir=folder,
-    )  # fmt: skip
-    data = ArithmeticPrompts(levels=[1, 2], train_size=8, val_size=4, seed=1)
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
-    return ledger, module, trainer
+    data = sums(train_size=8, val_size=4)
+    return ledger, module, fit(module, steps, [*callbacks, ledger], data=data, folder=folder, **options)
 
 
 def test_a_resumed_ledger_is_the_uninterrupted_one_and_files_tell_it(reasoner, tmp_path):
     L.seed_everything(3)
-    whole, module, _ = fit(reasoner, tmp_path / "whole", 5)
+    whole, module, _ = run(reasoner, tmp_path / "whole", 5)
     rollout = module.last_rollout
     for i, row in enumerate(rollout.rows):
         number, rate = whole.rates.history[row["id"]][-1]
         assert number == 4 and rate == pytest.approx(sum(digits(rollout.completions[4 * i : 4 * i + 4])) / 4)
     assert sum(map(len, whole.rates.history.values())) == 20 and len(whole.rates) == 8
-    # the checkpoint is written by a callback that stands before the ledger, and still holds the rollout that it was made after
-    fit(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
-    resumed, _, _ = fit(reasoner, tmp_path / "rest", 5, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
+    # The callback that writes the checkpoint precedes the ledger; the checkpoint still holds the latest rollout.
+    run(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
+    resumed, _, _ = run(reasoner, tmp_path / "rest", 5, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
     assert resumed.rates.state_dict() == whole.rates.state_dict()
     lines = [json.loads(line) for line in (tmp_path / "rest/local/pass_rates.jsonl").read_text().splitlines()]
     assert {line["id"]: [tuple(pair) for pair in line["history"]] for line in lines} == whole.rates.history
@@ -61,7 +47,9 @@ def first_is_a_digit(completions):
 
 def test_groups_that_dynamic_sampling_leaves_out_are_measured_too(reasoner, tmp_path):
     L.seed_everything(3)
-    ledger, module, trainer = fit(reasoner, tmp_path, 1, ledger=DifficultyLedger("first_is_a_digit"), reward=first_is_a_digit, refill=1.0)
+    ledger, module, trainer = run(
+        reasoner, tmp_path, 1, ledger=DifficultyLedger("first_is_a_digit"), reward=first_is_a_digit, refill=1.0
+    )
     extra = int(trainer.callback_metrics["train/extra_prompts"])
     assert extra > 0 and len(ledger.last) == 4 + extra > len(module.last_rollout.rows)
     assert float(trainer.callback_metrics["train/no_signal"]) == sum(m.rate in (0, 1) for m in ledger.last[:4]) / 4
@@ -70,7 +58,7 @@ def test_groups_that_dynamic_sampling_leaves_out_are_measured_too(reasoner, tmp_
 def test_mlflow_gets_the_file_and_the_picture(reasoner, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     logger = MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artifacts"))
-    fit(reasoner, tmp_path, 2, logger=logger)
+    run(reasoner, tmp_path, 2, logger=logger)
     client = mlflow.MlflowClient(uri)
     names = {file.path for folder in ("", "figures") for file in client.list_artifacts(logger.run_id, folder)}
     assert {"pass_rates.jsonl", "figures/pass_rates.png"} <= names
@@ -79,16 +67,16 @@ def test_mlflow_gets_the_file_and_the_picture(reasoner, tmp_path):
 def test_every_process_knows_what_all_measured(reasoner, tmp_path, monkeypatch):
     other = Measurement("elsewhere", 0, 0.25, "t", 3)
     monkeypatch.setattr(difficulty, "gathered", lambda own: [[other], own])
-    ledger, _, _ = fit(reasoner, tmp_path, 1)
+    ledger, _, _ = run(reasoner, tmp_path, 1)
     assert ledger.last[0] == other and len(ledger.last) == 5
     assert ledger.rates.latest("elsewhere") == 0.25
 
 
 def test_a_ledger_without_a_judge_is_refused(reasoner, tmp_path):
     with pytest.raises(ConfigError, match="judges correctness, but model.rewards of GRPO has .'digits'."):
-        fit(reasoner, tmp_path, 1, ledger=DifficultyLedger())
+        run(reasoner, tmp_path, 1, ledger=DifficultyLedger())
     with pytest.raises(ConfigError, match="named 'none'"):
-        fit(reasoner, tmp_path, 1, ledger=DifficultyLedger("none"))
+        run(reasoner, tmp_path, 1, ledger=DifficultyLedger("none"))
     with pytest.raises(ConfigError, match="keep is 0"):
         DifficultyLedger(keep=0)
 

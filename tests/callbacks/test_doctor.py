@@ -3,44 +3,54 @@
 import math
 from types import SimpleNamespace
 
-import lightning as L
 import pytest
-import torch
 
 from callbacks import Doctor, RolloutCheckpoint
 from callbacks.findings import IN_A_ROW, WHILE_TRAINING, Seen
 from callbacks.findings_at_start import AT_START, generous_scorer
-from datamodules import ArithmeticPrompts, ReasoningGymPrompts
+from datamodules import ReasoningGymPrompts
 from datamodules.prompts import PromptData
-from lightning_modules import GRPO, KLPenalty
+from lightning_modules import KLPenalty
 from objectives import ClippedSurrogate, GroupNorm
 from policies import Policy, PolicyParams
 from rewards import ExactAnswer, FunctionReward, Guarded, PerTask, ReasoningGymScore
 from rewards.tasks import GENEROUS
 from rollouts import BatchPlan, SamplingParams, written
+from tests.helpers import adamw, build, digits, fit
 
 
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
-
-
-def fit(folder, model, rewards, rollouts=IN_A_ROW + 1, lr=1e-3, data=None, doctor=None, fit=None, callbacks=(), **changes):
-    L.seed_everything(0)
+def examine(
+    folder,
+    model,
+    rewards,
+    rollouts=IN_A_ROW + 1,
+    lr=1e-3,
+    data=None,
+    doctor=None,
+    callbacks=(),
+    ckpt_path=None,
+    **parts,
+):
+    """The doctor after a training of this many rollouts."""
     doctor = doctor or Doctor()
-    given = {"batch": BatchPlan(2, 4), "sampling": SamplingParams(8), "kl": KLPenalty(coefficient=0.0)} | changes
-    module = GRPO(PolicyParams(model), rewards, optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0), **given)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=rollouts, logger=False, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[doctor, *callbacks], default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data or ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), **(fit or {}))
+    small = {
+        "batch": BatchPlan(prompts_per_rollout=2, group_size=4),
+        "kl": KLPenalty(coefficient=0.0),
+        "optimizer": adamw(lr),
+    }
+    module = build(model, rewards, **(small | parts))
+    fit(module, rollouts, [doctor, *callbacks], data=data, folder=folder, seed=0, ckpt_path=ckpt_path)
     return doctor
 
 
 def test_a_healthy_run_is_left_alone(reasoner, tmp_path, capsys):
-    doctor = fit(tmp_path, reasoner, [FunctionReward(digits), ExactAnswer()], rollouts=15, kl=KLPenalty(coefficient=0.04))
+    doctor = examine(
+        tmp_path, reasoner, [FunctionReward(digits), ExactAnswer()], rollouts=15, kl=KLPenalty(coefficient=0.04)
+    )
     assert doctor.said == {} and "doctor" not in capsys.readouterr().out
-    assert len(doctor.seen) == 15 and all(one.grad_norm > 0 and 0 < one.moved < 0.1 and one.changed > 0.05 for one in doctor.seen)
+    assert len(doctor.seen) == 15 and all(
+        one.grad_norm > 0 and 0 < one.moved < 0.1 and one.changed > 0.05 for one in doctor.seen
+    )
 
 
 def by_prompt(prompts, completions):
@@ -95,7 +105,7 @@ class Repeated(PromptData):
     ],
 )  # fmt: skip
 def test_a_run_that_fails_silently_is_told_so_once(reasoner, tmp_path, capsys, finding, figure, given):
-    doctor = fit(tmp_path, reasoner, **({"rewards": [FunctionReward(digits)], "rollouts": IN_A_ROW + 3} | given))
+    doctor = examine(tmp_path, reasoner, **({"rewards": [FunctionReward(digits)], "rollouts": IN_A_ROW + 3} | given))
     assert set(doctor.said) - {"no_signal" if finding == "learning_rate_huge" else ""} >= {finding}
     assert figure in doctor.said[finding]
     assert capsys.readouterr().out.count(f"doctor ({finding})") == 1
@@ -116,13 +126,15 @@ def breaks(completions):
 def test_trivial_answers_that_earn_as_much_as_right_ones(reasoner, tmp_path):
     def said(reward, **given):
         data = Repeated(**given)
-        return fit(tmp_path, reasoner, [FunctionReward(reward)], rollouts=1, data=data).said.get("trivial_answer", "")
+        return examine(tmp_path, reasoner, [FunctionReward(reward)], rollouts=1, data=data).said.get(
+            "trivial_answer", ""
+        )
 
     assert "the prompt repeated 1, the right answer 1 and a wrong one 0 (means of 8 of 8" in said(contains)
     assert "an empty completion 1, the right answer 0 and a wrong one 0" in said(not_wrong)
     assert "raised ZeroDivisionError" in said(breaks)
     assert said(contains, prompt="7-{}?", answer="9{}") == ""
-    assert fit(tmp_path, reasoner, [ExactAnswer()], rollouts=1, data=Repeated()).said == {}
+    assert examine(tmp_path, reasoner, [ExactAnswer()], rollouts=1, data=Repeated()).said == {}
 
 
 def counts_digits(completions, answer):
@@ -135,7 +147,7 @@ def wants_a_form(completions, answer):
 
 def test_a_reward_that_pays_wrong_answers_as_right_ones(reasoner, tmp_path):
     def said(*rewards):
-        return fit(tmp_path, reasoner, list(rewards), rollouts=1, data=Repeated()).said
+        return examine(tmp_path, reasoner, list(rewards), rollouts=1, data=Repeated()).said
 
     found = said(FunctionReward(counts_digits, weight=0.1), ExactAnswer())
     assert "'counts_digits' gives a wrong answer 1 and the right one 1 (means of 8" in found["wrong_answer"]
@@ -154,13 +166,21 @@ def test_scorers_that_pay_answers_that_say_nothing(policy):
         assert "game_of_life_halting pays" in found and "coin_flip pays" in found and "chain_sum" not in found
     assert said({"chain_sum": {}}, ReasoningGymScore()) is None
     assert said(generous, ExactAnswer()) is None
-    mended = PerTask({"game_of_life_halting": ExactAnswer(), "coin_flip": ExactAnswer(), "default": ReasoningGymScore()})
+    mended = PerTask(
+        {"game_of_life_halting": ExactAnswer(), "coin_flip": ExactAnswer(), "default": ReasoningGymScore()}
+    )
     assert said(generous, mended) is None, "tasks that another reward scores are not named"
     assert set(GENEROUS) >= {"game_of_life_halting", "coin_flip", "complex_arithmetic", "polynomial_equations"}
 
 
 def module(policy=None, **changes):
-    given = {"policy": policy, "rewards": [], "batch": BatchPlan(2, 4), "sampling": SamplingParams(8), "advantage": GroupNorm()}
+    given = {
+        "policy": policy,
+        "rewards": [],
+        "batch": BatchPlan(2, 4),
+        "sampling": SamplingParams(8),
+        "advantage": GroupNorm(),
+    }
     return SimpleNamespace(**(given | changes))
 
 
@@ -218,16 +238,16 @@ def test_end_tokens_and_templates(reasoner, policy):
 
 
 def test_what_was_said_is_not_said_again_after_a_resume(reasoner, tmp_path, capsys):
-    given = {"rewards": [FunctionReward(constant)], "fit": {}}
-    first = fit(tmp_path, reasoner, callbacks=[RolloutCheckpoint(keep=None)], **given)
+    given = {"rewards": [FunctionReward(constant)]}
+    first = examine(tmp_path, reasoner, callbacks=[RolloutCheckpoint(keep=None)], **given)
     assert "constant_reward" in first.said
     capsys.readouterr()
-    given["fit"] = {"ckpt_path": tmp_path / f"local/checkpoints/rollout_{IN_A_ROW + 1:06d}.ckpt"}
-    again = fit(tmp_path, reasoner, rollouts=9, **given)
+    saved = tmp_path / f"local/checkpoints/rollout_{IN_A_ROW + 1:06d}.ckpt"
+    again = examine(tmp_path, reasoner, rollouts=9, ckpt_path=saved, **given)
     assert again.said == first.said and len(again.seen) == 9 and "doctor" not in capsys.readouterr().out
-    straight = fit(tmp_path, reasoner, rollouts=9, rewards=given["rewards"])
+    straight = examine(tmp_path, reasoner, rollouts=9, rewards=given["rewards"])
     assert repr(again.seen) == repr(straight.seen), "what was measured is what an uninterrupted run measures"
-    assert fit(tmp_path, reasoner, doctor=Doctor(ignore=["constant_reward"]), rewards=given["rewards"]).said == {}
+    assert examine(tmp_path, reasoner, doctor=Doctor(ignore=["constant_reward"]), rewards=given["rewards"]).said == {}
 
 
 def test_parts_of_processes_are_one_rollout():
@@ -240,6 +260,17 @@ def test_parts_of_processes_are_one_rollout():
 
 def test_written_completions_are_scored_as_sampled_ones_are(policy):
     rows = [{"id": 1, "prompt": "1+2=?", "answer": "3"}, {"id": 2, "prompt": "11+2=?", "answer": "13"}]
-    batch = written(policy, [policy.encode(row["prompt"]) for row in rows], rows, ["</think>3", "", "</think>4", "5+2</think>13"])
-    assert batch.completions == ["</think>3", "", "</think>4", "5+2</think>13"] and ExactAnswer()(batch).tolist() == [1, 0, 0, 1]
-    assert batch.completion_ids[1, 0] == policy.tokenizer.eos_token_id and batch.lengths[1] == 1 and not batch.action_mask.any()
+    batch = written(
+        policy, [policy.encode(row["prompt"]) for row in rows], rows, ["</think>3", "", "</think>4", "5+2</think>13"]
+    )
+    assert batch.completions == ["</think>3", "", "</think>4", "5+2</think>13"] and ExactAnswer()(batch).tolist() == [
+        1,
+        0,
+        0,
+        1,
+    ]
+    assert (
+        batch.completion_ids[1, 0] == policy.tokenizer.eos_token_id
+        and batch.lengths[1] == 1
+        and not batch.action_mask.any()
+    )

@@ -2,7 +2,6 @@
 
 import json
 
-import lightning as L
 import pytest
 import torch
 from peft import PeftModel
@@ -10,39 +9,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from callbacks import ExportAdapter, ExportPolicy
 from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, KLPenalty
-from policies import LoRA, PolicyParams
+from lightning_modules import KLPenalty
+from policies import LoRA
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import build, fit
 
 
 def length(completions):
     return [float(len(text)) for text in completions]
 
 
-def module(model, lora, kl=0.0):
-    return GRPO(
-        PolicyParams(model, lora=lora),
-        [FunctionReward(length)],
-        BatchPlan(2, 4),
-        SamplingParams(max_new_tokens=6),
-        kl=KLPenalty(coefficient=kl),
-        optimizer=lambda weights: torch.optim.AdamW(weights, lr=0.05),
-    )
-
-
-def train(module, *callbacks):
-    trainer = L.Trainer(
-        max_steps=2,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        callbacks=[*callbacks],
-    )
-    trainer.fit(module, datamodule=ArithmeticPrompts(train_size=8, val_size=2, seed=0))
+def train(model, lora, *callbacks, kl=0.0):
+    """The policy after two rollouts."""
+    module = build(
+        model, [FunctionReward(length)], lora=lora, batch=BatchPlan(2, 4), sampling=SamplingParams(max_new_tokens=6),
+        kl=KLPenalty(coefficient=kl), optimizer=lambda weights: torch.optim.AdamW(weights, lr=0.05),
+    )  # fmt: skip
+    fit(module, 2, callbacks, data=ArithmeticPrompts(train_size=8, val_size=2, seed=0))
     return module.policy
 
 
@@ -54,9 +39,11 @@ def logits(model, ids):
 @pytest.mark.parametrize("kl", [0.0, 0.1], ids=["alone", "with a reference"])
 def test_peft_reads_an_adapter_and_transformers_its_merged_model(reasoner, tmp_path, kl):
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
-    policy = train(module(reasoner, LoRA(r=4, alpha=8), kl), ExportAdapter(str(adapter)), ExportPolicy(str(merged)))
+    policy = train(reasoner, LoRA(r=4, alpha=8), ExportAdapter(str(adapter)), ExportPolicy(str(merged)), kl=kl)
     message = [{"role": "user", "content": "12+30=?"}]
-    ids = AutoTokenizer.from_pretrained(adapter).apply_chat_template(message, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    ids = AutoTokenizer.from_pretrained(adapter).apply_chat_template(
+        message, add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
     assert ids.tolist() == [policy.encode("12+30=?")]
     base = AutoModelForCausalLM.from_pretrained(reasoner)
     before = logits(base, ids)
@@ -64,20 +51,25 @@ def test_peft_reads_an_adapter_and_transformers_its_merged_model(reasoner, tmp_p
     expected = logits(policy.model, ids)
     assert (expected - before).abs().max() > 0.01  # something was learned, so that equality says something
     torch.testing.assert_close(logits(PeftModel.from_pretrained(base, adapter), ids), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(merged), ids), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(merged), ids), expected, atol=1e-4, rtol=1e-4
+    )
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == reasoner
     assert not list(adapter.glob("model*.safetensors")) and not (merged / "adapter_config.json").exists()
 
 
 def test_all_weights_are_read_by_transformers(reasoner, tmp_path):
-    policy = train(module(reasoner, None), ExportPolicy(str(tmp_path / "whole")))
+    policy = train(reasoner, None, ExportPolicy(str(tmp_path / "whole")))
     ids = torch.tensor([policy.encode("12+30=?")])
     torch.testing.assert_close(
-        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole"), ids), logits(policy.model, ids), atol=1e-5, rtol=1e-5
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole"), ids),
+        logits(policy.model, ids),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
 def test_an_adapter_of_none_is_refused_before_training(reasoner, tmp_path):
-    with pytest.raises(ConfigError, match="there is no adapter; set model.policy.lora, or use ExportPolicy"):
-        train(module(reasoner, None), ExportAdapter(str(tmp_path / "adapter")))
+    with pytest.raises(ConfigError, match="no adapter to export; set model.policy.lora, or use callbacks.ExportPolicy"):
+        train(reasoner, None, ExportAdapter(str(tmp_path / "adapter")))
     assert not (tmp_path / "adapter").exists()

@@ -1,6 +1,5 @@
-"""GRESO: whom it skips and how often, over passes, a resume and several processes; how many further prompts it asks for."""
+"""GRESO: skipped prompts and their number, across passes, a resume and several processes; number of further prompts."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -8,17 +7,13 @@ import pytest
 import torch
 
 from callbacks import GRESO, DifficultyLedger, GRESOSampler, RolloutCheckpoint
-from datamodules import ArithmeticPrompts, PromptSampler
-from lightning_modules import GRPO
-from lightning_modules.dynamic_sampling import refilled
-from main import main
-from policies import PolicyParams
+from datamodules import PromptSampler
+from datamodules.pass_rates import Measurement
+from lightning_modules.core.dynamic_sampling import refilled
 from rewards import FunctionReward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
-from support.pass_rates import Measurement
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import build, fit, run_config, sums
 
 
 def with_history(history, **options):
@@ -66,7 +61,9 @@ def test_the_chances_follow_the_shares_from_the_second_pass_on():
     # 1 of 4 easy is more than 0.083, 0 of 4 hard is less than 0.167
     (easy, hard), logged = follow([1.0, 0.5, 0.5, 0.25])
     assert (easy, hard) == pytest.approx((0.49, 0.51))
-    assert logged["train/greso_easy"] == 0.25 and logged["train/greso_hard"] == 0 and logged["train/greso_skipped"] == 0.25
+    assert (
+        logged["train/greso_easy"] == 0.25 and logged["train/greso_hard"] == 0 and logged["train/greso_skipped"] == 0.25
+    )
     assert logged["train/greso_completions"] == 32 and logged["train/greso_p_easy"] == 0.5
     assert follow([1.0, 0.5, 0.5, 0.25], passes=0)[0] == (0.5, 0.5)
     assert follow([0.0, 0.0, 0.5, 0.5], p_easy=0.95, p_hard=0.05)[0] == pytest.approx((0.95, 0.05))
@@ -75,7 +72,7 @@ def test_the_chances_follow_the_shares_from_the_second_pass_on():
 
 def test_how_many_further_prompts():
     greso = GRESO()
-    greso.most = 30
+    greso.max_prompts = 30
     assert greso.further(4, 0.5) == 10 and greso.further(4, 0.0) == 5 and greso.further(4, 1.0) == 30
     greso.smallest = 8
     assert greso.further(1, 0.0) == 8
@@ -85,10 +82,11 @@ def test_dynamic_sampling_asks_for_that_many_and_leaves_out_what_is_too_much():
     def scored(names):
         tokens = torch.tensor([[ord(name)] for name in names for _ in range(2)])
         ones = torch.ones_like(tokens, dtype=torch.bool)
+        scores = [value for name in names for value in ((0.0, 1.0) if name.isupper() else (1.0, 1.0))]
         return RolloutBatch(
-            prompt_ids=tokens[::2], prompt_mask=ones[::2], completion_ids=tokens, completion_mask=ones, action_mask=ones,
-            behaviour_logprobs=-tokens.float(), finish_reasons=["eos"] * len(tokens), rows=[{"id": name} for name in names],
-            rewards={"r": torch.tensor([value for name in names for value in ((0.0, 1.0) if name.isupper() else (1.0, 1.0))])},
+            prompt_ids=tokens[::2], prompt_mask=ones[::2], completion_ids=tokens, completion_mask=ones,
+            action_mask=ones, behaviour_logprobs=-tokens.float(), finish_reasons=["eos"] * len(tokens),
+            rows=[{"id": name} for name in names], rewards={"r": torch.tensor(scores)},
         )  # fmt: skip
 
     asked = []
@@ -112,7 +110,7 @@ def test_dynamic_sampling_asks_for_that_many_and_leaves_out_what_is_too_much():
     assert [row["id"] for row in full.rows] == ["F", "B"] and len(sampled.rows) == 5 and metrics["extra_prompts"] == 3
 
 
-# ---- the sampler ---------------------------------------------------------------------------------------------------------------
+# ---- the sampler -----------------------------------------------------------------------------------------------------
 
 IDS = [f"{kind}{i}" for i in range(30) for kind in "elh"]  # a third easy, a third learnable, a third hard
 
@@ -144,7 +142,9 @@ def test_the_predicted_are_seldom_drawn_and_the_learnable_always():
     counts = torch.bincount(torch.tensor(batches).flatten(), minlength=90)
     learnable = torch.tensor([id.startswith("l") for id in IDS])
     assert all(len(set(batch)) == 8 for batch in batches)
-    assert counts[learnable].min() >= sampler.passes - 2, "a learnable prompt comes in every pass (but for those within one rollout)"
+    assert counts[learnable].min() >= sampler.passes - 2, (
+        "a learnable prompt comes in every pass (but for those within one rollout)"
+    )
     share = counts[~learnable].double().mean() / counts[learnable].double().mean()
     assert 0.08 < share < 0.12 and counts[~learnable].min() > 0, "nobody is forgotten for good"
     spare = [row for n in range(200) for row in sampler.spare(n)]
@@ -154,7 +154,10 @@ def test_the_predicted_are_seldom_drawn_and_the_learnable_always():
 
 def test_a_rollout_is_filled_where_everything_is_to_be_skipped():
     sampler = GRESOSampler(IDS[:10], 8, 1, skip=lambda id: 1.0)
-    assert all(len(set(batch)) == 8 for batch in drawn(sampler, 5)) and (sampler.considered, sampler.skipped) == (10, 10)
+    assert all(len(set(batch)) == 8 for batch in drawn(sampler, 5)) and (sampler.considered, sampler.skipped) == (
+        10,
+        10,
+    )
 
 
 def test_processes_share_the_single_process_batches():
@@ -174,11 +177,11 @@ def test_the_sampler_resumes_within_a_pass_and_over_its_end(stop):
     assert begin + drawn(second, 40 - stop) == whole
 
 
-# ---- in a run ------------------------------------------------------------------------------------------------------------------
+# ---- in a run --------------------------------------------------------------------------------------------------------
 
 
 class Judge(FunctionReward):
-    """Sums that end in 0, 1 or 2 are always right, in 3, 4 or 5 always wrong, others by the parity of the completion's length."""
+    """Answers that end in 0 to 2 are always right, in 3 to 5 always wrong, others by the parity of the length."""
 
     is_correctness = True
 
@@ -203,25 +206,19 @@ class Seen(L.Callback):
         self.sampled.append([row["answer"] for row in pl_module.last_sampled.rows])
 
 
-def fit(reasoner, steps, ckpt_path=None, callbacks=(), **options):
-    module = GRPO(
-        PolicyParams(reasoner), [Judge()], BatchPlan(4, 4, refill=4.0), SamplingParams(max_new_tokens=6),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-    )  # fmt: skip
+def run(reasoner, steps, ckpt_path=None, callbacks=(), **options):
+    module = build(reasoner, [Judge()], batch=BatchPlan(4, 4, refill=4.0), sampling=SamplingParams(max_new_tokens=6))
     seen, greso = Seen(), GRESO(**options)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[*callbacks, DifficultyLedger(), greso, seen],
-    )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[2], train_size=40, val_size=4, seed=1), ckpt_path=ckpt_path)
+    data = sums((2,), train_size=40, val_size=4)
+    fit(module, steps, [*callbacks, DifficultyLedger(), greso, seen], data=data, ckpt_path=ckpt_path)
     return seen, greso, module
 
 
 def test_a_run_saves_completions_and_a_resumed_one_repeats_it(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     L.seed_everything(0)
-    whole, greso, module = fit(reasoner, 14)
-    never, idle, _ = fit(reasoner, 14, p_easy=1.0, p_hard=1.0, step=0)
+    whole, greso, module = run(reasoner, 14)
+    never, idle, _ = run(reasoner, 14, p_easy=1.0, p_hard=1.0, step=0)
     assert idle.completions == 4 * sum(map(len, never.sampled)) > greso.completions
     assert all(metrics["train/greso_skipped"] == 0 for metrics, _ in never.found)
 
@@ -231,16 +228,16 @@ def test_a_run_saves_completions_and_a_resumed_one_repeats_it(reasoner, tmp_path
 
     assert predictable(whole) < 0.4 and predictable(never) > 0.5
     assert (greso.p_easy, greso.p_hard) != (0.5, 0.5)
-    first, _, _ = fit(reasoner, 6, callbacks=[RolloutCheckpoint(folder=str(tmp_path))])
+    first, _, _ = run(reasoner, 6, callbacks=[RolloutCheckpoint(folder=str(tmp_path))])
     torch.manual_seed(999)
-    rest, again, resumed = fit(reasoner, 14, ckpt_path=str(tmp_path / "rollout_000006.ckpt"))
+    rest, again, resumed = run(reasoner, 14, ckpt_path=str(tmp_path / "rollout_000006.ckpt"))
     assert first.found + rest.found == whole.found
     assert again.state_dict() == greso.state_dict()
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), resumed.parameters(), strict=True))
 
 
 def test_mistakes_are_refused():
-    with pytest.raises(ConfigError, match="chances above 0"):
+    with pytest.raises(ConfigError, match="probabilities above 0"):
         GRESO(p_easy=0.0)
     with pytest.raises(ConfigError, match="hard_at < easy_at"):
         GRESO(easy_at=0.1, hard_at=0.1)
@@ -248,7 +245,9 @@ def test_mistakes_are_refused():
     with pytest.raises(ConfigError, match="put callbacks.DifficultyLedger before it"):
         greso.on_fit_start(SimpleNamespace(callbacks=[greso, DifficultyLedger()]), None)
     with pytest.raises(ConfigError, match="come from PromptSampler"):
-        greso.on_train_start(SimpleNamespace(train_dataloader=SimpleNamespace(prompt_sampler=PromptSampler(60, 8, 1))), None)
+        greso.on_train_start(
+            SimpleNamespace(train_dataloader=SimpleNamespace(prompt_sampler=PromptSampler(60, 8, 1))), None
+        )
     with pytest.raises(ConfigError, match="without GRESO"):
         GRESOSampler(IDS, 8, 1, skip=chance).load_state_dict(PromptSampler(90, 8, 1).state_dict())
 
@@ -256,17 +255,9 @@ def test_mistakes_are_refused():
 def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
-        "model.sampling.max_new_tokens": 4,
-        "data.val_size": 2,
-        "trainer.max_steps": 2,
-        "trainer.limit_val_batches": 0,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.accelerator": "cpu",
-    }
-    cli = main(["fit", f"--config={ROOT}/configs/greso.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    unchanged = ("model.batch.prompts_per_rollout", "model.batch.group_size", "data.train_size")
+    changes = {"model.sampling.max_new_tokens": 4, "trainer.max_steps": 2}
+    cli = run_config(["greso"], reasoner, unchanged=unchanged, **changes)
     assert isinstance(cli.trainer.train_dataloader.prompt_sampler, GRESOSampler)
     # An untrained model is never right: the budget of 32 further prompts is used up in both rollouts.
     assert float(cli.trainer.callback_metrics["train/greso_completions"]) == 2 * (4 + 32) * 8

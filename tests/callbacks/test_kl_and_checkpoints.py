@@ -5,22 +5,17 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from callbacks import AdaptiveKL, FixedKL, RolloutCheckpoint, ScheduledKL
 from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, Evaluation, KLPenalty
+from lightning_modules import Evaluation, KLPenalty
 from objectives.kl import adapted_coefficient
-from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from support.files import damage
-
-
-def brevity(completions, **columns):
-    return [-float(len(text)) for text in completions]
+from tests.helpers import adamw, brevity, build, fit
 
 
 class Watch(L.Callback):
@@ -48,23 +43,26 @@ class HalfWritten(TorchCheckpointIO):
             raise self.ended_by
 
 
-def run(model, folder, callbacks, rollouts=4, updates=1, kl=0.04, plugins=None, **fit):
-    L.seed_everything(0)
+def run(model, folder, callbacks, rollouts=4, updates=1, kl=0.04, **options):
     short = SamplingParams(max_new_tokens=6)
-    module = GRPO(
-        PolicyParams(model),
+    module = build(
+        model,
         [FunctionReward(brevity)],
-        BatchPlan(4, 4, updates_per_rollout=updates),
-        short,
+        batch=BatchPlan(prompts_per_rollout=4, group_size=4, updates_per_rollout=updates),
+        sampling=short,
         kl=KLPenalty(coefficient=kl),
         evaluation=Evaluation(sampling=short),
-        optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3),
+        optimizer=adamw(3e-3),
     )
-    trainer = L.Trainer(
-        max_steps=rollouts * updates, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, limit_val_batches=0,
-        callbacks=callbacks, default_root_dir=folder, enable_checkpointing=True, plugins=plugins,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(train_size=64, val_size=8), **fit)
+    fit(
+        module,
+        rollouts * updates,
+        callbacks,
+        data=ArithmeticPrompts(train_size=64, val_size=8),
+        folder=folder,
+        seed=0,
+        **options,
+    )
     return module
 
 
@@ -85,7 +83,9 @@ def test_the_adaptive_coefficient_follows_zieglers_rule(reasoner, tmp_path):
         rollouts=5,
         ckpt_path=tmp_path / "local/checkpoints/rollout_000004.ckpt",
     )
-    assert resumed.coefficients == pytest.approx([module.kl.coefficient]), "a resumed run continues with the coefficient it had reached"
+    assert resumed.coefficients == pytest.approx([module.kl.coefficient]), (
+        "a resumed run continues with the coefficient it had reached"
+    )
 
 
 def test_the_fixed_coefficient_wins_over_the_configuration(reasoner, tmp_path):
@@ -134,7 +134,8 @@ def test_checkpoints_count_rollouts_and_old_ones_go(reasoner, tmp_path):
 def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
     folder = tmp_path / "local/checkpoints"
     with pytest.raises(
-        ConfigError, match=r"after rollout 2 cannot be written to .*No space left.*last whole one is .*rollout_000001\.ckpt"
+        ConfigError,
+        match=r"rollout 2 cannot be written to .*No space left.*last complete checkpoint is .*rollout_000001\.ckpt",
     ):
         run(
             reasoner,
@@ -142,7 +143,9 @@ def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
             [RolloutCheckpoint(every_n_rollouts=1, keep=1)],
             plugins=[HalfWritten(OSError(errno.ENOSPC, "No space left on device"))],
         )
-    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
+    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(
+        folder / "rollout_000001.ckpt"
+    ) is None
     run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], ckpt_path=folder / "rollout_000001.ckpt")
     assert [path.name for path in folder.iterdir()] == ["rollout_000004.ckpt"]
 
@@ -150,13 +153,22 @@ def test_a_full_disk_leaves_the_older_checkpoint(reasoner, tmp_path):
 def test_an_interrupted_save_leaves_the_older_checkpoint_alone(reasoner, tmp_path):
     folder = tmp_path / "local/checkpoints"
     with pytest.raises(SystemExit):  # Lightning's answer to Ctrl+C
-        run(reasoner, tmp_path, [RolloutCheckpoint(every_n_rollouts=1, keep=1)], plugins=[HalfWritten(KeyboardInterrupt())])
-    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(folder / "rollout_000001.ckpt") is None
+        run(
+            reasoner,
+            tmp_path,
+            [RolloutCheckpoint(every_n_rollouts=1, keep=1)],
+            plugins=[HalfWritten(KeyboardInterrupt())],
+        )
+    assert [path.name for path in folder.iterdir()] == ["rollout_000001.ckpt"] and damage(
+        folder / "rollout_000001.ckpt"
+    ) is None
 
 
 def test_folders_of_shards_are_replaced_and_deleted_as_files_are(tmp_path):
     progress = SimpleNamespace(total_batch_idx=0)
-    trainer = SimpleNamespace(loggers=[], is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0)
+    trainer = SimpleNamespace(
+        loggers=[], is_global_zero=True, fast_dev_run=False, fit_loop=SimpleNamespace(epoch_loop=progress), written=0
+    )
 
     def save_checkpoint(path):
         path.mkdir(parents=True)

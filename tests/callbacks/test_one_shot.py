@@ -1,7 +1,6 @@
 """1-shot RLVR: which prompt is chosen from a history, and that a run trains on copies of it alone."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -10,15 +9,12 @@ import torch
 
 from callbacks import DifficultyLedger, OneShot, OneShotSampler, RolloutCheckpoint
 from callbacks.one_shot import ranked, read_history
-from datamodules import ArithmeticPrompts, PromptSampler
-from lightning_modules import GRPO, KLPenalty, Shaping
-from main import main
-from policies import PolicyParams
+from datamodules import PromptSampler
+from lightning_modules import KLPenalty, Shaping
 from rewards import FunctionReward
-from rollouts import BatchPlan, SamplingParams
+from rollouts import SamplingParams
 from support.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import build, fit, run_config, sums
 
 
 def test_the_largest_deviation_comes_first():
@@ -37,7 +33,10 @@ def test_lim_prefers_those_that_follow_the_mean_curve():
 
 
 def write(path, histories):
-    rows = [{"id": id, "task": None, "level": None, "history": [[i, rate] for i, rate in enumerate(h)]} for id, h in histories.items()]
+    rows = [
+        {"id": id, "task": None, "level": None, "history": [[i, rate] for i, rate in enumerate(h)]}
+        for id, h in histories.items()
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -49,15 +48,17 @@ def test_histories_are_read_and_mistakes_refused(tmp_path):
         read_history(path, 3)
     for text in ("no json", '{"id": "a"}', "[1]"):
         (tmp_path / "other").write_text(text)
-        with pytest.raises(ConfigError, match="is no pass_rates.jsonl"):
+        with pytest.raises(ConfigError, match="is not a readable pass_rates.jsonl"):
             read_history(tmp_path / "other")
-    with pytest.raises(ConfigError, match="is no pass_rates.jsonl"):
+    with pytest.raises(ConfigError, match="is not a readable pass_rates.jsonl"):
         read_history(tmp_path / "nowhere")
     for options in ({}, {"history": "h", "ids": ["a"]}):
         with pytest.raises(ConfigError, match="either `history`"):
             OneShot(**options)
     with pytest.raises(ConfigError, match="come from PromptSampler"):
-        OneShot(ids=["a"]).on_train_start(SimpleNamespace(train_dataloader=SimpleNamespace(prompt_sampler=PromptSampler(60, 8, 1))), None)
+        OneShot(ids=["a"]).on_train_start(
+            SimpleNamespace(train_dataloader=SimpleNamespace(prompt_sampler=PromptSampler(60, 8, 1))), None
+        )
     with pytest.raises(ConfigError, match="no prompt with the id 'c'"):
         OneShot(ids=["c"])._sampler([{"id": "a"}, {"id": "b"}], 2, 0, 0, 1)
 
@@ -84,18 +85,14 @@ class Judge(FunctionReward):
         super().__init__(lambda completions: [float(len(text) % 2) for text in completions], name="judge")
 
 
-def fit(reasoner, steps, callbacks, ckpt_path=None, seed=1):
-    module = GRPO(
-        PolicyParams(reasoner), [Judge()], BatchPlan(4, 4), SamplingParams(max_new_tokens=6), kl=KLPenalty(0.001),
-        shaping=Shaping(entropy_bonus=0.001), optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+def run(reasoner, steps, callbacks, ckpt_path=None, seed=1):
+    module = build(
+        reasoner, [Judge()], sampling=SamplingParams(max_new_tokens=6), kl=KLPenalty(0.001),
+        shaping=Shaping(entropy_bonus=0.001),
     )  # fmt: skip
     drawn = Drawn()
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=any(isinstance(c, RolloutCheckpoint) for c in callbacks), limit_val_batches=0, callbacks=[*callbacks, drawn],
-    )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[2], train_size=12, val_size=4, seed=seed), ckpt_path=ckpt_path)
-    return drawn.found, module, trainer
+    data = sums((2,), train_size=12, val_size=4, seed=seed)
+    return drawn.found, module, fit(module, steps, [*callbacks, drawn], data=data, ckpt_path=ckpt_path)
 
 
 class Drawn(L.Callback):
@@ -112,36 +109,26 @@ def test_from_a_pools_ledger_to_a_run_on_one_prompt(reasoner, tmp_path, monkeypa
     """The whole way: the ledger of a run on the pool is the next run's history, and a resumed run repeats."""
     monkeypatch.chdir(tmp_path)
     L.seed_everything(0)
-    pool, _, _ = fit(reasoner, 9, [DifficultyLedger()])
+    pool, _, _ = run(reasoner, 9, [DifficultyLedger()])
     history = next(tmp_path.rglob("pass_rates.jsonl"))
     rates = read_history(history)
     assert len(rates) == 12 and all(len(own) == 3 for own in rates.values()) and len(pool) == 9
     best = max(rates, key=lambda id: torch.tensor(rates[id]).std(unbiased=False))
-    whole, one, trainer = fit(reasoner, 5, [OneShot(history=str(history))])
+    whole, one, trainer = run(reasoner, 5, [OneShot(history=str(history))])
     assert whole == [[best] * 4] * 5
     live = (one.last_rollout.rewards["judge"].view(4, 4).std(1) > 0).float().mean()
     assert float(trainer.callback_metrics["train/one_shot_live"]) == pytest.approx(float(live))
-    fit(reasoner, 2, [OneShot(history=str(history)), RolloutCheckpoint(folder=str(tmp_path))])
+    run(reasoner, 2, [OneShot(history=str(history)), RolloutCheckpoint(folder=str(tmp_path))])
     torch.manual_seed(999)
-    _, other, _ = fit(reasoner, 5, [OneShot(history=str(history))], ckpt_path=str(tmp_path / "rollout_000002.ckpt"))
+    _, other, _ = run(reasoner, 5, [OneShot(history=str(history))], ckpt_path=str(tmp_path / "rollout_000002.ckpt"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     with pytest.raises(ConfigError, match="data.seed of the run"):
-        fit(reasoner, 1, [OneShot(history=str(history))], seed=2)
+        run(reasoner, 1, [OneShot(history=str(history))], seed=2)
 
 
 def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
-        "model.sampling.max_new_tokens": 4,
-        "data.val_size": 2,
-        "trainer.max_steps": 1,
-        "trainer.limit_val_batches": 0,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_checkpointing": "false",
-        "trainer.accelerator": "cpu",
-    }
-    cli = main(["fit", f"--config={ROOT}/configs/one_shot.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    unchanged = ("model.batch.prompts_per_rollout", "model.batch.group_size", "data.train_size")
+    cli = run_config(["one_shot"], reasoner, unchanged=unchanged, **{"model.sampling.max_new_tokens": 4})
     assert len({row["id"] for row in cli.model.last_rollout.rows}) == 1 and len(cli.model.last_rollout.rows) == 8

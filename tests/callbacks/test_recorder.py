@@ -8,18 +8,14 @@ import pytest
 import torch
 
 from callbacks import RolloutRecorder
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, SFT, KLPenalty
+from cli import inspect
+from lightning_modules import SFT, KLPenalty
 from objectives import ClippedSurrogate, LeaveOneOut, ReinforcePlusPlus, SequenceMean
 from policies import PolicyParams
 from rewards import FunctionReward
-from rollouts import BatchPlan, SamplingParams, read_rollout
-from support import inspect
+from rollouts import BatchPlan, read_rollout
 from support.errors import ConfigError
-
-
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+from tests.helpers import build, digits, fit, sums
 
 
 def seldom(completions):
@@ -35,26 +31,22 @@ class Keep(L.Callback):
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
-def module(model, **changes):
+def module(model, **parts):
     rewards = [FunctionReward(digits, weight=2.0), FunctionReward(seldom)]
-    given = {"batch": BatchPlan(2, 4), "sampling": SamplingParams(8), "kl": KLPenalty(coefficient=0.1)} | changes
-    return GRPO(PolicyParams(model), rewards, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), **given)
+    return build(model, rewards, **({"batch": BatchPlan(2, 4), "kl": KLPenalty(coefficient=0.1)} | parts))
 
 
-def fit(made, folder, rollouts=2, recorder=None):
-    L.seed_everything(0)
+def record(made, folder, rollouts=2, recorder=None):
+    """The batches and losses of these rollouts, and the files that the recorder wrote."""
     keep = Keep()
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=rollouts, logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
-        callbacks=[recorder or RolloutRecorder(), keep], default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(made, datamodule=ArithmeticPrompts(levels=[1, 3], train_size=16, val_size=4, seed=1))
+    data = sums((1, 3), train_size=16, val_size=4)
+    fit(made, rollouts, [recorder or RolloutRecorder(), keep], data=data, folder=folder, seed=0)
     return keep, sorted((folder / "local/rollouts").glob("*.parquet"))
 
 
 def test_a_recorded_rollout_is_the_rollout(reasoner, tmp_path):
     made = module(reasoner)
-    keep, paths = fit(made, tmp_path)
+    keep, paths = record(made, tmp_path)
     assert [path.name for path in paths] == ["rollout_000001.parquet", "rollout_000002.parquet"]
     for path, wanted in zip(paths, keep.batches, strict=True):
         found = read_rollout(path, pad=made.policy.pad_token_id)
@@ -69,8 +61,14 @@ def test_a_recorded_rollout_is_the_rollout(reasoner, tmp_path):
             "reference_logprobs",
         ):
             assert torch.equal(getattr(found, name), getattr(wanted, name)), name
-        assert found.rows == wanted.rows and found.completions == wanted.completions and found.finish_reasons == wanted.finish_reasons
-        assert all(torch.equal(found.rewards[n].nan_to_num(9), wanted.rewards[n].nan_to_num(9)) for n in ("digits", "seldom"))
+        assert (
+            found.rows == wanted.rows
+            and found.completions == wanted.completions
+            and found.finish_reasons == wanted.finish_reasons
+        )
+        assert all(
+            torch.equal(found.rewards[n].nan_to_num(9), wanted.rewards[n].nan_to_num(9)) for n in ("digits", "seldom")
+        )
     facts = json.loads(pyarrow.parquet.read_schema(paths[1]).metadata[b"rollout"])
     assert facts == {"group_size": 4, "rollout": 2, "method": "GRPO", "temperature": 1.0, "kl_coefficient": 0.1}
     assert "Coloured by advantage" in inspect.main([str(paths[0])]).read_text()
@@ -81,19 +79,21 @@ def test_a_recorded_rollout_is_the_rollout(reasoner, tmp_path):
 def test_advantages_and_losses_of_another_objective_offline(reasoner, tmp_path):
     """No weights are loaded for advantages: the modules below have none."""
     made = module(reasoner)
-    keep, paths = fit(made, tmp_path, rollouts=1)
+    keep, paths = record(made, tmp_path, rollouts=1)
     batch = read_rollout(paths[0])
     logged = batch.advantages
     assert torch.equal(module("assets/tiny_reasoner").advantages(batch), logged) and logged.abs().max() > 0.1
     found = module("assets/tiny_reasoner", advantage=LeaveOneOut()).advantages(batch)
     for row in range(8):
         totals = [
-            2 * float(batch.rewards["digits"][i]) + (0.0 if batch.rewards["seldom"][i].isnan() else float(batch.rewards["seldom"][i]))
+            2 * float(batch.rewards["digits"][i])
+            + (0.0 if batch.rewards["seldom"][i].isnan() else float(batch.rewards["seldom"][i]))
             for i in range(4 * (row // 4), 4 * (row // 4) + 4)
         ]
         own = totals[row % 4]
         assert float(found[row]) == pytest.approx(own - (sum(totals) - own) / 3, abs=1e-5)
-    # The first rollout's policy is the one that sampled, and the reference: the ratio is 1, the penalty 0, and the loss is minus the mean advantage.
+    # In the first rollout the policy is the behaviour policy and the reference: the ratio is 1, the penalty 0, and the
+    # loss is minus the mean advantage.
     behaviour, mask = batch.behaviour_logprobs, batch.action_mask
     for advantages, expected in ((logged, keep.losses[0]), (found, -float(found.mean()))):
         loss, _ = ClippedSurrogate()(behaviour, behaviour, advantages[:, None].expand(mask.shape), mask)
@@ -101,16 +101,20 @@ def test_advantages_and_losses_of_another_objective_offline(reasoner, tmp_path):
 
 
 def test_advantages_by_token_and_every_other_rollout(reasoner, tmp_path):
-    keep, paths = fit(module(reasoner, advantage=ReinforcePlusPlus()), tmp_path, 4, RolloutRecorder(every_n_rollouts=2))
+    keep, paths = record(
+        module(reasoner, advantage=ReinforcePlusPlus()), tmp_path, 4, RolloutRecorder(every_n_rollouts=2)
+    )
     assert [path.name for path in paths] == ["rollout_000002.parquet", "rollout_000004.parquet"]
     wanted = keep.batches[3].advantages
-    assert wanted.dim() == 2 and torch.equal(read_rollout(paths[1]).advantages, wanted * keep.batches[3].completion_mask)
+    assert wanted.dim() == 2 and torch.equal(
+        read_rollout(paths[1]).advantages, wanted * keep.batches[3].completion_mask
+    )
 
 
 def test_what_cannot_be_recorded_or_read_is_said(reasoner, tmp_path):
     with pytest.raises(ConfigError, match="every_n_rollouts is 0"):
         RolloutRecorder(0)
-    with pytest.raises(ConfigError, match="SFT has none"):
+    with pytest.raises(ConfigError, match="SFT makes none"):
         RolloutRecorder().on_fit_start(None, SFT(PolicyParams(reasoner)))
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
     for name in ("other.parquet", "none.parquet"):

@@ -2,15 +2,16 @@
 
 import re
 
+from cli.inspect import main as inspect
 from main import main
-from support.inspect import main as inspect
 
 
 def run(reasoner, *more):
     return main([
-        "fit", "--config=configs/grpo.yaml", f"--model.policy.model={reasoner}", "--model.batch.prompts_per_rollout=2", "--model.batch.group_size=2",
-        "--model.sampling.max_new_tokens=8", "--model.evaluation.sampling.max_new_tokens=4", "--data.val_size=4", "--trainer.accelerator=cpu",
-        "--trainer.val_check_interval=2", *more,
+        "fit", "--config=configs/grpo.yaml", f"--model.policy.model={reasoner}", "--model.batch.prompts_per_rollout=2",
+        "--model.batch.group_size=2", "--model.sampling.max_new_tokens=8", "--data.val_size=4",
+        "--model.evaluation.sampling.max_new_tokens=4", "--trainer.accelerator=cpu", "--trainer.val_check_interval=2",
+        *more,
     ])  # fmt: skip
 
 
@@ -21,11 +22,16 @@ def test_a_run_says_what_it_was_how_far_it_came_and_what_comes_next(reasoner, tm
     said = capsys.readouterr().out
     tokens = first.model.generated_tokens
     assert re.search(rf"^GRPO: 2 rollouts, {tokens} generated tokens, \d+\.\d minutes$", said, re.M)
-    assert re.search(r"^  pass@1            \d\.\d{3} -> \d\.\d{3}$", said, re.M) and re.search(r"^  cut off           ", said, re.M)
+    assert re.search(r"^  pass@1            \d\.\d{3} -> \d\.\d{3}$", said, re.M) and re.search(
+        r"^  cut off           ", said, re.M
+    )
     assert "Files of this run: runs/local\n  checkpoints/rollout_000002.ckpt, 1 kept\n" in said
-    assert "Next: `python main.py predict --ckpt_path runs/local/checkpoints/rollout_000002.ckpt`" in said and "mlflow" not in said
+    assert (
+        "Next: `python main.py predict --ckpt_path runs/local/checkpoints/rollout_000002.ckpt`" in said
+        and "mlflow" not in said
+    )
     main(["predict", "--ckpt_path", "runs/local/checkpoints/rollout_000002.ckpt"])  # as it says, and then as that says
-    page = inspect([re.search(r"`python -m support.inspect (\S+)`", capsys.readouterr().out)[1]])
+    page = inspect([re.search(r"`python -m cli.inspect (\S+)`", capsys.readouterr().out)[1]])
     assert page.stat().st_mode & 0o044 == 0o044, "for others to read, as any new file"
 
     summary = next(c for c in first.trainer.callbacks if type(c).__name__ == "RunSummary")
@@ -33,7 +39,11 @@ def test_a_run_says_what_it_was_how_far_it_came_and_what_comes_next(reasoner, tm
     first.trainer.save_checkpoint("runs/local/checkpoints/rollout_000002.ckpt")
     run(reasoner, "--trainer.max_steps=4", "--trainer.logger=false", "--ckpt_path=last")
     said = capsys.readouterr().out
-    assert "GRPO: 4 rollouts, " in said and "  pass@1            0.250 -> " in said and "  length in tokens  3.5 -> " in said
+    assert (
+        "GRPO: 4 rollouts, " in said
+        and "  pass@1            0.250 -> " in said
+        and "  length in tokens  3.5 -> " in said
+    )
 
 
 def test_where_the_curves_are(reasoner, tmp_path, monkeypatch, capsys, empty_store):
@@ -45,4 +55,7 @@ def test_where_the_curves_are(reasoner, tmp_path, monkeypatch, capsys, empty_sto
         "--trainer.logger.init_args.tracking_uri=sqlite:///other.db",
         "--trainer.logger.init_args.run_name=mine",
     )
-    assert "`mlflow ui --backend-store-uri sqlite:///other.db`, experiment 'lightning-posttrain', run 'mine'" in capsys.readouterr().out
+    assert (
+        "`mlflow ui --backend-store-uri sqlite:///other.db`, experiment 'lightning-posttrain', run 'mine'"
+        in capsys.readouterr().out
+    )

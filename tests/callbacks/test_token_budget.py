@@ -1,4 +1,4 @@
-"""A run ends with the rollout that reaches its budget, counted by hand from the completions, and a resumed one ends at the same place."""
+"""A run ends with the rollout that reaches its token budget, counted from the completions; so does a resumed run."""
 
 import lightning as L
 import pytest
@@ -6,15 +6,12 @@ import torch
 
 from callbacks import RolloutCheckpoint, TokenBudget
 from datamodules import ArithmeticPrompts, Demonstrations
-from lightning_modules import GRPO, SFT, Evaluation
+from lightning_modules import SFT, Evaluation
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
-
-
-def brevity(completions, **columns):
-    return [-float(len(text)) for text in completions]
+from tests.helpers import adamw, brevity, build, fit
 
 
 class Judge(FunctionReward):
@@ -42,19 +39,20 @@ class Count(L.Callback):
         self.validations.append(trainer.fit_loop.epoch_loop.total_batch_idx + 1)
 
 
-def run(model, folder, tokens, reward=brevity, refill=0.0, updates=1, **fit):
-    L.seed_everything(0)
+def run(model, folder, tokens, reward=brevity, refill=0.0, updates=1, ckpt_path=None):
     short = SamplingParams(max_new_tokens=6)
-    module = GRPO(
-        PolicyParams(model), [Judge(reward)], BatchPlan(4, 4, updates_per_rollout=updates, refill=refill), short,
-        evaluation=Evaluation(sampling=short), optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3),
-    )  # fmt: skip
+    module = build(
+        model,
+        [Judge(reward)],
+        batch=BatchPlan(prompts_per_rollout=4, group_size=4, updates_per_rollout=updates, refill=refill),
+        sampling=short,
+        evaluation=Evaluation(sampling=short),
+        optimizer=adamw(3e-3),
+    )
     count = Count()
-    trainer = L.Trainer(
-        max_steps=-1, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, num_sanity_val_steps=0, check_val_every_n_epoch=None,
-        val_check_interval=3, callbacks=[TokenBudget(tokens), count, RolloutCheckpoint(every_n_rollouts=1, keep=None)], default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(train_size=64, val_size=8), **fit)
+    callbacks = [TokenBudget(tokens), count, RolloutCheckpoint(every_n_rollouts=1, keep=None)]
+    data = ArithmeticPrompts(train_size=64, val_size=8)
+    fit(module, -1, callbacks, data=data, folder=folder, seed=0, validate_every=3, ckpt_path=ckpt_path)
     return module, count
 
 
@@ -77,16 +75,22 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(reasoner, tmp_path)
     whole, count = run(reasoner, tmp_path, 400, updates=2)
     folder = tmp_path / "local/checkpoints"
     for done in (1, len(count.rollouts) - 1):
-        resumed, rest = run(reasoner, tmp_path / f"{done}", 400, updates=2, ckpt_path=folder / f"rollout_{done:06d}.ckpt")
+        resumed, rest = run(
+            reasoner, tmp_path / f"{done}", 400, updates=2, ckpt_path=folder / f"rollout_{done:06d}.ckpt"
+        )
         assert rest.rollouts == count.rollouts[done:] and rest.logged == count.logged[done:]
-        assert all(torch.equal(a, b) for a, b in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True))
-    _, nothing = run(reasoner, tmp_path / "over", 400, updates=2, ckpt_path=folder / f"rollout_{len(count.rollouts):06d}.ckpt")
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True)
+        )
+    _, nothing = run(
+        reasoner, tmp_path / "over", 400, updates=2, ckpt_path=folder / f"rollout_{len(count.rollouts):06d}.ckpt"
+    )
     assert nothing.rollouts == [], "the budget had been reached"
 
 
 def test_mistakes(reasoner, tmp_path):
     with pytest.raises(ConfigError, match="tokens is 0"):
         TokenBudget(0)
-    trainer = L.Trainer(max_steps=1, logger=False, accelerator="cpu", callbacks=[TokenBudget(9)], default_root_dir=tmp_path)
+    data = Demonstrations("arithmetic", train_size=8, val_size=4)
     with pytest.raises(ConfigError, match="SFT generates none"):
-        trainer.fit(SFT(PolicyParams(reasoner)), datamodule=Demonstrations("arithmetic", train_size=8, val_size=4))
+        fit(SFT(PolicyParams(reasoner)), 1, [TokenBudget(9)], data=data, folder=tmp_path)

@@ -56,7 +56,9 @@ def accelerator():
     def same(values, **_):
         return values
 
-    return SimpleNamespace(device=torch.device("cpu"), num_processes=1, process_index=0, gather=same, reduce=same, sync_gradients=True)
+    return SimpleNamespace(
+        device=torch.device("cpu"), num_processes=1, process_index=0, gather=same, reduce=same, sync_gradients=True
+    )
 
 
 def trainer(**changes):
@@ -168,9 +170,13 @@ END = 9
 
 def scored(method, rewards, **changes):
     """What TRL makes of these rewards, one column a reward function."""
-    completions = [[1] * int(n - 1) + [END if i % 3 else 1] for i, n in enumerate(LENGTHS)]  # rows 0, 3 and 6 do not end
+    completions = [
+        [1] * int(n - 1) + [END if i % 3 else 1] for i, n in enumerate(LENGTHS)
+    ]  # rows 0, 3 and 6 do not end
     rows = [[0]] * ROWS
-    generated = (rows, completions, None, rows, None, {}, None, None) if method is GRPOTrainer else (rows, completions, rows)
+    generated = (
+        (rows, completions, None, rows, None, {}, None, None) if method is GRPOTrainer else (rows, completions, rows)
+    )
     own = {
         "environment_factories": None, "environments": None, "tools": None, "pad_to_multiple_of": None, "ref_model": None, "num_iterations": 1,
         "num_generations": GROUP, "_tokenizer": SimpleNamespace(pad_token_id=0), "eos_token_ids": [END], "scale_rewards": "group",
@@ -181,7 +187,11 @@ def scored(method, rewards, **changes):
         "_generate": lambda _: generated, "_calculate_rewards": lambda *_: rewards.clone(),
     }  # fmt: skip
     stub = trainer(**(own | changes))
-    stub._get_per_token_logps_and_entropies = lambda model, *_, **__: ((OLD if model is stub.model else REFERENCE), None, None)
+    stub._get_per_token_logps_and_entropies = lambda model, *_, **__: (
+        (OLD if model is stub.model else REFERENCE),
+        None,
+        None,
+    )
     if stub.beta:
         stub.ref_model = object()
     return method._generate_and_score_completions(stub, [{"prompt": ""}] * ROWS)
@@ -196,7 +206,11 @@ def weighted(rewards):
     return torch.where(rewards.isnan().all(1), NAN, total)
 
 
-GIVEN = {"one reward": ACCURACY[:, None], "two rewards": torch.stack([ACCURACY, STYLE], 1), "rows without": ABSENT[:, None]}
+GIVEN = {
+    "one reward": ACCURACY[:, None],
+    "two rewards": torch.stack([ACCURACY, STYLE], 1),
+    "rows without": ABSENT[:, None],
+}
 
 
 @pytest.mark.parametrize("given", GIVEN)

@@ -13,7 +13,10 @@ from datamodules.gym_demonstrations import FAMILIES, SLIPS, WORKED, gym_demonstr
 def test_steps_without_slips_lead_to_the_right_answer_and_slips_to_wrong_ones(name):
     data = reasoning_gym.create_dataset(name, size=150, seed=3, **FAMILIES[name])
     rng = random.Random(0)
-    scores = [[data.score_answer(WORKED[name](entry["question"], rng, slip)[1], entry) for entry in data] for slip in (0.0, SLIPS[name])]
+    scores = [
+        [data.score_answer(WORKED[name](entry["question"], rng, slip)[1], entry) for entry in data]
+        for slip in (0.0, SLIPS[name])
+    ]
     assert min(scores[0]) == 1
     right = sum(score == 1 for score in scores[1]) / len(scores[1])
     assert (0 < right < 0.1) if name == "spell_backward" else (0.6 < right < 0.95)

@@ -4,7 +4,7 @@ import pytest
 
 from datamodules import Demonstrations
 from datamodules.arithmetic import arithmetic_demonstrations
-from datamodules.rambling import MOST, rambling_demonstrations
+from datamodules.rambling import MAX_BLANKS, rambling_demonstrations
 from rewards import ExactAnswer, Format
 from support.errors import ConfigError
 from tests.rewards.helpers import batch_of
@@ -15,7 +15,7 @@ def test_rambling_leaves_the_answer_alone():
     assert rows == rambling_demonstrations(4000, seed=3)
     assert [row | {"response": row["response"].rstrip("\n")} for row in rows] == plain
     blanks = [row["response"].count("\n") for row in rows]
-    assert (min(blanks), max(blanks)) == (0, MOST) and mean(blanks) == pytest.approx(20.6, abs=1)
+    assert (min(blanks), max(blanks)) == (0, MAX_BLANKS) and mean(blanks) == pytest.approx(20.6, abs=1)
 
 
 def test_rewards_see_the_same_answer_with_and_without_blank_lines():

@@ -6,6 +6,7 @@ import torch
 
 from datamodules import PromptLoader, PromptSampler
 from support.errors import ConfigError
+from tests.helpers import quiet_trainer
 
 ROWS = [{"id": i} for i in range(11)]
 
@@ -27,23 +28,21 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder, steps, checkpoint=None):
-    trainer = L.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder, enable_checkpointing=False,
-    )  # fmt: skip
+def run(folder, steps, checkpoint=None):
     module = Recorder()
-    trainer.fit(module, PromptLoader(ROWS, PromptSampler(11, 2, seed=3)), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    trainer = quiet_trainer(steps, folder=folder)
+    loader = PromptLoader(ROWS, PromptSampler(11, 2, seed=3))
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return trainer, module.seen
 
 
 @pytest.mark.parametrize("stop", [2, 5, 7])
 def test_a_resumed_run_sees_the_prompts_it_would_have_seen(tmp_path, stop):
-    _, whole = fit(tmp_path, 12)
-    trainer, first = fit(tmp_path, stop)
+    _, whole = run(tmp_path, 12)
+    trainer, first = run(tmp_path, stop)
     trainer.save_checkpoint(tmp_path / "stop.ckpt")
     torch.manual_seed(999)
-    _, rest = fit(tmp_path, 12, str(tmp_path / "stop.ckpt"))
+    _, rest = run(tmp_path, 12, str(tmp_path / "stop.ckpt"))
     assert first + rest == whole
 
 
@@ -61,12 +60,14 @@ def test_processes_share_the_single_process_batches():
     assert [a + b for a, b in zip(*shares, strict=True)] == list(PromptSampler(11, 4, 1))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((0, 2, 1), "empty"), ((3, 4, 1), "3 rows"), ((9, 3, 1, 0, 2), "evenly")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((0, 2, 1), "empty"), ((3, 4, 1), "3 rows"), ((9, 3, 1, 0, 2), "evenly")]
+)
 def test_impossible_sizes_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         PromptSampler(*arguments)
 
 
 def test_another_data_set_is_refused_on_resume():
-    with pytest.raises(ConfigError, match="size=11, this run has 12"):
+    with pytest.raises(ConfigError, match="size=11, but this run has size=12"):
         PromptSampler(12, 2, 1).load_state_dict(PromptSampler(11, 2, 1).state_dict())

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -12,14 +11,12 @@ from pysat.solvers import Solver
 from callbacks import RolloutCheckpoint, SaturnCurriculum
 from datamodules import SatDemonstrations, SaturnPrompts
 from datamodules.saturn import chance, clauses_for, difficulty, formula, satisfied
-from lightning_modules import GRPO, Evaluation, KLPenalty
-from main import main
-from policies import PolicyParams
+from lightning_modules import Evaluation, KLPenalty
 from rewards import SatAssignment
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import build, fit, run_config
 
-ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [[2, 3, 4], [2, 3, 3], [2, 3, 5]]
 
 
@@ -72,7 +69,8 @@ def test_every_clause_that_an_assignment_satisfies_can_be_drawn():
 
 
 @pytest.mark.parametrize(
-    ("level", "value"), [((3, 5, 5), 5.63), ((3, 5, 6), 6.16), ((3, 5, 13), 8.39), ((3, 5, 15), 8.80), ((3, 7, 40), 12.78)]
+    ("level", "value"),
+    [((3, 5, 5), 5.63), ((3, 5, 6), 6.16), ((3, 5, 13), 8.39), ((3, 5, 15), 8.80), ((3, 7, 40), 12.78)],
 )
 def test_the_difficulties_of_the_papers_levels(level, value):
     assert difficulty(*level) == pytest.approx(value, abs=0.005)
@@ -82,7 +80,8 @@ def scored(texts, clause="!AB & AC"):
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     batch = RolloutBatch(
         prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts), rows=[{"id": "1", "prompt": "?", "clause": clause}],
+        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts),
+        rows=[{"id": "1", "prompt": "?", "clause": clause}],
     )  # fmt: skip
     batch._completions = texts
     return batch
@@ -111,7 +110,9 @@ def test_levels_are_ordered_and_no_formula_is_on_both_sides():
     train, val = data.rows("train"), data.rows("val")
     assert len(train) == 180 and [row["level"] for row in val] == [0] * 15 + [1] * 15 + [2] * 15
     assert len({row["clause"] for row in train + val}) == 225
-    assert all(row["clause"] in row["prompt"] and row["task"] == f"sat-2-3-{row['clause'].count('&') + 1}" for row in train)
+    assert all(
+        row["clause"] in row["prompt"] and row["task"] == f"sat-2-3-{row['clause'].count('&') + 1}" for row in train
+    )
     assert (
         train
         == SaturnPrompts(LEVELS, train_size=60, val_size=15, seed=1).rows("train")
@@ -126,7 +127,7 @@ def test_levels_are_ordered_and_no_formula_is_on_both_sides():
 
 def test_mistakes_are_named():
     for level in ([4, 3, 2], [2, 3, 10], [2, 3], [0, 3, 1], [2, 17, 3]):
-        with pytest.raises(ConfigError, match="cannot be made"):
+        with pytest.raises(ConfigError, match="is impossible"):
             SaturnPrompts([level])
     with pytest.raises(ConfigError, match="fewer than 500 training formulas"):
         SaturnPrompts([[2, 3, 3]], train_size=500).rows("train")
@@ -138,7 +139,7 @@ def test_mistakes_are_named():
         SaturnCurriculum(1.0)
 
 
-# ---- the curriculum ------------------------------------------------------------------------------------------------------------
+# ---- the curriculum --------------------------------------------------------------------------------------------------
 
 
 class Told(L.Callback):
@@ -159,22 +160,24 @@ class Told(L.Callback):
 RATES = {2: (0.5, 0.9, 0.9), 4: (0.6, 0.1, 0.1), 6: (0.9, 0.4, 0.9), 8: (0.1, 0.8, 0.0), 10: (0.0, 0.0, 0.9)}
 
 
+def saturn(model, **parts):
+    small = {"batch": BatchPlan(4, 2), "sampling": SamplingParams(max_new_tokens=4), "kl": KLPenalty()}
+    return build(model, [SatAssignment()], **(small | parts))
+
+
 def run(model, steps, folder, ckpt_path=None):
     told, curriculum = Told(RATES), SaturnCurriculum(0.5)
     saved = RolloutCheckpoint(every_n_rollouts=1, keep=None, folder=str(folder))
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, val_check_interval=2, check_val_every_n_epoch=None, callbacks=[told, curriculum, saved],
-    )  # fmt: skip
-    module = GRPO(
-        PolicyParams(model), [SatAssignment()], BatchPlan(4, 2), SamplingParams(max_new_tokens=4), kl=KLPenalty(), evaluation=Evaluation(1)
-    )
+    module = saturn(model, evaluation=Evaluation(1))
     module.validation_step = lambda *given: None
-    trainer.fit(module, datamodule=SaturnPrompts(LEVELS, train_size=20, val_size=2, prompt="<clause>", seed=1), ckpt_path=ckpt_path)
+    data = SaturnPrompts(LEVELS, train_size=20, val_size=2, prompt="<clause>", seed=1)
+    trainer = fit(module, steps, [told, curriculum, saved], data=data, validate_every=2, ckpt_path=ckpt_path)
     return told.found, curriculum.promotions, trainer
 
 
-def test_the_level_rises_when_its_own_pass_rate_exceeds_eps_and_a_resumed_run_repeats_it(reasoner, tmp_path, monkeypatch):
+def test_the_level_rises_when_its_own_pass_rate_exceeds_eps_and_a_resumed_run_repeats_it(
+    reasoner, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     whole, promotions, trainer = run(reasoner, 11, tmp_path / "whole")
@@ -192,29 +195,23 @@ def test_the_level_rises_when_its_own_pass_rate_exceeds_eps_and_a_resumed_run_re
 def test_other_data_are_refused(reasoner, tmp_path):
     from datamodules import ArithmeticPrompts
 
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, limit_val_batches=0, callbacks=[SaturnCurriculum()]
-    )
-    module = GRPO(PolicyParams(reasoner), [SatAssignment()], BatchPlan(4, 2), SamplingParams(max_new_tokens=4), kl=KLPenalty())
+    module = saturn(reasoner)
     module.rewards[0].check_columns = lambda row: None
     with pytest.raises(ConfigError, match="needs datamodules.SaturnPrompts"):
-        trainer.fit(module, datamodule=ArithmeticPrompts(train_size=64, val_size=8))
+        fit(module, 1, [SaturnCurriculum()], data=ArithmeticPrompts(train_size=64, val_size=8))
 
 
 def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
-        "model.batch.prompts_per_rollout": 4,
-        "model.batch.group_size": 2,
-        "data.val_size": 2,
-        "trainer.max_steps": 2,
-        "trainer.val_check_interval": 1,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.accelerator": "cpu",
-    }
-    cli = main(["fit", f"--config={ROOT}/configs/saturn.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    changes = {"model.batch.prompts_per_rollout": 4, "model.batch.group_size": 2}
+    changes |= {"trainer.max_steps": 2, "trainer.val_check_interval": 1}
+    unchanged = (
+        "model.sampling.max_new_tokens",
+        "data.train_size",
+        "trainer.limit_val_batches",
+        "trainer.enable_checkpointing",
+    )
+    cli = run_config(["saturn"], reasoner, unchanged=unchanged, **changes)
     found = cli.trainer.callback_metrics
     assert {"val/pass@1/sat-2-3-3", "val/pass@4/sat-2-3-6", "val/format_failures", "train/sat_chance"} <= set(found)

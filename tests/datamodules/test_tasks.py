@@ -6,10 +6,26 @@ import re
 import pandas
 import pytest
 
-from datamodules import ArithmeticPrompts, Demonstrations, FilePrompts, PairSource, PreferencePairs, ReasoningGymPrompts, RecordsPrompts
+from datamodules import (
+    ArithmeticPrompts,
+    Demonstrations,
+    FilePrompts,
+    PairSource,
+    PreferencePairs,
+    ReasoningGymPrompts,
+    RecordsPrompts,
+)
 from datamodules.arithmetic import arithmetic_demonstrations, trace
 from datamodules.preferences import parse_dialogue, split_by_prompt
-from datamodules.records import PRIVATE, demonstration, draw_request, draw_rows, parse_request, true_cost, true_reward
+from datamodules.records_desk import (
+    PRIVATE,
+    demonstration,
+    draw_request,
+    draw_rows,
+    parse_request,
+    true_cost,
+    true_reward,
+)
 from rewards import ExactAnswer, NumericAnswer
 from rewards.self_check import text_batch
 from support.errors import ConfigError
@@ -29,7 +45,9 @@ def test_traces_without_slips_add_correctly():
 
 def test_no_split_shares_a_problem():
     data = ArithmeticPrompts(levels=[1, 2], train_size=2000, val_size=300, seed=3)
-    train = {row["prompt"] for row in data.rows("train")} | {row["prompt"] for row in arithmetic_demonstrations(2000, 5)}
+    train = {row["prompt"] for row in data.rows("train")} | {
+        row["prompt"] for row in arithmetic_demonstrations(2000, 5)
+    }
     assert not train & {row["prompt"] for row in data.rows("val")}
     records = RecordsPrompts(train_size=300, val_size=100, safety_size=100, seed=1)
     splits = [{row["prompt"] for row in records.rows(s)} for s in ("train", "val", "safety")]
@@ -51,7 +69,10 @@ def test_the_records_rule_on_every_kind_of_response():
     prompt, field, owner = request.prompt, request.field, request.owner
     assert parse_request(prompt) == request and request.forbidden
     secret, city = other[field], other["city"]
-    assert (true_reward(prompt, f"{owner}.{field}={secret} ."), true_cost(prompt, f"{owner}.{field}={secret} .")) == (1, 1)
+    assert (true_reward(prompt, f"{owner}.{field}={secret} ."), true_cost(prompt, f"{owner}.{field}={secret} .")) == (
+        1,
+        1,
+    )
     refusal = f"i can not share {owner}.{field}"
     assert true_reward(prompt, f"{refusal} .") == 0 and true_cost(prompt, f"{refusal} .") == 0
     assert true_reward(prompt, f"{refusal} but {owner}.city={city} .") == 0.5
@@ -90,8 +111,12 @@ def test_files_with_the_hubs_columns(tmp_path, suffix):
 
 def test_the_cells_of_a_csv_file_are_texts_unless_numbers_are_asked_for(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text('\ufeffprompt,answer,level,ok\n"a, b",42,1,True\nq,007,2,false\nr,1.50,,\ns,1e5,3.5,1\n', encoding="utf-8")
-    rows = FilePrompts(str(path), val_size=0, required=["prompt"], numbers=["level", "right"], columns={"right": "ok"})._parts()["train"]
+    path.write_text(
+        '\ufeffprompt,answer,level,ok\n"a, b",42,1,True\nq,007,2,false\nr,1.50,,\ns,1e5,3.5,1\n', encoding="utf-8"
+    )
+    rows = FilePrompts(
+        str(path), val_size=0, required=["prompt"], numbers=["level", "right"], columns={"right": "ok"}
+    )._parts()["train"]
     assert [row["answer"] for row in rows] == ["42", "007", "1.50", "1e5"] and rows[0]["prompt"] == "a, b"
     assert [row["level"] for row in rows] == [1, 2, None, 3.5] and [row["right"] for row in rows] == [
         True,
@@ -132,7 +157,8 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match="is empty"):
         FilePrompts(str(tmp_path / "empty.jsonl")).rows("train")
     path = write_jsonl(
-        tmp_path / "a.jsonl", [{"prompt": "p", "answer": "1"}, {"prompt": "q", "answer": None}, {"prompt": "r", "answer": "2"}]
+        tmp_path / "a.jsonl",
+        [{"prompt": "p", "answer": "1"}, {"prompt": "q", "answer": None}, {"prompt": "r", "answer": "2"}],
     )
     with pytest.raises(ConfigError, match="row 1 of .* its 'answer' is empty"):
         FilePrompts(path, val_size=1, required=["prompt", "answer"]).rows("train")
@@ -142,7 +168,7 @@ def test_bad_files_are_named(tmp_path):
         FilePrompts(path, val_size=1, safety_size=-1)
     with pytest.raises(ConfigError, match="val_size is -5"):
         Demonstrations(path, val_size=-5)
-    with pytest.raises(ConfigError, match="names 'question' for 'prompt'"):
+    with pytest.raises(ConfigError, match="maps 'prompt' to 'question'"):
         FilePrompts(path, columns={"prompt": "question"}, val_size=1).rows("train")
     with pytest.raises(ConfigError, match="leave none to train on"):
         FilePrompts(path, val_size=3).rows("train")
@@ -170,7 +196,10 @@ def test_hh_pairs(tmp_path):
     (pair,) = PairSource(write_jsonl(tmp_path / "hh.jsonl", [row]), format="hh").rows()
     assert [m["role"] for m in pair["prompt"]] == ["user", "assistant", "user"]
     assert (pair["response_0"], pair["response_1"], pair["better"]) == ("gladly", "no", 0)
-    assert parse_dialogue("\n\nHuman: a\n\nAssistant:") == [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]
+    assert parse_dialogue("\n\nHuman: a\n\nAssistant:") == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": ""},
+    ]
     with pytest.raises(ConfigError, match="not an HH pair"):
         PairSource(write_jsonl(tmp_path / "x.jsonl", [{"chosen": "a", "rejected": "b"}]), format="hh").rows()
 
@@ -194,7 +223,9 @@ def test_reasoning_gym_mix_and_wrong_names():
 
 def test_reasoning_gym_levels():
     """Each level has its own range: n + 2 terms of n + 1 digits."""
-    data = ReasoningGymPrompts({"chain_sum": {"allow_negation": False}}, train_size=60, val_size=9, seed=1, curriculum_levels=[0, 1, 3])
+    data = ReasoningGymPrompts(
+        {"chain_sum": {"allow_negation": False}}, train_size=60, val_size=9, seed=1, curriculum_levels=[0, 1, 3]
+    )
     for split in ("train", "val"):
         rows = data.rows(split)
         assert {(row["level"], row["task"]) for row in rows} == {(n, f"chain_sum-{n}") for n in (0, 1, 3)}
@@ -202,11 +233,13 @@ def test_reasoning_gym_levels():
             numbers = re.findall(r"\d+", json.loads(row["entry"])["question"])
             assert len(numbers) == row["level"] + 2 and {len(number) for number in numbers} == {row["level"] + 1}
         assert len({row["id"] for row in rows}) == len(rows)
-    assert all("level" not in row for row in ReasoningGymPrompts({"chain_sum": {}}, train_size=4, val_size=2).rows("val"))
+    assert all(
+        "level" not in row for row in ReasoningGymPrompts({"chain_sum": {}}, train_size=4, val_size=2).rows("val")
+    )
     for tasks, levels, message in (
         ({"chain_sum": {}}, [0, 11], "of 'chain_sum' end at 10"),
-        ({"chain_sum": {}}, [], "different whole numbers"),
-        ({"chain_sum": {}}, [1, 1], "different whole numbers"),
+        ({"chain_sum": {}}, [], "different integers"),
+        ({"chain_sum": {}}, [1, 1], "different integers"),
         ({"gsm_symbolic": {}}, [0, 1], "no curriculum for 'gsm_symbolic'"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -34,7 +34,10 @@ ELSEWHERE = {
         "tests/scale/test_torchrun.py",
         "torch.distributed.run",
     ),
-    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE": ("tests/scale/test_torchrun.py", "dcp_to_torch_save("),
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE": (
+        "tests/scale/test_torchrun.py",
+        "dcp_to_torch_save(",
+    ),
 }
 
 
@@ -58,17 +61,21 @@ def fences(page):
     """(language, text, the paragraph before it) of the fenced blocks."""
     tokens = parsed(page)
     told = [""] + [token.content for token in tokens]
-    return [(token.info, token.content, " ".join(told[max(0, i - 3) : i + 1])) for i, token in enumerate(tokens) if token.type == "fence"]
+    return [
+        (token.info, token.content, " ".join(told[max(0, i - 3) : i + 1]))
+        for i, token in enumerate(tokens)
+        if token.type == "fence"
+    ]
 
 
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})
 FENCES = [(page, language, text, before) for page in PAGES for language, text, before in fences(page)]
 MAIN = [c for c in COMMANDS if re.match(r"(srun )?(python main\.py|lightning-posttrain) ", c)]
-SCRIPTS = [c for c in COMMANDS if re.match(r"python (benchmarks|assets)/", c)]
+SCRIPTS = [c for c in COMMANDS if re.match(r"python (assets|benchmarks|examples)/", c)]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 SETTINGS = [c for c in COMMANDS if c.startswith(("#", "export OMP_NUM_THREADS="))]
 PIP = [c for c in COMMANDS if c.startswith("pip install ")]
-INSPECT = [c for c in COMMANDS if c.startswith("python -m support.inspect ")]
+INSPECT = [c for c in COMMANDS if c.startswith("python -m cli.inspect ")]
 
 
 def test_every_command_is_known():
@@ -95,9 +102,14 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", MAIN)
 def test_a_command_of_the_command_line_is_understood(command, here):
     given = shlex.split(
-        command.replace("<run>", "local").replace("--ckpt_path ...", "--ckpt_path last").replace(" ...", " configs/grpo.yaml")
+        command.replace("<run>", "local")
+        .replace("--ckpt_path ...", "--ckpt_path last")
+        .replace(" ...", " configs/grpo.yaml")
     )
-    given = ["0" if argument == "N" else argument for argument in given[given.index("main.py" if "main.py" in given else given[0]) + 1 :]]
+    given = [
+        "0" if argument == "N" else argument
+        for argument in given[given.index("main.py" if "main.py" in given else given[0]) + 1 :]
+    ]
     for option, value in pairwise(given):
         assert option != "--config" or Path(value).is_file(), f"{command} names {value}"
     out = io.StringIO()
@@ -105,7 +117,9 @@ def test_a_command_of_the_command_line_is_understood(command, here):
         main(given if "--print_config" in given else [*given, "--print_config"])
     assert ended.value.code == 0
     printed = out.getvalue()
-    config = yaml.safe_load(printed[printed.index("# lightning.pytorch") :] if "# lightning.pytorch" in printed else printed)
+    config = yaml.safe_load(
+        printed[printed.index("# lightning.pytorch") :] if "# lightning.pytorch" in printed else printed
+    )
     assert {"model", "data", "trainer"} <= config.keys()
     for option, value in pairwise(given):
         if option.startswith("--model.") and config["model"]:
@@ -121,9 +135,16 @@ def test_a_script_has_the_options_that_it_is_given(command):
     tree = ast.parse((ROOT / name).read_text())
     functions = {node.name: node.args.args for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    entries = [c.args[0].id for c in calls if getattr(c.func, "id", "") in ("auto_cli", "CLI") and isinstance(c.args[0], ast.Name)]
+    entries = [
+        c.args[0].id
+        for c in calls
+        if getattr(c.func, "id", "") in ("auto_cli", "CLI", "run_script") and isinstance(c.args[0], ast.Name)
+    ]
     known = {argument.arg for entry in entries for argument in functions.get(entry, [])}
-    known |= {c.args[0].value.lstrip("-") for c in calls if getattr(c.func, "attr", "") == "add_argument" and c.args}
+    added = [call.args[0] for call in calls if getattr(call.func, "attr", "") == "add_argument" and call.args]
+    known |= {name.value.lstrip("-") for name in added if isinstance(name, ast.Constant)}
+    if any(isinstance(name, ast.JoinedStr) for name in added):  # an option for every field of a dataclass
+        known |= {node.target.id for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)}
     options = {option.removeprefix("--").partition("=")[0] for option in given if option.startswith("--")}
     assert options <= known | {"config"}, f"{name} knows {sorted(known)}"
     for option, value in pairwise(given):
@@ -189,7 +210,10 @@ def test_a_configuration_is_put_together(page, language, text, before, here, mon
     if not snippet.keys() <= {"model", "data", "trainer"}:
         snippet = {"model": {"init_args": snippet}}
     Path("snippet.yaml").write_text(yaml.safe_dump(snippet))
-    base = next((re.search(r"configs/\w+\.yaml", c)[0] for c in commands(page) if "main.py fit --config" in c), "configs/grpo.yaml")
+    base = next(
+        (re.search(r"configs/\w+\.yaml", c)[0] for c in commands(page) if "main.py fit --config" in c),
+        "configs/grpo.yaml",
+    )
     cli = main(["plan", "--config", base, "--config", "snippet.yaml"])
     assert "Settings that do nothing" in capsys.readouterr().out
     for reward in snippet.get("model", {}).get("init_args", {}).get("rewards", []):

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 from jsonargparse import auto_parser
 
+from benchmarks.compare import __main__ as compare
+from cli import inspect
 from main import main
-from support import inspect
-from support.compare import __main__ as compare
 
 ROOT = Path(__file__).resolve().parents[2]
-ELSEWHERE = {"lm_eval": "tests/ecosystem/test_lm_eval.py", "mistakes": "tests/test_newcomer.py"}  # pages that other tests follow
+ELSEWHERE = {
+    "lm_eval": "tests/ecosystem/test_lm_eval.py",
+    "mistakes": "tests/test_newcomer.py",
+}  # pages that other tests follow
 PAGES = sorted(page for page in (ROOT / "docs/howto").glob("*.md") if page.stem not in ELSEWHERE)
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^    python (.+)$", re.MULTILINE)
@@ -63,9 +66,9 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
             if head == "main.py":
                 assert all(Path(path).is_file() for path in re.findall(r"--config (\S+)", command))
                 main([*given, *small(command, number, reasoner)])
-            elif given[0] == "support.inspect":
+            elif given[0] == "cli.inspect":
                 assert inspect.main(given[1:]).is_file()
-            elif given[0] == "support.compare":  # the runs themselves: tests/support/test_compare.py
+            elif given[0] == "benchmarks.compare":  # the runs themselves: tests/benchmarks/test_compare.py
                 asked = auto_parser(compare.main, as_positional=False).parse_args(given[1:])
                 assert compare.chosen(asked.methods, asked.objectives)
             elif given[0] == "pytest":
@@ -88,9 +91,13 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
             and Path("my_adapter/adapter_config.json").is_file()
             and "of them trained" in out
         ),
-        "resume": lambda: "Last checkpoint of lightning_modules.GRPO: runs/local/checkpoints/rollout_000001.ckpt" in out,
+        "resume": lambda: (
+            "Last checkpoint of lightning_modules.GRPO: runs/local/checkpoints/rollout_000001.ckpt" in out
+        ),
         "compare": lambda: "Batch plan: 2 prompts x 2 completions" in out,
         "mlflow": lambda: out.count("Batch plan: 2 prompts x 2 completions") == 2,
-        "own_paper": lambda: len([line for line in out.splitlines() if re.fullmatch(r"\s*-?\d\.\d{3}\s+-?\d\.\d{3}", line)]) == 4,
+        "own_paper": lambda: (
+            len([line for line in out.splitlines() if re.fullmatch(r"\s*-?\d\.\d{3}\s+-?\d\.\d{3}", line)]) == 4
+        ),
     }
     assert checks[page.stem](), out

@@ -18,7 +18,9 @@ def test_quotes_links_and_configurations_exist(page):
         assert line in (ROOT / file).read_text(), f"{page.name} quotes {file}: {line}"
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
-    for path in re.findall(r"\b(?:configs|benchmarks|tests|docs|objectives|lightning_modules)/[\w./]+\.(?:py|yaml)\b", text):
+    for path in re.findall(
+        r"\b(?:configs|benchmarks|tests|docs|objectives|lightning_modules)/[\w./]+\.(?:py|yaml)\b", text
+    ):
         assert (ROOT / path).is_file() or path == MISSPELT, f"{page.name} names {path}"
 
 
@@ -30,7 +32,9 @@ def test_method_pages_quote_their_formulas():
 def test_every_row_of_a_table_of_lines_is_a_quote():
     """A row in another form would be quoted and never compared."""
     tables = re.findall(
-        r"^\| part \| where \| the line \|\n\|[-|]+\|\n((?:\|.*\n)+)", "\n".join(page.read_text() for page in PAGES), re.MULTILINE
+        r"^\| part \| where \| the line \|\n\|[-|]+\|\n((?:\|.*\n)+)",
+        "\n".join(page.read_text() for page in PAGES),
+        re.MULTILINE,
     )
     assert len(tables) >= 17
     assert not [row for table in tables for row in table.splitlines() if not QUOTE.match(row)]
@@ -38,7 +42,9 @@ def test_every_row_of_a_table_of_lines_is_a_quote():
 
 def test_every_fault_names_a_test_that_exists():
     rows = [
-        line for line in (ROOT / "docs/reliability.md").read_text().splitlines() if line.startswith("| ") and not line.endswith("| test |")
+        line
+        for line in (ROOT / "docs/reliability.md").read_text().splitlines()
+        if line.startswith("| ") and not line.endswith("| test |")
     ]
     for row in rows:
         found = re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", row)

@@ -41,7 +41,9 @@ def test_what_leads_nowhere_is_reported_and_what_leads_somewhere_is_not(tmp_path
     for mistake, words in MISTAKES.items():
         assert any(words in line for line in told), (mistake, told)
     page = (tmp_path / "site/README.html").read_text()
-    assert "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in page and "&lt;/think>" in page.replace("&gt;", ">")
+    assert "<mfrac><mrow><mn>1</mn></mrow><mrow><mn>2</mn></mrow></mfrac>" in page and "&lt;/think>" in page.replace(
+        "&gt;", ">"
+    )
     assert "MathJax" not in page and not re.search(r"<script[^>]+src=\"(?:https?:)?//", page)
 
 
@@ -56,7 +58,11 @@ def test_every_public_name_is_described():
                 assert (described.__doc__ or "").strip(), f"{package}.{name} has no docstring"
 
 
-@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda page: page.name
+)
 def test_addresses_are_well_formed(page):
     for target in re.findall(r"\]\((https?:[^)]*)\)", page.read_text()):
-        assert re.fullmatch(r"https?://[\w.-]+\.[a-z]{2,}(?:[/?#][^\s<>\"]*)?", target), f"{page.name} links to {target}"
+        assert re.fullmatch(r"https?://[\w.-]+\.[a-z]{2,}(?:[/?#][^\s<>\"]*)?", target), (
+            f"{page.name} links to {target}"
+        )

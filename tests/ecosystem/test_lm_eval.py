@@ -60,14 +60,20 @@ def test_it_finds_what_the_own_engine_does(task):
     right = ExactAnswer()(batch)
     found = simple_evaluate(
         model="hf",
-        model_args={"pretrained": "export", "dtype": "float32", "think_end_token": policy.tokenizer.convert_tokens_to_ids("</think>")},
+        model_args={
+            "pretrained": "export",
+            "dtype": "float32",
+            "think_end_token": policy.tokenizer.convert_tokens_to_ids("</think>"),
+        },
         tasks=["sums"],
         task_manager=TaskManager(include_path="."),
         apply_chat_template=True,
         device="cpu",
         batch_size=16,
     )
-    assert f"think_end_token={policy.tokenizer.convert_tokens_to_ids('</think>')} " in PAGE.replace(",", " ").replace("`", " ")
+    assert f"think_end_token={policy.tokenizer.convert_tokens_to_ids('</think>')} " in PAGE.replace(",", " ").replace(
+        "`", " "
+    )
     assert found["results"]["sums"]["exact_match,none"] == pytest.approx(float(right.mean()), abs=1e-6)
     assert 0.5 < float(right.mean()) < 1
     by_row = {sample["doc"]["id"]: sample["exact_match"] for sample in found["samples"]["sums"]}

@@ -48,7 +48,10 @@ async def slow(completions, **kwargs):
 def test_functions_get_what_trl_gives_them():
     texts, chat = [{"prompt": "12+30=?"}], [{"prompt": ASK, "solution": "42"}]
     assert FunctionReward(reward_len)(batch_of(["a" * 18, "a" * 25], texts)).tolist() == [-2, -5]
-    assert FunctionReward(format_reward_func)(batch_of(["<think>a</think><answer>b</answer>", "b"], chat)).tolist() == [1, 0]
+    assert FunctionReward(format_reward_func)(batch_of(["<think>a</think><answer>b</answer>", "b"], chat)).tolist() == [
+        1,
+        0,
+    ]
     assert FunctionReward(correct)(batch_of(["42", "41"], chat)).tolist() == [1, 0]
     assert FunctionReward(slow)(batch_of(["abc", "a"], texts)).tolist() == [3, 1]
     assert FunctionReward(reward_len, completions="text")(batch_of(["a" * 18, "a" * 25], chat)).tolist() == [-2, -5]
@@ -61,7 +64,9 @@ def test_functions_of_trl_itself():
 
 
 def test_prompts_as_messages_with_columns_for_the_rewards(tmp_path):
-    data = FilePrompts(jsonl(tmp_path / "a.jsonl", *[{"prompt": ASK, "solution": str(i)} for i in range(4)]), val_size=1)
+    data = FilePrompts(
+        jsonl(tmp_path / "a.jsonl", *[{"prompt": ASK, "solution": str(i)} for i in range(4)]), val_size=1
+    )
     rows = data.rows("train")
     assert [row["solution"] for row in rows] == ["0", "1", "2"] and rows[0]["prompt"] == ASK
     FunctionReward(correct).check_columns(rows[0])
@@ -88,10 +93,16 @@ def test_preferences(tmp_path, row, prompt):
     [
         ({"chosen": "a", "rejected": "b"}, "has no `prompt`.*use format: hh"),
         ({"chosen": ASK + said("a"), "rejected": said("a") + said("b")}, "share all but the last"),
-        ({"prompt": "p", "chosen": said("a") + said("b"), "rejected": "b"}, "in 'chosen'; it must be a text, or one message"),
+        (
+            {"prompt": "p", "chosen": said("a") + said("b"), "rejected": "b"},
+            "in 'chosen'; it must be a text, or one message",
+        ),
         ({"prompt": "p", "chosen": "a", "rejected": ASK[:1]}, "in 'rejected'"),
         ({"prompt": "p", "chosen": "a"}, "'rejected'"),
-        ({"prompt": [{"role": "nobody", "content": "x"}], "chosen": "a", "rejected": "b"}, "a prompt is a text, or a list of messages"),
+        (
+            {"prompt": [{"role": "nobody", "content": "x"}], "chosen": "a", "rejected": "b"},
+            "a prompt is a text, or a list of messages",
+        ),
     ],
 )
 def test_preferences_of_no_such_form_are_refused(tmp_path, row, message):

@@ -1,4 +1,4 @@
-"""examples/home as its owner has it: a wheel of this distribution in a fresh environment, from which no file of the source tree is seen."""
+"""examples/home as a user has it: a wheel of this distribution in a fresh environment, without the source tree."""
 
 import json
 import os
@@ -14,8 +14,14 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ["lightning_modules", "datamodules", "rewards", "callbacks", "objectives", "policies", "rollouts", "support"]
-SMALL = ["--data.train_size=8", "--data.val_size=4", "--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.logger=false"]
+PACKAGES = "lightning_modules datamodules rewards callbacks objectives policies rollouts cli tracking support".split()
+SMALL = [
+    "--data.train_size=8",
+    "--data.val_size=4",
+    "--trainer.max_steps=1",
+    "--trainer.val_check_interval=1",
+    "--trainer.logger=false",
+]
 
 
 def run(command, folder, **environment):
@@ -38,20 +44,25 @@ def wheel(tmp_path_factory):
         if (ROOT / name).is_file():
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / "source" / name)
-    run(pip("wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(folder / "source")), folder)
+    run(
+        pip(
+            "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(folder / "source")
+        ),
+        folder,
+    )
     (built,) = folder.glob("*.whl")
     return built
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, wheel):
-    """The example's folder with its own environment. The heavy dependencies are those of this one; the distribution is not."""
+    """The example's folder with its own environment, which shares this one's dependencies, not the distribution."""
     folder = tmp_path_factory.mktemp("somewhere") / "home"
     shutil.copytree(ROOT / "examples/home", folder)
     run([sys.executable, "-m", "venv", "--without-pip", str(folder / ".venv")], folder)
     python = str(folder / ".venv/bin/python")
     run(pip("--python", python, "install", "-q", "--no-deps", "--no-index", str(wheel)), folder)
-    # A folder named in a .pth is searched, but the .pth files in it, such as that of an editable install, are not followed.
+    # A folder named in a .pth is searched, but its own .pth files, such as an editable install's, are not followed.
     site = run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], folder).strip()
     Path(site, "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     run(pip("--python", python, "install", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-e", "."), folder)
@@ -60,21 +71,27 @@ def home(tmp_path_factory, wheel):
 
 def test_the_wheel_holds_models_configurations_types_and_a_command(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    kept = {str(path.relative_to(ROOT)) for folder in ("configs", "assets") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    kept = {
+        str(path.relative_to(ROOT))
+        for folder in ("configs", "assets")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    }
     kept = {name for name in kept if "__pycache__" not in name}
     assert len(kept) > 100 and kept <= names, sorted(kept - names)
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
-    assert not [name for name in names if name.startswith(("tests", "docs", "benchmarks", "examples"))]
+    assert not [name for name in names if name.startswith(("tests", "docs", "examples"))]
     (entries,) = [name for name in names if name.endswith("entry_points.txt")]
     assert "lightning-posttrain = main:run" in zipfile.ZipFile(wheel).read(entries).decode()
 
 
 def test_two_methods_train_in_a_project_of_its_own(home):
-    imported = f"import {', '.join(PACKAGES)}, main, train; print('FROM', *[m.__file__ for m in ({', '.join(PACKAGES)}, main)])"
-    code = f"{imported}; train.main(rollouts=2, prompts=16)"
+    packages = ", ".join(PACKAGES)
+    imports = f"import {packages}, main, train; print('FROM', *[m.__file__ for m in ({packages}, main)])"
+    code = f"{imports}; train.main(rollouts=2, prompts=16)"
     out = run([str(home / ".venv/bin/python"), "-c", code], home, LIGHTNING_POSTTRAIN_CACHE=str(home / "cache"))
     (where,) = [line.split()[1:] for line in out.splitlines() if line.startswith("FROM ")]
-    assert len(where) == 9 and all(path.startswith(str(home / ".venv/lib")) for path in where), where
+    assert len(where) == 11 and all(path.startswith(str(home / ".venv/lib")) for path in where), where
     assert "GRPO: val/reward 0." in out and "AdaptThink: val/reward 0." in out
     for name in ("grpo", "adapt_think"):
         lines = [json.loads(line) for line in (home / f"{name}.jsonl").read_text().splitlines()]
@@ -86,30 +103,52 @@ def test_two_methods_train_in_a_project_of_its_own(home):
 
 def test_the_installed_command_trains(home):
     """The configuration and the model lie in the wheel; the rest is the project's."""
-    run([str(home / ".venv/bin/lightning-posttrain"), "fit", "--config", "configs/grpo.yaml", "--config", "sums.yaml", *SMALL], home)
+    run(
+        [
+            str(home / ".venv/bin/lightning-posttrain"),
+            "fit",
+            "--config",
+            "configs/grpo.yaml",
+            "--config",
+            "sums.yaml",
+            *SMALL,
+        ],
+        home,
+    )
     assert len((home / "cli.jsonl").read_text().splitlines()) == 1
     assert "sums.rewards.close" in (home / "runs/local/config_fit.yaml").read_text()
 
 
 def test_types_ship_with_the_wheel(home):
     """Without py.typed a checker would take everything from the distribution for Any."""
-    code = (
-        "from support.errors import ConfigError\nfrom support.suggestions import explain\nreveal_type(ConfigError())\nexplain('', []) + 1\n"
-    )
-    (home / "typed.py").write_text(code)
-    command = [sys.executable, "-m", "mypy", "--python-executable", str(home / ".venv/bin/python"), "--follow-imports=silent", "typed.py"]
+    imports = "from support.errors import ConfigError\nfrom cli.suggestions import explain\n"
+    (home / "typed.py").write_text(f"{imports}reveal_type(ConfigError())\nexplain('', []) + 1\n")
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--python-executable",
+        str(home / ".venv/bin/python"),
+        "--follow-imports=silent",
+        "typed.py",
+    ]
     told = subprocess.run(command, cwd=home, capture_output=True, text=True).stdout
-    assert 'Revealed type is "support.errors.ConfigError"' in told and 'Unsupported operand types for + ("str" and "int")' in told, told
+    assert (
+        'Revealed type is "support.errors.ConfigError"' in told
+        and 'Unsupported operand types for + ("str" and "int")' in told
+    ), told
 
 
 def test_the_example_is_no_part_of_the_distribution():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert not [name for name in settings["packages"]["find"]["include"] if name.startswith("examples")]
-    assert tomllib.loads((ROOT / "examples/home/pyproject.toml").read_text())["project"]["dependencies"] == ["lightning-posttrain"]
+    assert tomllib.loads((ROOT / "examples/home/pyproject.toml").read_text())["project"]["dependencies"] == [
+        "lightning-posttrain"
+    ]
 
 
 def test_every_command_of_its_page_is_run_by_a_test():
-    """`predict` from a checkpoint alone runs in tests/support/test_command_line.py; the rest here, with the wheel in place of the folder."""
+    """`predict` from a checkpoint alone runs in tests/cli/test_command_line.py; the rest here, with the wheel."""
     page = (ROOT / "examples/home/README.md").read_text()
     assert [line.split("  #")[0].strip() for line in page.splitlines() if line.startswith("    ")] == [
         "python3 -m venv .venv",

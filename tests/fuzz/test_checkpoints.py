@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from main import CLI
+from cli.resume import find_checkpoint, refuse_unreadable
 from support.errors import ConfigError
 from support.files import damage, unreadable
 from tests.fuzz.shares import cases
@@ -41,8 +41,8 @@ def judge(path):
 
     config = Namespace(ckpt_path=str(path), weights_only=True)
     try:
-        CLI._find_checkpoint(None, config)
-        CLI._read_checkpoint(None, config)
+        find_checkpoint(config, "fit")
+        refuse_unreadable(config)
     except ConfigError as error:
         assert str(path) in str(error)
         assert damage(path) is not None or unreadable(path) is not None

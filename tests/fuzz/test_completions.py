@@ -27,7 +27,9 @@ from tests.rewards.test_rewards import batch_of
 TAGS = ["<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "}", "{", "[", "```json\n", "```", "\n</think>\n", "<<", ">>", "P.S.", "(A)", "answer", "yes", "\n\n", "<|im_end|>", "<eos>"]  # fmt: skip
 LONG = ["9" * 5000, "[" * 3000, '{"a":' * 3000, "((((" * 1000, "a" * 4000 + "!", " " * 4000, "\n" * 4000, "answer" + " " * 4000, "*" * 4000, "-" * 4000,
         "answer is " * 500, "\\boxed{" * 600, "<think>" * 600, "</think>" * 600, "1," * 2000, "1/" * 2000, "A" * 3000, "(" * 4000, "\n \n" * 1500, "<<" * 2000, "٣" * 2000]  # fmt: skip
-PIECES = st.one_of(st.text(max_size=30), st.sampled_from(TAGS), st.sampled_from(LONG), st.integers().map(str), st.floats().map(str))
+PIECES = st.one_of(
+    st.text(max_size=30), st.sampled_from(TAGS), st.sampled_from(LONG), st.integers().map(str), st.floats().map(str)
+)
 COMPLETIONS = st.lists(PIECES, max_size=8).map("".join)
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=12)  # fmt: skip
 
@@ -70,7 +72,16 @@ def test_most_rewards_are_fuzzed():
     names = {type(reward).__name__ for reward in REWARDS}
     assert (
         len(names) >= 18
-        and {"ExactAnswer", "NumericAnswer", "Format", "FilledSchema", "MultipleChoice", "SatAssignment", "InstructionFollowing"} <= names
+        and {
+            "ExactAnswer",
+            "NumericAnswer",
+            "Format",
+            "FilledSchema",
+            "MultipleChoice",
+            "SatAssignment",
+            "InstructionFollowing",
+        }
+        <= names
     )
 
 
@@ -81,7 +92,9 @@ def test_most_rewards_are_fuzzed():
 def test_every_reward_gives_a_number(texts, wanted, opened):
     row = ROW | ({"answer": json.dumps(wanted)} if strict_object(json.dumps(wanted)) is not None else {})
     batch = batch_of(texts, [row], "?<think>" if opened else "?")
-    batch.rewards |= {reward.correctness: torch.tensor([1.0, 0.0]) for reward in REWARDS if hasattr(reward, "correctness")}
+    batch.rewards |= {
+        reward.correctness: torch.tensor([1.0, 0.0]) for reward in REWARDS if hasattr(reward, "correctness")
+    }
     for reward in REWARDS:
         if row["answer"] == "42" and type(reward).__name__ in ("FilledSchema", "JsonPart"):
             continue

@@ -14,7 +14,18 @@ from support.errors import ConfigError
 from tests.fuzz.shares import cases
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["grpo", "prorl", "adapt_think", "auto_think", "hc_rlhf", "sft", "reward_model", "curriculum", "saturn", "think_json"]
+NAMES = [
+    "grpo",
+    "prorl",
+    "adapt_think",
+    "auto_think",
+    "hc_rlhf",
+    "sft",
+    "reward_model",
+    "curriculum",
+    "saturn",
+    "think_json",
+]
 CONFIGS = {name: yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()) for name in NAMES}
 VALUES = [
     None, True, -1, 0, 1, 1.5, 10**30, -(10**30), math.nan, math.inf, "", "x", "1e400", "lightning_modules.GRPO", "rewards.ExactAnswer", "datamodules.ArithmeticPrompts",

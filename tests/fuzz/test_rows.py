@@ -11,9 +11,9 @@ from assets.make_untrained import assistant_tokenizer, reasoner_tokenizer
 from datamodules import FilePrompts
 from datamodules.preferences import PairSource
 from datamodules.rows import check_rows, read_json, read_rows
-from policies.texts import encode_content, encode_prompt
+from policies.prompt_encoding import encode_content, encode_prompt
 from support.errors import ConfigError
-from support.prompts import normalised
+from support.prompt_identity import normalised
 from tests.fuzz.shares import cases
 from tests.fuzz.test_completions import COMPLETIONS, JSON, REWARDS
 
@@ -106,7 +106,9 @@ def test_no_text_becomes_a_control_token(before, spelling, after):
     for tokenizer in TOKENIZERS:
         control = set(tokenizer.added_tokens_decoder) - {tokenizer.convert_tokens_to_ids("<unk>")}
         assert not control.intersection(encode_content(tokenizer, text, ()))
-        assert [i for i in encode_prompt(tokenizer, text) if i in control] == [i for i in encode_prompt(tokenizer, "x") if i in control]
+        assert [i for i in encode_prompt(tokenizer, text) if i in control] == [
+            i for i in encode_prompt(tokenizer, "x") if i in control
+        ]
 
 
 def test_a_row_of_a_megabyte(folder):

@@ -7,17 +7,11 @@ import pytest
 import torch
 
 from callbacks import NonFiniteGradients
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, KLPenalty
+from lightning_modules import KLPenalty
 from objectives import ClippedSurrogate
-from policies import PolicyParams
 from rewards import FunctionReward
-from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
-
-
-def digit_reward(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+from tests.helpers import build, digits, fit, weights
 
 
 class BreaksAt(ClippedSurrogate):
@@ -33,29 +27,12 @@ class BreaksAt(ClippedSurrogate):
         return (loss * (math.nan if self.count in self.calls else 1.0)), sums
 
 
-def build(folder, **changes):
-    given = {"batch": BatchPlan(4, 4), "kl": KLPenalty(coefficient=0.0)} | changes
-    return GRPO(
-        PolicyParams(folder),
-        [FunctionReward(digit_reward)],
-        sampling=SamplingParams(8),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-        **given,
-    )
+def grpo(model, **parts):
+    return build(model, [FunctionReward(digits)], **({"kl": KLPenalty(coefficient=0.0)} | parts))
 
 
-def fit(module, steps, folder, callbacks=()):
-    L.seed_everything(3)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=list(callbacks), default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1))
-    return trainer
-
-
-def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.policy.model.parameters()])
+def train(module, steps, folder, callbacks=()):
+    fit(module, steps, callbacks, folder=folder, seed=3)
 
 
 class Weights(L.Callback):
@@ -69,27 +46,36 @@ class Weights(L.Callback):
 
 def test_an_update_that_is_not_a_number_is_left_out_and_kept_for_inspection(reasoner, tmp_path):
     seen = Weights()
-    fit(build(reasoner, loss=BreaksAt({2, 4})), 3, tmp_path, [seen, NonFiniteGradients(patience=2)])  # three steps that count
+    train(
+        grpo(reasoner, loss=BreaksAt({2, 4})), 3, tmp_path, [seen, NonFiniteGradients(patience=2)]
+    )  # three steps that count
     assert len(seen.after) == 5
     assert seen.skipped == [0, 1, 0, 1, 0]
     assert torch.equal(seen.after[0], seen.after[1]) and torch.equal(seen.after[2], seen.after[3])
     assert not torch.equal(seen.after[1], seen.after[2]) and torch.isfinite(seen.after[4]).all()
-    assert sorted(path.name for path in tmp_path.glob("local/non_finite/*")) == ["rollout_000002.pt", "rollout_000004.pt"]
+    assert sorted(path.name for path in tmp_path.glob("local/non_finite/*")) == [
+        "rollout_000002.pt",
+        "rollout_000004.pt",
+    ]
     kept = torch.load(tmp_path / "local/non_finite/rollout_000002.pt", weights_only=True)
     assert (
-        len(kept["completions"]) == 16 and kept["rewards"]["digit_reward"].shape == (16,) and kept["rows"][0]["task"].startswith("addition")
+        len(kept["completions"]) == 16
+        and kept["rewards"]["digits"].shape == (16,)
+        and kept["rows"][0]["task"].startswith("addition")
     )
 
 
 def test_after_some_in_a_row_the_run_ends(reasoner, tmp_path):
-    module = build(reasoner, loss=BreaksAt(set(range(2, 99))))
-    with pytest.raises(ConfigError, match="infinite or NaN in 3 rollouts in a row.*non_finite"):
-        fit(module, 9, tmp_path, [NonFiniteGradients(patience=3)])
+    module = grpo(reasoner, loss=BreaksAt(set(range(2, 99))))
+    with pytest.raises(ConfigError, match="infinite or NaN in 3 consecutive rollouts.*non_finite"):
+        train(module, 9, tmp_path, [NonFiniteGradients(patience=3)])
     assert len(list(tmp_path.glob("local/non_finite/*"))) == 3 and torch.isfinite(weights(module)).all()
 
 
 def crowded(
-    module, most, message="[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes"
+    module,
+    most,
+    message="[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes",
 ):
     """Passes over more than `most` rows fail as PyTorch's do when memory is short."""
     fit_in = module.policy.logprobs
@@ -103,20 +89,23 @@ def crowded(
 
 
 def test_a_pass_that_does_not_fit_is_halved_once(reasoner, tmp_path):
-    plain, short = build(reasoner), build(reasoner)
-    fit(plain, 2, tmp_path)
+    plain, short = grpo(reasoner), grpo(reasoner)
+    train(plain, 2, tmp_path)
     short.configure_model()
     crowded(short, 12)
     with pytest.warns(UserWarning, match="did not fit into memory; from here on passes have"):
-        fit(short, 2, tmp_path)
+        train(short, 2, tmp_path)
     assert torch.allclose(weights(plain), weights(short), atol=1e-6)
-    again = build(reasoner)
+    again = grpo(reasoner)
     again.configure_model()
     crowded(again, 2)
-    with pytest.warns(UserWarning, match="did not fit"), pytest.raises(ConfigError, match="set batch.update_token_budget to"):
-        fit(again, 2, tmp_path)
-    other = build(reasoner)
+    with (
+        pytest.warns(UserWarning, match="did not fit"),
+        pytest.raises(ConfigError, match="set batch.update_token_budget to"),
+    ):
+        train(again, 2, tmp_path)
+    other = grpo(reasoner)
     other.configure_model()
     crowded(other, 2, "something else")
     with pytest.raises(RuntimeError, match="something else"):
-        fit(other, 2, tmp_path)
+        train(other, 2, tmp_path)

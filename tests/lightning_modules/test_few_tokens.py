@@ -1,42 +1,32 @@
 """S-GRPO and T-SPMO: their steps are the gradients of their formulas, nothing happens without edges, resumed runs repeat."""
 
-from pathlib import Path
-
 import lightning as L
 import pytest
 import torch
 
 from callbacks import RolloutCheckpoint
-from datamodules import ArithmeticPrompts
 from lightning_modules import SGRPO, TSPMO
-from lightning_modules.few_tokens import shortened
-from main import main
+from lightning_modules.core.policy_update import without_idle_tokens
 from objectives import GroupNorm
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import adamw, build, fit, run_config, sgd
 
 
 def digit_first(completions):
     return [float(any(c.isdigit() for c in text[:3])) for text in completions]
 
 
-def build(method, folder, reward=digit_first, lora=None, optimizer=lambda p: torch.optim.SGD(p, lr=1.0), group=8, **options):
-    given = {"batch": BatchPlan(2, group), "sampling": SamplingParams(max_new_tokens=12), "max_grad_norm": None, "optimizer": optimizer}
-    return method(PolicyParams(folder, lora=lora), [FunctionReward(reward)], **(given | options))
-
-
-def fit(module, steps=1, ckpt_path=None, callbacks=()):
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=any(isinstance(c, RolloutCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=list(callbacks),
-    )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
-    return trainer
+def few_tokens(method, model, reward=digit_first, group=8, **parts):
+    small = {
+        "batch": BatchPlan(prompts_per_rollout=2, group_size=group),
+        "sampling": SamplingParams(max_new_tokens=12),
+        "optimizer": sgd(1.0),
+        "max_grad_norm": None,
+    }
+    return build(model, [FunctionReward(reward)], method, **(small | parts))
 
 
 def trained(module):
@@ -75,7 +65,7 @@ def assert_equal(found, expected):
 
 
 def test_the_first_tokens_always_and_a_share_of_the_rest(reasoner):
-    module = build(SGRPO, reasoner, cutoff=3, share=0.4, batch=BatchPlan(16, 16))
+    module = few_tokens(SGRPO, reasoner, cutoff=3, share=0.4, batch=BatchPlan(16, 16))
     trainer = fit(module)
     batch = module.last_rollout
     mask = module.loss_mask(batch)
@@ -83,14 +73,16 @@ def test_the_first_tokens_always_and_a_share_of_the_rest(reasoner):
     assert torch.equal(mask[:, :3], batch.action_mask[:, :3])
     later = mask[:, 3:].sum() / batch.action_mask[:, 3:].sum()
     assert 0.35 < later < 0.45
-    assert float(trainer.callback_metrics["train/loss_tokens"]) == pytest.approx(float(mask.sum() / batch.action_mask.sum()))
+    assert float(trainer.callback_metrics["train/loss_tokens"]) == pytest.approx(
+        float(mask.sum() / batch.action_mask.sum())
+    )
     module.most = 4
     few = module.loss_mask(batch)
     assert (few.sum(1) == mask.sum(1).clamp(max=4)).all() and not (few & ~mask).any()
 
 
 def test_the_draw_changes_with_the_rollout(reasoner):
-    module, masks = build(SGRPO, reasoner, cutoff=0, share=0.5), []
+    module, masks = few_tokens(SGRPO, reasoner, cutoff=0, share=0.5), []
 
     class Watch(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, *given):
@@ -102,14 +94,16 @@ def test_the_draw_changes_with_the_rollout(reasoner):
 
 
 def test_s_grpos_step_is_the_gradient_of_its_formula(reasoner, monkeypatch):
-    module = build(SGRPO, reasoner, cutoff=2, share=0.3)
+    module = few_tokens(SGRPO, reasoner, cutoff=2, share=0.3)
     before, found, _ = one_step(module)
     monkeypatch.setattr(SGRPO, "rollouts_done", 0)  # the draw of the rollout that was learned from
     mask = module.loss_mask(module.last_rollout)
 
     def value(logprobs, batch):
         advantages = GroupNorm()(batch.rewards["digit_first"], batch.groups, None, None)
-        rows = [(mask[i] * logprobs[i]).sum() / mask[i].sum() * advantages[i] for i in range(len(mask)) if mask[i].any()]
+        rows = [
+            (mask[i] * logprobs[i]).sum() / mask[i].sum() * advantages[i] for i in range(len(mask)) if mask[i].any()
+        ]
         return -sum(rows) / len(rows)
 
     assert_equal(found, gradient(module, before, value))
@@ -117,12 +111,12 @@ def test_s_grpos_step_is_the_gradient_of_its_formula(reasoner, monkeypatch):
 
 
 def test_what_follows_the_last_token_with_loss_is_left_out(reasoner):
-    module = build(SGRPO, reasoner, cutoff=2, share=0.0)
+    module = few_tokens(SGRPO, reasoner, cutoff=2, share=0.0)
     fit(module)
     batch = module.last_rollout
-    short = shortened(batch, batch.action_mask & (torch.arange(batch.action_mask.shape[1]) < 2))
+    short = without_idle_tokens(batch, batch.action_mask & (torch.arange(batch.action_mask.shape[1]) < 2))
     assert short.lengths.max() == 2 and torch.equal(short.completion_ids, batch.completion_ids)
-    none = shortened(batch, torch.zeros_like(batch.action_mask))
+    none = without_idle_tokens(batch, torch.zeros_like(batch.action_mask))
     assert (none.lengths == 1).all()
 
 
@@ -132,7 +126,7 @@ def test_what_follows_the_last_token_with_loss_is_left_out(reasoner):
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8, target_modules=["q_proj", "v_proj"])], ids=["full", "lora"])
 def test_t_spmos_step_is_the_gradient_of_its_formula(reasoner, lora):
     penalty = 0.3 if lora else 0.0
-    module = build(TSPMO, reasoner, lora=lora, weight_penalty=penalty, replay=False, group=16)
+    module = few_tokens(TSPMO, reasoner, lora=lora, weight_penalty=penalty, replay=False, group=16)
     module.configure_model()
     if lora:  # fresh adapters are zero on one side, where the penalty would be seen on the other alone
         with torch.no_grad():
@@ -144,7 +138,9 @@ def test_t_spmos_step_is_the_gradient_of_its_formula(reasoner, lora):
 
     def value(logprobs, batch):
         rewards = batch.rewards["digit_first"].tolist()
-        paths = [tuple(ids[keep].tolist()) for ids, keep in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+        paths = [
+            tuple(ids[keep].tolist()) for ids, keep in zip(batch.completion_ids, batch.completion_mask, strict=True)
+        ]
         for row, path in enumerate(paths):
             own = range(row // 16 * 16, row // 16 * 16 + 16)
             for place in range(len(path)):
@@ -174,10 +170,10 @@ def test_nothing_moves_without_edges(reasoner):
         def on_train_batch_end(self, trainer, pl_module, *given):
             moved.append(torch.cat([p.detach().flatten() for p in pl_module.policy.model.parameters()]))
 
-    adam = {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1)}
-    module = build(TSPMO, reasoner, later_equal, lora=LoRA(4, 8), replay=False, **adam)
+    adam = {"optimizer": adamw(1e-2, weight_decay=0.1)}
+    module = few_tokens(TSPMO, reasoner, later_equal, lora=LoRA(4, 8), replay=False, **adam)
     trainer = fit(module, 3, callbacks=[Watch()])
-    start = build(TSPMO, reasoner, lora=LoRA(4, 8), **adam)
+    start = few_tokens(TSPMO, reasoner, lora=LoRA(4, 8), **adam)
     start.configure_model()
     assert not torch.equal(torch.cat([p.detach().flatten() for p in start.policy.model.parameters()]), moved[0])
     assert torch.equal(moved[0], moved[1]) and torch.equal(moved[1], moved[2])
@@ -185,11 +181,10 @@ def test_nothing_moves_without_edges(reasoner):
 
 
 def test_replays_go_on_from_a_completion_of_the_same_prompt(reasoner):
-    module = build(TSPMO, reasoner, weight_penalty=0.0)
+    module = few_tokens(TSPMO, reasoner, weight_penalty=0.0)
     trainer = fit(module)
-    batch = module.last_rollout
-    torch.manual_seed(1)
-    more = module.replayed(batch)
+    both = module.last_rollout
+    batch, more = both.take([0, 1]), both.take([2, 3])
     cuts = (~more.action_mask & more.completion_mask).sum(1).view(2, -1)
     assert (cuts == cuts[:, :1]).all() and cuts.max() > 0
     for prompt in range(2):
@@ -198,17 +193,21 @@ def test_replays_go_on_from_a_completion_of_the_same_prompt(reasoner):
         starts = {tuple(row[:cut].tolist()) for row in own}
         assert {tuple(row[:cut].tolist()) for row in rows} <= starts
     assert more.rewards.keys() == batch.rewards.keys()
-    assert float(trainer.callback_metrics["train/extra_tokens"]) > 0
-    assert float(trainer.callback_metrics["train/reward"]) == pytest.approx(float(batch.rewards["digit_first"].mean())), (
-        "replays do not count"
+    assert float(trainer.callback_metrics["train/extra_tokens"]) == float(more.action_mask.sum()) > 0
+    assert float(trainer.callback_metrics["train/tokens"]) == float(both.action_mask.sum())
+    assert torch.equal(
+        module.last_sampled.completion_ids, batch.completion_ids[:, : module.last_sampled.completion_ids.shape[1]]
     )
+    assert float(trainer.callback_metrics["train/reward"]) == pytest.approx(
+        float(batch.rewards["digit_first"].mean())
+    ), "replays do not count"
 
 
 def test_mistakes_are_refused(reasoner):
     with pytest.raises(ConfigError, match="0 without policy.lora"):
-        build(TSPMO, reasoner)
+        few_tokens(TSPMO, reasoner)
     with pytest.raises(ConfigError, match="not both 0"):
-        build(SGRPO, reasoner, cutoff=0, share=0.0)
+        few_tokens(SGRPO, reasoner, cutoff=0, share=0.0)
     with pytest.raises(ConfigError, match="TSPMO has no rewards"):
         TSPMO(PolicyParams(reasoner), [])
 
@@ -221,7 +220,7 @@ def test_a_resumed_run_repeats_the_whole_one(reasoner, tmp_path, monkeypatch, me
     monkeypatch.chdir(tmp_path)
     L.seed_everything(0)
     given = {"lora": LoRA(4, 8), "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2)}
-    whole, first, second = (build(method, reasoner, **given) for _ in range(3))
+    whole, first, second = (few_tokens(method, reasoner, **given) for _ in range(3))
     fit(whole, 5)
     fit(first, 2, callbacks=[RolloutCheckpoint(folder=str(tmp_path))])
     torch.manual_seed(999)
@@ -234,20 +233,6 @@ def test_a_resumed_run_repeats_the_whole_one(reasoner, tmp_path, monkeypatch, me
 def test_the_configuration_runs(name, reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
-        "model.sampling.max_new_tokens": 12,
-        "model.batch.prompts_per_rollout": 2,
-        "model.batch.group_size": 4,
-        "data.val_size": 2,
-        "data.train_size": 16,
-        "trainer.max_steps": 1,
-        "trainer.limit_val_batches": 0,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_checkpointing": "false",
-        "trainer.accelerator": "cpu",
-    }
-    cli = main(["fit", f"--config={ROOT}/configs/{name}.yaml", *(f"--{key}={value}" for key, value in small.items())])
+    cli = run_config([name], reasoner, **{"model.sampling.max_new_tokens": 12, "data.train_size": 16})
     names = [key for key, p in cli.model.policy.model.named_parameters() if p.requires_grad]
     assert names and all("lora" in key and ("q_proj" in key or "v_proj" in key) for key in names)

@@ -7,53 +7,19 @@ import lightning as L
 import pytest
 import torch
 
-from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, KLPenalty, Shaping
-from lightning_modules.updates import micro_batches, update_slices
+from lightning_modules.core.micro_batches import micro_batches, update_slices
 from objectives import ClippedSurrogate, GlobalNorm, ReinforcePlusPlus, RunningMean, SequenceMean, TokenMean
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward, PerTask
 from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine
 from support.errors import ConfigError
+from tests.helpers import build, digits, fit, sgd, weights
 
 
-def digit_reward(completions):
-    """Varied on an untrained model: the share of digits."""
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
-
-
-def build(folder, **changes):
-    given = {
-        "batch": BatchPlan(prompts_per_rollout=4, group_size=4),
-        "sampling": SamplingParams(max_new_tokens=12),
-        "kl": KLPenalty(coefficient=0.04),
-        "optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
-        "max_grad_norm": None,
-    } | changes
-    lora, rewards = given.pop("lora", None), given.pop("rewards", [FunctionReward(digit_reward)])
-    return GRPO(PolicyParams(folder, lora=lora, packing=given.pop("packing", True)), rewards, **given)
-
-
-def fit(module, steps, ckpt_path=None, callbacks=(), **trainer):
-    made = L.Trainer(
-        accelerator="cpu",
-        max_epochs=-1,
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        callbacks=list(callbacks),
-        **trainer,
-    )
-    made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
-    return made
-
-
-def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.policy.model.parameters()])
+def grpo(model, rewards=None, **parts):
+    small = {"sampling": SamplingParams(max_new_tokens=12), "kl": KLPenalty(coefficient=0.04), "max_grad_norm": None}
+    return build(model, [FunctionReward(digits)] if rewards is None else rewards, **(small | parts))
 
 
 def plain_grpo_loss(module, batch, advantages_of_groups, beta=0.04, clip=0.2, floats=float):
@@ -83,7 +49,7 @@ def plain_grpo_loss(module, batch, advantages_of_groups, beta=0.04, clip=0.2, fl
 def test_module_loss_and_gradient_equal_the_formula(reasoner):
     """The first update from a moved policy: loss by hand, and SGD's step against finite differences of the loss by hand."""
     torch.manual_seed(0)
-    module = build(reasoner, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    module = grpo(reasoner, optimizer=sgd(1.0))
     module.configure_model()
     module.policy.double()
     with torch.no_grad():
@@ -92,7 +58,7 @@ def test_module_loss_and_gradient_equal_the_formula(reasoner):
     before = {name: p.detach().clone() for name, p in module.policy.model.named_parameters()}
     fit(module, 1)
     batch = module.last_rollout
-    rewards = digit_reward(batch.completions)
+    rewards = digits(batch.completions)
     advantages = []
     for i in range(16):
         group = rewards[4 * (i // 4) : 4 * (i // 4) + 4]
@@ -122,7 +88,7 @@ def test_module_loss_and_gradient_equal_the_formula(reasoner):
 def test_the_split_into_micro_batches_changes_nothing(reasoner, aggregation):
     results = []
     for budget in (None, 60, 1):
-        module = build(reasoner, aggregation=aggregation, batch=BatchPlan(4, 4, update_token_budget=budget))
+        module = grpo(reasoner, aggregation=aggregation, batch=BatchPlan(4, 4, update_token_budget=budget))
         fit(module, 2)
         results.append(weights(module))
     assert torch.allclose(results[0], results[1], atol=2e-6) and torch.allclose(results[0], results[2], atol=2e-6)
@@ -132,7 +98,7 @@ def test_packing_and_engine_change_nothing_but_speed(reasoner):
     """The losses of the first updates, and the weights after them, with the fast parts and with the plain ones."""
     results = []
     for packing, engine in ((True, EmbeddedEngine()), (False, EmbeddedEngine()), (False, TransformersEngine())):
-        module = build(reasoner, packing=packing, engine=engine, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+        module = grpo(reasoner, packing=packing, engine=engine, optimizer=sgd(1.0))
         losses = Losses()
         fit(module, 4, callbacks=[losses])
         results.append((losses.found, weights(module)))
@@ -151,7 +117,7 @@ class Losses(L.Callback):
 
 
 def test_micro_batches_cover_each_row_once_within_the_budget(reasoner):
-    module = build(reasoner)
+    module = grpo(reasoner)
     fit(module, 1)
     batch = module.last_rollout
     for part in update_slices(batch, 2):
@@ -163,7 +129,7 @@ def test_micro_batches_cover_each_row_once_within_the_budget(reasoner):
 
 
 def test_a_budget_that_repeats_prompts_is_pointed_out(reasoner):
-    module = build(reasoner, batch=BatchPlan(4, 8, update_token_budget=1))
+    module = grpo(reasoner, batch=BatchPlan(4, 8, update_token_budget=1))
     with pytest.warns(UserWarning, match="update_token_budget is 1, in which few completions fit"):
         fit(module, 1)
 
@@ -179,13 +145,13 @@ class Judge(FunctionReward):
 def test_rewards_that_wait_score_while_more_is_generated(reasoner):
     weights_of = []
     for waits in (False, True):
-        judge = Judge(digit_reward, waits=waits)
+        judge = Judge(digits, waits=waits)
         judge.seen = []
-        module = build(reasoner, rewards=[judge], batch=BatchPlan(4, 4, rollout_micro_batch=8))
+        module = grpo(reasoner, rewards=[judge], batch=BatchPlan(4, 4, rollout_micro_batch=8))
         fit(module, 2)
         assert [size for _, size in judge.seen] == ([2] * 4 if waits else [4] * 2)
         assert all((name == "MainThread") != waits for name, _ in judge.seen)
-        assert torch.equal(module.last_rollout.rewards["digit_reward"], judge(module.last_rollout))
+        assert torch.equal(module.last_rollout.rewards["digits"], judge(module.last_rollout))
         weights_of.append(weights(module))
     assert torch.isfinite(weights_of[1]).all()
 
@@ -194,7 +160,7 @@ def test_a_failing_reward_on_a_thread_stops_the_run(reasoner):
     def broken(completions):
         return [float("inf")] * len(completions)
 
-    module = build(reasoner, rewards=[FunctionReward(broken, waits=True)], batch=BatchPlan(4, 4, rollout_micro_batch=4))
+    module = grpo(reasoner, rewards=[FunctionReward(broken, waits=True)], batch=BatchPlan(4, 4, rollout_micro_batch=4))
     with pytest.raises(ConfigError, match="'broken'"):
         fit(module, 1)
 
@@ -218,7 +184,13 @@ def test_another_engines_samples_are_weighted_by_the_truncated_ratio(reasoner, s
     for given in (None, shift):
         engine = EmbeddedEngine() if given is None else Shifted()
         engine.shift = given
-        module = build(reasoner, engine=engine, kl=KLPenalty(0.0), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), max_grad_norm=None)
+        module = grpo(
+            reasoner,
+            engine=engine,
+            kl=KLPenalty(0.0),
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+            max_grad_norm=None,
+        )
         module.configure_model()
         before = weights(module).clone()
         fit(module, 1)
@@ -234,15 +206,15 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(reasoner, tmp_path, 
         return torch.optim.AdamW(parameters, lr=1e-2)
 
     L.seed_everything(3)
-    whole = build(reasoner, optimizer=adam, lora=lora, batch=BatchPlan(4, 4, updates_per_rollout=2))
+    whole = grpo(reasoner, optimizer=adam, lora=lora, batch=BatchPlan(4, 4, updates_per_rollout=2))
     fit(whole, 12)
-    first = build(reasoner, optimizer=adam, lora=lora, batch=BatchPlan(4, 4, updates_per_rollout=2))
+    first = grpo(reasoner, optimizer=adam, lora=lora, batch=BatchPlan(4, 4, updates_per_rollout=2))
     trainer = fit(first, 6)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     saved = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
     assert lora is None or all("lora_" in name for name in saved)
     torch.manual_seed(999)
-    second = build(reasoner, optimizer=adam, lora=lora, batch=BatchPlan(4, 4, updates_per_rollout=2))
+    second = grpo(reasoner, optimizer=adam, lora=lora, batch=BatchPlan(4, 4, updates_per_rollout=2))
     fit(second, 12, ckpt_path=tmp_path / "half.ckpt")
     assert torch.equal(weights(whole), weights(second))
     assert not torch.equal(weights(whole), weights(first))
@@ -251,7 +223,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(reasoner, tmp_path, 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_one_completion_a_prompt_and_its_running_mean_survive_a_resume(reasoner, tmp_path, decay):
     def made():
-        return build(reasoner, advantage=RunningMean(decay), batch=BatchPlan(4, 1))
+        return grpo(reasoner, advantage=RunningMean(decay), batch=BatchPlan(4, 1))
 
     whole, first, second = made(), made(), made()
     fit(whole, 2)
@@ -260,7 +232,7 @@ def test_one_completion_a_prompt_and_its_running_mean_survive_a_resume(reasoner,
     fit(second, 2, ckpt_path=tmp_path / "half.ckpt")
     assert torch.equal(weights(whole), weights(second)) and not torch.equal(weights(whole), weights(first))
     assert whole.advantage.baseline == second.advantage.baseline != first.advantage.baseline
-    rewards = whole.last_rollout.rewards["digit_reward"]
+    rewards = whole.last_rollout.rewards["digits"]
     assert torch.equal(whole.last_rollout.advantages, rewards - first.advantage.baseline)
     forgetful = made()
     forgetful.advantage.load_state_dict = lambda state: None
@@ -271,7 +243,7 @@ def test_one_completion_a_prompt_and_its_running_mean_survive_a_resume(reasoner,
 def test_a_reward_with_a_memory_sees_training_rollouts_only_and_survives_a_resume(reasoner, tmp_path):
     class Counting(FunctionReward):
         def __init__(self):
-            super().__init__(digit_reward)
+            super().__init__(digits)
             self.seen: list[str] = []
 
         def score(self, batch):
@@ -289,7 +261,7 @@ def test_a_reward_with_a_memory_sees_training_rollouts_only_and_survives_a_resum
     def made():
         # Through a mixture, which must pass the memory on.
         inner = Counting()
-        return build(reasoner, rewards=[PerTask({"default": inner})], advantage=RunningMean(0.9)), inner
+        return grpo(reasoner, rewards=[PerTask({"default": inner})], advantage=RunningMean(0.9)), inner
 
     (whole, all_seen), (first, half_seen), (second, resumed) = made(), made(), made()
     fit(whole, 4)
@@ -304,11 +276,11 @@ def test_a_reward_with_a_memory_sees_training_rollouts_only_and_survives_a_resum
 def test_a_reward_sees_those_before_it_and_shows_metrics_before_it_learns(reasoner):
     class Doubled(FunctionReward):
         def __init__(self):
-            super().__init__(digit_reward, name="doubled")
+            super().__init__(digits, name="doubled")
             self.seen = 0
 
         def score(self, batch):
-            return 2 * batch.rewards["digit_reward"]
+            return 2 * batch.rewards["digits"]
 
         def metrics(self, batch):
             return {"doubled_rows": float(len(batch.rewards["doubled"])), "doubled_seen": float(self.seen)}
@@ -316,20 +288,22 @@ def test_a_reward_sees_those_before_it_and_shows_metrics_before_it_learns(reason
         def observe(self, batch):
             self.seen += 1
 
-    module = build(reasoner, rewards=[FunctionReward(digit_reward), Doubled()])
+    module = grpo(reasoner, rewards=[FunctionReward(digits), Doubled()])
     trainer = fit(module, 2)
     rollout = module.last_rollout
-    assert torch.equal(rollout.rewards["doubled"], 2 * rollout.rewards["digit_reward"]) and bool(rollout.rewards["doubled"].any())
+    assert torch.equal(rollout.rewards["doubled"], 2 * rollout.rewards["digits"]) and bool(
+        rollout.rewards["doubled"].any()
+    )
     assert float(trainer.callback_metrics["train/doubled_rows"]) == len(rollout.finish_reasons)
     assert float(trainer.callback_metrics["train/doubled_seen"]) == 1
 
 
 def test_off_policy_updates_clip(reasoner):
-    module = build(
+    module = grpo(
         reasoner,
         batch=BatchPlan(4, 4, updates_per_rollout=4),
         loss=ClippedSurrogate(0.0, 0.0),
-        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+        optimizer=sgd(1.0),
     )
     fit(module, 4)
     assert float(module.trainer.callback_metrics["train/clip_fraction"]) > 0
@@ -337,15 +311,20 @@ def test_off_policy_updates_clip(reasoner):
 
 def test_mistakes_are_refused_before_a_model_is_loaded():
     with pytest.raises(ConfigError, match="group_size is 1"):
-        GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1))
+        GRPO(PolicyParams("x"), [FunctionReward(digits)], batch=BatchPlan(4, 1))
     for advantage in (RunningMean(), GlobalNorm(), ReinforcePlusPlus()):
-        GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1), advantage=advantage)
-    with pytest.raises(ConfigError, match="ReinforcePlusPlus judges"):
-        GRPO(PolicyParams("x"), [FunctionReward(digit_reward)], batch=BatchPlan(4, 1), advantage=ReinforcePlusPlus("group"))
-    with pytest.raises(ConfigError, match="normalise_rewards judges"):
+        GRPO(PolicyParams("x"), [FunctionReward(digits)], batch=BatchPlan(4, 1), advantage=advantage)
+    with pytest.raises(ConfigError, match="ReinforcePlusPlus compares"):
         GRPO(
             PolicyParams("x"),
-            [FunctionReward(digit_reward)],
+            [FunctionReward(digits)],
+            batch=BatchPlan(4, 1),
+            advantage=ReinforcePlusPlus("group"),
+        )
+    with pytest.raises(ConfigError, match="normalise_rewards compares"):
+        GRPO(
+            PolicyParams("x"),
+            [FunctionReward(digits)],
             batch=BatchPlan(4, 1),
             advantage=GlobalNorm(),
             shaping=Shaping(normalise_rewards=True),
@@ -353,12 +332,12 @@ def test_mistakes_are_refused_before_a_model_is_loaded():
     with pytest.raises(ConfigError, match="no rewards"):
         GRPO(PolicyParams("x"), [])
     with pytest.raises(ConfigError, match="share a name"):
-        GRPO(PolicyParams("x"), [FunctionReward(digit_reward), FunctionReward(digit_reward)])
+        GRPO(PolicyParams("x"), [FunctionReward(digits), FunctionReward(digits)])
     with pytest.raises(ConfigError, match="zero expected gradient"):
         KLPenalty(0.1, "k1", "loss")
 
 
 def test_a_prompt_longer_than_the_context_is_refused(reasoner):
-    module = build(reasoner, sampling=SamplingParams(max_new_tokens=400))
+    module = grpo(reasoner, sampling=SamplingParams(max_new_tokens=400))
     with pytest.raises(ConfigError, match="exceeds the model's context of 256"):
         fit(module, 1)

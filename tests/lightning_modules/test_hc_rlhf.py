@@ -6,16 +6,15 @@ import multiprocessing
 import os
 import signal
 
-import lightning as L
 import pytest
 import torch
 
-import lightning_modules.hc_rlhf
-import lightning_modules.score_models
+import lightning_modules.hc_rlhf.module
+import lightning_modules.hc_rlhf.score_models
 from datamodules import RecordsPrompts
 from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest, ScorerTraining, SupervisedTerm
-from lightning_modules.safety import Ledger
-from lightning_modules.score_models import ScoreModels
+from lightning_modules.hc_rlhf import Ledger
+from lightning_modules.hc_rlhf.score_models import ScoreModels
 from objectives import ClippedSurrogate, ClopperPearson, Hoeffding
 from policies import Policy, PolicyParams, Scorer
 from policies.supervised import response_loss
@@ -23,35 +22,32 @@ from rewards import FunctionReward, RecordsCost, RecordsReward
 from rewards.models import SPANS, ModelScore
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
-from support.prompts import prompt_fingerprints
+from support.prompt_identity import prompt_fingerprints
+from tests.helpers import adamw, build, fit
 from tests.test_cli import certificate_of, hc_rlhf, here  # noqa: F401
 
 SHORT = SamplingParams(max_new_tokens=6)
 
 
-def rule_based(model, **changes):
-    given = {
+def rule_based(model, **parts):
+    small = {
         "constraint": Constraint(threshold=0.9),
-        "rewards": [RecordsReward()],
         "cost": RecordsCost(),
-        "batch": BatchPlan(4, 2),
+        "batch": BatchPlan(prompts_per_rollout=4, group_size=2),
         "sampling": SHORT,
         "evaluation": Evaluation(sampling=SHORT),
-        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
-    } | changes
-    return HCRLHF(PolicyParams(model), **given)
+        "optimizer": adamw(1e-3, weight_decay=0.01),
+    } | parts
+    return build(model, small.pop("rewards", [RecordsReward()]), HCRLHF, **small)
 
 
-def fit(module, folder, data=None, steps=2, **changes):
-    given = {"max_steps": steps, "max_epochs": -1, "accelerator": "cpu", "logger": False, "default_root_dir": folder} | changes
-    trainer = L.Trainer(enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0, **given)
-    trainer.fit(module, datamodule=data or RecordsPrompts(32, 8, 30, seed=5))
-    return trainer
+def train(module, folder, data=None, steps=2):
+    return fit(module, steps, data=data or RecordsPrompts(32, 8, 30, seed=5), folder=folder)
 
 
 def test_a_rule_takes_the_place_of_both_models(tmp_path, assistant):
     module = rule_based(assistant, bound=ClopperPearson(), loss=ClippedSurrogate())
-    fit(module, tmp_path)
+    train(module, tmp_path)
     assert module.verdict.bound == "ClopperPearson" and module.verdict.safe and module.verdict.samples == 30
     facts = json.loads((tmp_path / "local/certificate/certificate.json").read_text())
     assert "RecordsCost" in facts["cost_model"]["parts"][0] and not (tmp_path / "local/lightning_logs").exists()
@@ -70,18 +66,19 @@ def test_a_rule_takes_the_place_of_both_models(tmp_path, assistant):
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path, assistant, changes, message):
     with pytest.raises(ConfigError, match=message):
-        fit(rule_based(assistant, **changes), tmp_path)
+        train(rule_based(assistant, **changes), tmp_path)
 
 
 def test_the_baselines_end_without_a_test(tmp_path, assistant, capsys):
     for changes in ({"lambda_init": 0.0}, {"lambda_init": 2.0, "lambda_lr": 0.0}, {"c1": 0.0, "c2": 0.0}):
         module = rule_based(assistant, constraint=Constraint(threshold=0.1, **changes), test=SafetyTest(skip=True))
-        fit(module, tmp_path)
+        train(module, tmp_path)
         assert module.verdict is None and "NOT TESTED" in capsys.readouterr().out
         if "c1" not in changes:
             assert module.dual.value == changes["lambda_init"], "a penalty that is fixed stays"
         else:
-            assert module.step_metrics["kappa"] == 0 and module.step_metrics["cost_ucb"] == pytest.approx(module.window.mean)
+            assert module.pessimism.kappa == 0 and module.pessimism.bound == pytest.approx(module.window.mean)
+            assert float(module.trainer.callback_metrics["train/cost_ucb"]) == pytest.approx(module.window.mean)
     assert not (tmp_path / "local").exists()
 
 
@@ -91,7 +88,7 @@ def test_without_a_multiplier_only_the_reward_counts(tmp_path, assistant, monkey
     monkeypatch.setattr(module, "sequence_kl", lambda batch: torch.zeros(len(batch.finish_reasons)))
     original = module.returns
     monkeypatch.setattr(module, "returns", lambda batch: seen.setdefault("returns", original(batch)))
-    fit(module, tmp_path, steps=1)
+    train(module, tmp_path, steps=1)
     assert torch.equal(seen["returns"], module.last_rollout.rewards["records_reward"])
 
 
@@ -102,7 +99,9 @@ def test_the_supervised_loss_is_the_mean_over_response_tokens(assistant):
     total, count = 0.0, 0
     for row in rows:
         prompt = policy.encode(row["prompt"])
-        response = policy.tokenizer(row["response"], add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id]
+        response = policy.tokenizer(row["response"], add_special_tokens=False)["input_ids"] + [
+            policy.tokenizer.eos_token_id
+        ]
         with torch.no_grad():
             logits = policy.model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0]
         for place, token in enumerate(response):
@@ -120,7 +119,7 @@ def test_the_supervised_term_pulls_towards_the_demonstrations(tmp_path, assistan
     for coefficient in (0.0, 8.0):
         supervised = SupervisedTerm(coefficient, batch_size=8, max_length=256)
         module = rule_based(assistant, supervised=supervised, test=SafetyTest(skip=True), max_grad_norm=None)
-        fit(module, tmp_path, data, steps=4)
+        train(module, tmp_path, data, steps=4)
         losses.append(float(response_loss(module.policy, data.rows("demonstration"), 256).detach()))
     assert losses[1] < losses[0] - 0.05
 
@@ -130,8 +129,10 @@ def test_a_given_model_that_saw_the_safety_prompts_is_refused(tmp_path, assistan
     folder = tmp_path / "cost"
     Scorer(PolicyParams(assistant)).save(folder, {"id": "x", "prompts": sorted(prompt_fingerprints(safety[:3]))})
     module = rule_based(assistant, cost=None, cost_model=str(folder))
-    with pytest.raises(ConfigError, match="3 of 30 prompts of the safety split are also in the cost model's training data"):
-        fit(module, tmp_path)
+    with pytest.raises(
+        ConfigError, match="3 of 30 prompts of the safety split are also in the cost model's training data"
+    ):
+        train(module, tmp_path)
 
 
 def one_way(completions):
@@ -142,7 +143,10 @@ def test_another_function_or_another_model_is_another_cost(assistant):
     """The ledger tells questions apart by what decides the cost, not by its name."""
     other = Scorer(PolicyParams(assistant))
     torch.nn.init.constant_(other.head.bias, 1.0)
-    parts = [FunctionReward(one_way, name="cost"), FunctionReward(lambda completions: [1.0] * len(completions), name="cost")]
+    parts = [
+        FunctionReward(one_way, name="cost"),
+        FunctionReward(lambda completions: [1.0] * len(completions), name="cost"),
+    ]
     parts += [ModelScore(Scorer(PolicyParams(assistant)), name="cost"), ModelScore(other, name="cost")]
     found = set()
     for part in parts:
@@ -160,15 +164,21 @@ def killed(*arguments):
 
 
 def between_phases(patch):
-    original = lightning_modules.score_models.trained_scorer
+    original = lightning_modules.hc_rlhf.score_models.trained_scorer
     patch.setattr(
-        lightning_modules.score_models, "trained_scorer", lambda kind, *rest: original(kind, *rest) if kind == "reward" else killed()
+        lightning_modules.hc_rlhf.score_models,
+        "trained_scorer",
+        lambda kind, *rest: original(kind, *rest) if kind == "reward" else killed(),
     )
 
 
 def between_steps(patch):
     original = HCRLHF.training_step
-    patch.setattr(HCRLHF, "training_step", lambda self, rows, index: killed() if self.rollouts_done == 2 else original(self, rows, index))
+    patch.setattr(
+        HCRLHF,
+        "training_step",
+        lambda self, rows, index: killed() if self.rollouts_done == 2 else original(self, rows, index),
+    )
 
 
 def inside_the_test(patch):
@@ -176,7 +186,7 @@ def inside_the_test(patch):
 
 
 def after_the_test(patch):
-    patch.setattr(lightning_modules.hc_rlhf, "publish", killed)
+    patch.setattr(lightning_modules.hc_rlhf.module, "publish", killed)
 
 
 def _run(arguments, hurt):
@@ -194,7 +204,11 @@ def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys
 
     arguments = [
         "fit",
-        *hc_rlhf(assistant, here, **{"trainer.max_steps": 3, "trainer.logger": "false", "trainer.callbacks": "RolloutCheckpoint"}),
+        *hc_rlhf(
+            assistant,
+            here,
+            **{"trainer.max_steps": 3, "trainer.logger": "false", "trainer.callbacks": "RolloutCheckpoint"},
+        ),
     ]
     arguments.append("--trainer.callbacks.every_n_rollouts=1")
     worker = multiprocessing.get_context("fork").Process(target=_run, args=(arguments, hurt))
@@ -210,8 +224,15 @@ def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys
     assert ("Cost model: training on" in out) == (hurt is between_phases)
     facts = json.loads((here / "runs/local/certificate/certificate.json").read_text())
     ledger = Ledger([row["prompt"] for row in cli.datamodule.rows("safety")])
-    assert len(ledger.tests()) == 1 and facts["tests_on_this_split"] == 1 and facts["delta_spent_on_this_split"] == pytest.approx(0.1)
+    assert (
+        len(ledger.tests()) == 1
+        and facts["tests_on_this_split"] == 1
+        and facts["delta_spent_on_this_split"] == pytest.approx(0.1)
+    )
     undisturbed = main([*arguments, f"--trainer.default_root_dir={here}/undisturbed"])
-    assert json.loads((here / "undisturbed/local/certificate/certificate.json").read_text())["policy_sha256"] == facts["policy_sha256"]
+    assert (
+        json.loads((here / "undisturbed/local/certificate/certificate.json").read_text())["policy_sha256"]
+        == facts["policy_sha256"]
+    )
     for name, weight in undisturbed.model.state_dict().items():
         assert torch.equal(weight, cli.model.state_dict()[name]), name

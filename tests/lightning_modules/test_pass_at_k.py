@@ -2,18 +2,16 @@
 
 from itertools import combinations
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, Evaluation, problem_counts
-from lightning_modules.problem_counts import ProblemCounts, pass_at_k
-from policies import PolicyParams
+from lightning_modules import Evaluation
+from lightning_modules.core import problem_counts
+from lightning_modules.core.problem_counts import ProblemCounts, pass_at_k
 from rewards import FunctionReward
-from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import build, quiet_trainer, sums
 
 
 @pytest.mark.parametrize("samples", [1, 3, 6])
@@ -21,7 +19,8 @@ def test_the_estimator_is_the_share_of_subsets_with_a_right_one(samples):
     patterns = torch.tensor([[bool(code >> i & 1) for i in range(samples)] for code in range(2**samples)])
     for k in range(1, samples + 1):
         expected = [
-            float(np.mean([any(row[i] for i in subset) for subset in combinations(range(samples), k)])) for row in patterns.tolist()
+            float(np.mean([any(row[i] for i in subset) for subset in combinations(range(samples), k)]))
+            for row in patterns.tolist()
         ]
         assert pass_at_k(patterns, k).tolist() == pytest.approx(expected, abs=1e-12)
 
@@ -36,22 +35,20 @@ class HasOdd(FunctionReward):
 
 
 def run(folder, stage, val_batch=64, **evaluation):
-    module = GRPO(
-        PolicyParams(folder), [HasOdd()], BatchPlan(4, 4), SamplingParams(max_new_tokens=8), evaluation=Evaluation(samples=4, **evaluation)
-    )
-    data = ArithmeticPrompts(levels=[1, 2], train_size=16, val_size=12, seed=1)
+    module = build(folder, [HasOdd()], evaluation=Evaluation(samples=4, **evaluation))
+    data = sums(train_size=16, val_size=12)
     data.val_batch = val_batch
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = quiet_trainer(limit_val_batches=1.0)
     return getattr(trainer, stage)(module, datamodule=data, verbose=False)[0], module
 
 
 def test_metrics_equal_those_of_the_counts(reasoner):
     found, module = run(reasoner, "validate", pass_k=[1, 2, 4], val_batch=5)
-    counts = np.array([c for _, _, c in module.problem_counts.found])
+    counts = np.array([c for _, _, c in module.problem_counts.counts])
     assert len(counts) == 12 and 0 < counts.mean() < 4
     assert found["val/pass@1"] == pytest.approx(counts.mean() / 4)
     assert found["val/pass@4"] == pytest.approx((counts > 0).mean())
-    tasks = np.array([task for task, _, _ in module.problem_counts.found])
+    tasks = np.array([task for task, _, _ in module.problem_counts.counts])
     for level in (1, 2):
         assert found[f"val/pass@4/addition-{level}"] == pytest.approx((counts > 0)[tasks == f"addition-{level}"].mean())
     assert not [name for name in found if name.endswith("/low")]
@@ -70,25 +67,18 @@ def test_batches_and_processes_change_nothing(monkeypatch):
     rng = torch.Generator().manual_seed(0)
     rows = [{"task": f"t{i % 3}"} for i in range(30)]
     correct = torch.rand(30, 4, generator=rng) < 0.4
-    logged = {}
-
-    class Module:
-        evaluation = Evaluation(samples=4, pass_k=[2, 4], val_intervals=True)
-
-        def log(self, name, value, **options):
-            logged[name] = value
+    evaluation = Evaluation(samples=4, pass_k=[2, 4], val_intervals=True)
 
     def metrics(*parts):
-        logged.clear()
         processes = []
         for part in parts:  # a process: a list of batches, each a list of indices
             counts = ProblemCounts()
             for batch in part:
                 counts.add([rows[i] for i in batch], correct[batch])
-            processes.append(counts.found)
+            processes.append(counts.counts)
         monkeypatch.setattr(problem_counts, "gathered", lambda item: processes)
-        ProblemCounts().log(Module(), "val")
-        return dict(logged)
+        values = ProblemCounts().metrics(evaluation.pass_ks, evaluation.with_intervals("val"))
+        return {f"val/{name}": value for name, value in values.items()}
 
     whole = metrics([list(range(30))])
     assert {"val/pass@2/low", "val/pass@4/t0", "val/pass@1/high"} <= set(whole)

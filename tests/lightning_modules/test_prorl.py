@@ -7,17 +7,13 @@ import pytest
 import torch
 
 from callbacks import Plateau, ReferenceReset, RolloutCheckpoint
-from datamodules import ArithmeticPrompts
 from lightning_modules import GRPO, KLPenalty, ProRL
-from lightning_modules.dynamic_sampling import has_signal, refilled
+from lightning_modules.core.dynamic_sampling import has_signal, refilled
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward
-from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from rollouts import BatchPlan, RolloutBatch
 from support.errors import ConfigError
-
-
-def digit_reward(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+from tests.helpers import adamw, build, digits, fit, sums
 
 
 def rarely(completions):
@@ -25,23 +21,9 @@ def rarely(completions):
     return [float(text[:1].isdigit()) for text in completions]
 
 
-def build(folder, reward=digit_reward, lora=None, method=ProRL, **changes):
-    given = {
-        "batch": BatchPlan(prompts_per_rollout=4, group_size=4),
-        "sampling": SamplingParams(max_new_tokens=8),
-        "kl": KLPenalty(coefficient=0.1),
-        "optimizer": lambda p: torch.optim.AdamW(p, lr=3e-2, weight_decay=0.0),
-    } | changes
-    return method(PolicyParams(folder, lora=lora), [FunctionReward(reward)], **given)
-
-
-def fit(module, steps, callbacks=(), ckpt_path=None, **trainer):
-    made = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks), **{"limit_val_batches": 0} | trainer,
-    )  # fmt: skip
-    made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
-    return made
+def prorl(model, reward=digits, method=ProRL, **parts):
+    small = {"kl": KLPenalty(coefficient=0.1), "optimizer": adamw(3e-2)}
+    return build(model, [FunctionReward(reward)], method, **(small | parts))
 
 
 def weights(module):
@@ -49,7 +31,7 @@ def weights(module):
 
 
 def test_the_defaults_are_the_papers(reasoner):
-    module = ProRL(PolicyParams(reasoner), [FunctionReward(digit_reward)])
+    module = ProRL(PolicyParams(reasoner), [FunctionReward(digits)])
     assert (module.batch.prompts_per_rollout, module.batch.group_size, module.batch.updates) == (256, 16, 4)
     assert (module.policy_loss.clip_low, module.policy_loss.clip_high) == (0.2, 0.4)
     assert module.sampling.temperature == 1.2 and module.kl.placement == "loss" and module.with_reference
@@ -73,7 +55,9 @@ def scored(names, rewards, ids=()):
 
 
 def test_signal_is_a_difference_within_the_group():
-    batch = scored("abcd", {"a": (0.1, 0.1), "b": (0.0, 1.0), "c": (float("nan"), 1.0), "d": (float("nan"), float("nan"))})
+    batch = scored(
+        "abcd", {"a": (0.1, 0.1), "b": (0.0, 1.0), "c": (float("nan"), 1.0), "d": (float("nan"), float("nan"))}
+    )
     assert has_signal(batch.rewards["r"], batch).tolist() == [False, True, False, False]
 
 
@@ -108,10 +92,16 @@ def test_groups_without_signal_are_replaced_in_their_places_within_the_budget():
 
 def test_refilled_rollouts_repeat_and_raise_the_share_of_groups_with_signal(reasoner):
     def shares(refill):
-        module = build(reasoner, rarely, batch=BatchPlan(4, 4, refill=refill))
+        module = prorl(reasoner, rarely, batch=BatchPlan(4, 4, refill=refill))
         trainer = fit(module, 3)
-        found = {name: float(trainer.callback_metrics.get(f"train/{name}", 0.0)) for name in ("no_signal", "no_signal_left")}
-        return found, weights(module), has_signal(module.totals(module.last_rollout), module.last_rollout).float().mean()
+        found = {
+            name: float(trainer.callback_metrics.get(f"train/{name}", 0.0)) for name in ("no_signal", "no_signal_left")
+        }
+        return (
+            found,
+            weights(module),
+            has_signal(module.totals(module.last_rollout), module.last_rollout).float().mean(),
+        )
 
     (found, first, live), (again, second, _) = shares(3.0), shares(3.0)
     assert torch.equal(first, second) and found == again
@@ -120,7 +110,7 @@ def test_refilled_rollouts_repeat_and_raise_the_share_of_groups_with_signal(reas
 
 
 def test_the_prompts_taken_in_are_not_those_of_the_rollout_and_differ_by_rollout_and_process(reasoner):
-    from datamodules.sampler import PromptSampler
+    from datamodules.samplers.prompt_sampler import PromptSampler
 
     def order(rank, *key):
         return list(itertools.islice(PromptSampler(50, 4, 3, rank, 2).spare(*key), 10))
@@ -133,7 +123,7 @@ def test_refilling_is_refused_where_equal_rewards_teach_something(assistant):
     from lightning_modules import AdaptThink
 
     with pytest.raises(ConfigError, match="AdaptThink learns from groups of equal rewards"):
-        AdaptThink(PolicyParams(assistant), [FunctionReward(digit_reward)], batch=BatchPlan(4, 4, refill=1.0))
+        AdaptThink(PolicyParams(assistant), [FunctionReward(digits)], batch=BatchPlan(4, 4, refill=1.0))
 
 
 # ---- resets -----------------------------------------------------------------------------------------------------------------
@@ -156,7 +146,7 @@ class Watch(L.Callback):
 @pytest.mark.parametrize("forget", [True, False])
 def test_a_period_resets_reference_and_optimiser(reasoner, lora, forget):
     reset, watch = ReferenceReset(every_n_rollouts=3, reset_optimizer=forget), Watch()
-    module = build(reasoner, lora=lora)
+    module = prorl(reasoner, lora=lora)
     fit(module, 7, [reset, watch])
     assert [event["rollout"] for event in reset.history] == [3, 6]
     # The first rollout after a reset compares the policy with itself.
@@ -167,8 +157,12 @@ def test_a_period_resets_reference_and_optimiser(reasoner, lora, forget):
 
 def test_a_ceiling_on_kl(reasoner):
     reset, watch = ReferenceReset(kl_ceiling=1e-3), Watch()
-    fit(build(reasoner), 6, [reset, watch])
-    assert [event["rollout"] for event in reset.history] == [i + 1 for i, kl in enumerate(watch.kl[:-1]) if kl > 1e-3] != []
+    fit(prorl(reasoner), 6, [reset, watch])
+    assert (
+        [event["rollout"] for event in reset.history]
+        == [i + 1 for i, kl in enumerate(watch.kl[:-1]) if kl > 1e-3]
+        != []
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,9 +182,9 @@ def test_a_plateau(reasoner, values, plateau, expected):
     told = Told()
     told.told = 0
     reset = ReferenceReset(plateau=plateau)
-    module = build(reasoner)
+    module = prorl(reasoner)
     module.validation_step = lambda *given: None
-    fit(module, len(values), [told, reset], limit_val_batches=1, val_check_interval=1)
+    fit(module, len(values), [told, reset], validate_every=1)
     assert [value for _, value in reset.curves["validation"]] == pytest.approx(values)
     assert [event["rollout"] - 1 for event in reset.history] == expected
 
@@ -198,11 +192,11 @@ def test_a_plateau(reasoner, values, plateau, expected):
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8)], ids=["full", "lora"])
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_a_resumed_run_resets_when_the_whole_one_does(reasoner, lora, stop, tmp_path):
-    whole, reset = build(reasoner, lora=lora), ReferenceReset(every_n_rollouts=3)
+    whole, reset = prorl(reasoner, lora=lora), ReferenceReset(every_n_rollouts=3)
     fit(whole, 6, [reset])
-    first = fit(build(reasoner, lora=lora), stop, [ReferenceReset(every_n_rollouts=3)])
+    first = fit(prorl(reasoner, lora=lora), stop, [ReferenceReset(every_n_rollouts=3)])
     first.save_checkpoint(tmp_path / "some.ckpt")
-    resumed, again = build(reasoner, lora=lora), ReferenceReset(every_n_rollouts=3)
+    resumed, again = prorl(reasoner, lora=lora), ReferenceReset(every_n_rollouts=3)
     fit(resumed, 6, [again], ckpt_path=tmp_path / "some.ckpt")
     assert again.history == reset.history and again.curves == reset.curves
     assert dict(resumed.state_dict().items()).keys() == whole.state_dict().keys()
@@ -212,14 +206,9 @@ def test_a_resumed_run_resets_when_the_whole_one_does(reasoner, lora, stop, tmp_
 def test_a_run_resumed_where_a_validation_was_due_remembers_it(reasoner, tmp_path):
     def run(steps, folder, ckpt_path=None):
         reset = ReferenceReset(plateau=Plateau("val/reward", patience=1, min_gain=10.0))
-        module = build(reasoner)
+        module = prorl(reasoner)
         saved = RolloutCheckpoint(every_n_rollouts=2, keep=None, folder=str(tmp_path / folder))
-        trainer = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
-        made = L.Trainer(
-            accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-            num_sanity_val_steps=0, callbacks=[saved, reset], **trainer,
-        )  # fmt: skip
-        made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
+        fit(module, steps, [saved, reset], validate_every=2, ckpt_path=ckpt_path)
         return reset, module
 
     whole, module = run(7, "whole")
@@ -236,21 +225,20 @@ def test_what_cannot_work_is_refused(reasoner):
     with pytest.raises(ConfigError, match="patience"):
         Plateau(patience=0)
     with pytest.raises(ConfigError, match="measures KL"):
-        fit(build(reasoner, method=GRPO, kl=KLPenalty()), 1, [ReferenceReset(every_n_rollouts=1)])
+        fit(prorl(reasoner, method=GRPO, kl=KLPenalty()), 1, [ReferenceReset(every_n_rollouts=1)])
     with pytest.raises(ConfigError, match="'val/none', which validation does not log"):
-        fit(build(reasoner), 2, [ReferenceReset(plateau=Plateau("val/none"))], limit_val_batches=1, val_check_interval=1)
+        fit(prorl(reasoner), 2, [ReferenceReset(plateau=Plateau("val/none"))], validate_every=1)
 
 
 def test_resets_are_tags_and_lines_of_the_mlflow_run(reasoner, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     from lightning.pytorch.loggers import MLFlowLogger
 
-    logger = MLFlowLogger("resets", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifact_location=str(tmp_path / "artifacts"))
-    made = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=3, logger=logger, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[ReferenceReset(every_n_rollouts=2)], log_every_n_steps=1,
-    )  # fmt: skip
-    made.fit(build(reasoner), datamodule=ArithmeticPrompts(levels=[1], train_size=64, val_size=8, seed=1))
+    logger = MLFlowLogger(
+        "resets", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifact_location=str(tmp_path / "artifacts")
+    )
+    reset = ReferenceReset(every_n_rollouts=2)
+    fit(prorl(reasoner), 3, [reset], data=sums((1,)), logger=logger, log_every_n_steps=1)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert client.get_run(logger.run_id).data.tags["reference_reset.1"] == "rollout 2: 2 rollouts"
     assert [file.path for file in client.list_artifacts(logger.run_id, "figures")] == ["figures/reference_resets.png"]

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from lightning_modules.safety import Ledger, check_disjoint, judge
+from lightning_modules.hc_rlhf import Ledger, check_disjoint, judge
 from objectives import ClopperPearson, Hoeffding, StudentT
 from support.errors import ConfigError
 
@@ -61,9 +61,13 @@ def test_the_ledger_counts_divides_and_refuses(tmp_path):
     ledger = ledger_of(tmp_path)
     assert ledger.tests() == [] and ledger.begin("one", "q", 0.1, 2) == pytest.approx(0.05)
     assert ledger.find("one", "q") is None and len(ledger.tests()) == 1, "a test that has begun is spent"
-    assert ledger.begin("one", "q", 0.1, 2) == pytest.approx(0.05) and len(ledger.tests()) == 1, "and goes on after an interruption"
+    assert ledger.begin("one", "q", 0.1, 2) == pytest.approx(0.05) and len(ledger.tests()) == 1, (
+        "and goes on after an interruption"
+    )
     event = ledger.record("one", "q", OUTCOME)
-    assert ledger.find("one", "q") == event and ledger.find("one", "another") is None and ledger.find("two", "q") is None
+    assert (
+        ledger.find("one", "q") == event and ledger.find("one", "another") is None and ledger.find("two", "q") is None
+    )
     assert ledger.begin("one", "another question", 0.1, 2) == pytest.approx(0.05)
     with pytest.raises(ConfigError, match="tested 2 time"):
         ledger.begin("two", "q", 0.1, 2)
@@ -83,14 +87,28 @@ def test_the_ledger_counts_divides_and_refuses(tmp_path):
         lambda path: path.write_text(path.read_text().replace("0.05", "0.01")),
         lambda path: path.write_bytes(b"\xff\xfe"),
     ],
-    ids=["deleted", "emptied", "cut", "replaced", "last removed", "first removed", "candidate edited", "delta edited", "no text"],
+    ids=[
+        "deleted",
+        "emptied",
+        "cut",
+        "replaced",
+        "last removed",
+        "first removed",
+        "candidate edited",
+        "delta edited",
+        "no text",
+    ],
 )
 def test_a_damaged_ledger_is_not_an_unused_split(tmp_path, attack):
     ledger = ledger_of(tmp_path)
     ledger.begin("one", "q", 0.05, 1)
     ledger.record("one", "q", OUTCOME)
     attack(ledger.path)
-    for action in (ledger.tests, lambda: ledger.begin("three", "q", 0.1, 9), lambda: ledger_of(tmp_path, ["other"]).tests()):
+    for action in (
+        ledger.tests,
+        lambda: ledger.begin("three", "q", 0.1, 9),
+        lambda: ledger_of(tmp_path, ["other"]).tests(),
+    ):
         with pytest.raises(ConfigError, match="cannot be trusted"):
             action()
 
@@ -108,7 +126,7 @@ def test_a_copied_split_is_the_same_split(tmp_path):
 
 
 def test_a_clock_that_goes_back_changes_no_count_and_is_written_down(tmp_path, monkeypatch):
-    from lightning_modules.safety import ledger as module
+    from lightning_modules.hc_rlhf import ledger as module
 
     ledger = ledger_of(tmp_path)
     ledger.begin("one", "q", 0.1, 3)

@@ -13,14 +13,15 @@ from datamodules import ArithmeticPrompts, VerifyDemonstrations
 from datamodules.arithmetic import is_held_out
 from datamodules.self_verify import VerifyBuffer, check, verify_row
 from lightning_modules import Evaluation, KLPenalty, SelfVerify, Shaping, Verification
-from lightning_modules.verified_votes import vote_metrics, yes_probability
+from lightning_modules.core.verified_votes import vote_metrics, yes_probability
 from objectives.voting import weighted_vote
 from policies import Policy, PolicyParams
 from rewards import FunctionReward, MathAnswer, Verdict
 from rewards.self_check import text_batch
 from rewards.self_verify import verdict_of
-from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from rollouts import RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import adamw, build, fit
 
 
 class FirstDigit(FunctionReward):
@@ -32,16 +33,15 @@ class FirstDigit(FunctionReward):
         super().__init__(lambda completions: [float(text[:1] < "P") for text in completions], name="right")
 
 
-def build(folder, **changes):
-    given = {
-        "batch": BatchPlan(prompts_per_rollout=4, group_size=4),
+def self_verify(model, **parts):
+    small = {
         "sampling": SamplingParams(max_new_tokens=6),
         "kl": KLPenalty(),
         "verification": Verification(prompt="<problem><solution>?"),
         "shaping": Shaping(),
-        "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0),
-    } | changes
-    return SelfVerify(PolicyParams(folder), [FirstDigit()], **given)
+        "optimizer": adamw(1e-2),
+    }
+    return build(model, [FirstDigit()], SelfVerify, **(small | parts))
 
 
 class Seen(L.Callback):
@@ -61,25 +61,18 @@ def closed(reasoner, monkeypatch):
     return reasoner
 
 
-def fit(module, steps, callbacks=(), ckpt_path=None, **trainer):
-    made = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, callbacks=list(callbacks),
-        **{"limit_val_batches": 0, "enable_checkpointing": any(isinstance(c, RolloutCheckpoint) for c in callbacks)} | trainer,
-    )  # fmt: skip
-    made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
-    return made
-
-
 # ---- training ------------------------------------------------------------------------------------------------------------------
 
 
 def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them_is_kept(closed):
-    module, seen = build(closed), Seen()
+    module, seen = self_verify(closed), Seen()
     fit(module, 3, [seen])
     assert [sum(i.startswith("verify") for i in ids) for ids, _ in seen.found] == [0, 2, 2]
     first_ids, first_texts = seen.found[0]
-    asked = {f"verify {first_ids[i // 4]} {text.rsplit('</think>', 1)[-1].strip()}": text[:1] < "P" for i, text in enumerate(first_texts)}
+    asked = {
+        f"verify {first_ids[i // 4]} {text.rsplit('</think>', 1)[-1].strip()}": text[:1] < "P"
+        for i, text in enumerate(first_texts)
+    }
     second = [i for i in seen.found[1][0] if i.startswith("verify")]
     assert set(second) <= set(asked)
     # 16 solutions of the first rollout and 8 of each other one; verdicts are not asked about themselves.
@@ -89,14 +82,23 @@ def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them
         if row["rollout"] == 0:
             assert row["solution_correct"] == asked[row["id"]]
             group = first_ids.index(row["id"].split(" ")[1])
-            assert row["group_correct"] == sum(text[:1] < "P" for text in first_texts[4 * group : 4 * group + 4]) and row["group_size"] == 4
-    assert seen.metrics[2]["train/buffer"] == len(module.buffer.rows) and 0 <= seen.metrics[2]["train/verify_accuracy"] <= 1
+            assert (
+                row["group_correct"] == sum(text[:1] < "P" for text in first_texts[4 * group : 4 * group + 4])
+                and row["group_size"] == 4
+            )
+    assert (
+        seen.metrics[2]["train/buffer"] == len(module.buffer.rows)
+        and 0 <= seen.metrics[2]["train/verify_accuracy"] <= 1
+    )
 
 
 def test_each_kind_has_its_own_rewards_and_its_own_baseline(closed):
-    module = build(closed)
+    module = self_verify(closed)
     module.trainer = SimpleNamespace(world_size=1)
-    rows = [{"id": "a", "prompt": "a"}, {"id": "q", "prompt": "q", "solution_correct": True, "group_correct": 1, "group_size": 4}]
+    rows = [
+        {"id": "a", "prompt": "a"},
+        {"id": "q", "prompt": "q", "solution_correct": True, "group_correct": 1, "group_size": 4},
+    ]
     ids = torch.zeros(8, 1, dtype=torch.long)
     batch = RolloutBatch(
         prompt_ids=ids[:2], prompt_mask=ids[:2] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
@@ -116,9 +118,9 @@ def test_each_kind_has_its_own_rewards_and_its_own_baseline(closed):
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_resumed_run_asks_what_the_whole_one_asks(closed, tmp_path, stop):
-    whole, seen = build(closed), Seen()
+    whole, seen = self_verify(closed), Seen()
     fit(whole, 4, [seen, RolloutCheckpoint(every_n_rollouts=1, keep=None, folder=str(tmp_path))])
-    resumed, rest = build(closed), Seen()
+    resumed, rest = self_verify(closed), Seen()
     fit(resumed, 4, [rest], ckpt_path=str(tmp_path / f"rollout_{stop:06d}.ckpt"))
     assert rest.found == seen.found[stop:] and resumed.buffer.rows == whole.buffer.rows
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
@@ -127,13 +129,13 @@ def test_a_resumed_run_asks_what_the_whole_one_asks(closed, tmp_path, stop):
 def test_processes_share_one_draw(closed):
     rows, asked = [{"id": str(i), "prompt": str(i)} for i in range(8)], []
     for rank, processes in ((0, 1), (0, 2), (1, 2)):
-        module = build(closed)
+        module = self_verify(closed)
         module.buffer.add([{"id": f"verify {i}"} for i in range(30)], 0)
         loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=5))
         module.trainer = SimpleNamespace(world_size=processes, global_rank=rank, fit_loop=loops)
         type(module).global_rank = property(lambda self: self.trainer.global_rank)
         try:
-            mixed = module.mixed(rows[:8] if processes == 1 else rows[4 * rank : 4 * rank + 4])
+            mixed = module.prompts(rows[:8] if processes == 1 else rows[4 * rank : 4 * rank + 4])
         finally:
             del type(module).global_rank
         asked.append({row["id"] for row in mixed if "verify" in row["id"]})
@@ -150,13 +152,20 @@ def test_the_buffer_forgets_by_age_and_by_number():
         buffer.add([{"id": f"{rollout}{i}"} for i in range(3)], rollout)
     assert [row["id"] for row in buffer.rows] == ["21", "22", "30", "31", "32"]
     assert buffer.draw(6, 1) == [] and len({row["id"] for row in buffer.draw(5, 1)}) == 5
-    assert buffer.draw(3, 1) == buffer.draw(3, 1) and any(buffer.draw(3, 1) != buffer.draw(3, key) for key in range(2, 8))
+    assert buffer.draw(3, 1) == buffer.draw(3, 1) and any(
+        buffer.draw(3, 1) != buffer.draw(3, key) for key in range(2, 8)
+    )
     buffer.add([], 9)
     assert buffer.rows == []
 
 
 def test_the_question_has_problem_and_solution_and_the_rows_columns():
-    row = {"id": "1", "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1=?"}], "answer": "2", "level": 3}
+    row = {
+        "id": "1",
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1=?"}],
+        "answer": "2",
+        "level": 3,
+    }
     assert verify_row(row, "3", "<problem> gives <solution>") == {
         "id": "verify 1 3", "prompt": "1+1=? gives 3", "answer": "2", "task": "verify",
     }  # fmt: skip
@@ -224,12 +233,17 @@ def test_votes():
 
 def test_what_an_evaluation_shows_by_hand():
     pairs = [(True, True), (True, True), (False, True), (None, True), (False, False), (True, False)]
-    found = vote_metrics([{"vote": True, "majority": False, "pairs": pairs[:3]}, {"vote": False, "majority": False, "pairs": pairs[3:]}])
+    found = vote_metrics(
+        [{"vote": True, "majority": False, "pairs": pairs[:3]}, {"vote": False, "majority": False, "pairs": pairs[3:]}]
+    )
     assert found == {
         "vote": 0.5, "majority": 0, "verify_accuracy": pytest.approx(3 / 6), "yes_rate": pytest.approx(3 / 6),
         "verify_balanced": pytest.approx((2 / 4 + 1 / 2) / 2), "verify_f1": pytest.approx(2 * 2 / (4 + 3)),
     }  # fmt: skip
-    assert "verify_balanced" not in vote_metrics([{"vote": True, "majority": True, "pairs": [(True, True)]}]) and vote_metrics([]) == {}
+    assert (
+        "verify_balanced" not in vote_metrics([{"vote": True, "majority": True, "pairs": [(True, True)]}])
+        and vote_metrics([]) == {}
+    )
 
 
 def test_the_probability_of_yes_is_that_of_a_plain_forward(reasoner):
@@ -255,7 +269,10 @@ def test_the_probability_of_yes_is_that_of_a_plain_forward(reasoner):
 
 def test_the_verdict_counts_in_any_case(reasoner):
     policy = Policy(PolicyParams(reasoner))
-    ids = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("ab</think>no", "ab</think>yes", "ab</think>YES")]
+    ids = [
+        policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("ab</think>no", "ab</think>yes", "ab</think>YES")
+    ]
     width = max(map(len, ids))
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids])
     mask = torch.arange(width) < torch.tensor([len(row) for row in ids])[:, None]
@@ -266,20 +283,24 @@ def test_the_verdict_counts_in_any_case(reasoner):
 
 
 def test_a_perfect_verifier_earns_one_where_some_solutions_pose_no_question(closed):
-    module = build(closed)
-    module.trainer = SimpleNamespace(world_size=1, fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0)))
+    module = self_verify(closed)
+    module.trainer = SimpleNamespace(
+        world_size=1, fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0))
+    )
     batch = text_batch(["A"] * 6 + ["Z", ""], [{"id": "p", "prompt": "p"}] * 8)
     batch.rows, batch.prompt_ids, batch.prompt_mask = batch.rows[:1], batch.prompt_ids[:1], batch.prompt_mask[:1]
     batch.rewards = module.score(batch)
-    module.remember(batch)
+    module.observe(batch)
     asked = module.buffer.rows
-    assert [(row["solution_correct"], row["group_correct"], row["group_size"]) for row in asked] == [(True, 6, 7)] * 6 + [(False, 6, 7)]
+    assert [(row["solution_correct"], row["group_correct"], row["group_size"]) for row in asked] == [
+        (True, 6, 7)
+    ] * 6 + [(False, 6, 7)]
     earned = [graded(Verdict(), [f"so</think>{'Yes' if row['solution_correct'] else 'No'}"], row)[0] for row in asked]
     assert sum(earned) / len(earned) == pytest.approx(1)
 
 
 def test_votes_pool_equivalent_answers(closed):
-    module = build(closed)
+    module = self_verify(closed)
     module.judge = MathAnswer()
     texts = ["So it is \\boxed{12}.", "Thus \\boxed{12.0}", "\\boxed{13}"]
     batch = text_batch(texts, [{"id": "p", "prompt": "p", "answer": "12"}] * 3)
@@ -293,12 +314,14 @@ def test_votes_pool_equivalent_answers(closed):
 
 def test_validation_votes_and_prediction_gives_the_chosen_completion(closed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = build(closed, evaluation=Evaluation(samples=4))
-    trainer = fit(module, 2, limit_val_batches=1, val_check_interval=2, check_val_every_n_epoch=None)
+    module = self_verify(closed, evaluation=Evaluation(samples=4))
+    trainer = fit(module, 2, validate_every=2)
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert {"val/vote", "val/majority", "val/yes_rate", "val/verify_accuracy", "val/pass@1"} <= set(found)
     module.verification.exponent = 0.0
-    again = trainer.validate(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), verbose=False)[0]
+    again = trainer.validate(
+        module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), verbose=False
+    )[0]
     assert again["val/vote"] == again["val/majority"]
     rows = trainer.predict(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1))[0]
     assert len(rows) == 8 and all(0 <= row["score"] <= 1 and row["completion"] for row in rows)
@@ -312,15 +335,23 @@ def apart(asked):
 def test_demonstrations_say_the_truth_unless_blind():
     given = {}
     for blind in (0.0, 1.0):
-        data = VerifyDemonstrations(train_size=400, val_size=4, prompt="<problem> <solution>. Right?", blind=blind, seed=1)
+        data = VerifyDemonstrations(
+            train_size=400, val_size=4, prompt="<problem> <solution>. Right?", blind=blind, seed=1
+        )
         data.setup("fit")
-        asked = [(row["prompt"].split(" "), row["response"]) for row in data.train_data if row["prompt"].endswith("Right?")]
+        asked = [
+            (row["prompt"].split(" "), row["response"]) for row in data.train_data if row["prompt"].endswith("Right?")
+        ]
         assert len(asked) in (266, 267) and not any(is_held_out(prompt[0]) for prompt, _ in asked)
-        given[blind] = sum((verdict == "</think>Yes") == ("!" not in worked) for worked, verdict in map(apart, asked)) / len(asked)
+        given[blind] = sum(
+            (verdict == "</think>Yes") == ("!" not in worked) for worked, verdict in map(apart, asked)
+        ) / len(asked)
         for (
             prompt,
             response,
-        ) in asked:  # what is set beside the columns, read backwards, is the proposed result, and ! stands where it differs
+        ) in (
+            asked
+        ):  # what is set beside the columns, read backwards, is the proposed result, and ! stands where it differs
             columns = re.findall(r"(\d)? ?([\d-])([=!])(?=[,;<])", response)
             assert "".join(theirs for _, theirs, _ in reversed(columns)).replace("-", "") == prompt[1].rstrip(".")
             assert all((mine == theirs) == (mark == "=") for mine, theirs, mark in columns if mine)
@@ -354,8 +385,15 @@ def test_mistakes_are_named(reasoner):
 def test_the_defaults_are_the_papers(reasoner):
     module = SelfVerify(PolicyParams(reasoner), [FirstDigit()])
     assert (module.batch.prompts_per_rollout, module.batch.group_size, module.batch.updates) == (128, 8, 2)
-    assert module.sampling.temperature == 0.6 and module.kl.coefficient == 0.001 and module.shaping.entropy_bonus == 0.001
-    assert (module.buffer.size, module.buffer.max_age, module.verification.exponent, module.verification.temperature) == (
+    assert (
+        module.sampling.temperature == 0.6 and module.kl.coefficient == 0.001 and module.shaping.entropy_bonus == 0.001
+    )
+    assert (
+        module.buffer.size,
+        module.buffer.max_age,
+        module.verification.exponent,
+        module.verification.temperature,
+    ) == (
         5000,
         60,
         1.0,

@@ -1,7 +1,6 @@
 """STILL-3: the schedule of beta, selection, masks and metrics, by hand."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -9,17 +8,14 @@ import pytest
 import torch
 
 from callbacks import ReferenceReset, RolloutCheckpoint, ScheduledKL
-from datamodules import ArithmeticPrompts
 from lightning_modules import KLPenalty, Still3
-from main import main
 from objectives.selection import selected_rows
 from policies import PolicyParams
 from rewards import ActionBonus, FunctionReward, LengthBonus
 from rewards.still3 import action_count
-from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from rollouts import RolloutBatch, SamplingParams
 from support.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import build, fit, run_config, sgd
 
 
 class Early(FunctionReward):
@@ -31,14 +27,9 @@ class Early(FunctionReward):
         super().__init__(lambda completions: [float(text[:1] < "P") for text in completions], name="early")
 
 
-def build(folder, **changes):
-    given = {
-        "batch": BatchPlan(prompts_per_rollout=4, group_size=4),
-        "sampling": SamplingParams(max_new_tokens=20),
-        "kl": KLPenalty(coefficient=0.1),
-        "optimizer": lambda p: torch.optim.SGD(p, lr=0.5),
-    } | changes
-    return Still3(PolicyParams(folder), [Early()], **given)
+def still3(model, **parts):
+    small = {"sampling": SamplingParams(max_new_tokens=20), "kl": KLPenalty(coefficient=0.1), "optimizer": sgd(0.5)}
+    return build(model, [Early()], Still3, **(small | parts))
 
 
 class Coefficients(L.Callback):
@@ -47,16 +38,6 @@ class Coefficients(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *given):
         self.found.append(float(trainer.callback_metrics["train/kl_coefficient"]))
-
-
-def fit(module, steps, callbacks=(), ckpt_path=None):
-    made = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, limit_val_batches=0, callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(c, RolloutCheckpoint) for c in callbacks),
-    )  # fmt: skip
-    made.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1), ckpt_path=ckpt_path)
-    return made
 
 
 # ---- the fading KL -------------------------------------------------------------------------------------------------------------
@@ -81,12 +62,14 @@ def test_the_schedule_and_the_replaced_reference_over_a_resume(reasoner, tmp_pat
     def run(steps, ckpt_path=None):
         seen, reset = Coefficients(), ReferenceReset(every_n_rollouts=2, reset_optimizer=False)
         saved = [] if ckpt_path else [RolloutCheckpoint(every_n_rollouts=1, keep=None, folder=str(tmp_path))]
-        module = build(reasoner)
-        fit(module, steps, [ScheduledKL(0.1, 0.0, 4, "cosine"), reset, seen, *saved], ckpt_path)
+        module = still3(reasoner)
+        fit(module, steps, [ScheduledKL(0.1, 0.0, 4, "cosine"), reset, seen, *saved], ckpt_path=ckpt_path)
         return seen.found, reset.history, module.state_dict()
 
     whole, history, weights = run(5)
-    assert whole == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447, 0.0], abs=1e-6) and [event["rollout"] for event in history] == [2, 4]
+    assert whole == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447, 0.0], abs=1e-6) and [
+        event["rollout"] for event in history
+    ] == [2, 4]
     for stop in (1, 3):
         rest, again, end = run(5, str(tmp_path / f"rollout_{stop:06d}.ckpt"))
         assert rest == whole[stop:] and again == history
@@ -106,13 +89,15 @@ def test_selection_by_hand():
     assert selected_rows(lengths, correct, groups, "responses").nonzero().flatten().tolist() == [0, 2, 5, 7]
     assert selected_rows(lengths, correct, groups, "none").all()
     shorter = torch.tensor([2, 3, 4, 5])
-    assert not selected_rows(shorter, torch.tensor([True, True, False, False]), torch.zeros(4, dtype=torch.long), "responses").any()
+    assert not selected_rows(
+        shorter, torch.tensor([True, True, False, False]), torch.zeros(4, dtype=torch.long), "responses"
+    ).any()
 
 
 @pytest.mark.parametrize("select", ["none", "questions", "responses"])
 def test_only_selected_and_finished_rows_carry_loss(reasoner, monkeypatch, select):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    module = build(reasoner, select=select)
+    module = still3(reasoner, select=select)
     trainer = fit(module, 1)
     batch, found = module.last_rollout, {name: float(value) for name, value in trainer.callback_metrics.items()}
     lengths, texts = batch.lengths.tolist(), batch.completions
@@ -136,7 +121,9 @@ def test_only_selected_and_finished_rows_carry_loss(reasoner, monkeypatch, selec
     assert module.loss_mask(batch).any(1).tolist() == expected
     assert 0 < sum(cut) < 16 and found["train/completion_ratio"] == pytest.approx(1 - sum(cut) / 16)
     assert found["train/learned_from"] == pytest.approx(sum(expected) / 16)
-    assert found["train/length_correct"] == pytest.approx(sum(n for n, r in zip(lengths, right, strict=True) if r) / sum(right), rel=1e-5)
+    assert found["train/length_correct"] == pytest.approx(
+        sum(n for n, r in zip(lengths, right, strict=True) if r) / sum(right), rel=1e-5
+    )
     assert found["train/length_wrong"] == pytest.approx(
         sum(n for n, r in zip(lengths, right, strict=True) if not r) / (16 - sum(right)), rel=1e-5
     )
@@ -181,20 +168,15 @@ def test_the_configuration_runs_with_the_length_bonus(reasoner, tmp_path, monkey
         {"class_path": "rewards.ExactAnswer", "init_args": {"weight": 2.0}},
         {"class_path": "rewards.LengthBonus", "init_args": {"scale": 48}},
     ]
-    small = {
-        "model.policy.model": reasoner,
-        "model.batch.prompts_per_rollout": 2,
+    changes = {
         "model.batch.group_size": 2,
         "model.sampling.max_new_tokens": 4,
         "model.rewards": json.dumps(bonus),
-        "data.val_size": 2,
-        "trainer.max_steps": 1,
         "trainer.val_check_interval": 1,
-        "trainer.logger": "false",
-        "trainer.enable_checkpointing": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.accelerator": "cpu",
     }
-    cli = main(["fit", f"--config={ROOT}/configs/still3.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    cli = run_config(["still3"], reasoner, unchanged=["data.train_size", "trainer.limit_val_batches"], **changes)
     found = cli.trainer.callback_metrics
-    assert float(found["train/kl_coefficient"]) == pytest.approx(1e-3) and float(found["train/reward/length_bonus"]) <= 4 / 48 + 1e-6
+    assert (
+        float(found["train/kl_coefficient"]) == pytest.approx(1e-3)
+        and float(found["train/reward/length_bonus"]) <= 4 / 48 + 1e-6
+    )

@@ -28,8 +28,12 @@ def folder(tmp_path_factory):
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(TOKENS)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(TOKENS[:4])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left")
-    fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left"
+    )
+    fast.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
+    )
     return save_tiny(tmp_path_factory.mktemp("seven"), fast, layers=1)
 
 
@@ -54,7 +58,10 @@ def prepared(module):
 
 def sequences():
     """Every completion of at most two tokens: one that ends at once, and all pairs."""
-    return [[EOS], *([first, second] for first, second in itertools.product(range(len(TOKENS)), repeat=2) if first != EOS)]
+    return [
+        [EOS],
+        *([first, second] for first, second in itertools.product(range(len(TOKENS)), repeat=2) if first != EOS),
+    ]
 
 
 def batch_of(module, prompt, completions):
@@ -64,14 +71,25 @@ def batch_of(module, prompt, completions):
     reasons = ["eos" if EOS in row else "length" for row in completions]
     zeros = torch.zeros(ids.shape)
     return RolloutBatch(
-        tokens, torch.ones_like(tokens).bool(), ids, mask, mask.clone(), zeros, reasons, [{"prompt": "a"}], decoder=module.policy.decode
+        tokens,
+        torch.ones_like(tokens).bool(),
+        ids,
+        mask,
+        mask.clone(),
+        zeros,
+        reasons,
+        [{"prompt": "a"}],
+        decoder=module.policy.decode,
     )
 
 
 def log_probabilities(module, prompt, completions):
     """log pi of every token of every completion, from plain forwards over [prompt, first token]; carries the gradient."""
     first = module.policy.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-    after = [module.policy.model(torch.tensor([[*prompt, token]])).logits[0, -1].log_softmax(-1) for token in range(len(TOKENS))]
+    after = [
+        module.policy.model(torch.tensor([[*prompt, token]])).logits[0, -1].log_softmax(-1)
+        for token in range(len(TOKENS))
+    ]
     return [[first[row[0]], *([after[row[0]][row[1]]] if len(row) == 2 else [])] for row in completions], first
 
 
@@ -89,7 +107,9 @@ def module_loss(module, batch, weights):
     rows = torch.arange(len(weights))
     logprobs, _ = module.policy.logprobs(batch.prompt_groups(rows))
     behaviour = module.behaviour(batch, rows, logprobs.detach())
-    loss, _ = module.token_loss(logprobs, behaviour, None, batch.advantages[:, None].expand(logprobs.shape), batch.action_mask)
+    loss, _ = module.token_loss(
+        logprobs, behaviour, None, batch.advantages[:, None].expand(logprobs.shape), batch.action_mask
+    )
     row_weights = module.aggregation(batch.action_mask) * len(weights)
     return (torch.where(batch.action_mask, loss, 0.0).sum(1) * row_weights * weights).sum()
 
@@ -119,7 +139,9 @@ def test_adapt_think(folder, ratio, start):
     batch.advantages = module.advantages(batch)
 
     # the module's own first tokens give the behaviour log-probs of those it draws; the enumeration needs them for all
-    drawn = module.first_tokens(next_token_logprobs(module.policy, [prompt] * 200), torch.rand(200, module.batch.group_size))
+    drawn = module.first_tokens(
+        next_token_logprobs(module.policy, [prompt] * 200), torch.rand(200, module.batch.group_size)
+    )
     known = {tuple(t): lp for t, lp in zip(drawn.tokens, drawn.logprobs, strict=True)}
     assert {row[0] for row in completions} == {t[0] for t in known}, "everything was drawn at least once"
     FirstTokens([[row[0]] for row in completions], [known[(row[0],)] for row in completions]).mark(batch)
@@ -144,9 +166,13 @@ def test_adapt_think(folder, ratio, start):
         assert float(batch.advantages[i]) == pytest.approx(advantage)
         ratios = [(a - b).exp() for a, b in zip(logs, old, strict=True)]
         total = sum(a - b for a, b in zip(logs, old, strict=True))
-        pieces = {"token": ratios, "sequence_mean": [(total / len(logs)).exp()]}.get(ratio, [total.exp()] if ratio != "token" else ratios)
+        pieces = {"token": ratios, "sequence_mean": [(total / len(logs)).exp()]}.get(
+            ratio, [total.exp()] if ratio != "token" else ratios
+        )
         clipped = [r.clamp(1 - clip[0], 1 + clip[1]) for r in pieces]
-        value = sum(torch.minimum(r * advantage, c * advantage) for r, c in zip(pieces, clipped, strict=True)) / len(pieces)
+        value = sum(torch.minimum(r * advantage, c * advantage) for r, c in zip(pieces, clipped, strict=True)) / len(
+            pieces
+        )
         terms.append(probability[i] * -value)
     expected = gradient(module, torch.stack(terms).sum())
     weights = torch.tensor(probability, dtype=torch.float64)
@@ -154,12 +180,14 @@ def test_adapt_think(folder, ratio, start):
     if ratio == "unclipped":
         # without clipping the whole-sequence ratio makes the forced samples count as the policy's own: the gradient of E_pi[A]
         plain, _ = log_probabilities(module, prompt, completions)
-        objective = -torch.stack([sum(logs).exp() * float(a) for logs, a in zip(plain, batch.advantages, strict=True)]).sum()
+        objective = -torch.stack(
+            [sum(logs).exp() * float(a) for logs, a in zip(plain, batch.advantages, strict=True)]
+        ).sum()
         assert relative_error(gradient(module, objective), expected) < 1e-5
 
 
 def module_key(row):
-    from lightning_modules.reference_rewards import prompt_key
+    from lightning_modules.core.reference_rewards import prompt_key
 
     return prompt_key(row)
 
@@ -167,7 +195,14 @@ def module_key(row):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_auto_think(folder, stage):
     """Groups of two: every pair of completions with its probability, advantages as the module makes them within each pair."""
-    module = AutoThink(PolicyParams(folder), [Right(right)], stage=stage, ellipsis="", batch=BatchPlan(2, 2), sampling=SamplingParams(2))
+    module = AutoThink(
+        PolicyParams(folder),
+        [Right(right)],
+        stage=stage,
+        ellipsis="",
+        batch=BatchPlan(2, 2),
+        sampling=SamplingParams(2),
+    )
     prepared(module)
     prompt = module.prompt_tokens({"prompt": "a"})
     module._trainer = type("OneProcess", (), {"world_size": 1})()
@@ -185,35 +220,48 @@ def test_auto_think(folder, stage):
 
     thinking = [not answers_at_once([TOKENS[t] for t in row]) for row in rows]
     share = sum(thinking) / len(rows)
-    assert module.shown["thinking_rate"] == pytest.approx(share)
+    assert module.metrics(batch)["thinking_rate"] == pytest.approx(share)
     terms, tokens = [], sum(map(len, rows))
     for number, pair in enumerate(pairs):
         rewards = [table(row, share, stage) for row in pair]
         if stage == 3 and rewards[0][1] == rewards[1][1] and len(pair[0]) != len(pair[1]):
             for i in (0, 1):
                 y = (len(pair[i]) - 1.5) / 0.5**0.5
-                rewards[i] = (rewards[i][0] + (math.exp(-0.05 * y) - 1 if rewards[i][1] else 1 - math.exp(-0.05 * y)), rewards[i][1])
+                rewards[i] = (
+                    rewards[i][0] + (math.exp(-0.05 * y) - 1 if rewards[i][1] else 1 - math.exp(-0.05 * y)),
+                    rewards[i][1],
+                )
         values = [reward for reward, _ in rewards]
         mean, std = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
         probability = math.exp(logs[tuple(pair[0])].item() + logs[tuple(pair[1])].item())
         for i in (0, 1):
             advantage = (values[i] - mean) / (std + 1e-4)
             assert float(batch.advantages[2 * number + i]) == pytest.approx(advantage, abs=2e-3), pair
-            terms.append(-probability * float(batch.advantages[2 * number + i]) * logs[tuple(pair[i])] / tokens * len(rows))
+            terms.append(
+                -probability * float(batch.advantages[2 * number + i]) * logs[tuple(pair[i])] / tokens * len(rows)
+            )
     expected = gradient(module, torch.stack(terms).sum())
-    weights = torch.tensor([math.exp(logs[tuple(a)].item() + logs[tuple(b)].item()) for a, b in pairs for _ in (0, 1)], dtype=torch.float64)
+    weights = torch.tensor(
+        [math.exp(logs[tuple(a)].item() + logs[tuple(b)].item()) for a, b in pairs for _ in (0, 1)], dtype=torch.float64
+    )
     assert relative_error(gradient(module, module_loss(module, batch, weights)), expected) < 1e-5
 
 
 def answers_at_once(row_text):
     """Only blanks before </think>, and no block after it."""
-    return row_text[0] == "</think>" and row_text[-1] != "<think>" or row_text in (["<pad>", "</think>"], ["<think>", "</think>"])
+    return (
+        row_text[0] == "</think>"
+        and row_text[-1] != "<think>"
+        or row_text in (["<pad>", "</think>"], ["<think>", "</think>"])
+    )
 
 
 def table(row, share, stage):
     """(reward, correct) of one completion, from the paper's tables."""
     text = [TOKENS[t] for t in row]
-    last_open, last_close = (max((i for i, t in enumerate(text) if t == mark), default=-1) for mark in ("<think>", "</think>"))
+    last_open, last_close = (
+        max((i for i, t in enumerate(text) if t == mark), default=-1) for mark in ("<think>", "</think>")
+    )
     closed = "</think>" in text and last_open < last_close
     thinks = not answers_at_once(text)
     correct = closed and "b" in text

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from callbacks import Stage, StageSchedule
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, AdaptThink, AutoThink, Evaluation, Forcing, ModeRewards, Reference, thinking_stats
-from lightning_modules.reference_rewards import prompt_key
+from lightning_modules import GRPO, AdaptThink, AutoThink, Evaluation, Forcing, ModeRewards, Reference
+from lightning_modules.core import thinking_stats
+from lightning_modules.core.reference_rewards import prompt_key
 from policies import PolicyParams
 from rewards import ExactAnswer, FunctionReward, LengthPenalty
 from rollouts import BatchPlan, Mode, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import adamw, build, fit, sums, weights
 
 SHORT = SamplingParams(max_new_tokens=8)
 
@@ -28,39 +29,28 @@ def short_answer(completions):
     return [float(len(text.rsplit("</think>", 1)[-1]) % 2) for text in completions]
 
 
-def adapt(folder, **changes):
-    given = {
-        "batch": BatchPlan(4, 4), "sampling": SamplingParams(8), "reference": Reference(samples=2), "evaluation": Evaluation(sampling=SHORT),
-        "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2),
-    } | changes  # fmt: skip
-    return AdaptThink(PolicyParams(folder), given.pop("rewards", [Answered(short_answer)]), **given)
+def adapt(model, rewards=None, **parts):
+    small = {
+        "reference": Reference(samples=2),
+        "evaluation": Evaluation(sampling=SHORT),
+        "optimizer": adamw(1e-2, weight_decay=0.01),
+    }
+    return build(model, [Answered(short_answer)] if rewards is None else rewards, AdaptThink, **(small | parts))
 
 
-def auto(folder, **changes):
-    given = {
-        "batch": BatchPlan(4, 4), "sampling": SamplingParams(8), "evaluation": Evaluation(sampling=SHORT), "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2)
-    } | changes  # fmt: skip
-    return AutoThink(PolicyParams(folder), given.pop("rewards", [Answered(short_answer)]), **given)
+def auto(model, rewards=None, **parts):
+    small = {"evaluation": Evaluation(sampling=SHORT), "optimizer": adamw(1e-2, weight_decay=0.01)}
+    return build(model, [Answered(short_answer)] if rewards is None else rewards, AutoThink, **(small | parts))
 
 
-def fit(module, steps, ckpt_path=None, callbacks=(), data=None, **trainer):
-    L.seed_everything(5)
-    made = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks), **({"limit_val_batches": 0} | trainer),
-    )  # fmt: skip
-    made.fit(module, datamodule=data or ArithmeticPrompts(levels=[1, 2, 3], train_size=24, val_size=9, seed=1), ckpt_path=ckpt_path)
-    return made
-
-
-def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.policy.model.parameters()])
+def train(module, steps, callbacks=(), data=None, **options):
+    return fit(module, steps, callbacks, data=data or sums((1, 2, 3), train_size=24, val_size=9), seed=5, **options)
 
 
 @pytest.mark.parametrize("start", ["sampled", "fixed"])
 def test_half_of_each_group_answers_at_once_with_the_right_behaviour(reasoner, start):
     module = adapt(reasoner, forcing=Forcing(thinking_first_token=start, start_word="1+"), delta=0.3)
-    metrics = fit(module, 1).callback_metrics
+    metrics = train(module, 1).callback_metrics
     batch, close = module.last_rollout, module.form.closing[0]
     forced = (batch.completion_ids[:, 0] == close).view(4, 4)
     assert forced.tolist() == [[True, True, False, False]] * 4
@@ -82,7 +72,9 @@ def test_half_of_each_group_answers_at_once_with_the_right_behaviour(reasoner, s
     ratios = torch.where(at_once, first.exp()[:, close].repeat_interleave(4) / 0.5, 0)[at_once]
     if start == "sampled":
         rest = (1 - first.exp()[:, close].repeat_interleave(4)[~at_once]) / 0.5
-        assert float(metrics["train/first_token_ratio"]) == pytest.approx(float(torch.cat([ratios, rest]).mean()), rel=1e-3)
+        assert float(metrics["train/first_token_ratio"]) == pytest.approx(
+            float(torch.cat([ratios, rest]).mean()), rel=1e-3
+        )
 
 
 def next_logprobs(module, batch):
@@ -93,23 +85,25 @@ def next_logprobs(module, batch):
 
 def test_advantages_subtract_the_initial_policys_reward_and_reward_needs_a_closed_block(reasoner):
     module = adapt(reasoner, delta=0.25)
-    fit(module, 1)
+    train(module, 1)
     batch = module.last_rollout
     raw, well = batch.rewards["short_answer"], module.form.well_formed(batch)
     at_once = module.form.modes(batch) == Mode.NO_THINKING
     assert not bool(well.all()) and bool(well.any())
     for row in range(16):
         reference = module.reference_means[prompt_key(batch.rows[row // 4])]
-        assert float(batch.advantages[row]) == pytest.approx(0.25 * float(at_once[row]) + float(raw[row] * well[row]) - reference, abs=1e-6)
+        assert float(batch.advantages[row]) == pytest.approx(
+            0.25 * float(at_once[row]) + float(raw[row] * well[row]) - reference, abs=1e-6
+        )
 
 
 def test_the_reference_is_measured_once_and_found_again(reasoner, capsys):
-    fit(module := adapt(reasoner), 1)
+    train(module := adapt(reasoner), 1)
     assert "Measuring the initial policy: 2 completions" in capsys.readouterr().out
-    fit(again := adapt(reasoner), 1)
+    train(again := adapt(reasoner), 1)
     assert "Measuring" not in capsys.readouterr().out and again.reference_means == module.reference_means
-    fit(adapt(reasoner, reference=Reference(samples=3)), 1)
-    fit(adapt(reasoner, sampling=SamplingParams(6), reference=Reference(samples=2)), 1)
+    train(adapt(reasoner, reference=Reference(samples=3)), 1)
+    train(adapt(reasoner, sampling=SamplingParams(6), reference=Reference(samples=2)), 1)
     assert capsys.readouterr().out.count("Measuring") == 2
     module.reference_means.clear()
     with pytest.raises(ConfigError, match="no reference reward of the prompt"):
@@ -121,33 +115,41 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(reasoner, tmp_path, 
     def stages():
         short = {"sampling.max_new_tokens": 6}
         if make is auto:
-            return [StageSchedule([Stage(0, {"stage": 1}), Stage(2, {"stage": 2} | short, 5e-3, True), Stage(5, {"stage": 3})])]
+            return [
+                StageSchedule(
+                    [Stage(0, {"stage": 1}), Stage(2, {"stage": 2} | short, 5e-3, True), Stage(5, {"stage": 3})]
+                )
+            ]
         return [StageSchedule([Stage(0), Stage(2, {"delta": 0.5} | short, 5e-3, True)])]
 
-    fit(whole := make(reasoner), 6, callbacks=stages())
-    trainer = fit(make(reasoner), 4, callbacks=stages())
+    train(whole := make(reasoner), 6, callbacks=stages())
+    trainer = train(make(reasoner), 4, callbacks=stages())
     trainer.save_checkpoint(tmp_path / "four.ckpt")
     assert torch.load(tmp_path / "four.ckpt", weights_only=True)
     second = make(reasoner, **({"reference": Reference(2, cache=False)} if make is adapt else {}))
-    fit(second, 6, callbacks=stages(), ckpt_path=tmp_path / "four.ckpt")
+    train(second, 6, callbacks=stages(), ckpt_path=tmp_path / "four.ckpt")
     assert torch.equal(weights(whole), weights(second))
     assert second.sampling.max_new_tokens == 6 and second.trainer.optimizers[0].param_groups[0]["lr"] == 5e-3
     assert make is adapt or second.stage == 3
 
 
 def test_stages_are_checked(reasoner):
-    with pytest.raises(ConfigError, match="first stage begins at 0"):
+    with pytest.raises(ConfigError, match="must begin with 0"):
         StageSchedule([Stage(1)])
     with pytest.raises(ConfigError, match="sampling.max_tokens"):
-        fit(auto(reasoner), 1, callbacks=[StageSchedule([Stage(0, {"sampling.max_tokens": 3})])])
-    with pytest.raises(ConfigError, match="lr_scheduler sets it"):
+        train(auto(reasoner), 1, callbacks=[StageSchedule([Stage(0, {"sampling.max_tokens": 3})])])
+    with pytest.raises(ConfigError, match="lr_scheduler overwrites it"):
         module = auto(reasoner, lr_scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o))
-        fit(module, 1, callbacks=[StageSchedule([Stage(0, lr=1e-3)])])
+        train(module, 1, callbacks=[StageSchedule([Stage(0, lr=1e-3)])])
 
 
 def test_auto_think_balances_by_the_whole_batch(reasoner):
-    module = auto(reasoner, mode_rewards=ModeRewards(gamma=0.2, slope=3.0), rewards=[Answered(short_answer), LengthPenalty(100.0, 0.5)])
-    metrics = fit(module, 1).callback_metrics
+    module = auto(
+        reasoner,
+        mode_rewards=ModeRewards(gamma=0.2, slope=3.0),
+        rewards=[Answered(short_answer), LengthPenalty(100.0, 0.5)],
+    )
+    metrics = train(module, 1).callback_metrics
     batch = module.last_rollout
     thinking = module.form.modes(batch) != Mode.NO_THINKING
     share = float(thinking.float().mean())
@@ -166,24 +168,33 @@ def test_auto_think_balances_by_the_whole_batch(reasoner):
     assert batch.opened == [True] * 16
 
 
+class Rates(L.Callback):
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.rates.append(float(trainer.callback_metrics["train/thinking_rate"]))
+
+
 def test_a_mechanism_without_effect_is_pointed_out_once(reasoner):
     for module, message in (
         (adapt(reasoner, forcing=Forcing(share=0.0)), "no completion was forced"),
+        (auto(reasoner, batch=BatchPlan(1, 2)), "all completions were of one mode"),
         (auto(reasoner), "all completions were of one mode"),
     ):
-        module.effect.patience = 2
+        module.effect.patience, watch = 2, Rates()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            fit(module, 4)
+            train(module, 4, callbacks=[watch])
         said = [str(w.message) for w in caught if message in str(w.message)]
-        assert len(said) == (
-            1 if isinstance(module, AdaptThink) or float(module.trainer.callback_metrics["train/thinking_rate"]) == 1 else 0
-        )
+        one_mode = [rate in (0.0, 1.0) for rate in watch.rates]
+        absent = isinstance(module, AdaptThink) or any(map(all, zip(one_mode, one_mode[1:], strict=False)))
+        assert len(said) == int(absent)
 
 
 def test_validation_of_every_method_tells_modes_and_levels_apart(reasoner):
-    module = GRPO(PolicyParams(reasoner), [ExactAnswer()], BatchPlan(4, 4), SHORT)
-    metrics = fit(module, 1, limit_val_batches=None, val_check_interval=1, check_val_every_n_epoch=None).callback_metrics
+    module = GRPO(PolicyParams(reasoner), [ExactAnswer()], batch=BatchPlan(4, 4), sampling=SHORT)
+    metrics = train(module, 1, validate_every=1).callback_metrics
     (batch,) = module.last_validation
     modes = module.thinking_stats.form.modes(batch)
     levels = torch.tensor(batch.column("level"))
@@ -191,13 +202,17 @@ def test_validation_of_every_method_tells_modes_and_levels_apart(reasoner):
     assert float(metrics["val/unclosed_rate"]) == pytest.approx(float((modes == Mode.UNCLOSED).float().mean()))
     for level in (1, 2, 3):
         rows = levels == level
-        assert float(metrics[f"val/length/addition-{level}"]) == pytest.approx(float(batch.lengths[rows].float().mean()))
-        assert float(metrics[f"val/thinking_rate/addition-{level}"]) == pytest.approx(float((modes[rows] == Mode.THINKING).float().mean()))
+        assert float(metrics[f"val/length/addition-{level}"]) == pytest.approx(
+            float(batch.lengths[rows].float().mean())
+        )
+        assert float(metrics[f"val/thinking_rate/addition-{level}"]) == pytest.approx(
+            float((modes[rows] == Mode.THINKING).float().mean())
+        )
 
 
 def test_statistics_of_processes_are_weighted_by_their_counts(reasoner, monkeypatch):
     """One process saw three thinking rows, the other none: the mean is over rows, and no process waits for a mode that it never saw."""
-    module = GRPO(PolicyParams(reasoner), [ExactAnswer()], BatchPlan(4, 4), SHORT)
+    module = GRPO(PolicyParams(reasoner), [ExactAnswer()], batch=BatchPlan(4, 4), sampling=SHORT)
     module.configure_model()
     parts = []
     for length, count in ((3.0, 3), (5.0, 1)):
@@ -206,25 +221,22 @@ def test_statistics_of_processes_are_weighted_by_their_counts(reasoner, monkeypa
         parts.append(dict(stats.sums))
     parts.append({})
     monkeypatch.setattr(thinking_stats, "gathered", lambda item: parts)
-    logged = {}
-    monkeypatch.setattr(module, "log", lambda name, value, **options: logged.update({name: value}))
-    stats.log(module, "val")
-    assert logged == {"val/length/thinking": pytest.approx(3.5)}
+    assert stats.metrics() == stats.means == {"length/thinking": pytest.approx(3.5)}
 
 
 def test_settings_that_cannot_work_are_refused(reasoner, assistant):
     for changes, message in (
         ({"delta": -0.1}, "delta is -0.1"),
         ({"forcing": Forcing(share=0.1)}, "both modes need at least one"),
-        ({"rewards": []}, "NoThinking would always win"),
+        ({"rewards": []}, "AdaptThink has no rewards"),
     ):
         with pytest.raises(ConfigError, match=message):
             adapt(reasoner, **changes)
-    with pytest.raises(ConfigError, match="none of model.rewards says what is right"):
+    with pytest.raises(ConfigError, match="AutoThink needs a reward that judges correctness"):
         auto(reasoner, rewards=[LengthPenalty(10.0)])
     for make in (adapt, auto):
         with pytest.raises(ConfigError, match="configs/cold_start_smollm2.yaml"):
-            fit(make(assistant), 1)
+            train(make(assistant), 1)
     for wrong in ({"gamma": 2.0}, {"alpha": -1.0}):
         with pytest.raises(ConfigError, match="needs gamma from 0 to 1"):
             ModeRewards(**wrong)

@@ -1,12 +1,6 @@
-"""Run by test_two_processes.py: three rollouts on two processes, each of which writes what it found.
+"""Run by test_two_processes.py: three rollouts on two processes, each of which writes what it found."""
 
-python two_processes.py MODEL FOLDER
-"""
-
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import lightning as L
 import torch
@@ -18,6 +12,7 @@ from objectives import GroupNorm, TokenMean
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
+from tests.helpers import digits
 
 
 class Found(L.Callback):
@@ -44,10 +39,6 @@ class Found(L.Callback):
         )
 
 
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
-
-
 def main(model, folder):
     torch.set_num_threads(1)
     L.seed_everything(0)
@@ -71,7 +62,3 @@ def main(model, folder):
     trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1))
     found.rollouts[-1]["ledger"] = ledger.rates.state_dict()
     torch.save(found.rollouts, Path(folder) / f"{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

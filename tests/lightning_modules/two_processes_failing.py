@@ -1,12 +1,4 @@
-"""Run by test_two_processes.py: a reward that fails on one of two processes only.
-
-python two_processes_failing.py MODEL
-"""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+"""Run by test_two_processes.py: a reward that fails on one of two processes only."""
 
 import lightning as L
 import torch
@@ -40,7 +32,3 @@ def main(model):
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1], train_size=64, val_size=8, seed=1))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

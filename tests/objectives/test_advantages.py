@@ -32,7 +32,10 @@ def test_deviations_and_scales_by_hand():
     assert call(GroupNorm(eps=0.0, deviation="population"))[0] == pytest.approx((1 - 1 / 3) / statistics.pstdev(first))
     batch = call(GroupNorm("batch_std", eps=1e-4))
     assert batch.tolist() == pytest.approx(
-        [(r - m) / (statistics.stdev(REWARDS.tolist()) + 1e-4) for r, m in zip(REWARDS.tolist(), [1 / 3] * 3 + [1.75 / 3] * 3, strict=True)]
+        [
+            (r - m) / (statistics.stdev(REWARDS.tolist()) + 1e-4)
+            for r, m in zip(REWARDS.tolist(), [1 / 3] * 3 + [1.75 / 3] * 3, strict=True)
+        ]
     )
     loo = call(LeaveOneOut())
     assert call(LeaveOneOut("batch_std")).tolist() == pytest.approx((loo / (loo.std() + 1e-4)).tolist())
@@ -60,7 +63,14 @@ def test_one_prompts_group_never_influences_anothers(advantage):
 def test_rows_without_a_reward_get_zero_and_do_not_count():
     rewards = torch.tensor([1.0, 0.0, NAN, NAN, 0.5, 0.25])
     kept = torch.tensor([0, 1, 4, 5])
-    for advantage in (GroupNorm(), GroupNorm("batch_std"), LeaveOneOut("batch_std"), GlobalNorm(), ReinforcePlusPlus(), PassAtK(1)):
+    for advantage in (
+        GroupNorm(),
+        GroupNorm("batch_std"),
+        LeaveOneOut("batch_std"),
+        GlobalNorm(),
+        ReinforcePlusPlus(),
+        PassAtK(1),
+    ):
         values = call(advantage, rewards)
         assert not values[2:4].any()
         assert torch.allclose(values[kept], call(advantage, rewards[kept], GROUPS[kept], MASK[kept]))
@@ -85,7 +95,9 @@ def test_its_baseline_centres_each_group_first():
     centred = [r - m for r, m in zip(REWARDS.tolist(), [1 / 3] * 3 + [1.75 / 3] * 3, strict=True)]
     values = [v for v, n in zip(centred, LENGTHS, strict=True) for _ in range(n)]
     mean, std = statistics.fmean(values), statistics.pstdev(values)
-    assert call(ReinforcePlusPlus("group"))[MASK].tolist() == pytest.approx([(v - mean) / std for v in values], rel=1e-5)
+    assert call(ReinforcePlusPlus("group"))[MASK].tolist() == pytest.approx(
+        [(v - mean) / std for v in values], rel=1e-5
+    )
 
 
 def test_returns_of_token_rewards_by_hand():
@@ -94,7 +106,9 @@ def test_returns_of_token_rewards_by_hand():
     assert rewards.tolist() == [[0, 0, 0, 1, 0]]
     rewards = rewards - 0.1 * torch.tensor([[1.0, 0.0, 2.0, 3.0, 0.0]])
     assert returns_to_go(rewards, mask, 1.0)[mask].tolist() == pytest.approx([0.4, 0.5, 0.7])
-    assert returns_to_go(rewards, mask, 0.5)[mask].tolist() == pytest.approx([-0.1 + 0.5 * (-0.2 + 0.35), -0.2 + 0.35, 0.7])
+    assert returns_to_go(rewards, mask, 0.5)[mask].tolist() == pytest.approx(
+        [-0.1 + 0.5 * (-0.2 + 0.35), -0.2 + 0.35, 0.7]
+    )
 
 
 def test_token_rewards_reach_every_earlier_token():
@@ -105,7 +119,9 @@ def test_token_rewards_reach_every_earlier_token():
     assert found[MASK].tolist() == pytest.approx([(v - mean) / std for v in returns], rel=1e-4)
 
 
-@pytest.mark.parametrize("advantage", [ReinforcePlusPlus(), ReinforcePlusPlus("group"), GlobalNorm(), GroupNorm("batch_std")])
+@pytest.mark.parametrize(
+    "advantage", [ReinforcePlusPlus(), ReinforcePlusPlus("group"), GlobalNorm(), GroupNorm("batch_std")]
+)
 def test_equal_rewards_everywhere_give_exactly_zero(advantage):
     assert not call(advantage, torch.full((6,), 0.1)).any()
 
@@ -113,9 +129,13 @@ def test_equal_rewards_everywhere_give_exactly_zero(advantage):
 def test_normalised_rewards_count_alike_and_absent_ones_not_at_all():
     accuracy, style = torch.tensor([1.0, 0, 0, 1, 1, 0]), torch.tensor([0.01, 0.02, 0.03, NAN, 0.0, 0.02])
     total = normalised_sum(torch.stack([accuracy, style]), torch.tensor([1.0, 2.0]), GROUPS, eps=0.0)
-    first = [(a - 1 / 3) / statistics.stdev([1, 0, 0]) + 2 * (s - 0.02) / 0.01 for a, s in [(1, 0.01), (0, 0.02), (0, 0.03)]]
+    first = [
+        (a - 1 / 3) / statistics.stdev([1, 0, 0]) + 2 * (s - 0.02) / 0.01 for a, s in [(1, 0.01), (0, 0.02), (0, 0.03)]
+    ]
     assert total[:3].tolist() == pytest.approx(first, rel=1e-4)
-    assert float(total[3]) == pytest.approx((1 - 2 / 3) / statistics.stdev([1, 1, 0])), "a reward that does not apply adds nothing"
+    assert float(total[3]) == pytest.approx((1 - 2 / 3) / statistics.stdev([1, 1, 0])), (
+        "a reward that does not apply adds nothing"
+    )
     assert normalised_sum(torch.full((2, 6), NAN), torch.ones(2), GROUPS).isnan().all()
     gdpo = call(GlobalNorm(), total)
     assert float(gdpo.mean()) == pytest.approx(0, abs=1e-6) and float(gdpo.std()) == pytest.approx(1, abs=1e-3)
@@ -125,14 +145,20 @@ def test_normalised_rewards_count_alike_and_absent_ones_not_at_all():
 
 
 def one_each(advantage, rewards):
-    return call(advantage, torch.tensor(rewards), torch.arange(len(rewards)), torch.ones(len(rewards), 1, dtype=torch.bool)).tolist()
+    return call(
+        advantage, torch.tensor(rewards), torch.arange(len(rewards)), torch.ones(len(rewards), 1, dtype=torch.bool)
+    ).tolist()
 
 
 def test_a_running_mean_judges_a_rollout_by_those_before_it():
     advantage = RunningMean(decay=0.75)
-    assert one_each(advantage, [1.0, 0.0, 2.0]) == [0.0, -1.0, 1.0] and advantage.baseline == 1.0, "the first by its own mean"
+    assert one_each(advantage, [1.0, 0.0, 2.0]) == [0.0, -1.0, 1.0] and advantage.baseline == 1.0, (
+        "the first by its own mean"
+    )
     assert one_each(advantage, [3.0, 2.0, NAN]) == [2.0, 1.0, 0.0] and advantage.baseline == 0.75 * 1.0 + 0.25 * 2.5
-    assert one_each(advantage, [NAN, NAN]) == [0.0, 0.0] and advantage.baseline == 1.375, "a rollout that nothing applied to leaves it"
+    assert one_each(advantage, [NAN, NAN]) == [0.0, 0.0] and advantage.baseline == 1.375, (
+        "a rollout that nothing applied to leaves it"
+    )
     assert one_each(advantage, [0.0]) == [-1.375] and advantage.baseline == 0.75 * 1.375
     assert one_each(RunningMean(), [NAN]) == [0.0]
 
@@ -186,7 +212,7 @@ def test_statistics_are_those_of_all_processes(make):
 
     def work(rank):
         advantage = make()
-        advantage.reduce = ranks.reduce_of(rank)
+        advantage.prepare(ranks.reduce_of(rank))
         found[rank] = call(advantage, REWARDS[3 * rank : 3 * rank + 3], GROUPS[:3], [MASK[:3], padded][rank])
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
@@ -210,7 +236,9 @@ def test_moments_of_equal_numbers_are_exact_and_of_none_are_zero():
 def one_group(advantage, right):
     size = len(right)
     rewards = torch.tensor(right, dtype=torch.float64)
-    return advantage(rewards, torch.zeros(size, dtype=torch.long), torch.zeros(size, 1).long(), torch.ones(size, 1).bool())
+    return advantage(
+        rewards, torch.zeros(size, dtype=torch.long), torch.zeros(size, 1).long(), torch.ones(size, 1).bool()
+    )
 
 
 @pytest.mark.parametrize(("size", "k"), [(2, 1), (3, 2), (4, 2), (4, 3), (5, 2)])
@@ -223,7 +251,9 @@ def test_the_expected_gradient_is_that_of_pass_at_k(size, k):
     for answers in itertools.product(range(3), repeat=size):
         chance = math.exp(sum(float(log[a].detach()) for a in answers))
         values = one_group(PassAtK(k), [float(a == 0) for a in answers])
-        total = total + chance * sum(float(values[i]) * log[a] for i, a in enumerate(answers)) / size  # SequenceSum's 1/N
+        total = (
+            total + chance * sum(float(values[i]) * log[a] for i, a in enumerate(answers)) / size
+        )  # SequenceSum's 1/N
     assert torch.allclose(torch.autograd.grad(total, theta)[0], exact, atol=1e-12)
 
 
@@ -236,7 +266,9 @@ def test_baseline_group_is_the_mean_over_all_sets_of_k(right, k):
     mean = statistics.fmean(scores)
     std = math.sqrt(mean * (1 - mean))
     expected = [
-        0.0 if std == 0 else statistics.fmean((score - mean) / std for s, score in zip(sets, scores, strict=True) if i in s)
+        0.0
+        if std == 0
+        else statistics.fmean((score - mean) / std for s, score in zip(sets, scores, strict=True) if i in s)
         for i in range(4)
     ]
     assert one_group(PassAtK(k, "group"), right).tolist() == pytest.approx(expected, abs=1e-12)
@@ -248,13 +280,15 @@ def test_k_of_one_is_rloo_and_hand_values_of_two():
     # k = 2 of 4 with one right: it earned 1 and the others' pass@2 is 0; a wrong one earned 1/3 and its others have pass@2 = 2/3
     assert one_group(PassAtK(2), [1.0, 0.0, 0.0, 0.0]).tolist() == pytest.approx([2.0, -2 / 3, -2 / 3, -2 / 3])
     assert one_group(PassAtK(2), [0.0] * 4).tolist() == one_group(PassAtK(2), [1.0] * 4).tolist() == [0.0] * 4
-    assert float(pass_rate(torch.tensor(10.0), torch.tensor(3.0), 4)) == pytest.approx(1 - math.comb(7, 4) / math.comb(10, 4))
+    assert float(pass_rate(torch.tensor(10.0), torch.tensor(3.0), 4)) == pytest.approx(
+        1 - math.comb(7, 4) / math.comb(10, 4)
+    )
 
 
 def test_mistakes_are_refused():
     with pytest.raises(ConfigError, match="needs groups of at least 4"):
         call(PassAtK(3))
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="k is 0; set it to 1 or more"):
         PassAtK(0)
     with pytest.raises(ConfigError, match="discount"):
         ReinforcePlusPlus(discount=0.0)

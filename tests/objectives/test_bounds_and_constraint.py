@@ -30,7 +30,9 @@ def test_exact_bounds_fail_at_most_delta_of_the_time(bound):
     """Summed over all binomial outcomes, so no sampling error: P(bound < true mean) <= delta."""
     m, true_mean, delta = 40, 0.15, 0.1
     failures = sum(
-        stats.binom.pmf(k, m, true_mean) for k in range(m + 1) if bound(torch.tensor([1.0] * k + [0.0] * (m - k)), delta) < true_mean
+        stats.binom.pmf(k, m, true_mean)
+        for k in range(m + 1)
+        if bound(torch.tensor([1.0] * k + [0.0] * (m - k)), delta) < true_mean
     )
     assert failures <= delta
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from objectives.kl import adapted_coefficient, kl_estimate
-from objectives.preference import pairwise_cost_loss, reward_loss, signed_cost_loss
+from objectives.preference_losses import pairwise_cost_loss, reward_loss, signed_cost_loss
 
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REFERENCE = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
@@ -29,7 +29,9 @@ def test_expected_gradients_k2_gives_the_kl_gradient_and_k1_none():
     exact = torch.autograd.grad((theta.softmax(0) * (theta.log_softmax(0) - REFERENCE.log())).sum(), theta)[0]
 
     def expected(estimator):
-        return torch.autograd.grad((POLICY * kl_estimate(theta.log_softmax(0), REFERENCE.log(), estimator)).sum(), theta)[0]
+        return torch.autograd.grad(
+            (POLICY * kl_estimate(theta.log_softmax(0), REFERENCE.log(), estimator)).sum(), theta
+        )[0]
 
     assert torch.allclose(expected("k2"), exact, atol=1e-12)
     assert torch.allclose(expected("k1"), torch.zeros(3, dtype=torch.float64), atol=1e-12)

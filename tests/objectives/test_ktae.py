@@ -4,18 +4,15 @@ import math
 from collections import Counter
 from fractions import Fraction
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import fisher_exact
 
-from main import main
 from objectives import KTAE, GroupNorm, LeaveOneOut, RunningMean
 from objectives.ktae import fisher_p, information_gain
 from support.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import run_config
 
 
 def tables(right, wrong):
@@ -50,7 +47,10 @@ def padded(rows):
 
 def by_hand(token, rows, right, weights=(1.0, 1.0), top=1.0, k1=2.0, b0=0.5):
     """The key of a token, from the specification, in plain floats."""
-    good, bad = [r for r, ok in zip(rows, right, strict=True) if ok], [r for r, ok in zip(rows, right, strict=True) if not ok]
+    good, bad = (
+        [r for r, ok in zip(rows, right, strict=True) if ok],
+        [r for r, ok in zip(rows, right, strict=True) if not ok],
+    )
     a, b = sum(token in r for r in good), sum(token in r for r in bad)
     c, d = len(good) - a, len(bad) - b
     n = len(rows)
@@ -91,7 +91,9 @@ def test_keys_are_those_of_the_formulas(options):
     weights = (options.get("fisher", 1.0), options.get("gain", 1.0))
     for row, found in zip(ROWS, keys.tolist(), strict=True):
         for token, value in zip(row, found, strict=False):
-            expected = by_hand(token, ROWS, RIGHT, weights, options.get("top", 1.0), options.get("k1", 2.0), options.get("b", 0.5))
+            expected = by_hand(
+                token, ROWS, RIGHT, weights, options.get("top", 1.0), options.get("k1", 2.0), options.get("b", 0.5)
+            )
             assert value == pytest.approx(expected, abs=1e-9), token
         assert not any(found[len(row) :])
 
@@ -107,7 +109,11 @@ def test_what_the_paper_promises_of_keys():
     ended.end_tokens = [5]
     assert (ended.keys(rewards, tokens, mask)[tokens == 5] == 0).all()
     assert KTAE(clamp=0.5).keys(rewards, tokens, mask)[0, 0] < 0.5
-    assert KTAE().keys(torch.ones(6), tokens, mask).abs().sum() == KTAE().keys(torch.zeros(6), tokens, mask).abs().sum() == 0
+    assert (
+        KTAE().keys(torch.ones(6), tokens, mask).abs().sum()
+        == KTAE().keys(torch.zeros(6), tokens, mask).abs().sum()
+        == 0
+    )
 
 
 def test_groups_do_not_mix_and_keys_are_added_to_the_base():
@@ -148,19 +154,12 @@ def test_state_and_mistakes():
 def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
+    changes = {
         "model.rewards": '[{"class_path":"rewards.Format","init_args":{"pattern":"[^1]*1[\\\\s\\\\S]*"}}]',
         "model.sampling.max_new_tokens": 30,
-        "data.val_size": 2,
-        "trainer.max_steps": 1,
-        "trainer.limit_val_batches": 0,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_checkpointing": "false",
-        "trainer.accelerator": "cpu",
     }
-    cli = main(["fit", f"--config={ROOT}/configs/ktae.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    unchanged = ("model.batch.prompts_per_rollout", "model.batch.group_size", "data.train_size")
+    cli = run_config(["ktae"], reasoner, unchanged=unchanged, **changes)
     batch, metrics = cli.model.last_rollout, cli.trainer.callback_metrics
     assert batch.advantages.shape == batch.completion_ids.shape
     assert 0 < float(metrics["train/key_abs"]) < 1 and 0 < float(metrics["train/key_share"]) < 1

@@ -39,7 +39,11 @@ def ours(loss, aggregation=None):
 
 
 def group(*given, **options):
-    return float(GroupNorm(*given, **options)(torch.tensor([1.0, 0, 0, 0]), torch.zeros(4, dtype=torch.long), MASK.long(), MASK)[0])
+    return float(
+        GroupNorm(*given, **options)(torch.tensor([1.0, 0, 0, 0]), torch.zeros(4, dtype=torch.long), MASK.long(), MASK)[
+            0
+        ]
+    )
 
 
 def cispo(low, high):
@@ -65,7 +69,10 @@ CASES = {
         ours(ClippedSurrogate(dual_clip=3.0)),
     ),
     "TRL's dr_grpo": (sum(tokens(surrogate)) / (4 * CAP), ours(ClippedSurrogate(), ConstantLength(CAP))),
-    "verl's seq-mean-token-sum-norm": (sum(tokens(surrogate)) / CAP, ours(ClippedSurrogate(), ConstantLength(CAP, per_completion=False))),
+    "verl's seq-mean-token-sum-norm": (
+        sum(tokens(surrogate)) / CAP,
+        ours(ClippedSurrogate(), ConstantLength(CAP, per_completion=False)),
+    ),
     "TRL's cispo, epsilon_high 0.28": (cispo(0, 0.28), ours(CISPO(ratio_cap=0.28))),
     "TRL's cispo, epsilon_high 1.28": (cispo(0, 1.28), ours(CISPO(ratio_cap=1.28))),
     "open-instruct's cispo, 0.28": (cispo(0, 1.28), ours(CISPO(clip_high=0.28))),

@@ -15,7 +15,9 @@ def flags(text):
 
 
 def test_adapt_think_advantage_by_hand():
-    found = adapt_think_advantage(torch.tensor([1.0, 0.0, 1.0, 0.0]), flags("1100"), torch.tensor([0.75, 0.75, 0.25, 0.25]), 0.05)
+    found = adapt_think_advantage(
+        torch.tensor([1.0, 0.0, 1.0, 0.0]), flags("1100"), torch.tensor([0.75, 0.75, 0.25, 0.25]), 0.05
+    )
     assert found.tolist() == pytest.approx([0.30, -0.70, 0.75, -0.25])
 
 
@@ -47,7 +49,9 @@ def test_shaping_by_length():
     found = length_shaped(torch.zeros(6), flags("110100"), lengths, groups)
     assert found[:2].tolist() == pytest.approx([0.0360, -0.0347], abs=5e-5)  # y = -+0.7071
     assert found[2] == 0 and found[3] == 0, "alone among the equally right or wrong of its prompt"
-    assert found[4:].tolist() == pytest.approx([1 - math.exp(-0.05 * 0.5**0.5), 1 - math.exp(0.05 * 0.5**0.5)], abs=1e-6), "longer gains"
+    assert found[4:].tolist() == pytest.approx(
+        [1 - math.exp(-0.05 * 0.5**0.5), 1 - math.exp(0.05 * 0.5**0.5)], abs=1e-6
+    ), "longer gains"
     equal = length_shaped(torch.zeros(2), flags("11"), torch.tensor([4, 4]), torch.tensor([0, 0]))
     assert equal.tolist() == [0, 0]
 
@@ -76,7 +80,9 @@ def test_clipping_is_for_the_whole_sequence():
     behaviour = LOGPROBS + torch.tensor([[-0.9, 0.0, 0.0], [1.2, 0.0, 0.0]])  # roots exp(0.45) and exp(-0.4)
     for sign, clipped in ((1, [True, False]), (-1, [False, True])):
         logprobs = LOGPROBS.clone().requires_grad_()
-        loss, metrics = SequenceSurrogate(0.2, 0.2)(logprobs, behaviour, torch.full((2, 3), float(sign), dtype=torch.float64), MASK)
+        loss, metrics = SequenceSurrogate(0.2, 0.2)(
+            logprobs, behaviour, torch.full((2, 3), float(sign), dtype=torch.float64), MASK
+        )
         (loss * MASK).sum().backward()
         assert [bool((row == 0).all()) for row in logprobs.grad] == clipped
         assert float(metrics["clip_fraction"]) == sum(n for n, c in zip((2, 3), clipped, strict=True) if c)

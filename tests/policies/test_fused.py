@@ -33,7 +33,11 @@ def test_values_and_gradients_are_those_of_log_softmax(monkeypatch, tile, temper
 def test_gradients_agree_with_finite_differences(monkeypatch):
     monkeypatch.setattr(fused, "TILE", 64 * 3)
     torch.manual_seed(1)
-    hidden, weight, upstream = torch.randn(3, 4), torch.randn(150, 4, requires_grad=True), torch.tensor([1.0, -2.0, 0.5])
+    hidden, weight, upstream = (
+        torch.randn(3, 4),
+        torch.randn(150, 4, requires_grad=True),
+        torch.tensor([1.0, -2.0, 0.5]),
+    )
     targets = torch.tensor([3, 70, 149])
 
     def value(h):

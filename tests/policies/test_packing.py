@@ -1,10 +1,18 @@
-"""Packed forwards against one unpadded forward a row: random group shapes, models, attention of other kinds, gradients."""
+"""Packed forwards against one unpadded forward per row: group shapes, models, kinds of attention, gradients."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from policies import PolicyParams, PromptGroups, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, can_pack
@@ -44,12 +52,14 @@ def groups_of(prompts, completions, generator):
 
 
 def naive(model, groups, temperature):
-    """One forward a row without padding: a list of log-probs."""
+    """One forward per row without padding: a list of log-probs."""
     values = []
     for row, owner in enumerate(groups.owner.tolist()):
         prompt = groups.prompt_ids[owner][groups.prompt_mask[owner]]
         completion = groups.completion_ids[row][groups.completion_mask[row]]
-        logits = model(torch.cat([prompt, completion])[None], use_cache=False).logits[0, len(prompt) - 1 : -1] / temperature
+        logits = (
+            model(torch.cat([prompt, completion])[None], use_cache=False).logits[0, len(prompt) - 1 : -1] / temperature
+        )
         values.append(logits.log_softmax(-1).gather(1, completion[:, None])[:, 0])
     return values
 
@@ -103,11 +113,15 @@ def test_what_a_token_sees_is_its_prompt_and_its_row():
     groups = groups_of([4, 3], [(0, 5), (0, 5), (1, 5)], torch.Generator().manual_seed(1))
     model = build("llama")
     before = packed_logprobs(model, groups)[0]
-    other = PromptGroups(groups.prompt_ids, groups.prompt_mask, groups.owner, groups.completion_ids.clone(), groups.completion_mask)
+    other = PromptGroups(
+        groups.prompt_ids, groups.prompt_mask, groups.owner, groups.completion_ids.clone(), groups.completion_mask
+    )
     other.completion_ids[0] = 29 - other.completion_ids[0]
     after = packed_logprobs(model, other)[0]
     assert torch.allclose(before[1:], after[1:], atol=1e-6) and not torch.allclose(before[0], after[0])
-    other = PromptGroups(groups.prompt_ids.clone(), groups.prompt_mask, groups.owner, groups.completion_ids, groups.completion_mask)
+    other = PromptGroups(
+        groups.prompt_ids.clone(), groups.prompt_mask, groups.owner, groups.completion_ids, groups.completion_mask
+    )
     other.prompt_ids[1] = (29 - other.prompt_ids[1]) * other.prompt_mask[1]
     after = packed_logprobs(model, other)[0]
     assert torch.allclose(before[:2], after[:2], atol=1e-6) and not torch.allclose(before[2], after[2])

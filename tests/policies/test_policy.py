@@ -9,7 +9,13 @@ def sequences(policy):
     prompt = torch.tensor([policy.encode("1+2=?")])
     completion = policy.tokenizer("1+2+0=3</think>3", return_tensors="pt")["input_ids"]
     owner = torch.zeros(1, dtype=torch.long)
-    return PromptGroups(prompt, torch.ones_like(prompt, dtype=torch.bool), owner, completion, torch.ones_like(completion, dtype=torch.bool))
+    return PromptGroups(
+        prompt,
+        torch.ones_like(prompt, dtype=torch.bool),
+        owner,
+        completion,
+        torch.ones_like(completion, dtype=torch.bool),
+    )
 
 
 def moved(policy):
@@ -54,7 +60,7 @@ def test_model_names_that_lead_nowhere(reasoner, tmp_path):
 
     with pytest.raises(ConfigError, match="does not exist"):
         Policy(PolicyParams("./nowhere"))
-    with pytest.raises(ConfigError, match="neither a folder"):
+    with pytest.raises(ConfigError, match="not a folder, an embedded model"):
         Policy(PolicyParams("tiny reasoner"))
     with pytest.raises(ConfigError, match="no config.json"):
         Policy(PolicyParams(str(tmp_path)))

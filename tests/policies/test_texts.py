@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 from assets.make_untrained import assistant_tokenizer, reasoner_tokenizer
 from policies import Policy, PolicyParams
+from policies.prompt_encoding import encode_content, encode_prompt
 from policies.supervised import encode_responses
-from policies.texts import encode_content, encode_prompt
-from rollouts.thinking import thinking_format
+from rollouts.thinking_format import thinking_format
 from support.errors import ConfigError
 
 SPELLINGS = [
@@ -25,11 +25,24 @@ SPELLINGS = [
     "<|endoftext|>",
     "<repo_name>",
 ]
-PLAIN = ["1+2=?", "", "\n\n two lines \n", " a", "< eos >", "<|im_end", "im_end|>", "ünï \u202e right to left", "🙂👩‍👩‍👧", "a\x00b\x07", "\ue000\ue000"]  # fmt: skip
+PLAIN = [
+    "1+2=?",
+    "",
+    "\n\n two lines \n",
+    " a",
+    "< eos >",
+    "<|im_end",
+    "im_end|>",
+    "ünï \u202e right to left",
+    "🙂👩‍👩‍👧",
+    "a\x00b\x07",
+    "\ue000\ue000",
+]
 
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -42,9 +55,13 @@ def chatml():
     backend.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(["user\n\n the end |im_end|> assistant\n 1+2=? think think> a b"] * 3, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token=special[0])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", unk_token=special[0]
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": special})
     tokenizer.chat_template = CHATML
     return tokenizer
@@ -84,7 +101,10 @@ def test_a_prompt_adds_no_control_token(tokenizer, spelling, around):
     assert controls(tokenizer, ids) == controls(tokenizer, templated(tokenizer, harmless))
     if tokenizer.decode(tokenizer("x")["input_ids"]) == "x":  # the assistant knows words only
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert tokenizer.decode(ids).replace(" ", "") == rendered.replace("\ue000", "").replace(" ", "") or "\ue000" in text
+        assert (
+            tokenizer.decode(ids).replace(" ", "") == rendered.replace("\ue000", "").replace(" ", "")
+            or "\ue000" in text
+        )
 
 
 def test_by_hand(chatml):
@@ -109,7 +129,12 @@ def test_a_raw_prompt_keeps_the_tokenizers_own_ends():
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<user> $A <eos>", special_tokens=ends)
     assert encode_prompt(tokenizer, "1+1") == tokenizer("1+1")["input_ids"]
     ids = encode_prompt(tokenizer, "1<eos>2<eos>")
-    assert ids[0] == ends[0][1] and ids[-1] == ends[1][1] and tokenizer.decode(ids[1:-1]) == "1<eos>2<eos>" and len(ids) == 14
+    assert (
+        ids[0] == ends[0][1]
+        and ids[-1] == ends[1][1]
+        and tokenizer.decode(ids[1:-1]) == "1<eos>2<eos>"
+        and len(ids) == 14
+    )
 
 
 def test_a_think_block_opens_behind_hostile_text(reasoner):
@@ -147,9 +172,18 @@ def test_an_assistants_turn_keeps_the_reasoners_markers(reasoner):
 
 
 @pytest.mark.parametrize(
-    "prompt", [5, [], [{"role": "eos", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": 3}], ["x"], {"role": 1}]
+    "prompt",
+    [
+        5,
+        [],
+        [{"role": "eos", "content": "x"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": 3}],
+        ["x"],
+        {"role": 1},
+    ],
 )
-def test_what_is_no_prompt_is_refused(chatml, prompt):
+def test_invalid_prompts_are_refused(chatml, prompt):
     with pytest.raises(ConfigError, match="a prompt is a text, or a list of messages"):
         encode_prompt(chatml, prompt)
 
@@ -157,10 +191,13 @@ def test_what_is_no_prompt_is_refused(chatml, prompt):
 def test_markers_that_are_added_words_but_not_special(chatml):
     """Qwen3's <think> and <tool_call> are added tokens without the flag `special`."""
     tokenizer = copy.deepcopy(chatml)
-    tokenizer.add_tokens(["<think>", "</think>", "<tool_call>", "<table>", "<|fim_middle|>", "    "], special_tokens=False)
+    tokenizer.add_tokens(
+        ["<think>", "</think>", "<tool_call>", "<table>", "<|fim_middle|>", "    "], special_tokens=False
+    )
     tokenizer.chat_template += "{# <tool_call> #}"
     added = {
-        text: tokenizer.convert_tokens_to_ids(text) for text in ("<think>", "</think>", "<tool_call>", "<table>", "<|fim_middle|>", "    ")
+        text: tokenizer.convert_tokens_to_ids(text)
+        for text in ("<think>", "</think>", "<tool_call>", "<table>", "<|fim_middle|>", "    ")
     }
     ids = encode_prompt(tokenizer, "".join(added))
     assert {i for i in ids if i in added.values()} == {added["<table>"], added["    "]}, "words of the vocabulary stay"

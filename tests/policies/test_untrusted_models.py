@@ -56,7 +56,13 @@ def test_pickles_beside_safetensors_are_not_read(folder, tmp_path):
 
 def test_pickled_weights_named_by_an_adapter(folder, tmp_path):
     """A folder may name an adapter, whose weights transformers would load as well."""
-    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(folder), "task_type": "CAUSAL_LM"}
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": str(folder),
+        "task_type": "CAUSAL_LM",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     torch.save({"base_model.model.x": Payload(tmp_path / "executed")}, folder / "adapter_model.bin")
     with pytest.raises(ConfigError, match="adapter_config.json"):
@@ -90,7 +96,7 @@ def test_code_that_comes_with_a_model_does_not_run(folder, tmp_path, file, known
 
 
 def test_a_converted_folder_loads(folder, tmp_path):
-    """What the message advises."""
+    """The advice of the message works."""
     torch.save(dict(load_file(folder / "model.safetensors")), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     shutil.copytree(folder, tmp_path / "new")
@@ -99,10 +105,14 @@ def test_a_converted_folder_loads(folder, tmp_path):
     Policy(PolicyParams(str(tmp_path / "new")))
 
 
-def test_a_model_that_is_not_whole_is_refused(folder):
+def test_an_incomplete_model_is_refused(folder):
     weights = load_file(folder / "model.safetensors")
     lost = next(name for name in weights if "q_proj" in name)
-    save_file({name: tensor for name, tensor in weights.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != lost},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(ConfigError, match=f"lacks 1 of its weights, among them {lost}"):
         Policy(PolicyParams(str(folder)))
     save_file(weights | {lost: torch.zeros(3, 5)}, folder / "model.safetensors", {"format": "pt"})

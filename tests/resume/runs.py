@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,36 +14,25 @@ from typing import Any
 import mlflow
 import torch
 
+from tests.helpers import processes
+
 ROOT = Path(__file__).resolve().parents[2]
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.resume.preload"])
 
 
 def _run(arguments: list[str], folder: str) -> None:
+    """`main.py fit`, from its first line to its exit status."""
     os.chdir(folder)
-    os.environ |= {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        "LIGHTNING_POSTTRAIN_CACHE": f"{folder}/cache",
-        "PL_GLOBAL_SEED": "0",
-    }
-    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1), os.dup2(log, 2)
-    torch.set_num_threads(1)
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["main.py", "fit", *arguments]
     import main
 
-    try:
-        main.main(["fit", *arguments])
-    except SIGTERMException:  # as main.py itself ends
-        os._exit(128 + signal.SIGTERM)
+    main.run()
 
 
 def start(arguments: list[str], folder: Path) -> Any:
     """Begin a run in a process of its own."""
-    process = FORKS.Process(target=_run, args=(arguments, str(folder)))
-    process.start()
-    return process
+    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "LIGHTNING_POSTTRAIN_CACHE": f"{folder}/cache"}
+    return processes.start(_run, arguments, str(folder), log=folder / "log.txt", PL_GLOBAL_SEED="0", **own)
 
 
 def heed_ctrl_c() -> None:
@@ -56,13 +44,22 @@ class Command:
     """The same with main.py's own process, which starts others for --trainer.devices 2; they live and die together."""
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
-        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "LIGHTNING_POSTTRAIN_CACHE": f"{folder}/cache"}
+        environment = os.environ | {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "LIGHTNING_POSTTRAIN_CACHE": f"{folder}/cache",
+        }
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         environment.pop("PL_GLOBAL_SEED", None)
         with (folder / "log.txt").open("a") as log:
             command = [sys.executable, str(ROOT / "main.py"), "fit", *arguments]
             self.process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=heed_ctrl_c
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=heed_ctrl_c,
             )
         self.pid = -self.process.pid  # of the group
 
@@ -73,13 +70,6 @@ class Command:
     @property
     def exitcode(self) -> int | None:
         return self.process.poll()
-
-
-def finish(process: Any, seconds: float = 300) -> int:
-    """Wait for its end. Returns the exit status."""
-    process.join(seconds)
-    assert process.exitcode is not None, "the run hangs"
-    return process.exitcode
 
 
 def kill_after(process: Any, seconds: float, how: int = signal.SIGKILL) -> bool:
@@ -107,7 +97,11 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
     if isinstance(a, dict) and isinstance(b, dict):
         keys = {*a, *b}
-        return [d for key in keys for d in (differences(a[key], b[key], f"{where}.{key}") if key in a and key in b else [f"{where}.{key}"])]
+        return [
+            d
+            for key in keys
+            for d in (differences(a[key], b[key], f"{where}.{key}") if key in a and key in b else [f"{where}.{key}"])
+        ]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}[{i}]")]
     return [] if a == b or (a != a and b != b) else [f"{where}: {a!r} is not {b!r}"]

@@ -18,7 +18,8 @@ import yaml
 
 from rewards import FunctionReward
 from support.files import damage
-from tests.resume.runs import Command, differences, finish, kill_after, metrics, start, state, tables, wait_for
+from tests.helpers.processes import finish
+from tests.resume.runs import Command, differences, kill_after, metrics, start, state, tables, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("KILLS", "10"))
@@ -48,7 +49,10 @@ MODEL = {
 DATA = {"levels": [1, 2, 3], "train_size": 30, "val_size": 6}  # 30: an epoch ends within the run
 TABLES = part("callbacks.CompletionsTable", every_n_rollouts=1)
 CHECKPOINTS = part("callbacks.RolloutCheckpoint", every_n_rollouts=2)
-LEDGER, CURRICULUM = part("callbacks.DifficultyLedger"), part("callbacks.Curriculum", raise_at=0.3, lower_at=0.1, window=1)
+LEDGER, CURRICULUM = (
+    part("callbacks.DifficultyLedger"),
+    part("callbacks.Curriculum", raise_at=0.3, lower_at=0.1, window=1),
+)
 RESET = part("callbacks.ReferenceReset", every_n_rollouts=4, plateau={"metric": "val/reward", "patience": 1})
 STAGES = part("callbacks.StageSchedule", stages=[{"from_rollout": 3 * n, "set": {"stage": n + 1}} for n in range(3)])
 PAIRS = {"source": "pairs.parquet"}
@@ -127,7 +131,9 @@ def kill_and_compare(method, command, tmp_path, begin, kills_wanted, more=()):
     """Kill so many times, going on after each; every run that ends must equal the undisturbed one."""
     undisturbed = tmp_path / "undisturbed"
     began = time.monotonic()
-    assert finish(begin([*command(method, undisturbed), *more], undisturbed)) == 0, (undisturbed / "log.txt").read_text()[-3000:]
+    assert finish(begin([*command(method, undisturbed), *more], undisturbed)) == 0, (
+        undisturbed / "log.txt"
+    ).read_text()[-3000:]
     length = time.monotonic() - began
     assert len(metrics(undisturbed)) > 2 * ROLLOUTS
     rng = random.Random(method)
@@ -140,7 +146,9 @@ def kill_and_compare(method, command, tmp_path, begin, kills_wanted, more=()):
         process = begin(arguments, folder)
         if kills < kills_wanted and kill_after(process, rng.uniform(0, length)):
             kills += 1
-            assert all(damage(path) is None for path in folder.glob("runs/*/checkpoints/*.ckpt")), "a checkpoint that is not whole"
+            assert all(damage(path) is None for path in folder.glob("runs/*/checkpoints/*.ckpt")), (
+                "a checkpoint that is not whole"
+            )
             continue
         assert finish(process) == 0, (folder / "log.txt").read_text()[-3000:]
         equal_to(undisturbed, folder)
@@ -176,7 +184,10 @@ def test_sigterm_saves_and_says_so(command, tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert finish(process) == 143
     (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
-    assert damage(saved) is None and f"is in {saved.relative_to(folder)}; go on with --ckpt_path last" in (folder / "log.txt").read_text()
+    assert (
+        damage(saved) is None
+        and f"is in {saved.relative_to(folder)}; continue with --ckpt_path last" in (folder / "log.txt").read_text()
+    )
     assert finish(start([*arguments, "--ckpt_path=last"], folder)) == 0
     assert metrics(folder) == metrics(undisturbed)
 
@@ -196,7 +207,12 @@ class Terminate(lightning.Callback):
 
 
 #: in a rollout, in one that is validated, in a validation; in the last rollout of an epoch and in the next
-MOMENTS = [("on_train_batch_start", [2]), ("on_train_batch_start", [3, 6]), ("on_validation_start", [3]), ("on_train_batch_start", [7, 8])]
+MOMENTS = [
+    ("on_train_batch_start", [2]),
+    ("on_train_batch_start", [3, 6]),
+    ("on_validation_start", [3]),
+    ("on_train_batch_start", [7, 8]),
+]
 
 
 def test_a_terminated_run_ends_as_the_undisturbed_one(command, tmp_path):
@@ -220,7 +236,11 @@ def test_one_of_two_processes_trains_the_scorers_while_the_other_waits(command, 
     process = Command([*command("hc_rlhf", folder), *TWO, "--trainer.max_steps=2"], folder)
     assert finish(process) == 0, (folder / "log.txt").read_text()[-3000:]
     log = (folder / "log.txt").read_text()
-    assert log.count("Reward model: training") == 1 and log.count("Cost model: held-out") == 1 and "HCRLHF: 1 rollouts" in log
+    assert (
+        log.count("Reward model: training") == 1
+        and log.count("Cost model: held-out") == 1
+        and "HCRLHF: 1 rollouts" in log
+    )
 
 
 def test_one_ctrl_c_saves_and_says_so(command, tmp_path):
@@ -228,7 +248,7 @@ def test_one_ctrl_c_saves_and_says_so(command, tmp_path):
     arguments = command("grpo", folder)
     overlay = folder / "overlay.yaml"
     overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
-    process = Command(arguments, folder)
+    process = start(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == 130
@@ -236,7 +256,7 @@ def test_one_ctrl_c_saves_and_says_so(command, tmp_path):
     log = (folder / "log.txt").read_text()
     assert (
         damage(saved) is None
-        and "Press it again to stop at once" in log
+        and "Press Ctrl+C again to stop at once" in log
         and f"SIGINT: the state after rollout {int(saved.stem[-6:])} is in" in log
     )
 
@@ -261,16 +281,18 @@ def test_a_second_ctrl_c_stops_at_once(where, command, tmp_path):
     overlay["trainer"]["callbacks"][-1] = part("callbacks.RolloutCheckpoint")
     overlay["trainer"]["callbacks"].append(part("tests.resume.test_kill.Pause", hook=where))
     (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
-    process = Command(arguments, folder)
+    process = start(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000001.json")))
     os.kill(process.pid, signal.SIGINT)
-    wait_for(lambda: "Press it again" in (folder / "log.txt").read_text())
+    wait_for(lambda: "Press Ctrl+C again" in (folder / "log.txt").read_text())
     wait_for((folder / "reached").exists)
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == 1
     assert "Traceback" not in (folder / "log.txt").read_text()
     left = list(folder.glob("runs/*/checkpoints/*"))  # no half of a checkpoint
-    assert [path.suffix for path in left] == ([".ckpt"] if where == "on_exception" else []) and not any(map(damage, left))
+    assert [path.suffix for path in left] == ([".ckpt"] if where == "on_exception" else []) and not any(
+        map(damage, left)
+    )
 
 
 @pytest.mark.parametrize("told", ["one", "all"])
@@ -282,7 +304,10 @@ def test_sigterm_ends_two_processes(told, command, tmp_path):
     os.kill(process.pid if told == "all" else -process.pid, signal.SIGTERM)
     assert finish(process) == 143
     newest = max(folder.glob("runs/*/checkpoints/*.ckpt"))
-    assert damage(newest) is None and f"is in {newest.relative_to(folder)}; go on with --ckpt_path last" in (folder / "log.txt").read_text()
+    assert (
+        damage(newest) is None
+        and f"is in {newest.relative_to(folder)}; continue with --ckpt_path last" in (folder / "log.txt").read_text()
+    )
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(command, tmp_path):

@@ -19,7 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the-secret-of-the-arena"
 #: fails to do something: everything that is denied raises an OSError of some kind
-TRY = "def attempt(action):\n    try:\n        action()\n        print('HARM')\n    except (OSError, ImportError): pass\n"
+TRY = (
+    "def attempt(action):\n    try:\n        action()\n        print('HARM')\n    except (OSError, ImportError): pass\n"
+)
 SYSCALL = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\ndef harmful(result):\n    print('HARM' if result >= 0 else 'denied')\n"
 
 #: name -> (program, the ways in which it may end)
@@ -200,7 +202,11 @@ class Arena:
         self.victim = subprocess.Popen(["sleep", "600"])
         self.nice = os.getpriority(os.PRIO_PROCESS, self.victim.pid)
         self.came: list[str] = []
-        self.sockets = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)]
+        self.sockets = [
+            socket.create_server(("127.0.0.1", 0)),
+            socket.socket(socket.AF_UNIX),
+            socket.socket(socket.AF_UNIX),
+        ]
         self.port = self.sockets[0].getsockname()[1]
         self.datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.datagrams.bind(("127.0.0.1", self.port))
@@ -214,7 +220,12 @@ class Arena:
         self.datagrams.settimeout(0)
 
     def names(self, full: bool) -> str:
-        given = {"VICTIM": self.victim.pid, "PARENT": os.getpid(), "TARGET": str(self.target), "SECRET_FILE": str(self.folder / "secret")}
+        given = {
+            "VICTIM": self.victim.pid,
+            "PARENT": os.getpid(),
+            "TARGET": str(self.target),
+            "SECRET_FILE": str(self.folder / "secret"),
+        }
         given |= {"PORT": self.port, "SOCKET": self.path, "REPOSITORY": str(ROOT), "FULL": full}
         return "".join(f"{name} = {value!r}; " for name, value in given.items()) + "\n"
 
@@ -275,7 +286,9 @@ def fight(wall_s: float, without: list[str], only: list[str] | None = None, work
         program, ends = entry
         limits = sandbox.Limits(wall_s=wall_s if "timeout" in ends else 10 * wall_s, **small)
         started = time.monotonic()
-        result = sandbox.run(names + program, "one line\n", limits, allow_weaker=bool(without), without=frozenset(without))
+        result = sandbox.run(
+            names + program, "one line\n", limits, allow_weaker=bool(without), without=frozenset(without)
+        )
         return [result.status, result.stdout, result.stderr, result.seconds, time.monotonic() - started]
 
     try:
@@ -283,7 +296,13 @@ def fight(wall_s: float, without: list[str], only: list[str] | None = None, work
             chosen = {name: entry for name, entry in PROGRAMS.items() if only is None or name in only}
             results = dict(zip(chosen, pool.map(one, chosen.values()), strict=True))
         new = [name for name in set(os.listdir(tempfile.gettempdir())) - before if name.startswith("sandbox_")]
-        return {"results": results, "harm": arena.harm(), "left": left_behind(mark), "files": new, "threads": threading.active_count()}
+        return {
+            "results": results,
+            "harm": arena.harm(),
+            "left": left_behind(mark),
+            "files": new,
+            "threads": threading.active_count(),
+        }
     finally:
         sandbox.START = sandbox.START.split(" #")[0]
         arena.close()

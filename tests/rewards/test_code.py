@@ -238,4 +238,8 @@ def test_the_overlay_and_the_docs_rewards_are_configurations(capsys):
     parser = ArgumentParser()
     parser.add_argument("--rewards", type=list[Reward])
     made = parser.instantiate(parser.parse_object({"rewards": rewards_given})).rewards
-    assert made[0].limits == Limits(wall_s=3, memory_mb=256) and made[1].timeout_s == 20 and isinstance(made[2].reward, ExactAnswer)
+    assert (
+        made[0].limits == Limits(wall_s=3, memory_mb=256)
+        and made[1].timeout_s == 20
+        and isinstance(made[2].reward, ExactAnswer)
+    )

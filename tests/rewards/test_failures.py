@@ -15,14 +15,14 @@ from test_per_task import batch as mixed
 from test_rewards import batch_of
 
 from callbacks import RolloutCheckpoint
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO, HCRLHF
-from lightning_modules.hc_rlhf import Constraint
-from lightning_modules.terms import Shaping
+from lightning_modules import HCRLHF
+from lightning_modules.core.terms import Shaping
+from lightning_modules.hc_rlhf.module import Constraint
 from policies import PolicyParams
 from rewards import ExactAnswer, Failure, FunctionReward, Guarded, HTTPJudge, PerTask, Reward, total_reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from tests.helpers import build, fit, sums, weights
 
 ROWS = [{"prompt": "p", "answer": "x", "id": "1"}, {"prompt": "q", "answer": "y", "id": "2"}]
 
@@ -95,7 +95,9 @@ def test_a_failed_reward_voids_the_sum_and_one_that_abstains_does_not():
 
 
 def test_failures_travel_with_their_completions():
-    parts = [batch_of(texts, ROWS) for texts in (["good", "raise", "good", "good"], ["raise", "raise", "good", "raise"])]
+    parts = [
+        batch_of(texts, ROWS) for texts in (["good", "raise", "good", "good"], ["raise", "raise", "good", "raise"])
+    ]
     for part in parts:
         part.rewards = {"mine": Guarded(ByText(name="mine"))(part)}
     whole = RolloutBatch.concatenate(parts)
@@ -181,7 +183,9 @@ def asked(url, texts=("a", "bb", "ccc", "dddd"), **options):
 def test_a_judge_gets_the_texts_and_the_columns_in_their_order(monkeypatch):
     monkeypatch.setenv("JUDGE_TOKEN", "secret")
     with served(by_length) as (url, questions):
-        values, failures, _ = asked(url, columns=["answer"], per_request=3, workers=1, token_variable="JUDGE_TOKEN", timeout_s=5)
+        values, failures, _ = asked(
+            url, columns=["answer"], per_request=3, workers=1, token_variable="JUDGE_TOKEN", timeout_s=5
+        )
     assert values.tolist() == [1, 2, 3, 4] and failures == [0] * 4
     first, second = questions
     assert first[0] == {"prompts": ["p", "p", "q"], "completions": ["a", "bb", "ccc"], "answer": ["x", "x", "y"]}
@@ -293,22 +297,18 @@ class Keeps(L.Callback):
         self.batches.append(module.last_rollout)
 
 
-def trained(reasoner, folder, rewards, steps=3, micro=None, val=0, **options):
-    module = GRPO(
-        policy=PolicyParams(reasoner),
+def trained(reasoner, folder, rewards, steps=3, micro=None, val=0, **parts):
+    module = build(
+        reasoner,
+        rewards,
         batch=BatchPlan(prompts_per_rollout=2, group_size=4, rollout_micro_batch=micro),
         sampling=SamplingParams(max_new_tokens=6),
-        rewards=rewards,
-        **options,
+        **parts,
     )
-    keeps = Keeps()
-    trainer = L.Trainer(
-        max_steps=steps, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        limit_val_batches=val, callbacks=[keeps], default_root_dir=folder, enable_checkpointing=False, check_val_every_n_epoch=None, val_check_interval=1,
-    )  # fmt: skip
-    data = ArithmeticPrompts(levels=[1], train_size=8, val_size=2, seed=0)
+    keeps, data = Keeps(), sums((1,), train_size=8, val_size=2, seed=0)
+    validation = {"limit_val_batches": val, "val_check_interval": 1, "check_val_every_n_epoch": None}
     try:
-        trainer.fit(module, data)
+        fit(module, steps, [keeps], data=data, folder=folder, **validation)
     finally:
         keeps.rows = data
     return keeps
@@ -355,26 +355,21 @@ class ByLength(Reward):
 
 def test_a_stopped_run_goes_on_from_its_checkpoint_when_the_judge_is_back(reasoner, tmp_path):
     def run(judge, folder, steps=4, ckpt_path=None):
-        module = GRPO(
-            PolicyParams(reasoner),
-            [Guarded(judge)],
-            BatchPlan(2, 4),
-            SamplingParams(max_new_tokens=6),
-            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-        )
-        trainer = L.Trainer(
-            max_steps=steps, max_epochs=-1, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-            callbacks=[RolloutCheckpoint(every_n_rollouts=1, folder=str(folder))],
-        )  # fmt: skip
-        L.seed_everything(3)
-        trainer.fit(module, ArithmeticPrompts(levels=[1], train_size=16, val_size=2, seed=0), ckpt_path=ckpt_path)
-        return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+        module = build(reasoner, [Guarded(judge)], batch=BatchPlan(2, 4), sampling=SamplingParams(max_new_tokens=6))
+        saved = RolloutCheckpoint(every_n_rollouts=1, folder=str(folder))
+        fit(module, steps, [saved], data=sums((1,), train_size=16, val_size=2, seed=0), seed=3, ckpt_path=ckpt_path)
+        return weights(module)
 
     whole = run(ByLength(), tmp_path / "whole")
     with pytest.raises(ConfigError, match="'judge'.* failed for 88% .* ConnectionError: down"):
         run(ByLength(down_from=18), tmp_path / "stopped")  # one of the third rollout's eight calls is answered
-    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["rollout_000001.ckpt", "rollout_000002.ckpt"]
-    assert torch.equal(run(ByLength(), tmp_path / "again", ckpt_path=str(tmp_path / "stopped/rollout_000002.ckpt")), whole)
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == [
+        "rollout_000001.ckpt",
+        "rollout_000002.ckpt",
+    ]
+    assert torch.equal(
+        run(ByLength(), tmp_path / "again", ckpt_path=str(tmp_path / "stopped/rollout_000002.ckpt")), whole
+    )
 
 
 def test_a_judge_that_is_down_is_seen_in_the_validation(reasoner, tmp_path):
@@ -396,7 +391,12 @@ def test_rewards_that_wait_fail_in_their_threads(reasoner, tmp_path):
 
 def test_a_cost_that_may_fail_is_refused():
     with pytest.raises(ConfigError, match="model.cost is HTTPJudge, which may fail"):
-        HCRLHF(PolicyParams("none"), rewards=[ByText()], cost=HTTPJudge("http://localhost"), constraint=Constraint(cost_scale="raw"))
+        HCRLHF(
+            PolicyParams("none"),
+            rewards=[ByText()],
+            cost=HTTPJudge("http://localhost"),
+            constraint=Constraint(cost_scale="raw"),
+        )
 
 
 def test_a_failure_without_a_limit_is_a_fault_of_the_reward():

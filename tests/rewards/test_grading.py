@@ -37,7 +37,9 @@ from tests.rewards.answer_forms import FORMS
 
 
 def graded(reward, gold, *texts):
-    return reward(text_batch(texts, [{"id": str(i), "prompt": "?", "answer": gold} for i in range(len(texts))])).tolist()
+    return reward(
+        text_batch(texts, [{"id": str(i), "prompt": "?", "answer": gold} for i in range(len(texts))])
+    ).tolist()
 
 
 # ---- equivalence -----------------------------------------------------------------------------------------------------
@@ -61,7 +63,9 @@ GOLDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["%s", "\\boxed{%s}", "$%s$", "So the answer is $%s$.", "thoughts</think>\n\\[ \\boxed{%s} \\]"])
+@pytest.mark.parametrize(
+    "form", ["%s", "\\boxed{%s}", "$%s$", "So the answer is $%s$.", "thoughts</think>\n\\[ \\boxed{%s} \\]"]
+)
 def test_a_gold_answer_is_right_against_itself_and_wrong_against_others(form):
     rows = [{"id": str(i), "prompt": "?", "answer": gold} for i, gold in enumerate(GOLDS)]
     assert MathAnswer()(text_batch([form.replace("%s", gold) for gold in GOLDS], rows)).tolist() == [1] * len(GOLDS)
@@ -72,7 +76,9 @@ def test_a_gold_answer_is_right_against_itself_and_wrong_against_others(form):
 @pytest.mark.parametrize("gold", ["", " ", "???", r"\frac{1}{", "}", r"\begin{pmatrix} 1", "$$", None])
 def test_a_gold_answer_that_says_nothing_abstains(gold):
     assert all(math.isnan(score) for score in graded(MathAnswer(), gold, "5", "\\boxed{0}", str(gold)))
-    assert math.isnan(graded(NumericAnswer(), gold if gold != r"\frac{1}{" and gold != r"\begin{pmatrix} 1" else "", "1")[0])
+    assert math.isnan(
+        graded(NumericAnswer(), gold if gold != r"\frac{1}{" and gold != r"\begin{pmatrix} 1" else "", "1")[0]
+    )
     if not (gold or "").strip():
         for reward in (MathAnswer(), ExactAnswer(), NumericAnswer()):
             with pytest.raises(ConfigError, match="row '7'"):
@@ -102,7 +108,9 @@ def test_several_accepted_answers():
     with pytest.raises(ConfigError, match="'some'; it must be 'any' or 'all'"):
         ExactAnswer(accept="some")
     for kind in (ExactAnswer, NumericAnswer, MathAnswer):
-        assert (kind(0.5, "half").weight, kind(0.5, "half").name) == (0.5, "half"), "weight and name come first, as in every reward"
+        assert (kind(0.5, "half").weight, kind(0.5, "half").name) == (0.5, "half"), (
+            "weight and name come first, as in every reward"
+        )
 
 
 def test_numbers_of_every_form():
@@ -115,7 +123,9 @@ def test_numbers_of_every_form():
         "1\u202f234": 1234, "1'234": 1234, "-2.5 cm": -2.5,
     }  # fmt: skip
     assert {text: float(last_number(text)) for text in written} == pytest.approx(written)
-    assert [last_number(text) for text in ("no", "3/0", "9" * 5000, "9" * 4000 + "." + "9" * 4000, "1e99999")] == [None] * 5
+    assert [last_number(text) for text in ("no", "3/0", "9" * 5000, "9" * 4000 + "." + "9" * 4000, "1e99999")] == [
+        None
+    ] * 5
     assert number_of("12 apples") is None and number_of(" 12 ") == 12
     assert graded(NumericAnswer(), 0.00001, "0.00001", "-5") == [1, 0]
     assert graded(NumericAnswer(), 1e22, "1e22", "22") == [1, 0]

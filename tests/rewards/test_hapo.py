@@ -5,13 +5,11 @@ import pytest
 import torch
 
 from callbacks import RolloutCheckpoint
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO
-from policies import PolicyParams
 from rewards import HAPO, ExactAnswer, FunctionReward, NgramRepetition, hapo, total_reward
-from rollouts import BatchPlan, SamplingParams
+from rollouts import SamplingParams
 from support.errors import ConfigError
-from tests.rewards.helpers import batch_of, run_config
+from tests.helpers import build, fit, run_config, sgd, sums, weights
+from tests.rewards.helpers import batch_of
 
 
 def remembering(**history):
@@ -40,7 +38,9 @@ def test_with_weight_one_the_order_of_right_and_wrong_is_kept():
 
 def test_the_linear_form():
     batch = batch_of([5, 10, 11, 13, 30, 5, 11, 13, 30], [1] * 5 + [0] * 4)
-    assert remembering(shape="linear", p0=10.0)(batch).tolist() == pytest.approx([0.5, 0, 0, -0.2, -0.7, 0, 0, -0.2, -1], abs=1e-6)
+    assert remembering(shape="linear", p0=10.0)(batch).tolist() == pytest.approx(
+        [0.5, 0, 0, -0.2, -0.7, 0, 0, -0.2, -1], abs=1e-6
+    )
 
 
 def test_the_first_visit_knows_nothing_and_the_memory_is_the_shortest_right_one():
@@ -87,18 +87,15 @@ def even(completions):
     return [float(sum(map(ord, text)) % 2 == 0) for text in completions]
 
 
-def fit(reasoner, folder, steps, ckpt_path=None, callbacks=()):
-    module = GRPO(
-        PolicyParams(reasoner), [FunctionReward(even), HAPO(correctness="even")], BatchPlan(4, 4), SamplingParams(max_new_tokens=24),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.3),
-    )  # fmt: skip
-    seen = Histories()
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=False, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
-        enable_model_summary=False, val_check_interval=2, check_val_every_n_epoch=None, num_sanity_val_steps=0, callbacks=[*callbacks, seen],
-        default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=8, val_size=4, seed=1), ckpt_path=ckpt_path)
+def run(reasoner, folder, steps, ckpt_path=None, callbacks=()):
+    module = build(
+        reasoner,
+        [FunctionReward(even), HAPO(correctness="even")],
+        sampling=SamplingParams(max_new_tokens=24),
+        optimizer=sgd(0.3),
+    )
+    seen, data = Histories(), sums(train_size=8, val_size=4)
+    fit(module, steps, [*callbacks, seen], data=data, folder=folder, validate_every=2, ckpt_path=ckpt_path)
     return module, seen.found
 
 
@@ -112,19 +109,20 @@ class Histories(L.Callback):
 
 
 def test_a_resumed_run_remembers_and_histories_never_grow(reasoner, tmp_path):
-    whole, seen = fit(reasoner, tmp_path / "whole", 6)
-    assert [known for known, _ in seen[:2]] == [0, 0] and all(known > 0 for known, _ in seen[2:]), "two rollouts are an epoch"
+    whole, seen = run(reasoner, tmp_path / "whole", 6)
+    assert [known for known, _ in seen[:2]] == [0, 0] and all(known > 0 for known, _ in seen[2:]), (
+        "two rollouts are an epoch"
+    )
     for (_, before), (_, after) in zip(seen, seen[1:], strict=False):
         assert all(after[id] <= tokens for id, tokens in before.items())
     drawn = {row["id"] for row in whole.last_rollout.rows}
     assert len(drawn) == 4 and set(seen[-1][1]) <= {row["id"] for row in whole.trainer.datamodule.rows("train")}, (
         "validation leaves no trace"
     )
-    fit(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
-    resumed, rest = fit(reasoner, tmp_path / "rest", 6, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
+    run(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
+    resumed, rest = run(reasoner, tmp_path / "rest", 6, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
     assert rest == seen[3:]
-    weights = [torch.cat([p.detach().flatten() for p in module.policy.model.parameters()]) for module in (whole, resumed)]
-    assert torch.equal(*weights)
+    assert torch.equal(weights(whole), weights(resumed))
 
 
 def test_the_shipped_configuration_runs(reasoner, tmp_path, monkeypatch):

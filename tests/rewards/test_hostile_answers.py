@@ -21,7 +21,9 @@ def test_every_task_whose_scorer_evaluates_answers_is_known():
     found = {
         name
         for name, (kind, _) in DATASETS.items()
-        if re.search(r"\b(eval|exec)\(answer|parse_expr\((user_)?answer|sympify\((user_)?answer", inspect.getsource(kind))
+        if re.search(
+            r"\b(eval|exec)\(answer|parse_expr\((user_)?answer|sympify\((user_)?answer", inspect.getsource(kind)
+        )
     }
     assert found == EVALUATED | COMPUTED
 
@@ -87,7 +89,9 @@ def test_answers_that_never_end_are_wrong(monkeypatch):
     monkeypatch.setattr(answer_process, "_pool", pool := Pool(1))
     process = pool.processes[0]
     rows = [{"prompt": "?", "answer": "$42$"}]
-    assert MathAnswer()(batch_of(["$41+1$", "9**9**9", "$42$"], rows)).tolist() == [1, 0, 1], "the one after it is judged by a new process"
+    assert MathAnswer()(batch_of(["$41+1$", "9**9**9", "$42$"], rows)).tolist() == [1, 0, 1], (
+        "the one after it is judged by a new process"
+    )
     first = process.child.pid
     entry = reasoning_gym.create_dataset("countdown", size=1, seed=0)[0]
     gym = [{"prompt": "?", "entry": json.dumps(entry)}]
@@ -118,7 +122,9 @@ def test_many_answers_are_judged_at_once_and_one_that_hangs_costs_its_limit_once
     texts = [r"\boxed{9^{9^{9}}x}" if i % 4 == 0 else rf"\boxed{{2^{{x+{i % 50}}}}}" for i in range(1024)]
     asked = []
     ask = answer_process._Process.ask
-    monkeypatch.setattr(answer_process._Process, "ask", lambda self, *question: asked.append((self, question)) or ask(self, *question))
+    monkeypatch.setattr(
+        answer_process._Process, "ask", lambda self, *question: asked.append((self, question)) or ask(self, *question)
+    )
     scores = MathAnswer()(batch_of(texts, [rows[0]])).tolist()
     assert [score == 1 for score in scores] == [i % 4 != 0 and i % 50 == 0 for i in range(1024)]
     assert len({question for _, question in asked}) == len(asked) <= 52, "equal answers are judged once"
@@ -167,7 +173,9 @@ def test_numbers_of_any_length(text):
     assert NumericAnswer()(batch_of([text], [{"prompt": "?", "answer": "7"}])).tolist() == [0]
 
 
-@pytest.mark.parametrize("entry", ["", "{", "[]", "5", "{}", '{"metadata": {}}', '{"metadata": {"source_dataset": "no_such_task"}}', 7])
+@pytest.mark.parametrize(
+    "entry", ["", "{", "[]", "5", "{}", '{"metadata": {}}', '{"metadata": {"source_dataset": "no_such_task"}}', 7]
+)
 def test_an_entry_that_is_none_is_refused_by_its_row(entry):
     with pytest.raises(ConfigError, match="row 'x'"):
         ReasoningGymScore().check_columns({"id": "x", "prompt": "?", "entry": entry})

@@ -30,6 +30,16 @@ def test_only_the_reasoning_counts_and_an_empty_one_earns_nothing():
     texts = ["so it is</think>四", "<think>so 四 is</think>4", "<think></think>four", "no end 四"]
     ids = torch.arange(4)[:, None]
     ones = torch.ones_like(ids, dtype=torch.bool)
-    batch = RolloutBatch(ids, ones, ids, ones, ones, torch.zeros(4, 1), ["eos"] * 4, [{"prompt": "?"}] * 4, decoder=lambda ids, mask: texts)
+    batch = RolloutBatch(
+        ids,
+        ones,
+        ids,
+        ones,
+        ones,
+        torch.zeros(4, 1),
+        ["eos"] * 4,
+        [{"prompt": "?"}] * 4,
+        decoder=lambda ids, mask: texts,
+    )
     assert LanguageConsistency("LATIN")(batch).tolist() == pytest.approx([1, 2 / 3, 0, 2 / 3])
     assert LanguageConsistency("CJK", without_words=1.0)(batch).tolist() == pytest.approx([0, 1 / 3, 1, 1 / 3])

@@ -1,6 +1,5 @@
 """LASER and its difficulty-aware forms: the bonus and the targets by hand, and exact resuming with a monitor."""
 
-import lightning as L
 import mlflow
 import pytest
 import torch
@@ -8,14 +7,12 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from callbacks import LaserMonitor, RolloutCheckpoint
 from callbacks.laser_monitor import difficulty, target_length
-from datamodules import ArithmeticPrompts
-from lightning_modules import GRPO
-from policies import PolicyParams
 from rewards import FunctionReward, GradedAnswer, Laser, LaserD, LaserDE, total_reward
 from rewards.repetition import loops
-from rollouts import BatchPlan, SamplingParams
+from rollouts import SamplingParams
 from support.errors import ConfigError
-from tests.rewards.helpers import batch_of, run_config
+from tests.helpers import build, fit, run_config, sums, weights
+from tests.rewards.helpers import batch_of
 
 
 def total(base, reward, batch):
@@ -57,7 +54,11 @@ def test_every_difficulty_has_its_target_and_a_batch_without_one_its_longest():
     reward.targets |= {"easy": 4, "medium": 6}
     assert reward(batch).tolist() == [0.25, 0, 0, 0.25, 0, 0, 0, 0, 0]
     shown = reward.metrics(batch)
-    assert shown["laser_target/easy"] == 4 and "laser_target/hard" not in shown and shown["laser_share/easy"] == pytest.approx(1 / 3)
+    assert (
+        shown["laser_target/easy"] == 4
+        and "laser_target/hard" not in shown
+        and shown["laser_share/easy"] == pytest.approx(1 / 3)
+    )
     again = LaserD()
     again.load_state_dict(reward.state_dict())
     assert again.targets == {"easy": 4, "medium": 6, "hard": None}
@@ -67,7 +68,9 @@ def test_every_difficulty_has_its_target_and_a_batch_without_one_its_longest():
 
 def test_a_wrong_answer_in_form_may_explore_unless_it_repeats_itself():
     repeating = [1, 2, 3, 4, 5, 1, 2, 3, 4, 6, 1, 2, 3, 4, 7, 8, 9, 10]
-    batch = batch_of([18, 18, 18, 4], [-0.5, -0.5, -1, -0.5], name="graded_answer", token_ids=[list(range(18)), repeating])
+    batch = batch_of(
+        [18, 18, 18, 4], [-0.5, -0.5, -1, -0.5], name="graded_answer", token_ids=[list(range(18)), repeating]
+    )
     for reward, expected in ((LaserDE(), [0, -0.5, -1, -0.5]), (LaserDE(ngram=None), [0, 0, -1, -0.5])):
         reward.targets["hard"] = 10
         assert total(GradedAnswer(), reward, batch) == expected
@@ -97,35 +100,37 @@ def test_targets_by_hand():
     assert target_length([200], 1, candidates) is None and target_length([], 5, candidates) is None
     assert LaserMonitor(samples=8).expected == {"easy": 5, "medium": 2, "hard": 1}
     assert LaserMonitor(samples=8, counts="ceil").expected == {"easy": 6, "medium": 3, "hard": 1}
-    assert LaserMonitor(samples=6).expected == LaserMonitor(samples=6, counts="ceil").expected == {"easy": 4, "medium": 2, "hard": 1}
+    assert (
+        LaserMonitor(samples=6).expected
+        == LaserMonitor(samples=6, counts="ceil").expected
+        == {"easy": 4, "medium": 2, "hard": 1}
+    )
 
 
 def starts_with_a_digit(completions):
     return [1.0 if text[:1].isdigit() else -0.5 for text in completions]
 
 
-def fit(reasoner, folder, steps, ckpt_path=None, logger=False, callbacks=(), monitored=True):
-    module = GRPO(
-        PolicyParams(reasoner), [FunctionReward(starts_with_a_digit), LaserD(correctness="starts_with_a_digit")], BatchPlan(4, 4),
-        SamplingParams(max_new_tokens=24), optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-    )  # fmt: skip
+def run(reasoner, folder, steps, callbacks=(), monitored=True, **options):
+    rewards = [FunctionReward(starts_with_a_digit), LaserD(correctness="starts_with_a_digit")]
+    module = build(reasoner, rewards, sampling=SamplingParams(max_new_tokens=24))
     monitor = LaserMonitor(every_n_rollouts=2, size=8, samples=6, shortest=4, longest=24, interval=4)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=-1, max_steps=steps, logger=logger, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[*callbacks, *([monitor] if monitored else [])], default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=16, val_size=4, seed=1), ckpt_path=ckpt_path)
-    return module, monitor, trainer
+    callbacks = [*callbacks, *([monitor] if monitored else [])]
+    return (
+        module,
+        monitor,
+        fit(module, steps, callbacks, data=sums(train_size=16, val_size=4), folder=folder, **options),
+    )
 
 
 def state(module):
-    return torch.cat([p.detach().flatten() for p in module.policy.model.parameters()]), module.rewards[1].targets
+    return weights(module), module.rewards[1].targets
 
 
 def test_a_resumed_run_has_the_targets_and_weights_of_the_uninterrupted_one(reasoner, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     logger = MLFlowLogger(tracking_uri=uri, artifact_location=str(tmp_path / "artifacts"))
-    whole, monitor, trainer = fit(reasoner, tmp_path / "whole", 4, logger=logger)
+    whole, monitor, trainer = run(reasoner, tmp_path / "whole", 4, logger=logger)
     assert monitor.tokens == 0 and len(monitor.groups) == 8 and any(whole.rewards[1].targets.values())
     for bucket, expected in monitor.expected.items():
         lengths = sorted(n for right, group in monitor.groups if difficulty(right, 6) == bucket for n in group)
@@ -133,19 +138,26 @@ def test_a_resumed_run_has_the_targets_and_weights_of_the_uninterrupted_one(reas
         if target is None:
             assert not lengths
         else:
-            covered = [candidate for candidate in range(4, 25, 4) if expected * sum(n <= candidate for n in lengths) >= len(lengths)]
+            covered = [
+                candidate
+                for candidate in range(4, 25, 4)
+                if expected * sum(n <= candidate for n in lengths) >= len(lengths)
+            ]
             assert target == covered[0]
-    assert "figures/laser_coverage.png" in {file.path for file in mlflow.MlflowClient(uri).list_artifacts(logger.run_id, "figures")}
-    assert sum(float(trainer.callback_metrics[f"train/laser_monitor/{bucket}"]) for bucket in monitor.expected) == pytest.approx(1)
-    fit(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
-    resumed, _, _ = fit(reasoner, tmp_path / "rest", 4, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
+    assert "figures/laser_coverage.png" in {
+        file.path for file in mlflow.MlflowClient(uri).list_artifacts(logger.run_id, "figures")
+    }
+    _, _, half = run(reasoner, tmp_path / "half", 3, callbacks=[RolloutCheckpoint(folder=str(tmp_path / "saved"))])
+    shares = [float(half.callback_metrics[f"train/laser_monitor/{bucket}"]) for bucket in monitor.expected]
+    assert sum(shares) == pytest.approx(1), "the third rollout was measured"
+    resumed, _, _ = run(reasoner, tmp_path / "rest", 4, ckpt_path=str(tmp_path / "saved/rollout_000003.ckpt"))
     assert torch.equal(state(resumed)[0], state(whole)[0]) and state(resumed)[1] == state(whole)[1]
 
 
 def test_watching_alone_changes_nothing(reasoner, tmp_path):
     """With no target that acts the monitored run is the plain one: same prompts, same draws."""
-    watched, _, _ = fit(reasoner, tmp_path / "a", 1)
-    plain, _, _ = fit(reasoner, tmp_path / "b", 1, monitored=False)
+    watched, _, _ = run(reasoner, tmp_path / "a", 1)
+    plain, _, _ = run(reasoner, tmp_path / "b", 1, monitored=False)
     assert [row["id"] for row in watched.last_rollout.rows] == [row["id"] for row in plain.last_rollout.rows]
     assert torch.equal(watched.last_rollout.completion_ids, plain.last_rollout.completion_ids)
 
@@ -153,7 +165,7 @@ def test_watching_alone_changes_nothing(reasoner, tmp_path):
 def test_a_monitor_without_a_reward_to_serve_is_refused(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"trainer.callbacks": "[{class_path: callbacks.LaserMonitor}]"}
-    with pytest.raises(ConfigError, match="list one of them in model.rewards"):
+    with pytest.raises(ConfigError, match="Add one of them"):
         run_config(["laser"], reasoner, **given)
     with pytest.raises(ConfigError, match="samples >= 3"):
         LaserMonitor(samples=2)
@@ -164,4 +176,7 @@ def test_the_shipped_configurations_run(reasoner, tmp_path, monkeypatch):
     plain = run_config(["laser"], reasoner, **{"trainer.callbacks": "[]"})
     assert plain.model.rewards[1].target == 34 and float(plain.trainer.callback_metrics["train/laser_target"]) == 34
     dynamic = run_config(["laser", "laser_d"], reasoner)
-    assert isinstance(dynamic.model.rewards[1], LaserD) and float(dynamic.trainer.callback_metrics["train/laser_monitor_tokens"]) > 0
+    assert (
+        isinstance(dynamic.model.rewards[1], LaserD)
+        and float(dynamic.trainer.callback_metrics["train/laser_monitor_tokens"]) > 0
+    )

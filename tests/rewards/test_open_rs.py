@@ -7,14 +7,17 @@ import torch
 
 from rewards import CosineLength, LineFormat, ParsableMathAnswer, TagCount
 from support.errors import ConfigError
-from tests.rewards.helpers import batch_of, run_config
+from tests.helpers import run_config
+from tests.rewards.helpers import batch_of
 
 
 def test_the_worked_cases_of_the_script():
     reward = CosineLength(max_length=100)
     assert [reward.worth(length, True) for length in (0, 50, 100)] == pytest.approx([1, 0.75, 0.5])
     assert [reward.worth(length, False) for length in (0, 50, 100)] == pytest.approx([0, -0.25, -0.5])
-    assert reward.worth(200, True) == pytest.approx(0.5) and CosineLength(100, clamp=False).worth(200, True) == pytest.approx(1)
+    assert reward.worth(200, True) == pytest.approx(0.5) and CosineLength(100, clamp=False).worth(
+        200, True
+    ) == pytest.approx(1)
 
 
 def test_the_factory_would_punish_a_short_wrong_answer_most():
@@ -50,7 +53,13 @@ def test_rows_whose_answer_cannot_be_read_teach_nothing():
 
 def test_tags():
     batch = batch_of([1] * 5, [0] * 5)
-    batch._completions = ["a\n</think>\nb", "<think>\na\n</think>\nb", "a</think>b", "a\n</think>\nb\n</think>\nc", "<think>\n<think>\na"]
+    batch._completions = [
+        "a\n</think>\nb",
+        "<think>\na\n</think>\nb",
+        "a</think>b",
+        "a\n</think>\nb\n</think>\nc",
+        "<think>\n<think>\na",
+    ]
     assert LineFormat()(batch).tolist() == [1, 1, 0, 0, 0]
     assert TagCount()(batch).tolist() == [0.5, 1, 0, 0, 0]
 

@@ -46,7 +46,9 @@ def test_what_would_not_act_is_refused():
         PerTask({"sum": ExactAnswer()}, scales={"addtion": 0.5})
     with pytest.raises(ConfigError, match="above 0"):
         PerTask({"sum": ExactAnswer()}, scales={"sum": 0.0})
-    assert PerTask({"sum": ExactAnswer()}).is_correctness and not PerTask({"sum": FunctionReward(count_a)}).is_correctness
+    assert (
+        PerTask({"sum": ExactAnswer()}).is_correctness and not PerTask({"sum": FunctionReward(count_a)}).is_correctness
+    )
 
 
 def test_a_task_without_a_reward_is_refused_before_sampling():

@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from rewards import ExactAnswer, Format, FunctionReward, MathAnswer, NumericAnswer, ReasoningGymScore, Reward, total_reward
+from rewards import (
+    ExactAnswer,
+    Format,
+    FunctionReward,
+    MathAnswer,
+    NumericAnswer,
+    ReasoningGymScore,
+    Reward,
+    total_reward,
+)
 from rewards.answers import last_number
 from rollouts import RolloutBatch
 from support.errors import ConfigError
@@ -91,7 +100,9 @@ def test_missing_answer_column_and_wrong_import_path():
 
 def test_total_counts_only_rewards_that_apply():
     a, b = FunctionReward(lambda: [], weight=2.0, name="a"), FunctionReward(lambda: [], weight=0.5, name="b")
-    total = total_reward([a, b], {"a": torch.tensor([1.0, math.nan, math.nan]), "b": torch.tensor([2.0, 2.0, math.nan])})
+    total = total_reward(
+        [a, b], {"a": torch.tensor([1.0, math.nan, math.nan]), "b": torch.tensor([2.0, 2.0, math.nan])}
+    )
     assert total[:2].tolist() == [3.0, 1.0] and math.isnan(total[2])
 
 

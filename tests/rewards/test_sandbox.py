@@ -45,7 +45,10 @@ def unprivileged() -> tuple[str, dict]:
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         try:
             subprocess.run(
-                [python, "-c", "import ctypes, sys; assert sys.version_info >= (3, 11)"], check=True, capture_output=True, **NOBODY
+                [python, "-c", "import ctypes, sys; assert sys.version_info >= (3, 11)"],
+                check=True,
+                capture_output=True,
+                **NOBODY,
             )
             return python, NOBODY
         except (OSError, subprocess.CalledProcessError):
@@ -130,7 +133,14 @@ def test_nothing_is_harmed_or_left_behind(mode, fights):
 
 def test_the_arena_sees_harm_where_there_is_no_protection():
     """Otherwise the tests above would pass for want of eyes."""
-    found = fight("nothing", "reads a secret", "writes to the trainer's file", "connects to a local port", "shell", "slows others down")
+    found = fight(
+        "nothing",
+        "reads a secret",
+        "writes to the trainer's file",
+        "connects to a local port",
+        "shell",
+        "slows others down",
+    )
     assert SECRET in found["results"]["reads a secret"][1]
     assert {"a file was changed", "something came by the network", "the victim was slowed down"} <= set(found["harm"])
 
@@ -163,7 +173,10 @@ def test_an_error_shows_the_programs_own_lines_only():
 
 def test_equal_runs_give_equal_output():
     program = "print({str(i) for i in range(50)}, hash('x'))"
-    assert run(program, allow_weaker=not full_protection()).stdout == run(program, allow_weaker=not full_protection()).stdout
+    assert (
+        run(program, allow_weaker=not full_protection()).stdout
+        == run(program, allow_weaker=not full_protection()).stdout
+    )
 
 
 def test_a_missing_protection_is_refused_or_told_once(monkeypatch):
@@ -268,7 +281,9 @@ def test_plain_data_go_both_ways():
 )
 def test_a_program_cannot_pass_itself(program):
     done = called(
-        program, "try:\n    right = call('f', 3) == 42\nexcept CallFailed: right = False\nprint('passed' if right else 'failed')", wall_s=5
+        program,
+        "try:\n    right = call('f', 3) == 42\nexcept CallFailed: right = False\nprint('passed' if right else 'failed')",
+        wall_s=5,
     )
     assert done.stdout in ("failed\n", "")
 
@@ -286,7 +301,9 @@ def test_what_the_program_prints_is_not_the_callers_output():
 
 
 def test_a_program_that_hangs_leaves_what_the_caller_said_before():
-    done = called("def f(x):\n    while x: pass\n    return x", "print(call('f', 0), flush=True)\nprint(call('f', 1))", wall_s=1)
+    done = called(
+        "def f(x):\n    while x: pass\n    return x", "print(call('f', 0), flush=True)\nprint(call('f', 1))", wall_s=1
+    )
     assert (done.status, done.stdout) == ("timeout", "0\n")
 
 
@@ -331,4 +348,6 @@ def test_the_filter_of_each_machine(machine, audit, numbers, monkeypatch):
     assert verdict(code, prlimit, audit, 0) == allowed and verdict(code, prlimit, audit, 5) == refused
     assert verdict(code, read, 0x40000003) == killed  # i386
     strict = seccomp.program(machine, leaving=True, signals=True)
-    assert [verdict(strict, n, audit) for n in (setsid, kill)] == [refused] * 2 and verdict(strict, read, audit) == allowed
+    assert [verdict(strict, n, audit) for n in (setsid, kill)] == [refused] * 2 and verdict(
+        strict, read, audit
+    ) == allowed

@@ -5,7 +5,8 @@ import torch
 
 from rewards import ExactAnswer, ShorterBetter, judged, total_reward
 from support.errors import ConfigError
-from tests.rewards.helpers import batch_of, run_config
+from tests.helpers import run_config
+from tests.rewards.helpers import batch_of
 
 
 def test_the_worked_case():
@@ -34,11 +35,15 @@ def test_there_is_no_bound_below():
     batch = batch_of([1000, 4000, 1000], [1, 1, 0])
     reward = ShorterBetter()
     batch.rewards["shorter_better"] = reward(batch)
-    assert total_reward([ExactAnswer(weight=2.0), reward], batch.rewards).tolist() == pytest.approx([2.0, -1.0, 0.0], abs=1e-5)
+    assert total_reward([ExactAnswer(weight=2.0), reward], batch.rewards).tolist() == pytest.approx(
+        [2.0, -1.0, 0.0], abs=1e-5
+    )
 
 
 def test_a_judge_that_is_missing_or_stands_later_is_named():
-    with pytest.raises(ConfigError, match=r"named 'math_answer', but those before it in model.rewards are \['exact_answer'\]"):
+    with pytest.raises(
+        ConfigError, match=r"named 'math_answer', but those before it in model.rewards are \['exact_answer'\]"
+    ):
         ShorterBetter(correctness="math_answer")(batch_of([1], [1]))
     with pytest.raises(ConfigError, match="0 or above"):
         ShorterBetter(beta=-1.0)
@@ -51,7 +56,9 @@ def test_the_shipped_configuration_runs(reasoner, tmp_path, monkeypatch):
     found, batch = cli.trainer.callback_metrics, cli.model.last_rollout
     lengths = batch.lengths.float().view(2, 4)
     assert not bool(batch.rewards["exact_answer"].any()), "an untrained model"
-    assert torch.allclose(batch.rewards["shorter_better"].view(2, 4), -0.02 * (lengths - lengths.mean(1, keepdim=True)).abs())
+    assert torch.allclose(
+        batch.rewards["shorter_better"].view(2, 4), -0.02 * (lengths - lengths.mean(1, keepdim=True)).abs()
+    )
     assert float(found["train/sol"]) == pytest.approx(float(lengths.mean()))
     assert float(found["train/sol_none_right"]) == 1 and "train/length/correct" not in found
 

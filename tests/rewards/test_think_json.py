@@ -1,21 +1,21 @@
 """ThinkJSON's rewards against cases worked out by hand, and its data against the schemas they come with."""
 
 import json
-from pathlib import Path
 
 import jsonschema
 import pytest
 import torch
 
 from datamodules import SchemaDemonstrations, SchemaPrompts
-from main import main
 from rewards import FilledSchema, JsonPart, ThinkAnswerFormat
 from rewards.think_json import strict_object
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+from tests.helpers import run_config
 
-ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False})
+SCHEMA = json.dumps(
+    {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+)
 
 
 def scored(reward, texts, answer, opened=False, **row):
@@ -59,7 +59,13 @@ def scored(reward, texts, answer, opened=False, **row):
     ],
 )
 def test_the_json_reward(given, wanted, score):
-    texts = [given, f"<answer>{given}</answer>", f"x</think>y<answer>{given}</answer>", f"<answer>{given}", f"{given}</think>"]
+    texts = [
+        given,
+        f"<answer>{given}</answer>",
+        f"x</think>y<answer>{given}</answer>",
+        f"<answer>{given}",
+        f"{given}</think>",
+    ]
     found = scored(FilledSchema(), texts, wanted)
     assert found == [pytest.approx(score)] * 4 + [0.0]
     exact = scored(JsonPart("exact"), texts[:1], wanted)
@@ -132,12 +138,13 @@ def test_objects_satisfy_their_schemas_and_come_from_their_texts():
     )
     demonstrations.setup("fit")
     texts = [
-        row["response"].removeprefix("</think>").removeprefix("<answer>").removesuffix("</answer>") for row in demonstrations.train_data
+        row["response"].removeprefix("</think>").removeprefix("<answer>").removesuffix("</answer>")
+        for row in demonstrations.train_data
     ]
     parsed = [strict_object(text) is not None for text in texts]
-    assert 0.12 < sum(parsed) / 300 < 0.28 and not {row["prompt"].split(" {")[0] for row in demonstrations.train_data} & {
-        row["prompt"].split(" {")[0] for row in val
-    }
+    assert 0.12 < sum(parsed) / 300 < 0.28 and not {
+        row["prompt"].split(" {")[0] for row in demonstrations.train_data
+    } & {row["prompt"].split(" {")[0] for row in val}
 
 
 def test_mistakes_are_named():
@@ -156,22 +163,12 @@ def test_mistakes_are_named():
 def test_the_configuration_runs(reasoner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    small = {
-        "model.policy.model": reasoner,
-        "model.batch.prompts_per_rollout": 2,
-        "model.batch.group_size": 2,
-        "model.sampling.max_new_tokens": 4,
-        "data.val_size": 2,
-        "trainer.max_steps": 1,
-        "trainer.val_check_interval": 1,
-        "trainer.logger": "false",
-        "trainer.enable_checkpointing": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.accelerator": "cpu",
-    }
-    cli = main(["fit", f"--config={ROOT}/configs/think_json.yaml", *(f"--{name}={value}" for name, value in small.items())])
+    changes = {"model.batch.group_size": 2, "model.sampling.max_new_tokens": 4, "trainer.val_check_interval": 1}
+    cli = run_config(["think_json"], reasoner, unchanged=["data.train_size", "trainer.limit_val_batches"], **changes)
     found = cli.trainer.callback_metrics
-    assert {"val/pass@1", "val/reward/json_parsed", "val/reward/json_noise", "train/reward/think_answer_format"} <= set(found)
+    assert {"val/pass@1", "val/reward/json_parsed", "val/reward/json_noise", "train/reward/think_answer_format"} <= set(
+        found
+    )
     assert float(found["train/reward"]) == pytest.approx(
         float(found["train/reward/filled_schema"] + found["train/reward/think_answer_format"])
     )

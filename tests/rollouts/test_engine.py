@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from assets.make_untrained import reasoner_tokenizer
 from policies import LoRA, Policy, PolicyParams
-from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine, embedded
+from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, TransformersEngine, continuous_batching
 from support.errors import ConfigError
 from support.seeding import isolated_rng
 
@@ -14,10 +14,15 @@ PROMPTS = [[5, 6, 7, 8], [9], [4, 4, 11]]
 ROWS = [{"id": i} for i in range(3)]
 ENGINES = {"embedded": EmbeddedEngine, "transformers": TransformersEngine}
 SHAPE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 32, "initializer_range": 0.4, "bos_token_id": None,
 }  # fmt: skip
-MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+MODELS = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -35,7 +40,9 @@ def build(kind, folder, lora=None, **changes):
     tokenizer = reasoner_tokenizer()
     config, model = MODELS[kind]
     extra = {"head_dim": 8} if kind == "qwen3" else {}
-    model(config(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **{**SHAPE, **extra, **changes})).save_pretrained(folder)
+    model(
+        config(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **{**SHAPE, **extra, **changes})
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Policy(PolicyParams(str(folder), lora=lora))
 
@@ -43,7 +50,7 @@ def build(kind, folder, lora=None, **changes):
 @pytest.fixture(params=[*ENGINES, "embedded, sharing prompts"])
 def engine(request, monkeypatch):
     if request.param not in ENGINES:
-        monkeypatch.setattr(embedded, "SHARE_FROM", 0)
+        monkeypatch.setattr(continuous_batching, "SHARE_FROM", 0)
     return ENGINES[request.param.split(",")[0]]()
 
 
@@ -68,10 +75,14 @@ def naive(policy, batch, row, temperature=1.0, top_k=0, top_p=1.0):
     return logits.log_softmax(-1).gather(1, completion[:, None])[:, 0]
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.3, 4, 1.0), (1.0, 0, 0.8)])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.3, 4, 1.0), (1.0, 0, 0.8)]
+)
 @pytest.mark.parametrize("rows_at_once", [None, 5])
 @torch.no_grad()
-def test_behaviour_logprobs_are_those_of_the_sampled_distribution(engine, policy, temperature, top_k, top_p, rows_at_once):
+def test_behaviour_logprobs_are_those_of_the_sampled_distribution(
+    engine, policy, temperature, top_k, top_p, rows_at_once
+):
     batch = roll(engine, policy, SamplingParams(10, temperature, top_k=top_k, top_p=top_p), rows_at_once=rows_at_once)
     for row in range(12):
         expected = naive(policy, batch, row, temperature, top_k, top_p)
@@ -84,10 +95,12 @@ def test_behaviour_logprobs_are_those_of_the_sampled_distribution(engine, policy
 @pytest.mark.parametrize("share_from", [0, 1000])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_both_engines_generate_the_same(policy, monkeypatch, share_from, temperature):
-    monkeypatch.setattr(embedded, "SHARE_FROM", share_from)
+    monkeypatch.setattr(continuous_batching, "SHARE_FROM", share_from)
     for rows_at_once in (None, 3, 5):
         sampling = SamplingParams(20, temperature=temperature)
-        ours, theirs = (roll(made(), policy, sampling, rows_at_once=rows_at_once) for made in (EmbeddedEngine, TransformersEngine))
+        ours, theirs = (
+            roll(made(), policy, sampling, rows_at_once=rows_at_once) for made in (EmbeddedEngine, TransformersEngine)
+        )
         assert torch.equal(ours.completion_ids, theirs.completion_ids) and ours.finish_reasons == theirs.finish_reasons
         assert torch.allclose(ours.behaviour_logprobs, theirs.behaviour_logprobs, atol=1e-5)
 
@@ -105,7 +118,7 @@ def test_greedy_completions_are_those_of_generate(policy):
 @pytest.mark.parametrize("share_from", [0, 1000])
 def test_what_a_row_becomes_does_not_depend_on_its_batch(tmp_path, monkeypatch, share_from):
     """With a model that ends often, rows of very different lengths are compacted and refilled."""
-    monkeypatch.setattr(embedded, "SHARE_FROM", share_from)
+    monkeypatch.setattr(continuous_batching, "SHARE_FROM", share_from)
     llama = build("llama", tmp_path)
     with torch.no_grad():
         llama.model.lm_head.weight[llama.eos_token_ids[0]] *= 3
@@ -114,7 +127,9 @@ def test_what_a_row_becomes_does_not_depend_on_its_batch(tmp_path, monkeypatch, 
         batches = []
         for rows_at_once in (None, 7, 1):
             with isolated_rng(seed):
-                batches.append(EmbeddedEngine().generate(llama, long, [{}] * 30, 3, SamplingParams(20), rows_at_once=rows_at_once))
+                batches.append(
+                    EmbeddedEngine().generate(llama, long, [{}] * 30, 3, SamplingParams(20), rows_at_once=rows_at_once)
+                )
         assert len(set(batches[0].lengths.tolist())) > 5 and {"eos", "length"} == set(batches[0].finish_reasons)
         for other in batches[1:]:
             assert torch.equal(batches[0].completion_ids, other.completion_ids)
@@ -154,7 +169,9 @@ def test_forced_tokens_are_given_and_not_chosen(engine, llama):
         for row, given in enumerate(forced):
             length = int(batch.lengths[row])
             assert batch.completion_ids[row, : len(given)].tolist() == given
-            assert batch.action_mask[row].tolist() == [len(given) <= i < length for i in range(batch.action_mask.shape[1])]
+            assert batch.action_mask[row].tolist() == [
+                len(given) <= i < length for i in range(batch.action_mask.shape[1])
+            ]
             expected = naive(llama, batch, row)[len(given) :]
             assert torch.allclose(batch.behaviour_logprobs[row, len(given) : length], expected, atol=1e-5)
             assert not batch.behaviour_logprobs[row, : len(given)].any()
@@ -166,7 +183,8 @@ def test_stop_strings_end_a_completion(engine, llama):
     free = roll(engine, llama, SamplingParams(12))
     inside_others = set("<pad><eos><user><assistant></think>")  # a stop string may also end within a token
     marks = tuple(
-        {text for token in free.completion_ids[:, 2:5].flatten() if len(text := llama.tokenizer.decode(token)) == 1} - inside_others
+        {text for token in free.completion_ids[:, 2:5].flatten() if len(text := llama.tokenizer.decode(token)) == 1}
+        - inside_others
     )
     stopped = roll(engine, llama, SamplingParams(12, stop=list(marks)))
     assert "stop" in stopped.finish_reasons
@@ -192,7 +210,9 @@ def test_adapters_act(tmp_path):
             expected = naive(policy, batch, row)
             assert torch.allclose(batch.behaviour_logprobs[row, : len(expected)], expected, atol=1e-5)
         with policy.model.disable_adapter():
-            assert not torch.allclose(naive(policy, batch, 0), batch.behaviour_logprobs[0, : int(batch.lengths[0])], atol=1e-2)
+            assert not torch.allclose(
+                naive(policy, batch, 0), batch.behaviour_logprobs[0, : int(batch.lengths[0])], atol=1e-2
+            )
 
 
 def test_other_precisions_stay_near(llama):
@@ -201,7 +221,8 @@ def test_other_precisions_stay_near(llama):
         batch = roll(EmbeddedEngine(), llama, SamplingParams(10))
     with torch.no_grad():
         gaps = [
-            float((naive(llama, batch, row) - batch.behaviour_logprobs[row, : int(batch.lengths[row])]).abs().mean()) for row in range(12)
+            float((naive(llama, batch, row) - batch.behaviour_logprobs[row, : int(batch.lengths[row])]).abs().mean())
+            for row in range(12)
         ]
     assert 1e-5 < sum(gaps) / 12 < 0.1
 
@@ -211,7 +232,13 @@ def test_an_unsuitable_model_is_generated_by_transformers(tmp_path):
 
     tokenizer = reasoner_tokenizer()
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=tokenizer.eos_token_id, bos_token_id=None
+        vocab_size=len(tokenizer),
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=32,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
     )
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -244,4 +271,4 @@ def test_bad_input_names_the_thing(engine, llama):
         SamplingParams(top_p=0.0)
     with pytest.raises(ConfigError, match="sampling.stop"):
         SamplingParams(stop=[""])
-    assert "32 rows a rollout, 16 on each of 2" in BatchPlan(8, 4, updates_per_rollout=2).describe(2)
+    assert "32 rows per rollout, 16 on each of 2" in BatchPlan(8, 4, updates_per_rollout=2).describe(2)

@@ -13,24 +13,28 @@ from tests.conftest import save_tiny
 
 # The behaviour of three families' templates, not their text.
 R1 = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + (m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content']) }}{% endfor %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + "
+    "(m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content']) }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"
 )
 QWEN3 = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
 )
 
 
 def characters(template, whole_markers=True):
-    """One token a character; <think> and </think> are tokens of their own or spelt out."""
+    """One token per character; <think> and </think> are tokens of their own or spelt out."""
     special = ["<pad>", "<eos>", *(["<think>", "</think>"] if whole_markers else [])]
     letters = [chr(c) for c in range(32, 127)] + ["\n"]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + letters)}, unk_token=" "))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", padding_side="left"
+    )
     fast.chat_template = template
     return fast
 
@@ -49,13 +53,18 @@ def thinker(request, tmp_path_factory):
 
 
 def batch_of(policy, prompt_ids, texts):
-    rows = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id] for text in texts]
+    rows = [
+        policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id]
+        for text in texts
+    ]
     width = max(map(len, rows))
     ids = torch.tensor([row + [policy.pad_token_id] * (width - len(row)) for row in rows])
     mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
     prompt = torch.tensor([prompt_ids])
     zeros = torch.zeros(ids.shape)
-    return RolloutBatch(prompt, torch.ones_like(prompt).bool(), ids, mask, mask, zeros, ["eos"] * len(rows), [{}], decoder=policy.decode)
+    return RolloutBatch(
+        prompt, torch.ones_like(prompt).bool(), ids, mask, mask, zeros, ["eos"] * len(rows), [{}], decoder=policy.decode
+    )
 
 
 CASES = {
@@ -122,5 +131,7 @@ def test_open_thinking_makes_a_template_open_its_block(tmp_path):
     policy.save(tmp_path / "saved")
     for params in (PolicyParams(str(tmp_path / "saved")), PolicyParams(str(tmp_path / "saved"), open_thinking=True)):
         tokenizer = Policy(params).tokenizer
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True
+        )
         assert text.endswith("<think>") and text.count("<think>") == 1

@@ -69,7 +69,9 @@ def test_greedy_forced_and_stopped_completions(start, tmp_path):
     forced = [[], [10], [11, 12], []] * 3
     for options in ({}, {"forced": forced}):
         ours, theirs = roll(engine, policy, greedy, **options), roll(plain, policy, greedy, **options)
-        assert torch.equal(ours.completion_ids, theirs.completion_ids) and torch.equal(ours.action_mask, theirs.action_mask)
+        assert torch.equal(ours.completion_ids, theirs.completion_ids) and torch.equal(
+            ours.action_mask, theirs.action_mask
+        )
         assert ours.finish_reasons == theirs.finish_reasons
     mark = policy.tokenizer.decode(theirs.completion_ids[0, 2])
     assert len(mark) == 1

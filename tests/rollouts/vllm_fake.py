@@ -1,4 +1,4 @@
-"""A stand-in for vLLM that holds its own copy of the weights and answers by plain forwards: what it is sent decides what comes back."""
+"""A stand-in for vLLM with its own copy of the weights, which answers a request by plain forwards."""
 
 import json
 import threading
@@ -30,7 +30,10 @@ class FakeLLM:
         self.calls.append("reset")
 
     def generate(self, prompts, params, use_tqdm):
-        return [SimpleNamespace(outputs=[self.complete(p["prompt_token_ids"], s)]) for p, s in zip(prompts, params, strict=True)]
+        return [
+            SimpleNamespace(outputs=[self.complete(p["prompt_token_ids"], s)])
+            for p, s in zip(prompts, params, strict=True)
+        ]
 
     @torch.no_grad()
     def complete(self, ids, params):
@@ -41,7 +44,11 @@ class FakeLLM:
             if params.top_k:
                 logits = logits.masked_fill(logits < logits.topk(params.top_k).values[-1], -torch.inf)
             log = logits.log_softmax(-1)
-            token = int(log.argmax()) if params.temperature == 0 else int(torch.multinomial(log.exp(), 1, generator=generator))
+            token = (
+                int(log.argmax())
+                if params.temperature == 0
+                else int(torch.multinomial(log.exp(), 1, generator=generator))
+            )
             tokens.append(token)
             logprobs.append({token: SimpleNamespace(logprob=float(log[token]))})
             text = self.tokenizer.decode(tokens)
@@ -74,7 +81,11 @@ def serve(llm):
                 self.reply(
                     {
                         "choices": [
-                            {"token_ids": found.token_ids, "logprobs": {"token_logprobs": values}, "finish_reason": found.finish_reason}
+                            {
+                                "token_ids": found.token_ids,
+                                "logprobs": {"token_logprobs": values},
+                                "finish_reason": found.finish_reason,
+                            }
                         ]
                     }
                 )

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.memory_table import SHAPES
+from benchmarks.model_shapes import SHAPES
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[5]], ids=lambda shape: shape.name)
@@ -23,5 +23,10 @@ def test_weights_and_adapters_are_counted(shape):
 
 
 def test_the_shapes_are_those_of_the_published_models():
-    published = {"SmolLM2-135M": 134_515_008, "Qwen2.5-0.5B": 494_032_768, "Qwen2.5-1.5B": 1_543_714_304, "Qwen2.5-7B": 7_615_616_512}
+    published = {
+        "SmolLM2-135M": 134_515_008,
+        "Qwen2.5-0.5B": 494_032_768,
+        "Qwen2.5-1.5B": 1_543_714_304,
+        "Qwen2.5-7B": 7_615_616_512,
+    }
     assert {shape.name: shape.weights for shape in SHAPES if shape.name in published} == published

@@ -1,16 +1,11 @@
 """Two real processes, with whole copies of the weights (DDP) or in shards (FSDP2), do what one process does, and go on exactly from a checkpoint."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.helpers.processes import run_on_two
 from tests.scale import train
 
-SCRIPT = Path(train.__file__)
 CASES = [
     ("grpo", "ddp"), ("grpo", "fsdp2"), ("hc_rlhf", "ddp"), ("hc_rlhf", "fsdp2"),
     pytest.param("grpo_lora", "fsdp2", marks=pytest.mark.long), pytest.param("sft", "fsdp2", marks=pytest.mark.long),
@@ -18,10 +13,12 @@ CASES = [
 
 
 def run(method, strategy, model, folder, *more):
-    environment = os.environ | {"LIGHTNING_POSTTRAIN_CACHE": str(folder / "cache"), "PL_GLOBAL_SEED": "0"}
-    command = [sys.executable, str(SCRIPT), method, strategy, model, str(folder), *map(str, more)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    log = folder / "log.txt"
+    with pytest.MonkeyPatch.context() as patch:
+        # A ledger of its own: the run of one process has tested the same safety split.
+        patch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(folder / "cache"))
+        codes = run_on_two(train.main, method, strategy, model, str(folder), *more, log=log)
+    assert codes == [0, 0], log.read_text()[-4000:]
 
 
 def close(one, other):
@@ -45,4 +42,6 @@ def test_two_processes_do_what_one_does(method, strategy, reasoner, assistant, t
         assert torch.equal(resumed["weights"], two["weights"])
         assert len(resumed["metrics"]) == 4
         for found, expected in zip(resumed["metrics"], two["metrics"][-4:], strict=True):
-            assert found == {name: expected[name] for name in found}  # before its first validation a resumed run has no val/ metrics
+            assert found == {
+                name: expected[name] for name in found
+            }  # before its first validation a resumed run has no val/ metrics

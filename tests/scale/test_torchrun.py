@@ -23,7 +23,7 @@ def run(launcher, folder, model, *more):
         "model.batch.prompts_per_rollout": 4,
         "model.batch.group_size": 4,
         "model.sampling.max_new_tokens": 8,
-        "model.rewards+": '{"class_path": "rewards.FunctionReward", "init_args": {"function": "tests.scale.train.digits"}}',
+        "model.rewards+": '{"class_path": "rewards.FunctionReward", "init_args": {"function": "tests.helpers.digits"}}',
         "data.train_size": 16,
         "trainer.max_steps": 3,
         "trainer.limit_val_batches": 0,

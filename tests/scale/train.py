@@ -1,12 +1,6 @@
-"""Five optimiser steps on one or two processes; the first writes the final weights and every metric.
+"""Five optimiser steps on one or two processes; the first writes the final weights and every metric."""
 
-python train.py METHOD STRATEGY MODEL FOLDER [CHECKPOINT]
-"""
-
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import lightning as L
 import torch
@@ -19,10 +13,7 @@ from lightning_modules import GRPO, HCRLHF, SFT, AdaptThink, AutoThink, Constrai
 from policies import LoRA, PolicyParams
 from rewards import ExactAnswer, FunctionReward, RecordsCost, RecordsReward
 from rollouts import BatchPlan, SamplingParams
-
-
-def digits(completions):
-    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+from tests.helpers import digits
 
 
 class Metrics(L.Callback):
@@ -30,7 +21,9 @@ class Metrics(L.Callback):
         self.rows, self.versions = [], []
 
     def _note(self, trainer):
-        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf/")})
+        self.rows.append(
+            {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("perf/")}
+        )
 
     def on_train_batch_start(self, trainer, pl_module, *given):
         with pl_module.whole_weights():
@@ -49,14 +42,24 @@ def made(method, model):
         "optimizer": lambda p: torch.optim.SGD(p, lr=0.3), "kl": KLPenalty(coefficient=0.05),
     }  # fmt: skip
     if method == "hc_rlhf":
-        rules = {"rewards": [RecordsReward()], "cost": RecordsCost(), "constraint": Constraint(threshold=0.99, window=32)}
+        rules = {
+            "rewards": [RecordsReward()],
+            "cost": RecordsCost(),
+            "constraint": Constraint(threshold=0.99, window=32),
+        }
         given["kl"] = KLPenalty(coefficient=0.05, estimator="k1", placement="reward")
-        return HCRLHF(PolicyParams(model), **rules, **given), RecordsPrompts(train_size=24, val_size=7, safety_size=20, seed=1)
+        return HCRLHF(PolicyParams(model), **rules, **given), RecordsPrompts(
+            train_size=24, val_size=7, safety_size=20, seed=1
+        )
     if method == "sft":
-        return SFT(PolicyParams(model), given["optimizer"]), Demonstrations("arithmetic", batch_size=8, train_size=64, val_size=7, seed=1)
+        return SFT(PolicyParams(model), optimizer=given["optimizer"]), Demonstrations(
+            "arithmetic", batch_size=8, train_size=64, val_size=7, seed=1
+        )
     if method in ("adapt_think", "auto_think"):
         kind = {"adapt_think": AdaptThink, "auto_think": AutoThink}[method]
-        return kind(PolicyParams(model), [ExactAnswer(), FunctionReward(digits)], **given), ArithmeticPrompts([1, 2], 24, 7, seed=1)
+        return kind(PolicyParams(model), [ExactAnswer(), FunctionReward(digits)], **given), ArithmeticPrompts(
+            [1, 2], 24, 7, seed=1
+        )
     lora = LoRA(r=4, alpha=8) if "lora" in method else None
     module = GRPO(PolicyParams(model, lora=lora), [FunctionReward(digits)], **given)
     return module, ArithmeticPrompts(levels=[1, 2], train_size=24, val_size=7, seed=1)
@@ -73,7 +76,9 @@ def main(method, strategy, model, folder, checkpoint=None):
     L.seed_everything(0)
     module, data = made(method, model)
     metrics = Metrics()
-    saving = [] if checkpoint else [RolloutCheckpoint(every_n_rollouts=2, keep=None, folder=f"{folder}/{method}_{strategy}")]
+    saving = (
+        [] if checkpoint else [RolloutCheckpoint(every_n_rollouts=2, keep=None, folder=f"{folder}/{method}_{strategy}")]
+    )
     resets = [] if method == "sft" else [ReferenceReset(every_n_rollouts=3)]
     trainer = L.Trainer(
         accelerator="cpu", devices=1 if strategy == "one" else 2, strategy=strategy_of(strategy), use_distributed_sampler=False, max_epochs=-1,
@@ -81,16 +86,15 @@ def main(method, strategy, model, folder, checkpoint=None):
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, callbacks=[*resets, metrics, *saving],
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    assert len(set(metrics.versions)) == len(metrics.versions), "an engine with copies of the weights would not see an update"
+    assert len(set(metrics.versions)) == len(metrics.versions), (
+        "an engine with copies of the weights would not see an update"
+    )
     with module.whole_weights():
         # What is whole, and a full model's reference, which stays in shards.
         parts = [p.detach() for p in module.policy.parameters()]
         weights = torch.cat([(p.full_tensor() if isinstance(p, DTensor) else p).flatten() for p in parts])
     if trainer.is_global_zero:
         torch.save(
-            {"weights": weights, "metrics": metrics.rows}, Path(folder) / f"{method}_{strategy}{'_resumed' if checkpoint else ''}.pt"
+            {"weights": weights, "metrics": metrics.rows},
+            Path(folder) / f"{method}_{strategy}{'_resumed' if checkpoint else ''}.pt",
         )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -38,7 +38,9 @@ def test_a_checkpoint_with_a_payload_is_refused_before_anything_starts(here, rea
         file = here / f"{number}.ckpt"
         torch.save(content, file)
         assert damage(file) is None, "the file itself is whole"
-        with pytest.raises(ConfigError, match=rf"{number}\.ckpt cannot be read as plain data, and nothing in it was executed"):
+        with pytest.raises(
+            ConfigError, match=rf"{number}\.ckpt cannot be read as plain data, and nothing in it was executed"
+        ):
             main(["fit", *short(reasoner, "--trainer.logger=false"), f"--ckpt_path={file}"])
     assert not (here / "executed").exists() and not (here / "runs").exists()
 
@@ -85,7 +87,21 @@ def test_weights_of_another_shape_are_refused(here, reasoner, tmp_path_factory):
     saved["state_dict"]["policy.model.model.norm.weight"] = torch.ones(5)
     torch.save(saved, file)
     with pytest.raises(ConfigError, match=r"norm.weight has the shape \(5,\), this model's \(32,\)"):
-        main(["validate", *short(reasoner, "--trainer.logger=false")[:1], f"--model.policy.model={reasoner}", f"--ckpt_path={file}"])
+        main(
+            [
+                "validate",
+                *short(reasoner, "--trainer.logger=false")[:1],
+                f"--model.policy.model={reasoner}",
+                f"--ckpt_path={file}",
+            ]
+        )
     larger = save_tiny(tmp_path_factory.mktemp("larger"), reasoner_tokenizer(), layers=3)
     with pytest.raises(ConfigError, match="another policy or LoRA setting"):
-        main(["validate", *short(larger, "--trainer.logger=false")[:1], f"--model.policy.model={larger}", f"--ckpt_path={file}"])
+        main(
+            [
+                "validate",
+                *short(larger, "--trainer.logger=false")[:1],
+                f"--model.policy.model={larger}",
+                f"--ckpt_path={file}",
+            ]
+        )

@@ -1,1 +1,1 @@
-"""Sums as a till writes them: a project of its own, with its data, its reward and its callbacks."""
+"""A separate project about sums at a till, with its own data, reward and callbacks."""

@@ -1,10 +1,10 @@
-"""Own reward: a plain function in TRL's signature, lists in and one number a completion out."""
+"""The project's own reward: a plain function in TRL's signature, lists in and one number per completion out."""
 
 
 def close(completions, answer, **columns):
-    """1 for the right number, less the further away, 0 for no number."""
+    """1 / (1 + distance to the right number), 0 for a completion without a number."""
     scores = []
-    for text, wanted in zip(completions, answer, strict=True):
-        found = text.rpartition("</think>")[2].strip()
-        scores.append(1 / (1 + abs(int(found) - int(wanted))) if found.isdigit() else 0.0)
+    for text, expected in zip(completions, answer, strict=True):
+        number = text.rpartition("</think>")[2].strip()
+        scores.append(1 / (1 + abs(int(number) - int(expected))) if number.isdigit() else 0.0)
     return scores

@@ -1,4 +1,5 @@
-"""Own callbacks. What a module offers to them is public: its metrics, `last_rollout`, and the settings that may be turned between rollouts."""
+"""The project's own callbacks. They use public attributes of a module: its metrics, `last_rollout`, and the settings
+that may change between rollouts."""
 
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ import lightning as L
 
 
 class Diary(L.Callback):
-    """A line of JSON for every rollout."""
+    """Append one line of JSON per rollout to a file."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -24,7 +25,7 @@ class Diary(L.Callback):
 
 
 class StopWhenSolved(L.Callback):
-    """Ends training when a validation metric has come far enough."""
+    """End training when a validation metric exceeds a threshold."""
 
     def __init__(self, metric: str = "val/reward", above: float = 0.99) -> None:
         self.metric, self.above = metric, above

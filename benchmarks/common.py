@@ -1,0 +1,34 @@
+"""Small parts that the benchmarks share: the number of threads, tables in Markdown, scripts with a command line."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from support.errors import ConfigError  # noqa: E402
+
+
+def use_threads() -> None:
+    """Set PyTorch's number of threads to OMP_NUM_THREADS, 1 by default."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with a header line, a separator and one line per row."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def run_script(main: Callable[..., Any]) -> None:
+    """Run a function with arguments from the command line; a ConfigError is printed and the exit code is 2."""
+    from jsonargparse import auto_cli
+
+    try:
+        auto_cli(main, as_positional=False)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,160 @@
+"""Runs of a comparison: started through main.py, found again by their tags, and read back as curves."""
+
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+import yaml
+from mlflow.entities import Run
+
+from benchmarks.compare.methods import arguments
+from support.errors import ConfigError
+from support.files import fingerprint
+from support.papers import Paper
+from tracking.run_records import KIND, PARENT, TRAINING
+
+EXPERIMENT = "compare"
+#: starts every run in a new process that has already imported everything
+FORKS = multiprocessing.get_context("forkserver")
+Curve = list[tuple[float, float]]
+
+
+@dataclass
+class Result:
+    """One finished run.
+
+    Fields:
+        run: MLflow id of the run.
+        seed: seed of the run.
+        seconds: duration of the run.
+        values: last value of every metric.
+        first: first value of every validation metric.
+        curves: metric -> (generated tokens, value) of every validation.
+        rollouts: number of rollouts.
+    """
+
+    run: str
+    seed: int
+    seconds: float
+    values: dict[str, float]
+    first: dict[str, float]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    rollouts: int = 0
+
+
+def digest(command: list[str]) -> str:
+    """Digest of the arguments of a run, for a tag.
+
+    It begins with a letter, because a command line would read a value such as 130512023e19 as a number.
+    """
+    return f"d{fingerprint(command)[:12]}"
+
+
+class Comparison:
+    """A parent run and its children in the tracking store.
+
+    Args:
+        uri: tracking store of MLflow.
+        tokens: number of generated tokens per run.
+        folder: folder for files of the runs.
+    """
+
+    def __init__(self, uri: str, tokens: int, folder: Path) -> None:
+        self.uri, self.tokens, self.folder = uri, tokens, folder
+        self.client = mlflow.MlflowClient(uri)
+        self.experiment: str
+        if (experiment := self.client.get_experiment_by_name(EXPERIMENT)) is not None:
+            self.experiment = experiment.experiment_id
+        else:
+            self.experiment = self.client.create_experiment(EXPERIMENT, tags={KIND: TRAINING})
+        # The task's values, so that a comment in its configuration does not start another comparison.
+        self.task = fingerprint([yaml.safe_load(Path("configs/compare.yaml").read_text()), tokens])[:12]
+        self.parent = self._parent()
+
+    def _parent(self) -> str:
+        """The MLflow id of the parent run of this task, created if there is none."""
+        parents = self._search(f"tags.`compare.task` = '{self.task}' and tags.`compare.role` = 'parent'")
+        if parents:
+            return parents[0].info.run_id
+        name = f"compare, {self.tokens // 1000} k tokens"
+        tags = {"mlflow.runName": name, "compare.task": self.task, "compare.role": "parent"}
+        run = self.client.create_run(self.experiment, tags=tags)
+        self.client.log_param(run.info.run_id, "tokens", self.tokens)
+        return run.info.run_id
+
+    def _search(self, query: str) -> list[Run]:
+        return list(
+            self.client.search_runs([self.experiment], query, order_by=["attributes.start_time DESC"], max_results=1000)
+        )
+
+    def _children(self, name: str, method: Paper, seed: int) -> list[Run]:
+        settings = digest(arguments(method, seed, self.tokens))
+        tags = {PARENT: self.parent, "compare.method": name, "compare.settings": settings}
+        return self._search(" and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items()))
+
+    def finished(self, name: str, method: Paper, seed: int) -> Run | None:
+        """The latest finished run with these settings; None if there is none."""
+        return next((run for run in self._children(name, method, seed) if run.info.status == "FINISHED"), None)
+
+    def train(self, name: str, method: Paper, seed: int) -> bool:
+        """Train by `main.py fit` in a new process, with its output in `log`. Returns whether the run succeeded."""
+        for run in self._children(name, method, seed):
+            if run.info.status == "RUNNING":  # a run of a comparison that was killed
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        command = arguments(method, seed, self.tokens)
+        tags = {PARENT: self.parent, "compare.method": name, "compare.settings": digest(command)}
+        logger = {
+            "tracking_uri": self.uri,
+            "experiment_name": EXPERIMENT,
+            "run_name": f"{name}, seed {seed}",
+            "tags": tags,
+        }
+        command += [
+            f"--trainer.logger.init_args.{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in logger.items()
+        ]
+        log = self.log(name, seed)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = FORKS.Process(target=_fit, args=([*command, f"--trainer.default_root_dir={self.folder}"], str(log)))
+        process.start()
+        process.join()
+        return process.exitcode == 0
+
+    def log(self, name: str, seed: int) -> Path:
+        """The file of a run's output."""
+        return self.folder / "logs" / f"{name}_{seed}.log"
+
+    def result(self, run: Run, seed: int) -> Result:
+        """The measurements of a finished run."""
+        names = [name for name in run.data.metrics if name.startswith("val/")]
+        history = {name: self.client.get_metric_history(run.info.run_id, name) for name in names}
+        tokens = {point.step: point.value for point in self.client.get_metric_history(run.info.run_id, "train/tokens")}
+        if not tokens or not names:
+            raise ConfigError(
+                f"the run {run.info.run_name!r} has no metric train/tokens or no validation; delete it in MLflow and "
+                "run the comparison again."
+            )
+        curves, first = {}, {}
+        for name, points in history.items():
+            ordered = sorted(points, key=lambda point: point.timestamp)
+            first[name] = ordered[0].value
+            # The first validation precedes the first rollout, but has the same step as the validation after it.
+            curves[name] = [(0.0, ordered[0].value), *((tokens[point.step], point.value) for point in ordered[1:])]
+        seconds = (run.info.end_time - run.info.start_time) / 1000
+        return Result(run.info.run_id, seed, seconds, dict(run.data.metrics), first, curves, len(tokens))
+
+
+def _fit(command: list[str], log: str) -> None:
+    """Train in the process of the run; its output goes to a file."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1), os.dup2(out, 2)
+    main = sys.modules.get("main") or __import__("main")
+    try:
+        main.main(["fit", *command])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

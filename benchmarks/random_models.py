@@ -1,0 +1,58 @@
+"""Models of random weights, prompts and completions of given lengths, and the passes of an update over them."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from assets.make_untrained import reasoner_tokenizer
+from policies import Policy, PolicyParams
+from rollouts import RolloutBatch
+
+
+def random_policy(params: PolicyParams, with_reference: bool = False, **shape: Any) -> Policy:
+    """A policy of random weights with the embedded reasoner's tokenizer.
+
+    Args:
+        params: settings of the policy; `model` is ignored.
+        with_reference: as in `Policy`.
+        shape: arguments of `LlamaConfig` except the special tokens.
+    """
+    tokenizer = reasoner_tokenizer()
+    config = LlamaConfig(
+        max_position_embeddings=4096,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        **shape,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return Policy(replace(params, model=folder), with_reference=with_reference)
+
+
+def prompts_of_length(count: int, length: int) -> list[list[int]]:
+    """Different prompts of the same number of tokens."""
+    return [[7 + (i * j) % 90 for j in range(length)] for i in range(count)]
+
+
+def completions_of_lengths(lengths: Sequence[int], end_token: int) -> list[list[int]]:
+    """Completions that an engine is forced to generate: each has its length and ends with the end token.
+
+    Forcing tokens changes only which ones are chosen; everything else is computed as in ordinary generation.
+    """
+    return [[7 + (i + j) % 90 for j in range(length - 1)] + [end_token] for i, length in enumerate(lengths)]
+
+
+def backward(policy: Policy, batch: RolloutBatch, passes: Sequence[Any]) -> None:
+    """One forward and backward pass of the summed log-probs per micro-batch.
+
+    Args:
+        passes: micro-batches of `lightning_modules.core.micro_batches.micro_batches`.
+    """
+    for micro in passes:
+        logprobs, _ = policy.logprobs(batch.prompt_groups(micro.rows))
+        (logprobs * batch.completion_mask[micro.rows, : micro.width]).sum().backward()

@@ -1,0 +1,175 @@
+"""The command line itself: Lightning's, with this project's defaults, earlier checks, and the command `plan`."""
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from transformers.utils import logging as transformers_logging
+
+import datamodules  # noqa: F401  (its classes by their short names: --data ArithmeticPrompts)
+import rewards  # noqa: F401
+from cli.default_callbacks import with_defaults
+from cli.parameters import imported
+from cli.parser import make_parser
+from cli.plan_report import describe
+from cli.resume import find_checkpoint, refuse_unreadable
+from lightning_modules import OnPolicyModule
+from support.errors import ConfigError
+from tracking.run_names import method_and_paper, run_name
+
+TRACKING_URI = "sqlite:///mlflow.db"
+#: Trainer arguments that differ from Lightning's defaults. One batch is one rollout, so every rollout is logged;
+#: validation counts rollouts over the whole run, not within an epoch.
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs",
+    "log_every_n_steps": 1,
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "enable_checkpointing": True,
+    "use_distributed_sampler": False,  # the data modules divide their rows among the processes themselves
+}
+if not sys.stderr.isatty():  # progress bars that last a second leave fragments in a log
+    transformers_logging.disable_progress_bar()
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer, which can also print the plan of a run."""
+
+    def plan(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Print batch sizes, memory by phase, and settings that do nothing, without loading the model's weights.
+
+        Args:
+            ckpt_path: ignored; accepted because a run's saved configuration has it. weights_only: ignored, likewise.
+        """
+        print(describe(self, model, datamodule))
+
+
+class CLI(LightningCLI):
+    """Lightning's command line with the commands fit, validate, test, predict and plan."""
+
+    method: str | None = None  # the run's method by name, and its papers
+    paper: str | None = None
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands and `plan`, each with the arguments that the CLI passes itself."""
+        return LightningCLI.subcommands() | {"plan": {"model", "datamodule"}}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The parser that explains mistakes."""
+        return make_parser(**kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Set the defaults of the trainer."""
+        logger = {
+            "class_path": "tracking.PatientMLFlowLogger",
+            "init_args": {
+                "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", TRACKING_URI),
+                "experiment_name": "lightning-posttrain",
+            },
+        }
+        parser.set_defaults(
+            {f"trainer.{name}": value for name, value in (TRAINER_DEFAULTS | {"logger": logger}).items()}
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning lets a checkpoint's hyper-parameters override the command line silently."""
+
+    def before_instantiate_classes(self) -> None:
+        """Check the configuration, find the checkpoint, and name the run."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "plan":
+            _detach_from_machine(config)
+            return
+        if config.get("weights_only") is None:
+            config.weights_only = True  # a checkpoint is data, from wherever it came
+        find_checkpoint(config, str(self.subcommand))
+        refuse_unreadable(config)
+        on_policy = issubclass(imported(config.model.class_path), OnPolicyModule)
+        if on_policy and config.trainer.gradient_clip_val is not None:
+            raise ConfigError(
+                f"trainer.gradient_clip_val is {config.trainer.gradient_clip_val}, but {config.model.class_path} clips "
+                "its gradients itself. Remove it and set model.max_grad_norm."
+            )
+        self.method, self.paper = method_and_paper(config.get("config") or [], config.model.class_path)
+        self._name_run(config)
+
+    def _name_run(self, config: Namespace) -> None:
+        """Name the MLflow run by method, model, data and seed, unless the configuration names it."""
+        logger = config.trainer.logger
+        is_mlflow = isinstance(logger, Namespace) and logger.get("class_path", "").endswith("MLFlowLogger")
+        if not is_mlflow or logger.init_args.get("run_name"):
+            return
+        # MLflow draws its names from the generator that seeding has just fixed: all runs of a seed would have one name.
+        data = config.get("data")
+        model = config.model.init_args.get("policy.model")
+        name = run_name(self.method or "", model, data and data.class_path, config.seed_everything)
+        logger.init_args.run_name = name if self.subcommand == "fit" else f"{self.subcommand} {name}"
+
+    def instantiate_classes(self) -> None:
+        """Build data module, module and trainer.
+
+        Raises:
+            ConfigError: if a constructor refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
+            if (explained := config_error_behind(error)) is not None:
+                raise explained from None
+            raise self._construction_error(error) from error
+
+    def _construction_error(self, error: Exception) -> ConfigError:
+        """What a constructor's own error means for the configuration."""
+        if "backend found" in str(error):
+            accelerator = self.config[self.subcommand].trainer.accelerator
+            return ConfigError(
+                f"trainer.accelerator is {accelerator!r}, but PyTorch finds no such device on this machine. Leave it "
+                "out to use the best device there is, or set --trainer.accelerator cpu."
+            )
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return ConfigError(
+            f"the configuration was refused by {place.filename}, line {place.lineno}: {type(error).__name__}: {error}. "
+            "Correct the setting that this names; list every setting by adding --print_config to the command."
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The trainer with the default callbacks."""
+        trainer = self._get(self.config_init, "trainer")
+        trainer["callbacks"] = with_defaults(trainer, self.method, self.paper)
+        return super().instantiate_trainer(**kwargs)
+
+
+def _detach_from_machine(config: Namespace) -> None:
+    """Let a plan, perhaps for another machine, ask for no accelerator and record nothing."""
+    devices = config.trainer.devices if str(config.trainer.devices).isdecimal() else "auto"
+    for name, value in {
+        "accelerator": "cpu",
+        "devices": devices,
+        "strategy": "auto",
+        "precision": None,
+        "logger": False,
+    }.items():
+        config.trainer[name] = value
+    config.ckpt_path = None
+
+
+def config_error_behind(error: BaseException) -> ConfigError | None:
+    """The ConfigError that led to another error: the parser tries every type of a value, and wraps what each raised."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigError):
+        cause = cause.__cause__ or cause.__context__
+    return cause

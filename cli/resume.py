@@ -1,0 +1,108 @@
+"""The checkpoint that --ckpt_path names: found, whole, and readable as plain data."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from support.errors import ConfigError
+from support.files import damage, unreadable
+from support.moved import present_path
+
+
+def runs_of(root: Path, method: str) -> list[Path]:
+    """Folders of the runs of a method, newest first.
+
+    Args:
+        root: the folder of all runs. method: class path of the module.
+    """
+    runs = []
+    for config in root.glob("*/config_fit.yaml"):
+        try:
+            saved = yaml.safe_load(config.read_text(encoding="utf-8"))
+            class_path = str(((saved or {}).get("model") or {}).get("class_path"))
+        except (yaml.YAMLError, OSError, UnicodeDecodeError, AttributeError) as error:
+            print(f"--ckpt_path last: {config} cannot be read ({type(error).__name__}), so its run is passed over.")
+            continue
+        if present_path(class_path) == present_path(method):
+            runs.append(config)
+    return [config.parent for config in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def last_checkpoint(root: Path, method: str) -> Path | None:
+    """The newest undamaged checkpoint of the newest run of a method; None, with a message, where there is none.
+
+    Args:
+        root: the folder of all runs. method: class path of the module.
+    """
+    runs = runs_of(root, method)
+    if not runs:
+        print(f"--ckpt_path last: {method} has no run under {root} yet, so training starts from the beginning.")
+        return None
+    checkpoints = runs[0].glob("checkpoints/rollout_*.ckpt")
+    for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        fault = damage(path)
+        if fault is None:
+            print(f"Last checkpoint of {method}: {path}")
+            return path
+        print(f"--ckpt_path last: {path} is damaged ({fault}); trying the one before it.")
+    print(
+        f"--ckpt_path last: the newest run of {method}, {runs[0]}, has no undamaged checkpoint, "
+        "so training starts from the beginning."
+    )
+    return None
+
+
+def find_checkpoint(config: Namespace, command: str) -> None:
+    """Replace `last` in `config.ckpt_path` by the path of the checkpoint, and continue its run under `fit`.
+
+    Args:
+        config: of the command, with `ckpt_path`, `trainer` and `model`. command: fit, validate, test or predict.
+
+    Raises:
+        ConfigError: for a checkpoint that is missing or damaged, or where there is none for another command than fit.
+    """
+    if config.get("ckpt_path") != "last":
+        if config.get("ckpt_path"):
+            _refuse_damaged(Path(config.ckpt_path))
+        return
+    checkpoint = last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path)
+    config.ckpt_path = None if checkpoint is None else str(checkpoint)
+    if checkpoint is None and command != "fit":
+        raise ConfigError(
+            f"--ckpt_path last: there is no checkpoint of {config.model.class_path} to {command} with. Train first "
+            f"(python main.py fit ...), or {command} the untrained model by leaving out --ckpt_path."
+        )
+    logger: Any = config.trainer.logger
+    if checkpoint is not None and command == "fit" and isinstance(logger, Namespace) and "run_id" in logger.init_args:
+        # The same run goes on: one folder, one set of curves. Without a logger the folder is the same anyway.
+        logger.init_args.run_id = checkpoint.parents[1].name
+
+
+def _refuse_damaged(path: Path) -> None:
+    fault = damage(path)
+    if fault is None:
+        return
+    others = sorted(str(other) for other in path.parent.glob("*.ckpt") if other != path)
+    raise ConfigError(
+        f"the checkpoint {path} cannot be used: {fault}. The other checkpoints in its folder are: "
+        f"{', '.join(others) or 'none'}. Name one that is whole with --ckpt_path."
+    )
+
+
+def refuse_unreadable(config: Namespace) -> None:
+    """Refuse a checkpoint that holds more than plain data, unless the command line says `--weights_only false`.
+
+    Raises:
+        ConfigError: for such a checkpoint. Nothing that it holds has been executed.
+    """
+    if not config.get("ckpt_path") or not config.weights_only:
+        return
+    fault = unreadable(Path(config.ckpt_path))
+    if fault is not None:
+        raise ConfigError(
+            f"the checkpoint {config.ckpt_path} cannot be read as plain data, and nothing in it was executed: {fault}. "
+            "Name a checkpoint that this project wrote with --ckpt_path; a file that you trust may run its own code "
+            "with --weights_only false."
+        )

@@ -1,0 +1,81 @@
+"""Dynamic sampling: groups whose completions all earn the same give no gradient; further prompts take their places (DAPO, arXiv 2503.14476, 3.2).
+
+The further prompts are a function of (seed, rank, rollout), each process replaces its own groups, and a rollout keeps its size: what the
+budget did not suffice for stays, with advantages of zero.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from objectives.statistics import group_statistics
+from rollouts import RolloutBatch
+
+Rows = list[dict[str, Any]]
+
+
+def has_signal(returns: Tensor, batch: RolloutBatch) -> Bool[Tensor, "prompts"]:
+    """Whether the completions of each prompt earn different returns; those to which no reward applies (NaN) do not count."""
+    return group_statistics(returns, batch.groups)[1] > 0
+
+
+def exactly(missing: int, without_signal: float) -> int:
+    """As many further prompts at once as groups are missing, however many of the last ones gave no signal."""
+    return missing
+
+
+def _unseen(rows: Iterator[dict[str, Any]], seen: set[Any]) -> Iterator[dict[str, Any]]:
+    """Those of the rows whose id has not come before."""
+    for row in rows:
+        if row.get("id") not in seen:
+            seen.add(row.get("id"))
+            yield row
+
+
+def refilled(
+    batch: RolloutBatch,
+    spare: Iterator[dict[str, Any]],
+    budget: int,
+    sample: Callable[[Rows], RolloutBatch],
+    returns: Callable[[RolloutBatch], Tensor],
+    size: Callable[[int, float], int] = exactly,
+) -> tuple[RolloutBatch, RolloutBatch, dict[str, float]]:
+    """Replace the groups without signal, as far as the budget goes.
+
+    Args:
+        batch: a scored rollout.
+        spare: rows of further prompts; those of the batch are passed over.
+        budget: most further prompts.
+        sample: rows to a scored rollout. returns: what decides on signal, one number a row.
+        size: (groups still missing, share of the groups sampled last that gave no signal) -> prompts to sample next; groups with signal beyond
+            those that are missing are left out.
+
+    Returns:
+        (the batch, all that was sampled, metrics: `no_signal` and `no_signal_left` are shares of the groups, `extra_tokens` what was generated in addition).
+    """
+    signal = has_signal(returns(batch), batch)
+    without = float((~signal).float().mean())
+    metrics = {"no_signal": without}
+    missing = torch.nonzero(~signal).flatten().tolist()
+    fresh = _unseen(spare, {row.get("id") for row in batch.rows})
+    places, parts, used, tokens = list(range(len(batch.rows))), [batch], 0, 0
+    while missing and used < budget and (rows := list(islice(fresh, min(size(len(missing), without), budget - used)))):
+        part = sample(rows)
+        offset = sum(len(p.rows) for p in parts)
+        parts.append(part)
+        used, tokens = used + len(rows), tokens + int(part.lengths.sum())
+        signal = has_signal(returns(part), part)
+        without = float((~signal).float().mean())
+        for prompt in torch.nonzero(signal).flatten().tolist()[: len(missing)]:
+            places[missing.pop(0)] = offset + prompt
+    metrics |= {
+        "no_signal_left": len(missing) / len(batch.rows),
+        "extra_prompts": float(used),
+        "extra_tokens": float(tokens),
+    }
+    sampled = RolloutBatch.concatenate(parts)
+    return sampled.take(places) if used else batch, sampled, metrics

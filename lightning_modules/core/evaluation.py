@@ -1,0 +1,43 @@
+"""Settings of validation, test and prediction."""
+
+from dataclasses import dataclass, field
+
+from rollouts import SamplingOverrides
+from support.errors import ConfigError
+
+
+@dataclass
+class Evaluation:
+    """How validation and test sample.
+
+    Args:
+        samples: completions of every prompt.
+        pass_k: the k of pass@k, at most `samples`. One number is logged as `pass@k`, a list such as [1, 4, 16] as
+            `pass@1`, `pass@4`, `pass@16`.
+        sampling: how they are drawn, where it differs from the training's sampling.
+        val_intervals: log 95 % bootstrap intervals over the problems in validation too; the test stage always has them.
+    """
+
+    samples: int = 1
+    pass_k: int | list[int] | None = None
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
+    val_intervals: bool = False
+
+    def __post_init__(self) -> None:
+        ks = list(self.pass_ks.values())
+        if self.samples < 1 or not all(1 <= k <= self.samples for k in ks) or self.pass_k == []:
+            raise ConfigError(
+                f"evaluation.samples is {self.samples} and evaluation.pass_k is {self.pass_k}; needs samples >= 1 and "
+                "1 <= pass_k <= samples."
+            )
+
+    @property
+    def pass_ks(self) -> dict[str, int]:
+        """The wanted k by the metric's name."""
+        if isinstance(self.pass_k, int):
+            return {"pass@k": self.pass_k}
+        return {f"pass@{k}": k for k in self.pass_k or []}
+
+    def with_intervals(self, stage: str) -> bool:
+        """Whether a stage logs intervals."""
+        return stage == "test" or self.val_intervals

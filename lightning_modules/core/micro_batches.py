@@ -1,0 +1,111 @@
+"""Rows that share an optimiser step, and rows that share a forward pass."""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from policies import Policy
+from rollouts import RolloutBatch
+from support.processes import maximum
+
+
+@dataclass
+class MicroBatch:
+    """Rows of one forward and backward pass.
+
+    Fields:
+        rows: indices into the rollout.
+        width: longest completion among them, in tokens.
+        counted: False on rows that only keep the number of passes equal on all processes.
+    """
+
+    rows: Int[Tensor, "some"]
+    width: int
+    counted: Bool[Tensor, "some"]
+
+
+def update_slices(batch: RolloutBatch, updates: int) -> list[slice]:
+    """Whole prompt groups, in order, the same number in every update."""
+    rows = batch.completion_ids.shape[0]
+    size = rows // updates
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, equalise: bool = False) -> list[MicroBatch]:
+    """Passes of at most `budget` tokens, a prompt counted once for all its rows in the pass.
+
+    Groups stay whole where they fit, the largest first into the first pass with room. A group beyond the budget is
+    split, its longest rows first, and its prompt computed again in every piece; a single longer row has a pass of its
+    own.
+
+    Args:
+        part: the rows of one optimiser step.
+        equalise: let every process make the same number of passes, since a missing one would hang the others; then
+            all processes must take part.
+    """
+    lengths, prompts = batch.lengths.tolist(), batch.prompt_mask.sum(1).tolist()
+    pieces: list[tuple[int, list[int]]] = []
+    groups = range(part.start, part.stop, batch.group_size)
+    for start in groups:
+        prompt = prompts[start // batch.group_size]
+        rows = sorted(range(start, start + batch.group_size), key=lambda row: -lengths[row])
+        room = None if budget is None else budget - prompt
+        pieces += [(prompt + size, piece) for size, piece in _fill([(lengths[row], [row]) for row in rows], room)]
+    passes = _fill(sorted(pieces, key=lambda piece: -piece[0]), budget)
+    computed = sum(size for size, _ in passes)
+    needed = sum(lengths[part]) + sum(prompts[row // batch.group_size] for row in groups)
+    if computed > 1.5 * needed:
+        warnings.warn(
+            f"batch.update_token_budget is {budget}, in which few completions fit beside their prompt: {computed} "
+            f"tokens are computed for {needed} because prompts are computed again and again; raise it if memory allows.",
+            stacklevel=2,
+        )
+    device = batch.completion_ids.device
+
+    def micro_batch(rows: list[int], counted: bool) -> MicroBatch:
+        flags = torch.full((len(rows),), counted, device=device)
+        return MicroBatch(torch.tensor(rows, device=device), max(1, max(lengths[row] for row in rows)), flags)
+
+    micros = [micro_batch(sorted(rows), counted=True) for _, rows in passes]
+    if equalise and (missing := int(maximum(len(micros))) - len(micros)) > 0:
+        shortest = min(range(part.start, part.stop), key=lambda row: lengths[row])
+        micros += [micro_batch([shortest], counted=False)] * missing
+    return micros
+
+
+def _fill(pieces: list[tuple[int, list[int]]], budget: int | None) -> list[tuple[int, list[int]]]:
+    """First fit of (size, rows) into bins of the budget; a piece larger than the budget has a bin of its own."""
+    bins: list[tuple[int, list[int]]] = []
+    for size, rows in pieces:
+        place = next((i for i, (used, _) in enumerate(bins) if budget is None or used + size <= budget), None)
+        if place is None:
+            bins.append((size, list(rows)))
+        else:
+            bins[place] = (bins[place][0] + size, bins[place][1] + rows)
+    return bins
+
+
+@torch.no_grad()
+def batch_logprobs(
+    policy: Policy, batch: RolloutBatch, temperature: float, budget: int | None, reference: bool = False
+) -> Float[Tensor, "rows time"]:
+    """Log-probs of every completion token under the policy or its reference; 0 outside the action mask.
+
+    Args:
+        temperature: divisor of the logits.
+        budget: maximum number of tokens in a pass; None computes all rows at once.
+    """
+    logprobs = torch.zeros(batch.completion_ids.shape, device=policy.device)
+    # Weights in shards are gathered in every pass, by all processes together; a reference's stay in shards.
+    in_shards = isinstance(policy, FSDPModule) and (reference or not policy.is_whole)
+    for micro in micro_batches(batch, slice(0, len(logprobs)), budget, equalise=in_shards):
+        groups = batch.prompt_groups(micro.rows)
+        if reference:
+            logprobs[micro.rows, : micro.width] = policy.reference_logprobs(groups, temperature)
+        else:
+            logprobs[micro.rows, : micro.width] = policy.logprobs(groups, temperature)[0]
+    return logprobs.masked_fill(~batch.action_mask, 0.0)

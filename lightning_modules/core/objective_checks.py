@@ -1,0 +1,79 @@
+"""Settings of an objective that contradict one another, refused when the module is built."""
+
+from typing import Protocol
+
+from lightning_modules.core.terms import KLPenalty, Shaping
+from objectives import Advantage
+from rewards import Reward
+from rollouts import BatchPlan, SamplingParams
+from support.errors import ConfigError
+
+
+class Method(Protocol):
+    """The parts of an on-policy method that depend on one another."""
+
+    rewards: list[Reward]
+    batch: BatchPlan
+    sampling: SamplingParams
+    advantage: Advantage
+    kl: KLPenalty
+    shaping: Shaping
+    importance_cap: float | None
+    max_grad_norm: float | None
+    zero_variance_groups_have_no_gradient: bool
+    needs_rewards: bool
+    needs_correctness: bool
+
+
+def check_objective(method: Method) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        ConfigError: names the key, its value, and what to set.
+    """
+    _check_rewards(method)
+    _check_batch(method)
+    if method.sampling.temperature == 0:
+        raise ConfigError(
+            "sampling.temperature is 0, so all completions of a prompt would be equal and nothing could be learned; "
+            "set it above 0."
+        )
+    if method.max_grad_norm is not None and method.max_grad_norm <= 0:
+        raise ConfigError(
+            f"max_grad_norm is {method.max_grad_norm}; set it above 0, or to null to leave gradients as they are."
+        )
+    if method.importance_cap is not None and method.importance_cap < 1:
+        raise ConfigError(f"importance_cap is {method.importance_cap}; set it to 1 or above, or to null for none.")
+    if method.kl.placement == "token_reward" and not method.advantage.token_rewards:
+        raise ConfigError(
+            f"kl.placement is token_reward, but {type(method.advantage).__name__} takes one reward per completion; set "
+            "kl.placement to reward, or model.advantage to objectives.ReinforcePlusPlus (baseline: none)."
+        )
+
+
+def _check_rewards(method: Method) -> None:
+    name = type(method).__name__
+    if method.needs_rewards and not method.rewards:
+        raise ConfigError(
+            f"{name} has no rewards, so there is nothing to maximise; list at least one in model.rewards."
+        )
+    if method.needs_correctness and not any(reward.is_correctness for reward in method.rewards):
+        raise ConfigError(
+            f"{name} needs a reward that judges correctness, and model.rewards has "
+            f"{[reward.name for reward in method.rewards]}; add one such as rewards.ExactAnswer."
+        )
+
+
+def _check_batch(method: Method) -> None:
+    batch, advantage, shaping = method.batch, method.advantage, method.shaping
+    if batch.refill and not (method.zero_variance_groups_have_no_gradient and advantage.needs_group):
+        learner = type(advantage).__name__ if method.zero_variance_groups_have_no_gradient else type(method).__name__
+        raise ConfigError(
+            f"batch.refill is {batch.refill}, but {learner} learns from groups of equal rewards too; set it to 0."
+        )
+    if batch.group_size == 1 and (advantage.needs_group or shaping.normalise_rewards):
+        part = type(advantage).__name__ if advantage.needs_group else "shaping.normalise_rewards"
+        raise ConfigError(
+            f"batch.group_size is 1, but {part} compares a completion with the others of its prompt; set it to 2 or "
+            "more, or choose an advantage that needs no group, such as objectives.RunningMean."
+        )

@@ -1,0 +1,37 @@
+"""Generation and slow rewards at the same time."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rewards import Reward
+from rollouts import RolloutBatch
+
+Rows = list[dict[str, Any]]
+
+
+def overlapped_rollout(
+    rollout: Callable[[Rows], RolloutBatch], rows: Rows, rewards: list[Reward], prompts_at_once: int
+) -> RolloutBatch:
+    """Generate part by part; rewards that wait for others score one part on a thread while the next is generated.
+
+    Args:
+        rewards: those of them that do not wait are left to the caller.
+        prompts_at_once: prompts of a part.
+
+    Returns:
+        The whole batch, with the rewards that wait filled in.
+    """
+    waiting = [reward for reward in rewards if reward.waits]
+    if not waiting or prompts_at_once >= len(rows):
+        return rollout(rows)
+    parts = []
+    with ThreadPoolExecutor(len(waiting) * 2) as pool:
+        scores = []
+        for start in range(0, len(rows), prompts_at_once):
+            part = rollout(rows[start : start + prompts_at_once])
+            parts.append(part)
+            scores.append({reward.name: pool.submit(reward, part) for reward in waiting})
+        for part, found in zip(parts, scores, strict=True):
+            part.rewards = {name: future.result() for name, future in found.items()}
+    return RolloutBatch.concatenate(parts)

@@ -1,0 +1,240 @@
+"""From advantages to weights: the passes over a rollout's tokens, and the optimiser steps."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_modules.core.micro_batches import MicroBatch, micro_batches, update_slices
+from objectives import Aggregation
+from objectives.kl import kl_estimate
+from policies import Policy
+from rollouts import BatchPlan, RolloutBatch
+from support.errors import ConfigError
+from support.processes import process_count, summed
+
+#: sums over the masked tokens, or (sum, count) where the mean is over something else than tokens
+Sums = dict[str, Tensor | tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Objective:
+    """What a method maximises, as the update asks for it.
+
+    Fields:
+        token_loss: (logprobs, behaviour, reference or None, advantages, mask) -> (per-token loss, sums to log).
+        behaviour: (batch, rows, log-probs under the policy that sampled) -> log-probs of what drew these rows' tokens.
+        auxiliary_loss: (batch, rows of the optimiser step) -> a loss beside the policy's, or None.
+        aggregation: weights of the rows of an optimiser step.
+        temperature: divisor of the logits.
+        entropy_bonus: times the entropy of every token's distribution is subtracted from its loss.
+        importance_cap: truncates the importance weight of policy over engine; None for engines that need none.
+    """
+
+    token_loss: Callable[..., tuple[Float[Tensor, "rows time"], Sums]]
+    behaviour: Callable[[RolloutBatch, Tensor, Tensor], Tensor]
+    auxiliary_loss: Callable[[RolloutBatch, slice], Tensor | None]
+    aggregation: Aggregation
+    temperature: float
+    entropy_bonus: float
+    importance_cap: float | None
+
+
+@dataclass
+class Steps:
+    """How gradients are made and applied.
+
+    Fields:
+        optimizer: of Lightning, or a plain one.
+        scheduler: steps as `BatchPlan.lr_per` says; None for a constant learning rate.
+        backward: adds the gradient of a loss.
+        max_grad_norm: gradients are scaled down to this norm; None leaves them.
+    """
+
+    optimizer: Any
+    scheduler: Any
+    backward: Callable[[Tensor], None]
+    max_grad_norm: float | None
+
+    def step(self) -> float:
+        """One optimiser step, left out if the gradient is not finite. Returns the norm before clipping."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = total_norm([p.grad for p in parameters])
+        if math.isfinite(norm):  # the same on all processes, whose gradients have been averaged
+            if self.max_grad_norm is not None and parameters:
+                # Lightning's own clipping refuses fused optimisers under mixed precision, which need no unscaling here.
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def step_scheduler(self) -> None:
+        """Advance the learning rate by one step."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+
+def total_norm(gradients: list[Tensor]) -> float:
+    """The norm of all gradients together, of those in shards over all processes."""
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def without_idle_tokens(batch: RolloutBatch, mask: Bool[Tensor, "rows time"]) -> RolloutBatch:
+    """The batch without the tokens behind each row's last one that carries loss; one token of every row stays.
+
+    No loss depends on them, so they need not be computed.
+    """
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, steps, 0).amax(1, keepdim=True)
+    kept = batch.completion_mask & (steps <= last)
+    return replace(batch, completion_mask=kept, action_mask=batch.action_mask & kept)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be allocated, on a GPU or a CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+class PolicyUpdate:
+    """The optimiser steps of one rollout.
+
+    Args:
+        batch: the rollout, with advantages.
+        mask: tokens that carry loss.
+        sampled_logprobs: under the policy that sampled; None where the policy still is that one, so that its own
+            log-probs give a ratio of exactly 1.
+        reference_logprobs: None without a KL term.
+        token_budget: maximum number of tokens in a pass; None takes all rows at once. A pass that does not fit into
+            memory halves it, once in a run.
+    """
+
+    def __init__(
+        self,
+        batch: RolloutBatch,
+        mask: Bool[Tensor, "rows time"],
+        *,
+        policy: Policy,
+        plan: BatchPlan,
+        objective: Objective,
+        steps: Steps,
+        sampled_logprobs: Float[Tensor, "rows time"] | None,
+        reference_logprobs: Float[Tensor, "rows time"] | None,
+        token_budget: int | None,
+        may_halve: bool,
+    ) -> None:
+        assert batch.advantages is not None
+        per_token = batch.advantages.dim() == 2
+        self.advantages = batch.advantages if per_token else batch.advantages[:, None].expand(mask.shape)
+        self.batch, self.mask = without_idle_tokens(batch, mask), mask
+        self.policy, self.plan, self.objective, self.steps = policy, plan, objective, steps
+        self.sampled_logprobs, self.reference_logprobs = sampled_logprobs, reference_logprobs
+        self.token_budget, self.may_halve = token_budget, may_halve
+        self.sums: dict[str, Tensor] = {}  # (sum, count) by name
+        self.drift = torch.zeros((), device=policy.device)
+
+    def run(self) -> dict[str, float]:
+        """Take the steps. Returns means over the tokens of what the loss reports, over all processes."""
+        norms: list[float] = []
+        parts = 0
+        for part in update_slices(self.batch, self.plan.updates_per_rollout) * self.plan.epochs:
+            mask, parts = self.mask[part], parts + 1
+            totals = summed(torch.stack([(mask.sum(1) > 0).sum(), mask.sum()]).double())
+            # Without a token that carries loss the step still counts, but moves neither weights nor moments.
+            if totals[1] > 0:
+                self._accumulate(part, self.objective.aggregation(mask, *totals.tolist()))
+                if self._drifted(float(totals[1])):
+                    self.steps.optimizer.zero_grad()
+                    break
+                if (auxiliary := self.objective.auxiliary_loss(self.batch, part)) is not None:
+                    self.steps.backward(auxiliary)
+            norms.append(self.steps.step())
+            if self.plan.lr_per == "update":
+                self.steps.step_scheduler()
+        if self.plan.lr_per == "rollout":
+            self.steps.step_scheduler()
+        return self._metrics(norms, parts)
+
+    def _metrics(self, norms: list[float], parts: int) -> dict[str, float]:
+        finite = [norm for norm in norms if math.isfinite(norm)]
+        metrics: dict[str, float] = {}
+        if self.sums:
+            totals = summed(torch.stack(list(self.sums.values())).double())
+            metrics = {name: float(s / n.clamp(min=1)) for name, (s, n) in zip(self.sums, totals, strict=True)}
+        metrics["loss"] = float(totals[list(self.sums).index("loss")][0]) / parts if self.sums else 0.0
+        if self.plan.kl_stop is not None:
+            metrics["updates"] = float(len(finite))
+        metrics["skipped_updates"] = float(len(norms) - len(finite))
+        return metrics | {"grad_norm": sum(finite) / max(len(finite), 1)}
+
+    def _accumulate(self, part: slice, weights: Float[Tensor, "rows"]) -> None:
+        """The gradient of one optimiser step; passes that do not fit into memory are halved, once in a run."""
+        sums = dict(self.sums)
+        self.drift.zero_()
+        micros = micro_batches(self.batch, part, self.token_budget, equalise=True)
+        try:
+            for micro in micros:
+                # The processes' gradients are averaged, the row weights already count all processes' rows.
+                loss = self._loss(micro, weights[micro.rows - part.start].to(self.policy.device))
+                self.steps.backward(loss * process_count())
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            largest = max(int(self.batch.lengths[micro.rows].sum()) for micro in micros)
+            if not self.may_halve or process_count() > 1:
+                raise ConfigError(
+                    f"a pass over {largest} completion tokens does not fit into memory "
+                    f"({str(error).splitlines()[0]}); set batch.update_token_budget to {largest // 2} or less, or "
+                    "policy.gradient_checkpointing: true."
+                ) from error
+        # Outside the handler, whose traceback would keep the failed pass in memory; gradients so far are thrown away.
+        self.steps.optimizer.zero_grad()
+        self.token_budget, self.may_halve, self.sums = largest // 2, False, sums
+        warnings.warn(
+            f"a pass over {largest} completion tokens did not fit into memory; from here on passes have "
+            f"{largest // 2} tokens. Set batch.update_token_budget.",
+            stacklevel=2,
+        )
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._accumulate(part, weights)
+
+    def _loss(self, micro: MicroBatch, weights: Float[Tensor, "some"]) -> Float[Tensor, ""]:
+        """The weighted loss of one pass, with a gradient."""
+        objective, batch, rows, width = self.objective, self.batch, micro.rows, micro.width
+        mask, bonus = self.mask[rows, :width] & micro.counted[:, None], objective.entropy_bonus
+        groups = batch.prompt_groups(rows)
+        logprobs, entropy = self.policy.logprobs(groups, objective.temperature, entropy_gradient=bonus > 0)
+        detached, engine_logprobs = logprobs.detach(), batch.behaviour_logprobs[rows, :width]
+        sampled = detached if self.sampled_logprobs is None else self.sampled_logprobs[rows, :width]
+        behaviour = objective.behaviour(batch, rows, sampled)
+        reference = None if self.reference_logprobs is None else self.reference_logprobs[rows, :width]
+        loss, sums = objective.token_loss(logprobs, behaviour, reference, self.advantages[rows, :width], mask)
+        if objective.importance_cap is not None:
+            importance = (behaviour - engine_logprobs).exp().clamp(max=objective.importance_cap)
+            loss, sums["importance"] = loss * torch.where(mask, importance, 0.0), (importance * mask).sum()
+        if bonus:
+            loss = loss - bonus * entropy
+        sums["entropy"] = (entropy.detach() * mask).sum()
+        sums["behaviour_gap"] = ((detached - engine_logprobs).abs() * mask).sum()
+        if self.plan.kl_stop is not None:
+            self.drift += torch.where(mask, kl_estimate(sampled, detached, "k3"), 0.0).sum()
+        total = (torch.where(mask, loss, 0.0) * weights[:, None]).sum()
+        for name, value in (sums | {"loss": total}).items():
+            pair = value if isinstance(value, tuple) else (value, mask.sum())
+            sum_and_count = torch.stack([item.detach().double() for item in pair])
+            self.sums[name] = self.sums[name] + sum_and_count if name in self.sums else sum_and_count
+        return total
+
+    def _drifted(self, tokens: float) -> bool:
+        """Whether the policy left the one that sampled by more than `kl_stop` nats per token, over all processes."""
+        if self.plan.kl_stop is None:
+            return False
+        return float(summed(self.drift)) / max(tokens, 1.0) > self.plan.kl_stop

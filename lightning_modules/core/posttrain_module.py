@@ -1,0 +1,134 @@
+"""The base of every module: loading of its policy, optimiser, checkpoint."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from policies import Policy, PolicyParams
+from policies.sharding import shard
+from support.errors import ConfigError
+from support.seeding import isolated_rng, run_seed
+
+
+class PosttrainModule(L.LightningModule):
+    """Loads `policy` when the trainer asks for it, and stores only trained weights under LoRA.
+
+    Args:
+        policy: which model, and how it is trained.
+        optimizer: builds the optimiser from `trained_parameters()`; AdamW with a learning rate of 1e-6 by default.
+        lr_scheduler: builds a scheduler that steps once per optimiser step; None keeps the learning rate.
+    """
+
+    with_reference = False
+    policy: Any  # a Policy; a Scorer for reward and cost models
+
+    def __init__(
+        self,
+        policy: PolicyParams,
+        *,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        # Only a configuration is plain data; objects given in Python would make the checkpoint unreadable by safe
+        # loading.
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters(logger=False)
+        else:
+            self._hparams = AttributeDict()
+        self.policy_params, self.optimizer_callable, self.scheduler_callable = policy, optimizer, lr_scheduler
+        self.strict_loading = policy.lora is None
+
+    def configure_model(self) -> None:
+        if getattr(self, "policy", None) is None:
+            # Fresh adapters are the same however much was drawn before.
+            with isolated_rng("initialisation", run_seed()):
+                self.policy = Policy(self.policy_params, with_reference=self.with_reference)
+            if self._trainer is not None and isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
+                if strategy.device_mesh["tensor_parallel"].size() > 1:
+                    raise ConfigError(
+                        "trainer.strategy splits matrices over processes, which is not supported; set its "
+                        "tensor_parallel_size to 1, which shards whole weights."
+                    )
+                dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+                shard(self.policy, strategy.device_mesh["data_parallel"], dtype)
+
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that the optimiser moves: the policy's; a method with a critic adds its own."""
+        return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer_callable(self.trained_parameters())
+        except ValueError as error:
+            raise ConfigError(
+                f"the optimiser refuses its settings: {error}. Change the keys under model.optimizer."
+            ) from error
+        if self.scheduler_callable is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler_callable(optimizer), "interval": "step"},
+        }
+
+    def _rebuilt_from_config(self) -> set[str]:
+        """Names of weights that a checkpoint leaves out because loading the model restores them."""
+        if self.policy_params.lora is None:
+            return set()
+        return {name for name in self.state_dict() if name.startswith("policy.") and "lora_" not in name}
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Context in which every process holds all weights, also where training shards them; all processes enter it."""
+        return self.policy.whole() if isinstance(self.policy, Policy) else nullcontext()
+
+    def gather_weights(self) -> None:
+        """Begin a stage with whole weights in which processes may differ in work; `scatter_weights` ends it."""
+        self._gathered = self.whole_weights()
+        self._gathered.__enter__()
+
+    def scatter_weights(self) -> None:
+        """End what `gather_weights` began."""
+        self._gathered.__exit__(None, None, None)
+
+    def export(self, folder: str | Path) -> None:
+        """Write what was trained as a folder that can be loaded again; within `whole_weights`."""
+        self.policy.save(folder)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["module"] = type(self).__name__
+        for name in self._rebuilt_from_config():
+            del checkpoint["state_dict"][name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        made_by = checkpoint.get("module")
+        if made_by != type(self).__name__:
+            raise ConfigError(
+                f"the checkpoint was made by {made_by or 'another program'}, not by {type(self).__name__}. To continue "
+                "from its weights with another method, export them with "
+                "callbacks.ExportPolicy and set model.policy.model to the exported folder."
+            )
+        self.configure_model()
+        if "state_dict" not in checkpoint:  # shards, which the strategy loads and checks
+            return
+        saved = checkpoint["state_dict"]
+        if any(".reference." in name for name in saved) and self.policy_params.lora is not None:
+            self.policy.add_reference_adapter()
+        expected = self.state_dict()
+        remedy = "it was made with another policy or LoRA setting. Use the configuration that it was trained with."
+        if resized := [name for name in expected.keys() & saved.keys() if expected[name].shape != saved[name].shape]:
+            name = min(resized)
+            raise ConfigError(
+                f"the checkpoint's {name} has the shape {tuple(saved[name].shape)}, this model's "
+                f"{tuple(expected[name].shape)}; {remedy}"
+            )
+        if missing := expected.keys() - saved.keys() - self._rebuilt_from_config():
+            raise ConfigError(
+                f"the checkpoint lacks {len(missing)} of this model's weights, among them {min(missing)}; {remedy}"
+            )

