@@ -109,7 +109,7 @@ class OnPolicyModule(SamplingModule):
         #: number of further prompts that dynamic sampling draws at once, see `refilled`; callbacks may set it
         self.refill_size: Callable[[int, float], int] = exactly
 
-    # ---- the six arrows -----------------------------------------------------------------------------------------------
+    # ---- the six arrows ----------------------------------------------------------------------------------------------
 
     def training_step(self, rows: Rows, batch_idx: int) -> None:
         """One rollout and its updates."""
@@ -285,7 +285,7 @@ class OnPolicyModule(SamplingModule):
         """
         return {}
 
-    # ---- parts of the arrows ------------------------------------------------------------------------------------------
+    # ---- parts of the arrows -----------------------------------------------------------------------------------------
 
     @property
     def rollouts_done(self) -> int:
@@ -323,7 +323,7 @@ class OnPolicyModule(SamplingModule):
         """The penalty's estimate at every token, 0 outside the action mask."""
         return self.kl.estimate(self.sampled_logprobs(batch), self.reference_logprobs(batch)) * batch.action_mask
 
-    # ---- the trainer's stages -----------------------------------------------------------------------------------------
+    # ---- the trainer's stages ----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         if stage == "fit":

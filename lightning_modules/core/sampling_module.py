@@ -63,7 +63,7 @@ class SamplingModule(PosttrainModule):
         self.thinking_stats: ThinkingStats | None = None
         self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
 
-    # ---- prompts to scored completions --------------------------------------------------------------------------------
+    # ---- prompts to scored completions -------------------------------------------------------------------------------
 
     @property
     def all_rewards(self) -> list[Reward]:
@@ -132,7 +132,7 @@ class SamplingModule(PosttrainModule):
         """The metric of a reward, behind train/ or val/."""
         return f"reward/{reward}"
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------------
+    # ---- evaluation --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, rows: Rows, stage: str) -> RolloutBatch:
@@ -223,7 +223,7 @@ class SamplingModule(PosttrainModule):
                 self.reference_logprobs(batch)
         return completion_records(batch)
 
-    # ---- start of a stage ---------------------------------------------------------------------------------------------
+    # ---- start of a stage --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         splits = data_splits(self.trainer, stage)

@@ -61,7 +61,7 @@ def test_a_rule_takes_the_place_of_both_models(tmp_path, assistant):
         ({"reward_model": "somewhere"}, "both model.reward_model and model.rewards are given"),
         ({"constraint": Constraint(threshold=0.2, cost_scale="probability")}, "has a scale of its own"),
         ({"bound": Hoeffding(0.0, 0.5)}, r"holds for costs in \[0, 0.5\]"),
-        ({"supervised": SupervisedTerm(batch_size=4)}, "asks for 4 demonstrations a step, and the data module has 0"),
+        ({"supervised": SupervisedTerm(batch_size=4)}, "asks for 4 demonstrations per step, and the data module has 0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path, assistant, changes, message):
@@ -156,7 +156,7 @@ def test_another_function_or_another_model_is_another_cost(assistant):
     assert len(found) == len(parts)
 
 
-# ---- killed on the way ------------------------------------------------------------------------------------------------------
+# ---- killed on the way -----------------------------------------------------------------------------------------------
 
 
 def killed(*arguments):

@@ -39,7 +39,7 @@ def test_the_defaults_are_the_papers(reasoner):
     assert group["lr"] == 2e-6
 
 
-# ---- dynamic sampling -------------------------------------------------------------------------------------------------------
+# ---- dynamic sampling ------------------------------------------------------------------------------------------------
 
 
 def scored(names, rewards, ids=()):
@@ -126,7 +126,7 @@ def test_refilling_is_refused_where_equal_rewards_teach_something(assistant):
         AdaptThink(PolicyParams(assistant), [FunctionReward(digits)], batch=BatchPlan(4, 4, refill=1.0))
 
 
-# ---- resets -----------------------------------------------------------------------------------------------------------------
+# ---- resets ----------------------------------------------------------------------------------------------------------
 
 
 class Watch(L.Callback):

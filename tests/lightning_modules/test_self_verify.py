@@ -61,7 +61,7 @@ def closed(reasoner, monkeypatch):
     return reasoner
 
 
-# ---- training ------------------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them_is_kept(closed):
@@ -143,7 +143,7 @@ def test_processes_share_one_draw(closed):
     assert asked[0] == asked[1] | asked[2]
 
 
-# ---- buffer, reward, vote ------------------------------------------------------------------------------------------------------
+# ---- buffer, reward, vote --------------------------------------------------------------------------------------------
 
 
 def test_the_buffer_forgets_by_age_and_by_number():
@@ -309,7 +309,7 @@ def test_votes_pool_equivalent_answers(closed):
     assert module.vote(batch, torch.tensor([0.0, 0.0, 0.0]), 1.0) == [0], "the majority where nobody is trusted"
 
 
-# ---- evaluation ----------------------------------------------------------------------------------------------------------------
+# ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def test_validation_votes_and_prediction_gives_the_chosen_completion(closed, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def test_rows_without_a_reward_get_zero_and_do_not_count():
     assert not plain[2:4].any() and not group[2:4].any()
 
 
-# ---- whitening over tokens ------------------------------------------------------------------------------------------------------
+# ---- whitening over tokens -------------------------------------------------------------------------------------------
 
 
 def test_reinforce_plus_plus_weighs_by_tokens():
@@ -141,7 +141,7 @@ def test_normalised_rewards_count_alike_and_absent_ones_not_at_all():
     assert float(gdpo.mean()) == pytest.approx(0, abs=1e-6) and float(gdpo.std()) == pytest.approx(1, abs=1e-3)
 
 
-# ---- a running mean ------------------------------------------------------------------------------------------------------------
+# ---- a running mean --------------------------------------------------------------------------------------------------
 
 
 def one_each(advantage, rewards):
@@ -173,7 +173,7 @@ def test_its_state_goes_on_where_it_stopped_and_starts_anew_without_one():
     assert GroupNorm().state_dict() == {}
 
 
-# ---- several processes ----------------------------------------------------------------------------------------------------------
+# ---- several processes -----------------------------------------------------------------------------------------------
 
 
 class Ranks:
@@ -230,7 +230,7 @@ def test_moments_of_equal_numbers_are_exact_and_of_none_are_zero():
     assert [float(x) for x in global_moments(values, torch.zeros(7, 11, dtype=torch.bool))] == [0.0, 0.0]
 
 
-# ---- pass@k ---------------------------------------------------------------------------------------------------------------------
+# ---- pass@k ----------------------------------------------------------------------------------------------------------
 
 
 def one_group(advantage, right):

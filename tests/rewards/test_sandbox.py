@@ -233,7 +233,7 @@ def test_nothing_outlives_a_trainer_that_is_killed(tmp_path):
     assert left_behind(mark) == []
 
 
-# ---- a caller beside the program ------------------------------------------------------------------------------------------------
+# ---- a caller beside the program -------------------------------------------------------------------------------------
 
 
 def called(program: str, caller: str, **limits):
@@ -307,7 +307,7 @@ def test_a_program_that_hangs_leaves_what_the_caller_said_before():
     assert (done.status, done.stdout) == ("timeout", "0\n")
 
 
-# ---- the filter of system calls -------------------------------------------------------------------------------------------------
+# ---- the filter of system calls --------------------------------------------------------------------------------------
 
 
 def verdict(code: bytes, number: int, audit: int, argument: int = 0) -> int:
