@@ -1,4 +1,4 @@
-"""STILL-3's recipe for reasoning models (arXiv 2503.04548): on policy, a decaying KL penalty, no loss on truncated rows.
+"""STILL-3's recipe for reasoning models (arXiv 2503.04548): on policy, decaying KL penalty, no loss on truncated rows.
 
 GRPO with one update per large rollout. `callbacks.ScheduledKL` sets beta(s) = 0.5 beta_0 (1 + cos(pi s / S)) for s < S,
 else 0; alternatively beta is fixed and `callbacks.ReferenceReset` replaces the reference from time to time. Optionally
