@@ -212,7 +212,7 @@ def test_continues_from_its_state_and_refuses_other_settings():
 @pytest.mark.parametrize(
     ("costs", "message"),
     [
-        ([0.1, math.nan], r"1 of 2 costs are NaN or infinite, the first at position 1.*always answers"),
+        ([0.1, math.nan], r"1 of 2 costs are NaN or infinite, the first at position 1.*cannot fail"),
         ([0.1, math.inf], "NaN or infinite"),
         (
             [0.1, 0.2, 1.01],
