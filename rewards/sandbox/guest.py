@@ -12,10 +12,10 @@ LONGEST = 4 << 20  # bytes of one message between a caller and the program
 OUT_OF_MEMORY = 120
 
 
-def execute(source: str, given: dict[str, Any] | None = None) -> dict[str, Any]:
+def execute(source: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run a program as Python would run a file. Ends the process by itself if the program fails or exits; else returns its global names."""
     main = types.ModuleType("__main__")
-    main.__dict__.update(given or {})
+    main.__dict__.update(names or {})
     for name in ("launcher", "guest", "kernel", "seccomp"):
         sys.modules.pop(name, None)
     sys.modules["__main__"] = main

@@ -33,12 +33,12 @@ def read_part() -> Any:
     """One length-prefixed JSON value of standard input."""
 
     def exactly(size: int) -> bytes:
-        found = b""
-        while len(found) < size:
-            found += (more := os.read(0, size - len(found)))
+        data = b""
+        while len(data) < size:
+            data += (more := os.read(0, size - len(data)))
             if not more:
                 os._exit(1)  # the trainer is gone
-        return found
+        return data
 
     return json.loads(exactly(int.from_bytes(exactly(8), "big")))
 
@@ -112,14 +112,14 @@ def stdin_file(text: str) -> int:
 
 def threads_of_user() -> int:
     """Where there is no namespace, the kernel counts all processes and threads of the user against a limit."""
-    found = 0
+    count = 0
     for entry in os.scandir("/proc"):
         try:
             if entry.name.isdigit() and entry.stat().st_uid == os.geteuid():
-                found += len(os.listdir(f"/proc/{entry.name}/task"))
+                count += len(os.listdir(f"/proc/{entry.name}/task"))
         except OSError:
             pass  # it ended meanwhile
-    return found
+    return count
 
 
 # ---- outside: watch, kill, report -----------------------------------------------------------------------------------------------
@@ -189,15 +189,15 @@ def children(pid: int) -> list[int]:
 
 def resident_bytes(pid: int) -> int:
     """Memory of a process's descendants; pages shared since a fork count for each of them."""
-    found = 0
+    total = 0
     for child in children(pid):
         try:
             with open(f"/proc/{child}/statm") as file:
-                found += int(file.read().split()[1]) * resource.getpagesize()
+                total += int(file.read().split()[1]) * resource.getpagesize()
         except OSError:
             continue
-        found += resident_bytes(child)
-    return found
+        total += resident_bytes(child)
+    return total
 
 
 def kill_all(first: int) -> None:
@@ -277,11 +277,11 @@ def caller(spec: dict[str, Any], reports: int, requests: int, replies: int) -> N
     finish(source, {"call": guest.call_through(requests, replies), "CallFailed": guest.CallFailed})
 
 
-def finish(source: str, given: dict[str, Any]) -> NoReturn:
+def finish(source: str, names: dict[str, Any]) -> NoReturn:
     """Run to the end as the interpreter does: wait for threads, functions for the exit, flush, exit code."""
     code: Any = 0
     try:
-        guest.execute(source, given)
+        guest.execute(source, names)
     except SystemExit as error:
         code = error.code
         if code is not None and not isinstance(code, int):
@@ -333,9 +333,9 @@ def settle(spec: dict[str, Any], reports: int, used: set[int], quiet: bool, read
         "MSGQUEUE": 0,
     }.items():
         kind = getattr(resource, f"RLIMIT_{name}")
-        most = resource.getrlimit(kind)[1]
-        soft = value if most == resource.RLIM_INFINITY else min(value, most)
-        resource.setrlimit(kind, (soft, soft + 1 if name == "CPU" and most == resource.RLIM_INFINITY else soft))
+        hard_limit = resource.getrlimit(kind)[1]
+        soft = value if hard_limit == resource.RLIM_INFINITY else min(value, hard_limit)
+        resource.setrlimit(kind, (soft, soft + 1 if name == "CPU" and hard_limit == resource.RLIM_INFINITY else soft))
     kernel.drop_privileges()
     kernel.prctl(
         kernel.PR_SET_DUMPABLE, 0
