@@ -207,7 +207,7 @@ def test_no_process_to_be_had_is_the_sandboxs_failure(monkeypatch):
 
 def test_an_interpreter_that_does_not_start_is_quoted(monkeypatch):
     monkeypatch.setattr(sandbox, "START", "raise OSError('no library')")
-    with pytest.raises(sandbox.SandboxError, match="(?s)without a word: .*no library"):
+    with pytest.raises(sandbox.SandboxError, match="(?s)without a report: .*no library"):
         run("")
 
 
