@@ -232,8 +232,10 @@ def test_end_tokens_and_templates(reasoner, policy):
     plain.chat_template = None
     assert said(Repeated()) == {"end_token_mismatch": None, "chat_template": None}
     assert "is not among the model's own [77]" in said(Repeated(), model_eos_ids=[77])["end_token_mismatch"]
-    assert "is not a token of this model" in said(Repeated(prompt="<|im_start|>1+{}"), tokenizer=plain)["chat_template"]
-    assert "nothing at the end of the prompts" in said(Repeated(prompt="User: 1+{}=?"), tokenizer=plain)["chat_template"]
+    marked = said(Repeated(prompt="<|im_start|>1+{}"), tokenizer=plain)["chat_template"]
+    assert "is not a token of this model" in marked
+    spoken = said(Repeated(prompt="User: 1+{}=?"), tokenizer=plain)["chat_template"]
+    assert "nothing at the end of the prompts" in spoken
     assert said(Repeated(prompt="User: 1+{}=?\nAssistant: <think>"), tokenizer=plain)["chat_template"] is None
 
 

@@ -1,7 +1,8 @@
 """AdaptThink's and AutoThink's expected gradients against enumeration of everything that a tiny policy can say.
 
-Seven tokens, completions of at most two: 5 * 7 + ... sequences, each with its exact probability. The module's own parts (first tokens, behaviour,
-advantages, loss) make the gradient on one side; on the other stand formulas over the model's logits, in double precision.
+Seven tokens, completions of at most two: 5 * 7 + ... sequences, each with its exact probability. The module's own parts
+(first tokens, behaviour, advantages, loss) make the gradient on one side; on the other stand formulas over the model's
+logits, in double precision.
 """
 
 import itertools

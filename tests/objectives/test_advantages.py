@@ -260,7 +260,7 @@ def test_the_expected_gradient_is_that_of_pass_at_k(size, k):
 @pytest.mark.parametrize("right", [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_baseline_group_is_the_mean_over_all_sets_of_k(right, k):
-    """Pass@k training's derivation, written out: the mean, over the sets of k that hold i, of the set's normalised reward."""
+    """Pass@k training's derivation: the mean over the sets of k with i of the set's normalised reward."""
     sets = [set(s) for s in itertools.combinations(range(4), k)]
     scores = [max(right[i] for i in s) for s in sets]
     mean = statistics.fmean(scores)
@@ -277,7 +277,8 @@ def test_baseline_group_is_the_mean_over_all_sets_of_k(right, k):
 def test_k_of_one_is_rloo_and_hand_values_of_two():
     right = [1.0, 0.0, 0.0, 1.0]
     assert one_group(PassAtK(1), right).tolist() == pytest.approx(one_group(LeaveOneOut(), right).tolist())
-    # k = 2 of 4 with one right: it earned 1 and the others' pass@2 is 0; a wrong one earned 1/3 and its others have pass@2 = 2/3
+    # k = 2 of 4 with one right: it earned 1 and the others' pass@2 is 0; a wrong one earned 1/3 and the pass@2 of
+    # its others is 2/3
     assert one_group(PassAtK(2), [1.0, 0.0, 0.0, 0.0]).tolist() == pytest.approx([2.0, -2 / 3, -2 / 3, -2 / 3])
     assert one_group(PassAtK(2), [0.0] * 4).tolist() == one_group(PassAtK(2), [1.0] * 4).tolist() == [0.0] * 4
     assert float(pass_rate(torch.tensor(10.0), torch.tensor(3.0), 4)) == pytest.approx(
