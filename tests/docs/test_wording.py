@@ -27,7 +27,6 @@ UNCLEAN = {
     "tests/ecosystem",
     "tests/examples",
     "tests/fuzz",
-    "tests/lightning_modules",
     "tests/resume",
     "tests/rewards",
     "tests/scale",

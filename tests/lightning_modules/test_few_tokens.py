@@ -1,4 +1,4 @@
-"""S-GRPO and T-SPMO: their steps are the gradients of their formulas, nothing happens without edges, resumed runs repeat."""
+"""S-GRPO and T-SPMO: steps equal the gradients of the formulas, no edges mean no step, resumed runs repeat."""
 
 import lightning as L
 import pytest

@@ -199,7 +199,7 @@ def _run(arguments, hurt):
 
 @pytest.mark.parametrize("hurt", [between_phases, between_steps, inside_the_test, after_the_test])
 def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys):  # noqa: F811
-    """SIGKILL in a process of its own; the same command again ends where the undisturbed run ends, and the safety split has served once."""
+    """After SIGKILL the same command ends as an undisturbed run does, and the safety split has served one test."""
     from main import main
 
     arguments = [

@@ -48,7 +48,8 @@ def scored(names, rewards, ids=()):
     tokens = torch.tensor([[ord(name)] for name in names for _ in range(2)])
     ones = torch.ones_like(tokens, dtype=torch.bool)
     return RolloutBatch(
-        prompt_ids=torch.tensor([[ord(name)] for name in names]), prompt_mask=ones[::2], completion_ids=tokens, completion_mask=ones,
+        prompt_ids=torch.tensor([[ord(name)] for name in names]), prompt_mask=ones[::2],
+        completion_ids=tokens, completion_mask=ones,
         action_mask=ones, behaviour_logprobs=-tokens.float(), finish_reasons=["eos"] * len(tokens), rows=rows,
         rewards={"r": torch.tensor([value for name in names for value in rewards[name]])},
     )  # fmt: skip
@@ -130,7 +131,7 @@ def test_refilling_is_refused_where_equal_rewards_teach_something(assistant):
 
 
 class Watch(L.Callback):
-    """KL and the distance between policy and reference at the end of every rollout, and the optimiser's moments at its start."""
+    """KL and distance of policy and reference after every rollout, and the optimiser's moments before it."""
 
     def __init__(self):
         self.kl, self.moments = [], []

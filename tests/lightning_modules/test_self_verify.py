@@ -101,8 +101,9 @@ def test_each_kind_has_its_own_rewards_and_its_own_baseline(closed):
     ]
     ids = torch.zeros(8, 1, dtype=torch.long)
     batch = RolloutBatch(
-        prompt_ids=ids[:2], prompt_mask=ids[:2] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * 8, rows=rows, decoder=lambda ids, mask: [""] * len(ids),
+        prompt_ids=ids[:2], prompt_mask=ids[:2] == 0, completion_ids=ids, completion_mask=ids == 0,
+        action_mask=ids == 0, behaviour_logprobs=ids.float(), finish_reasons=["eos"] * 8, rows=rows,
+        decoder=lambda ids, mask: [""] * len(ids),
     )  # fmt: skip
     batch._completions = ["A", "Z", "Z", "Z", "Yes", "No", "No", "Yes"]
     batch.rewards = module.score(batch)
@@ -192,8 +193,9 @@ def test_the_last_word_is_the_verdict(text, verdict):
 def graded(reward, texts, row):
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     batch = RolloutBatch(
-        prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts), rows=[row], decoder=lambda ids, mask: ["<think>"] * len(ids),
+        prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0,
+        action_mask=ids == 0, behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts), rows=[row],
+        decoder=lambda ids, mask: ["<think>"] * len(ids),
     )  # fmt: skip
     batch._completions = texts
     return reward(batch).tolist()
