@@ -1,4 +1,4 @@
-"""The site's build refuses what leads nowhere. `make docs` builds the real pages; here a page of mistakes, and what the reference must hold."""
+"""The site's build refuses broken links, tested on a page with mistakes; `make docs` builds the real pages."""
 
 import importlib
 import re
@@ -18,7 +18,10 @@ MISTAKES = {
     r"$\unheard{x}$": "a formula that cannot be drawn",
     "```{eval-rst}\n:py:class:`objectives.Absent`\n```": "py:class reference target not found: objectives.Absent",
 }
-GOOD = "# Front\n\n[a page](docs/other.md) [a heading](docs/other.md#there) $\\frac{1}{2} < \\texttt{</think>}$\n\n$$\\sum_i x_i$$\n"
+GOOD = (
+    "# Front\n\n[a page](docs/other.md) [a heading](docs/other.md#there) "
+    "$\\frac{1}{2} < \\texttt{</think>}$\n\n$$\\sum_i x_i$$\n"
+)
 
 
 def build(folder, text):

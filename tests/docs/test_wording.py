@@ -20,21 +20,13 @@ UNCLEAN = {
     "datamodules",
     "docs",
     "examples",
-    "lightning_modules",
-    "objectives",
-    "rewards",
     "tests",
     "tests/benchmarks",
-    "tests/callbacks",
-    "tests/cli",
     "tests/conformance",
     "tests/datamodules",
-    "tests/docs",
     "tests/ecosystem",
     "tests/examples",
     "tests/fuzz",
-    "tests/lightning_modules",
-    "tests/objectives",
     "tests/resume",
     "tests/rewards",
     "tests/scale",
@@ -73,6 +65,8 @@ WRONG_PHRASES = {
 }
 QUESTION = re.compile(r"(What|How|Where|Which|Who|Whose|When|Why)\b")
 VAGUE_NAMES = {"found", "own", "given", "most"}
+#: parameters whose names are keys of configurations, which stay as they are
+PUBLIC_NAMES = {("lightning_modules/s_grpo.py", "most"), ("rewards/still3.py", "most")}
 
 
 def tracked(suffix: str) -> list[Path]:
@@ -160,7 +154,7 @@ def vague_names(path: Path) -> list[str]:
     return [
         f"{path}:{line}: the name {name!r} does not say what the value is"
         for line, name in sorted(names)
-        if name in VAGUE_NAMES
+        if name in VAGUE_NAMES and (path.as_posix(), name) not in PUBLIC_NAMES
     ]
 
 

@@ -211,7 +211,7 @@ def test_validation_of_every_method_tells_modes_and_levels_apart(reasoner):
 
 
 def test_statistics_of_processes_are_weighted_by_their_counts(reasoner, monkeypatch):
-    """One process saw three thinking rows, the other none: the mean is over rows, and no process waits for a mode that it never saw."""
+    """One process saw three thinking rows, the other none: the mean is over rows, and no process hangs."""
     module = GRPO(PolicyParams(reasoner), [ExactAnswer()], batch=BatchPlan(4, 4), sampling=SHORT)
     module.configure_model()
     parts = []
