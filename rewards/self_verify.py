@@ -23,8 +23,8 @@ class Verdict(Reward):
 
     Args:
         dynamic: weigh; otherwise every true verdict earns 1.
-        code_penalty: taken off where the completion has a code block (the paper's 7B: 0.5).
-        bare_penalty: taken off where a verdict has no reasoning before it (the paper's 7B: 0.5).
+        code_penalty: taken off where the completion has a code block; 0.5 is the paper's 7B, 0 its 1.5B.
+        bare_penalty: taken off where a verdict has no reasoning before it; 0.5 is the paper's 7B, 0 its 1.5B.
         weight, name: as in every reward.
     """
 
@@ -33,8 +33,8 @@ class Verdict(Reward):
     def __init__(
         self,
         dynamic: bool = True,
-        code_penalty: float = 0.0,
-        bare_penalty: float = 0.0,
+        code_penalty: float = 0.5,
+        bare_penalty: float = 0.5,
         weight: float = 1.0,
         name: str | None = None,
     ) -> None:
