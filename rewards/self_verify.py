@@ -24,8 +24,8 @@ class Verdict(Reward):
 
     Args:
         dynamic: use the weights; otherwise every true verdict earns 1.
-        code_penalty: subtracted if the completion contains a code block (the paper's 7B: 0.5).
-        bare_penalty: subtracted if there is no reasoning before the verdict (the paper's 7B: 0.5).
+        code_penalty: subtracted if the completion contains a code block (the paper: 0.5 for 7B, 0 for 1.5B).
+        bare_penalty: subtracted if there is no reasoning before the verdict (the paper: 0.5 for 7B, 0 for 1.5B).
         weight, name: as in every reward.
     """
 
@@ -34,8 +34,8 @@ class Verdict(Reward):
     def __init__(
         self,
         dynamic: bool = True,
-        code_penalty: float = 0.0,
-        bare_penalty: float = 0.0,
+        code_penalty: float = 0.5,
+        bare_penalty: float = 0.5,
         weight: float = 1.0,
         name: str | None = None,
     ) -> None:

@@ -105,7 +105,7 @@ def test_each_kind_has_its_own_rewards_and_its_own_baseline(closed):
         action_mask=ids == 0, behaviour_logprobs=ids.float(), finish_reasons=["eos"] * 8, rows=rows,
         decoder=lambda ids, mask: [""] * len(ids),
     )  # fmt: skip
-    batch._completions = ["A", "Z", "Z", "Z", "Yes", "No", "No", "Yes"]
+    batch._completions = ["A", "Z", "Z", "Z", "so Yes", "so No", "so No", "so Yes"]
     batch.rewards = module.score(batch)
     assert batch.rewards["right"][:4].tolist() == [1, 0, 0, 0] and batch.rewards["right"][4:].isnan().all()
     # One solution in four was right, so a true verdict on it earns 4 / (2 * 1).
