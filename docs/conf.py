@@ -40,6 +40,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_custom_sections = [("Fields", "params_style")]
 add_module_names = False
 maximum_signature_line_length = 100
 nitpicky = True
@@ -110,7 +111,7 @@ def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
     example = section = False
     for number, line in enumerate(lines):
         section = not line[:1].strip() and section if line.strip() else section
-        if re.fullmatch(r"(Args|Raises|Returns|Yields|Attributes):", line):
+        if re.fullmatch(r"(Args|Raises|Returns|Yields|Attributes|Fields):", line):
             section = True
         if not section and line.startswith("    ") and not lines[number - 1].strip() and not example:
             written += ["::", ""]
