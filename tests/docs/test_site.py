@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,17 @@ def test_what_leads_nowhere_is_reported_and_what_leads_somewhere_is_not(tmp_path
         "&gt;", ">"
     )
     assert "MathJax" not in page and not re.search(r"<script[^>]+src=\"(?:https?:)?//", page)
+
+
+def test_every_page_is_in_exactly_one_group_of_the_contents():
+    contents = runpy.run_path(str(ROOT / "docs/conf.py"))["CONTENTS"]
+    assert list(contents)[:3] == ["Methods", "How to", "Background"]
+    listed = [
+        str(page.relative_to(ROOT)) for group in contents.values() for name in group for page in ROOT.glob(f"{name}.md")
+    ]
+    pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")}
+    assert sorted(listed) == sorted(pages | {"CHANGELOG.md", "CONTRIBUTING.md", "examples/home/README.md"})
+    assert "docs/objectives" in contents["Background"] and "docs/hc_rlhf" in contents["Methods"]
 
 
 def test_every_public_name_is_described():
