@@ -38,7 +38,6 @@ UNCLEAN = {
     "tests/resume",
     "tests/rewards",
     "tests/scale",
-    ".md",
     ".yaml",
 }
 #: packages with modules that still import each other; remove a package when it has none
