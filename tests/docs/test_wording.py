@@ -30,7 +30,6 @@ UNCLEAN = {
     "tests/resume",
     "tests/rewards",
     "tests/scale",
-    ".md",
     ".yaml",
 }
 #: from top to bottom; a package may only import packages of lower layers, also for types and within functions

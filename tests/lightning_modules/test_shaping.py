@@ -217,7 +217,7 @@ def test_an_advantage_sums_over_processes(reasoner):
         (lambda: Shaping(truncated_scale=1.5), "between 0 and 1"),
         (lambda: Shaping(entropy_bonus=-1.0), "0 or above"),
         (lambda: KLPenalty(0.1, value_clamp=0.0), "value_clamp"),
-        (lambda: KLPenalty(0.1, placement="reward", importance_weighted=True), "about the loss"),
+        (lambda: KLPenalty(0.1, placement="reward", importance_weighted=True), "acts on the loss only"),
         (lambda: BatchPlan(4, 4, kl_stop=0.1), "several updates"),
         (lambda: SoftOverlong(4, 8), "cache=8"),
         (lambda: BatchPlan(4, 4, epochs=0), "epochs is 0"),

@@ -179,8 +179,8 @@ class Rates(L.Callback):
 def test_a_mechanism_without_effect_is_pointed_out_once(reasoner):
     for module, message in (
         (adapt(reasoner, forcing=Forcing(share=0.0)), "no completion was forced"),
-        (auto(reasoner, batch=BatchPlan(1, 2)), "all completions were of one mode"),
-        (auto(reasoner), "all completions were of one mode"),
+        (auto(reasoner, batch=BatchPlan(1, 2)), "all completions had the same mode"),
+        (auto(reasoner), "all completions had the same mode"),
     ):
         module.effect.patience, watch = 2, Rates()
         with warnings.catch_warnings(record=True) as caught:
