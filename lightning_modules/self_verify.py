@@ -108,14 +108,7 @@ class SelfVerify(OnPolicyModule):
         if not any(isinstance(reward, Verdict) for reward in rewards):
             rewards = [*rewards, Verdict()]
         super().__init__(
-            policy,
-            rewards,
-            batch=batch,
-            sampling=sampling,
-            aggregation=aggregation,
-            kl=kl,
-            shaping=shaping,
-            **kwargs,
+            policy, rewards, batch=batch, sampling=sampling, aggregation=aggregation, kl=kl, shaping=shaping, **kwargs
         )
         self.verification = copy.deepcopy(verification)
         self.judge = next(reward for reward in rewards if reward.is_correctness)
