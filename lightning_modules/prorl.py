@@ -74,7 +74,7 @@ PAPER = Paper(
     idea="resets of the reference, dynamic sampling, several task families",
     classes=("lightning_modules.ProRL", "callbacks.ReferenceReset"),
     configs=("prorl",),
-    effect="five families: 0.72 with resets, 0.58 without; pass@64 of the hardest 0.60 → 0.97",
+    effect="five families: 0.75 with resets, 0.57 without; pass@64 of the hardest 0.60 → 0.97",
     comparison={
         "model.rewards": [{"class_path": "rewards.ExactAnswer", "init_args": {}}],
         "trainer.callbacks": [{"class_path": "callbacks.ReferenceReset", "init_args": {"every_n_rollouts": 10}}],
