@@ -78,8 +78,8 @@ class AdaptThink(OnPolicyModule):
 
     It overrides eight hooks, since importance sampling of the first token touches every arrow: `prompts` (the counts of
     forced tokens begin anew), `prompt_tokens` (the open think block), `rollout` and `behaviour` (the sampling policy),
-    `returns` (the penalty), `token_loss` (the loss of the official code), `observe` and `metrics` (telemetry). Its other
-    methods measure the initial policy before the first rollout and keep the result in the checkpoint.
+    `returns` (the penalty), `token_loss` (the official code's), `observe` and `metrics` (telemetry). Its other methods
+    measure the initial policy before the first rollout and keep the result in the checkpoint.
 
     Args:
         policy: a model whose chat template knows <think> ... </think>.

@@ -117,7 +117,7 @@ CASES = [
 
 
 def difference(place: str, value: Any, default: Any) -> list[str]:
-    """Where a parsed value is not the default that the signature states."""
+    """The place where a parsed value is not the default that the signature states."""
     if is_optimizer(default) or (isinstance(value, Namespace) and "class_path" in value):
         owner = type(optimizer_of(default)) if is_optimizer(default) else type(default)
         if not value.class_path.endswith(f".{owner.__name__}"):

@@ -133,7 +133,7 @@ def options_at(value: Any, path: list[str]) -> Any:
 
 
 def shipped_value(config: Namespace, key: str) -> Any:
-    """What a configuration gives to a key; UNUSED if it does not use the class that the key names."""
+    """The value that a configuration gives to a key; UNUSED if it does not use the class that the key names."""
     root, *path = key.split(".")
     if root in ("model", "data", "trainer"):
         return plain(options_at(config[root], path))
