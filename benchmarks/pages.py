@@ -1,15 +1,18 @@
 """Write the tables of methods in README.md and docs/papers.md from the papers' blocks of facts (`make pages`).
 
-A page says by a pair of comments where a table goes, and after the colon which papers are in it (all without):
+A pair of comments in a page marks the place of a table. The names after the colon select the papers; without names the
+table has all of them:
 
     <!-- short: grpo, prorl -->
     <!-- end of short -->
 
-The tables are "methods", "short" (with fewer columns), "objectives" (of configs/objectives/) and "experiments" (text and
-pictures of `benchmarks/papers.py`).
+README.md has the short table of the five main methods, docs/papers.md all methods. The tables are "methods", "short"
+(with fewer columns), "objectives" (of configs/objectives/) and "experiments" (text and pictures of
+`benchmarks/papers.py`).
 """
 
 import re
+import textwrap
 from os.path import relpath
 from pathlib import Path
 
@@ -85,7 +88,9 @@ def experiments(papers: list[Paper], folder: Path) -> str:
         picture = ROOT / f"docs/plots/papers/{paper.name}.png"
         if paper.experiment and picture.is_file():
             image = f"![{paper.title}]({relpath(picture, folder)})"
-            shown.append(f"{_link(paper, folder)}. Expected: {paper.experiment.expect}\n\n{image}\n")
+            text = f"{_link(paper, folder)}. Expected: {paper.experiment.expect}"
+            lines = textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+            shown.append("\n".join([*lines, "", image, ""]))
     return "\n".join(["", *shown, ""])
 
 

@@ -1,6 +1,7 @@
-"""What silent failures look like while training: a small function for each, with its threshold and the reason for it.
+"""Checks for silent failures during training: one function per failure, with its threshold and the reason for it.
 
-A check sees the module and what the rollouts so far showed. It returns one paragraph with the measured figure and the knob to turn, or None.
+A check reads the module and the measurements of the rollouts so far. It returns one paragraph with the measured figure
+and the setting to change, or None.
 """
 
 import math
@@ -10,22 +11,28 @@ from typing import Any
 
 from objectives.statistics import group_statistics
 
-#: rollouts in a row that must show a thing: one or two may be chance
+#: number of consecutive rollouts that must show a failure: one or two may be chance
 IN_A_ROW = 5
-#: an advantage that is next to none; normalised ones are about 1
+#: an advantage that is practically zero; normalised ones are about 1
 SMALL = 1e-3
 
 
 @dataclass
 class Seen:
-    """What one rollout showed, over all processes. All fields are plain data, since they are part of a checkpoint.
+    """Measurements of one rollout, over all processes. All fields are plain data, since they are part of a checkpoint.
 
     Fields:
-        rows: completions. truncated: of them, cut off at their greatest length. longest: that length in tokens, as found.
-        spread: smallest and largest score by reward, and of their weighted sum under ""; (inf, -inf) where none applied.
-        signal: groups whose completions earn different sums. advantage: the largest in size, of those that were learned from.
-        moved: size of the last change of the weights that are watched, over their size; changed: the largest share of one tensor's that changed.
-        learning_rate: the largest. entropy, kl, grad_norm: as logged; NaN where they are not.
+        rows: number of completions.
+        truncated: number of completions that were cut off at the maximum length.
+        longest: length of the longest completion, in tokens.
+        spread: smallest and largest score by reward, and of their weighted sum under ""; (inf, -inf) where none
+            applied.
+        signal: number of groups whose completions have different totals.
+        advantage: largest absolute advantage among the rows that the update learned from.
+        moved: norm of the last change of the watched weights, divided by the norm of these weights.
+        changed: largest fraction of one watched tensor's weights that changed.
+        learning_rate: the largest over the parameter groups.
+        entropy, kl, grad_norm: as logged; NaN where they are not logged.
     """
 
     rows: int
@@ -74,153 +81,176 @@ def _range(values: Any) -> tuple[float, float]:
 
 
 def streak(seen: list[Seen], holds: Callable[[Seen], bool], rollouts: int = IN_A_ROW) -> bool:
-    """Whether a thing held in each of the last rollouts."""
+    """Whether a condition held in each of the last rollouts."""
     return len(seen) >= rollouts and all(holds(one) for one in seen[-rollouts:])
 
 
 def no_end_token(module: Any, seen: list[Seen]) -> str | None:
-    """Not one completion ended by itself; among a hundred of a working model one does."""
-    found = seen[-IN_A_ROW:]
+    """No completion ended by itself. Of a hundred completions of a working model, at least one does."""
+    recent = seen[-IN_A_ROW:]
     if not streak(seen, lambda one: one.truncated == one.rows):
         return None
     names = ", ".join(
         f"{module.policy.tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in module.policy.eos_token_ids
     )
     return (
-        f"None of {sum(one.rows for one in found)} completions of the last {IN_A_ROW} rollouts ended by itself; all were cut off at {found[-1].longest} tokens. Either "
-        f"sampling.max_new_tokens is too small for this task, or the model never produces its end token, {names}: a base model without fine-tuning, "
-        "or one whose turns end with another token (set generation_config.eos_token_id of the model's folder, or sampling.stop)."
+        f"None of {sum(one.rows for one in recent)} completions of the last {IN_A_ROW} rollouts ended by itself; all "
+        f"were cut off at {recent[-1].longest} tokens. Either sampling.max_new_tokens is too small for this task, or "
+        f"the model never produces its end token, {names}, because it is a base model without fine-tuning or ends its "
+        "turns with another token. Raise sampling.max_new_tokens, or set sampling.stop or eos_token_id in the model "
+        "folder's generation_config.json."
     )
 
 
 def truncated(module: Any, seen: list[Seen]) -> str | None:
-    """From nine in ten on, what is learned is what fits, not what is right."""
+    """From 90 % truncated completions on, the policy learns what fits, not what is right."""
     if not streak(seen, lambda one: one.truncated >= 0.9 * one.rows) or all(
         one.truncated == one.rows for one in seen[-IN_A_ROW:]
     ):
         return None
-    share = sum(one.truncated for one in seen[-IN_A_ROW:]) / sum(one.rows for one in seen[-IN_A_ROW:])
+    fraction = sum(one.truncated for one in seen[-IN_A_ROW:]) / sum(one.rows for one in seen[-IN_A_ROW:])
     return (
-        f"{share:.0%} of the completions of the last {IN_A_ROW} rollouts were cut off at {seen[-1].longest} tokens, before their answer. Raise "
-        "sampling.max_new_tokens; or punish length (rewards.SoftOverlong), if the model could be shorter."
+        f"{fraction:.0%} of the completions of the last {IN_A_ROW} rollouts were cut off at {seen[-1].longest} tokens, "
+        "before their answer. Raise sampling.max_new_tokens, or penalise length with rewards.SoftOverlong if the model "
+        "could answer in fewer tokens."
     )
 
 
 def abstains(module: Any, seen: list[Seen]) -> str | None:
-    """A reward that never applies costs time and decides nothing."""
+    """A reward that never applies costs time and has no effect."""
     for reward in module.rewards:
         if streak(seen, lambda one, name=reward.name: one.spread[name][0] > one.spread[name][1]):  # type: ignore[misc]
             return (
-                f"The reward {reward.name!r} applied to none of the completions of the last {IN_A_ROW} rollouts (it abstained, NaN). Check the data column or "
-                "task that it looks for, or take it out of model.rewards."
+                f"The reward {reward.name!r} applied to none of the completions of the last {IN_A_ROW} rollouts (it "
+                "abstained, NaN). Check the data column or task that it reads, or remove it from model.rewards."
             )
     return None
 
 
 def constant_reward(module: Any, seen: list[Seen]) -> str | None:
-    """A sum that is the same for every completion is no preference; one part that never varied in 20 rollouts decides nothing either.
+    """A total that is equal for all completions has no gradient, nor has one reward that was constant for 20 rollouts.
 
-    Single rewards get more time: a penalty of rare things is zero most of the time. A method that has advantages from elsewhere (a cost, a reference) is
-    left alone.
+    Single rewards get more time, because a penalty on rare events is zero most of the time. Methods whose advantages
+    have another source (a cost, a reference) are not reported.
     """
     names = {"": IN_A_ROW} | {reward.name: 4 * IN_A_ROW for reward in module.rewards}
     for name, rollouts in names.items():
         value = seen[-1].spread.get(name, (0.0, 1.0))
-        if value[0] == value[1] and streak(
-            seen,
-            lambda one, n=name, v=value: one.spread.get(n) == v and (bool(n) or one.advantage < SMALL),  # type: ignore[misc]
-            rollouts,
-        ):
+
+        def stayed(one: Seen, name: str = name, value: tuple[float, float] = value) -> bool:
+            return one.spread.get(name) == value and (bool(name) or one.advantage < SMALL)
+
+        if value[0] == value[1] and streak(seen, stayed, rollouts):
             who = f"The reward {name!r}" if name else "The sum of the rewards"
+            completions = sum(one.rows for one in seen[-rollouts:])
             return (
-                f"{who} was {value[0]:g} for every completion of the last {rollouts} rollouts ({sum(one.rows for one in seen[-rollouts:])} completions). Nothing can be "
-                "learned from that: read completions/ of the run for what the reward misses (the answer's format, an open think block), give partial credit, "
-                "or choose easier prompts, or harder ones if everything is right."
+                f"{who} was {value[0]:g} for every completion of the last {rollouts} rollouts ({completions} "
+                "completions), so it has no gradient. Read completions/ in the run's folder to find out what the "
+                "reward misses (the answer's format, an open think block). Then give partial credit, or choose easier "
+                "prompts, or harder ones if all completions are right."
             )
     return None
 
 
 def no_signal(module: Any, seen: list[Seen]) -> str | None:
-    """Rewards differ between prompts, never within a group, so a baseline of the group leaves nothing: its deviation is zero."""
+    """Rewards differ between prompts but never within a group, so the group's baseline makes every advantage zero."""
     if module.batch.group_size == 1 or not module.advantage.needs_group:
         return None
     if not streak(seen, lambda one: one.signal == 0 and one.advantage < SMALL):
         return None
     if len({end for one in seen[-IN_A_ROW:] for end in one.spread[""]}) == 1:
-        return None  # said by constant_reward
+        return None  # reported by constant_reward
     return (
-        f"In the last {IN_A_ROW} rollouts no group's completions earned different rewards, though prompts did, so every advantage was zero. Raise "
-        f"batch.group_size ({module.batch.group_size}) or sampling.temperature ({module.sampling.temperature:g}), choose prompts that are solved sometimes, or an advantage "
-        "over the whole rollout (objectives.GlobalNorm)."
+        f"In the last {IN_A_ROW} rollouts the completions of each group had equal rewards, though prompts differed, so "
+        f"every advantage was zero. Raise batch.group_size ({module.batch.group_size}) or sampling.temperature "
+        f"({module.sampling.temperature:g}), choose prompts that are solved sometimes, or use an advantage over the "
+        "whole rollout (objectives.GlobalNorm)."
     )
 
 
 def zero_advantages(module: Any, seen: list[Seen]) -> str | None:
-    """Groups do differ, but what reaches the loss is a thousandth of a normalised advantage's size or less."""
+    """Rewards differ within groups, but the advantages are a thousandth of a normalised advantage or less."""
     if not streak(seen, lambda one: one.signal > 0 and one.advantage < SMALL):
         return None
+    largest = max(one.advantage for one in seen[-IN_A_ROW:])
     return (
-        f"Rewards differ within groups, but the largest advantage of the last {IN_A_ROW} rollouts was {max(one.advantage for one in seen[-IN_A_ROW:]):.2g}: "
-        f"{type(module.advantage).__name__} makes almost nothing of such small differences. Scale the rewards up (their weight), lower the advantage's eps, or check "
-        "from which reward on it counts a completion as right (PassAtK.correct_at)."
+        f"Rewards differ within groups, but the largest advantage of the last {IN_A_ROW} rollouts was {largest:.2g}: "
+        f"{type(module.advantage).__name__} turns such small differences into almost nothing. Raise the rewards' "
+        "weight, lower the advantage's eps, or check from which reward on a completion counts as right "
+        "(PassAtK.correct_at)."
     )
 
 
 def entropy_collapse(module: Any, seen: list[Seen]) -> str | None:
-    """Falling entropy is what learning looks like; below a hundredth of where it began, all completions of a group are the same."""
+    """Learning lowers the entropy; below 1 % of its start, all completions of a group are the same."""
     start = [one.entropy for one in seen[:IN_A_ROW]]
     if len(seen) < 2 * IN_A_ROW or not streak(seen, lambda one: one.entropy < 0.01 * sum(start) / len(start)):
         return None
     return (
-        f"The entropy fell from {sum(start) / len(start):.3g} to {seen[-1].entropy:.3g} nats a token: the policy hardly varies any more, so groups can show it nothing "
-        "new. Set shaping.entropy_bonus, raise loss.clip_high (DAPO: 0.28), add a KL penalty (kl.coefficient), or lower the learning rate."
+        f"The entropy fell from {sum(start) / len(start):.3g} to {seen[-1].entropy:.3g} nats per token: the completions "
+        "of a group hardly differ any more, so they give no gradient. Set shaping.entropy_bonus, raise loss.clip_high "
+        "(DAPO: 0.28), add a KL penalty (kl.coefficient), or lower the learning rate."
     )
 
 
 def kl_explosion(module: Any, seen: list[Seen]) -> str | None:
-    """One nat a token: the reference gives the policy's tokens a third of the probability that the policy does, on the average."""
+    """At 1 nat per token the reference gives the sampled tokens about a third of the policy's probability."""
     if not streak(seen, lambda one: one.kl > 1.0):
         return None
     return (
-        f"The KL to the reference is {seen[-1].kl:.3g} nats a token (above 1 in the last {IN_A_ROW} rollouts): the policy writes what the reference would not, often "
-        "because it exploits the reward. Raise kl.coefficient, use callbacks.AdaptiveKL, or lower the learning rate; then read the completions."
+        f"The KL to the reference is {seen[-1].kl:.3g} nats per token (above 1 in the last {IN_A_ROW} rollouts): the "
+        "policy's text is unlikely under the reference, often because the policy exploits the reward. Read the "
+        "completions; then raise kl.coefficient, use callbacks.AdaptiveKL, or lower the learning rate."
     )
 
 
 def zero_gradient(module: Any, seen: list[Seen]) -> str | None:
-    """Advantages are there and the gradient is not: the loss does not see them."""
+    """Advantages are not zero but the gradient is: the loss does not depend on them."""
     if not streak(seen, lambda one: one.grad_norm == 0 and one.advantage >= SMALL):
         return None
     return (
-        f"The gradient's norm was 0 in the last {IN_A_ROW} rollouts although advantages were not. The loss sees no token: all completions are truncated under "
-        "shaping.mask_truncated, everything is forced, every ratio is clipped, or the loss does not depend on the log-probs."
+        f"The gradient's norm was 0 in the last {IN_A_ROW} rollouts although advantages were not. No token carries "
+        "loss: all completions are truncated under shaping.mask_truncated, all tokens are forced, every ratio is "
+        "clipped, or the loss does not depend on the log-probs."
     )
 
 
 def weights_still(module: Any, seen: list[Seen]) -> str | None:
-    """There is a gradient, but fewer than one in twenty of the watched weights changed, or all of them by less than a millionth."""
-    found = seen[-IN_A_ROW:]
+    """There is a gradient, but less than 5 % of the watched weights changed, or all by less than a millionth."""
+    recent = seen[-IN_A_ROW:]
     if not streak(seen, lambda one: one.grad_norm > 0 and (one.changed < 0.05 or one.moved < 1e-6)):
         return None
     kind = str(next(module.policy.model.parameters()).dtype).removeprefix("torch.")
     return (
-        f"The weights stand still: in the last {IN_A_ROW} rollouts at most {max(one.changed for one in found):.1%} of those watched changed, by {found[-1].moved:.1g} of "
-        f"their size a rollout, at a learning rate of {found[-1].learning_rate:g} in {kind}. Raise model.optimizer's lr (or look at the scheduler's); in bfloat16, steps "
-        "below a hundredth of a weight are rounded away: use float32 weights or LoRA."
+        f"The weights hardly change: in the last {IN_A_ROW} rollouts at most {max(one.changed for one in recent):.1%} "
+        f"of those watched changed, by {recent[-1].moved:.1g} of their norm per rollout, at a learning rate of "
+        f"{recent[-1].learning_rate:g} in {kind}. Raise model.optimizer's lr, or check the scheduler's. In bfloat16, "
+        "steps below a hundredth of a weight are rounded away: use float32 weights or LoRA."
     )
 
 
 def learning_rate_huge(module: Any, seen: list[Seen]) -> str | None:
-    """A tenth of the weights' size in one rollout is another model."""
+    """A change of the weights by 10 % in one rollout destroys what the model has learned."""
     if not seen[-1].moved >= 0.1:
         return None
     return (
-        f"One rollout changed the weights by {seen[-1].moved:.0%} of their size at a learning rate of {seen[-1].learning_rate:g}; what the model knew is lost at such "
-        "steps. Lower model.optimizer's lr (1e-6 to 1e-5 for models of billions of weights, 3e-4 for those of a million or for LoRA), or warm it up."
+        f"One rollout changed the weights by {seen[-1].moved:.0%} of their norm at a learning rate of "
+        f"{seen[-1].learning_rate:g}; steps of this size destroy what the model has learned. Lower model.optimizer's "
+        "lr (1e-6 to 1e-5 for models with billions of weights, 3e-4 for those with a million or for LoRA), or warm it "
+        "up."
     )
 
 
 WHILE_TRAINING = (
-    no_end_token, truncated, abstains, constant_reward, no_signal, zero_advantages, entropy_collapse, kl_explosion, zero_gradient, weights_still,
+    no_end_token,
+    truncated,
+    abstains,
+    constant_reward,
+    no_signal,
+    zero_advantages,
+    entropy_collapse,
+    kl_explosion,
+    zero_gradient,
+    weights_still,
     learning_rate_huge,
-)  # fmt: skip
+)

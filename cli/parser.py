@@ -5,12 +5,13 @@ from typing import Any
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from cli import class_changes
+from cli import class_changes, literal_defaults
 from cli.earlier_configurations import brought_up_to_date
 from cli.suggestions import explain
 from support.errors import ConfigError
 
 class_changes.register()
+literal_defaults.register()
 
 
 class Parser(LightningArgumentParser):

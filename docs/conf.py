@@ -8,6 +8,7 @@ from anywhere.
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lightning_modules", "datamodules", "rewards", "callbacks", "objectives", "policies", "rollouts", "support")
 sys.path.insert(0, str(ROOT))
 from benchmarks.pages import page_of  # noqa: E402
-from support.papers import all_objectives, all_papers  # noqa: E402
+from support.papers import all_papers  # noqa: E402
 
 project = "Lightning Posttrain"
 author = "its contributors"
@@ -39,6 +40,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_custom_sections = [("Fields", "params_style")]
 add_module_names = False
 maximum_signature_line_length = 100
 nitpicky = True
@@ -53,19 +55,24 @@ html_math_renderer = "mathml"
 templates_path = ["site"]
 html_additional_pages = {"index": "front.html"}
 
-METHODS = [page_of(paper) for paper in [*all_papers().values(), *all_objectives().values()]]
+
+def _names(pages: Iterable[Path]) -> list[str]:
+    """Names of pages as Sphinx writes them, each once: docs/grpo for docs/grpo.md."""
+    return [*dict.fromkeys(str(page.relative_to(ROOT).with_suffix("")) for page in pages)]
+
+
+#: The three groups of docs/, then the reference and the pages about the project. A page is in exactly one of them.
+METHODS = ["docs/papers", *_names(page for paper in all_papers().values() if (page := page_of(paper)))]
 CONTENTS = {
-    "How to": [
-        "docs/howto/*",
-        "examples/home/README",
-        "docs/scaling",
-        "docs/sandbox",
-        "docs/reliability",
-        "docs/background/*",
+    "Methods": METHODS,
+    "How to": ["docs/howto/*", "examples/home/README"],
+    "Background": [
+        page
+        for page in _names([*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/background").glob("*.md"))])
+        if page not in METHODS
     ],
-    "Methods": ["docs/papers", *dict.fromkeys(str(page.relative_to(ROOT).with_suffix("")) for page in METHODS if page)],
     "Reference": ["docs/reference/*"],
-    "Project": ["docs/decisions", "docs/speed", "CONTRIBUTING", "CHANGELOG"],
+    "Project": ["CONTRIBUTING", "CHANGELOG"],
 }
 TEXT = re.compile(r"(\\text\w*\{)([^}]*)(\})")
 LESS = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"
@@ -104,7 +111,7 @@ def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
     example = section = False
     for number, line in enumerate(lines):
         section = not line[:1].strip() and section if line.strip() else section
-        if re.fullmatch(r"(Args|Raises|Returns|Yields|Attributes):", line):
+        if re.fullmatch(r"(Args|Raises|Returns|Yields|Attributes|Fields):", line):
             section = True
         if not section and line.startswith("    ") and not lines[number - 1].strip() and not example:
             written += ["::", ""]

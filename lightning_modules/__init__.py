@@ -1,4 +1,4 @@
-"""The methods: each a LightningModule."""
+"""The methods; each is a LightningModule."""
 
 from lightning_posttrain import check_siblings
 

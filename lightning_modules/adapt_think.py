@@ -1,9 +1,9 @@
 """AdaptThink: one model that answers at once where that loses no accuracy, and thinks elsewhere.
 
 Zhang et al. (arXiv 2505.13417), eqs. 3 to 6: maximise E[1(y_1 = </think>)] subject to E[R] >= E[R_ref], as a penalty
-A(x, y) = 1(y_1 = </think>) delta + R(x, y) - mean R_ref(x), on completions of which half are forced to answer at once:
-pi_IS(y_1 = </think>) = 1/2, pi_IS(y_1) = (1/2) of what else the policy would begin with, pi_IS = pi_old from the second
-token on.
+A(x, y) = 1(y_1 = </think>) delta + R(x, y) - mean R_ref(x). Half of the completions are forced to answer at once:
+pi_IS(y_1 = </think>) = 1/2, the other first tokens share the other 1/2 in proportion to pi_old, and pi_IS = pi_old from
+the second token on.
 
     python main.py fit --config configs/adapt_think.yaml
 """
@@ -39,16 +39,16 @@ from support.papers import Paper
 
 @dataclass
 class Forcing:
-    """How the first token of a completion is drawn in training.
+    """The distribution of the first tokens in training.
 
     Args:
-        share: fraction of each group that answers at once because its first token is </think>; 0 leaves all first
-            tokens to the policy.
-        thinking_first_token: what the others begin with: drawn from the policy without </think> (the paper), or the
-            fixed `start_word` (the official code).
-        start_word: the fixed beginning; the official code's is "Alright".
-        no_thinking_tokens: a completion that is forced to answer at once is cut after this many tokens (the official
-            code); None leaves it at sampling.max_new_tokens.
+        share: fraction of each group that is forced to answer at once, with </think> as first token; 0 samples all
+            first tokens from the policy.
+        thinking_first_token: first token of the other completions: sampled from the policy without </think> (the
+            paper), or the fixed `start_word` (the official code).
+        start_word: the fixed first word; the official code's is "Alright".
+        no_thinking_tokens: a completion that is forced to answer at once is cut off after this many tokens (the
+            official code); None keeps sampling.max_new_tokens.
     """
 
     share: float = 0.5
@@ -59,10 +59,13 @@ class Forcing:
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
             raise ConfigError(
-                f"forcing.share is {self.share}; it is the fraction of a group that answers at once, from 0 to below 1."
+                f"forcing.share is {self.share}, but it is the fraction of a group that answers at once; set it to 0 "
+                "or more and below 1."
             )
         if self.thinking_first_token == "fixed" and not self.start_word:
-            raise ConfigError("forcing.thinking_first_token is fixed, but forcing.start_word is empty; set the word.")
+            raise ConfigError(
+                "forcing.thinking_first_token is fixed, but there is no word to start with; set forcing.start_word."
+            )
         if self.no_thinking_tokens is not None and self.no_thinking_tokens < 1:
             raise ConfigError(
                 f"forcing.no_thinking_tokens is {self.no_thinking_tokens}; set it to 1 or more, or to null for "
@@ -73,20 +76,20 @@ class Forcing:
 class AdaptThink(OnPolicyModule):
     """AdaptThink; the defaults are the paper's and its official code's.
 
-    It overrides eight hooks since importance sampling of the first token touches every arrow: `prompts` (counts
-    of forced tokens begin anew), `prompt_tokens` (the open think block), `rollout` and `behaviour` (the sampling policy), `returns` (the penalty),
-    `token_loss` (the loss of the official code), `observe` and `metrics` (whether the mechanism acts). Its other methods
+    It overrides eight hooks, since importance sampling of the first token touches every arrow: `prompts` (the counts of
+    forced tokens begin anew), `prompt_tokens` (the open think block), `rollout` and `behaviour` (the sampling policy),
+    `returns` (the penalty), `token_loss` (the official code's), `observe` and `metrics` (telemetry). Its other methods
     measure the initial policy before the first rollout and keep the result in the checkpoint.
 
     Args:
         policy: a model whose chat template knows <think> ... </think>.
-        rewards: what a completion earns; a completion that does not close its think block exactly once earns 0.
-        delta: reward worth giving up for answering at once.
-        forcing: how first tokens are drawn in training; validation samples freely.
-        reference: how the initial policy's mean reward on every training prompt is measured.
-        ratio: of the importance ratio: the |y|-th root of the whole completion's (the official code's), each token's,
-            or the whole (the paper's).
-        clip_low, clip_high: range of the ratio around 1.
+        rewards: rewards of a completion; one that does not close its think block exactly once earns 0.
+        delta: reward that may be lost in exchange for answering at once.
+        forcing: distribution of the first tokens in training; validation does not force any.
+        reference: measurement of the initial policy's mean reward on every training prompt.
+        ratio: importance ratio: sequence_mean is the |y|-th root of the completion's ratio (the official code), token
+            the ratio of each token, sequence the completion's ratio (the paper).
+        clip_low, clip_high: clip range of the ratio below and above 1.
         batch: 128 prompts x 16 completions, one update.
         sampling: temperature 0.6, up to 16,384 tokens.
         evaluation: temperature 0.6 and top-p 0.95.
@@ -114,7 +117,9 @@ class AdaptThink(OnPolicyModule):
         **kwargs: Any,
     ) -> None:
         if delta < 0:
-            raise ConfigError(f"delta is {delta}; it is a bonus for answering at once, so set it to 0 or above.")
+            raise ConfigError(
+                f"delta is {delta}, but it is a bonus for answering at once; set model.delta to 0 or more."
+            )
         by_sequence = SequenceSurrogate(clip_low, clip_high, length_root=ratio == "sequence_mean")
         super().__init__(
             policy,
@@ -134,17 +139,17 @@ class AdaptThink(OnPolicyModule):
         if self.forcing.share and not 0 < self.forced_rows < self.batch.group_size:
             raise ConfigError(
                 f"forcing.share {self.forcing.share} of batch.group_size {self.batch.group_size} is {self.forced_rows} "
-                "completions, and both modes need at least one; change one of the two."
+                "completions, but both modes need at least one; change forcing.share or batch.group_size."
             )
         self.reference_means: dict[str, float] = {}
         self.effect = EffectWatch()
-        self.closing: list[Tensor] = []  # pi(</think>) at the first position, of this rollout's prompts
+        self.closing: list[Tensor] = []  # pi(</think>) at the first position for this rollout's prompts
 
     def configure_model(self) -> None:
         super().configure_model()
         self.form = needs_thinking(self.policy, "AdaptThink")
 
-    # ---- rollout: the importance-sampling policy ----------------------------------------------------------------------
+    # ---- rollout: the importance-sampling policy ---------------------------------------------------------------------
 
     def prompt_tokens(self, row: dict[str, Any]) -> list[int]:
         return self.form.prompt_tokens(row["prompt"])
@@ -167,11 +172,11 @@ class AdaptThink(OnPolicyModule):
     def first_tokens(
         self, logprobs: Float[Tensor, "prompts vocabulary"], uniform: Float[Tensor, "prompts group"]
     ) -> FirstTokens:
-        """What every completion begins with, and the log-probs under pi_IS.
+        """First tokens of every completion, with their log-probs under pi_IS.
 
         Args:
-            logprobs: of the policy, over the first token.
-            uniform: numbers in [0, 1) that decide it.
+            logprobs: the policy's log-probs of the first token.
+            uniform: random numbers in [0, 1), one per completion.
         """
         group, forced, closing = self.batch.group_size, self.forced_rows, list(self.form.closing)
         log_close = logprobs[:, closing[0]]
@@ -197,7 +202,7 @@ class AdaptThink(OnPolicyModule):
                 first.logprobs += [[log_thinking + float(without[prompt, token])] for token in drawn[prompt]]
         return first
 
-    # ---- returns: the constraint as a penalty -------------------------------------------------------------------------
+    # ---- returns: the constraint as a penalty ------------------------------------------------------------------------
 
     def accuracy(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """R: the rewards of completions that close their think block exactly once, 0 for others. Pure."""
@@ -209,15 +214,15 @@ class AdaptThink(OnPolicyModule):
         except KeyError:
             row = next(row for row in batch.rows if prompt_key(row) not in self.reference_means)
             raise ConfigError(
-                f"AdaptThink has no reference reward of the prompt {row.get('id')!r}; the initial policy is measured on "
-                "the training rows before the first rollout, so resume with the data of the first run, or start "
-                "without the checkpoint."
+                f"AdaptThink has no reference reward of the prompt {row.get('id')!r}, because the initial policy is "
+                "measured on the training rows before the first rollout. Resume with the data of the first run, or "
+                "start without --ckpt_path."
             ) from None
         reference = torch.tensor(means, device=batch.lengths.device).repeat_interleave(batch.group_size)
         at_once = self.form.modes(batch) == Mode.NO_THINKING
         return adapt_think_advantage(self.accuracy(batch), at_once, reference, self.delta)
 
-    # ---- loss: pi_IS as behaviour -------------------------------------------------------------------------------------
+    # ---- loss: pi_IS as behaviour ------------------------------------------------------------------------------------
 
     def behaviour(
         self, batch: RolloutBatch, rows: Tensor, sampled: Float[Tensor, "some time"]
@@ -245,21 +250,21 @@ class AdaptThink(OnPolicyModule):
         sums["first_token_clip_fraction"] = ((clipped & has_first).sum(), rows)
         return loss, sums
 
-    # ---- what shows that the method acts ------------------------------------------------------------------------------
+    # ---- telemetry ---------------------------------------------------------------------------------------------------
 
     def observe(self, batch: RolloutBatch) -> None:
         self.effect.see(
             "forced",
             self.forced_rows > 0,
-            "no completion was forced to answer at once: forcing.share is 0, so NoThinking is learned only where the "
-            "policy finds it by itself.",
+            "no completion was forced to answer at once, so NoThinking is learned only from prompts where the policy "
+            "samples it by itself. Raise forcing.share above 0.",
         )
         at_once = self.form.modes(batch) == Mode.NO_THINKING
         self.effect.see(
             "rewarded",
             bool((self.accuracy(batch)[at_once] > 0).any()),
-            "no completion that answered at once earned a reward: NoThinking cannot be learned from this model on "
-            "these prompts. Start from a model that can answer some of them at once.",
+            "no completion that answered at once earned a reward, so this model cannot learn NoThinking on these "
+            "prompts. Start from a model that can answer some of them at once.",
         )
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
@@ -277,17 +282,17 @@ class AdaptThink(OnPolicyModule):
             metrics[f"reward/{name}"] = float(accuracy[rows].nanmean()) if bool(rows.any()) else 0.0
         return metrics
 
-    # ---- the reference ------------------------------------------------------------------------------------------------
+    # ---- the reference -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         data = getattr(self.trainer, "datamodule", None)
-        if self.reference_means:  # of a resumed run, whose weights are not the initial ones
+        if self.reference_means:  # from the checkpoint: a resumed run's weights are not the initial ones
             return
         if data is None or not hasattr(data, "rows"):
             raise ConfigError(
-                "AdaptThink measures the initial policy on the training rows, and this run has no data module with "
-                "`rows`; use one such as datamodules.FilePrompts."
+                "AdaptThink measures the initial policy on the training rows, but this run's data module has no method "
+                "`rows`; use one that has it, such as datamodules.FilePrompts."
             )
         failures = FailureCounts()
 

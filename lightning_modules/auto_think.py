@@ -1,7 +1,7 @@
-"""AutoThink: a reasoner that starts with both modes, thinking and answering at once, learns which one a problem needs.
+"""AutoThink: a reasoning model with two modes, thinking and answering at once, learns which one a problem needs.
 
-Tu et al. (arXiv 2505.10832): an ellipsis behind <think> makes both modes appear; three stages of GRPO with rewards by
-mode then (1) keep both alive, (2) learn to answer right, (3) shorten. Eqs. 2 to 6 are in objectives/thinking.py.
+Tu et al. (arXiv 2505.10832): an ellipsis after <think> makes both modes appear. Three stages of GRPO with rewards by
+mode then (1) keep both modes alive, (2) raise the accuracy, (3) shorten. Eqs. 2 to 6 are in objectives/thinking.py.
 
     python main.py fit --config configs/auto_think.yaml
 """
@@ -35,11 +35,11 @@ class ModeRewards:
     """The numbers in AutoThink's reward tables.
 
     Args:
-        gamma: stage 1: fraction of a mode from which its reward is pulled down.
-        slope: stage 1: how fast (the paper's lambda).
-        alpha, beta: stage 3: strength of shaping by length, of correct and of wrong completions.
-        unparsed_no_thinking: reward for answering at once with no answer at all: 0 in the official code, -1 closes
-            that gap.
+        gamma: stage 1: fraction of a mode above which its reward is lowered.
+        slope: stage 1: slope of that penalty (the paper's lambda).
+        alpha, beta: stage 3: strength of shaping by length for correct and for wrong completions.
+        unparsed_no_thinking: reward for answering at once without an answer: 0 in the official code, which is more
+            than a wrong answer earns; -1 makes both equal.
     """
 
     gamma: float = 0.5
@@ -51,19 +51,19 @@ class ModeRewards:
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1 or min(self.slope, self.alpha, self.beta) < 0:
             raise ConfigError(
-                "mode_rewards: needs gamma from 0 to 1 and slope, alpha and beta of 0 or above, got "
+                "model.mode_rewards needs gamma from 0 to 1 and slope, alpha and beta of 0 or more, got "
                 f"{self.gamma}, {self.slope}, {self.alpha} and {self.beta}."
             )
 
 
 @dataclass
 class ModeCounts:
-    """What the reward tables read of a rollout.
+    """Inputs of the reward tables for one rollout.
 
     Fields:
-        modes: of every row.
-        correct: rows that left their think block and are right.
-        parsed: rows that left their think block and give an answer.
+        modes: mode of every row.
+        correct: rows that closed their think block and are right.
+        parsed: rows that closed their think block and give an answer.
         thinking_fraction: z, over the rollout's completions on all processes.
     """
 
@@ -74,23 +74,23 @@ class ModeCounts:
 
     @property
     def thinking(self) -> Bool[Tensor, "rows"]:
-        """Rows that think; a row that never leaves its block has thought, and has no answer."""
+        """Rows that think, including those that never close their think block."""
         return self.modes != Mode.NO_THINKING
 
 
 class AutoThink(OnPolicyModule):
     """AutoThink; the defaults are the paper's first stage and its official code's.
 
-    A callbacks.StageSchedule moves `stage` on, or three runs follow one another (configs/auto_think/). Of the hooks it
-    overrides `prompt_tokens` (the ellipsis), `returns` (the tables), `metrics` and `observe`; `configure_model` finds
-    the think block.
+    callbacks.StageSchedule advances `stage`, or each stage is a run of its own (configs/auto_think/). The module
+    overrides the hooks `prompt_tokens` (the ellipsis), `returns` (the tables), `metrics` and `observe`;
+    `configure_model` finds the think block.
 
     Args:
-        policy: a model whose chat template knows <think> ... </think>, and which under the ellipsis shows both modes.
-        rewards: one of them judges correctness; the others are added to the mode's reward as they are.
-        stage: 1 keeps both modes alive, 2 is the plain table, 3 shortens.
-        mode_rewards: the numbers of the tables.
-        ellipsis: follows <think> in every prompt.
+        policy: a model whose chat template knows <think> ... </think>, and which shows both modes after the ellipsis.
+        rewards: one of them judges correctness; the others are added to the mode's reward unchanged.
+        stage: 1 keeps both modes alive, 2 uses the plain table, 3 shortens.
+        mode_rewards: numbers of the reward tables.
+        ellipsis: text after <think> in every prompt.
         batch: 128 prompts x 8 completions, two updates of 64 prompts (64 prompts and one update from stage 2 on).
         sampling: temperature 0.6, up to 8,192 tokens (16,384 and 24,576 in stages 2 and 3).
         aggregation: the mean over all tokens.
@@ -138,7 +138,7 @@ class AutoThink(OnPolicyModule):
     def prompt_tokens(self, row: dict[str, Any]) -> list[int]:
         return self.form.prompt_tokens(row["prompt"], after=self.ellipsis)
 
-    # ---- the reward tables --------------------------------------------------------------------------------------------
+    # ---- the reward tables -------------------------------------------------------------------------------------------
 
     def mode_counts(self, batch: RolloutBatch) -> ModeCounts:
         """Modes, answers and their correctness. All processes take part."""
@@ -151,7 +151,7 @@ class AutoThink(OnPolicyModule):
         return ModeCounts(modes, correct, parsed, float(count[0] / count[1]))
 
     def mode_rewards_of(self, batch: RolloutBatch, counts: ModeCounts) -> tuple[Tensor, Tensor]:
-        """(the plain table's rewards, those of the stage), each (rows,)."""
+        """(rewards of the plain table, rewards of the stage), each (rows,)."""
         table = self.mode_rewards
         naive = naive_reward(counts.correct, counts.thinking, counts.parsed, table.unparsed_no_thinking)
         reward = naive
@@ -166,14 +166,14 @@ class AutoThink(OnPolicyModule):
         others = super().returns(batch) - self.judge.weight * batch.rewards[self.judge.name]
         return self.mode_rewards_of(batch, self.mode_counts(batch))[1] + others
 
-    # ---- what is shown ------------------------------------------------------------------------------------------------
+    # ---- telemetry ---------------------------------------------------------------------------------------------------
 
     def observe(self, batch: RolloutBatch) -> None:
         self.effect.see(
             "modes",
             0 < self.mode_counts(batch).thinking_fraction < 1,
-            "all completions were of one mode, so there is nothing to choose from: start from a model that shows both "
-            "under the ellipsis (a short SFT, see docs/auto_think.md), or lower gamma.",
+            "all completions had the same mode, so the policy has no choice to learn. Start from a model that shows "
+            "both modes after the ellipsis (a short SFT, see docs/auto_think.md), or lower model.mode_rewards.gamma.",
         )
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:

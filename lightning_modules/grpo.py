@@ -1,4 +1,4 @@
-"""GRPO: a policy gradient without a critic; the baseline is the group of completions of the same prompt.
+"""GRPO: a policy gradient without a critic; the baseline is the mean of the completions of the same prompt.
 
 DeepSeekMath (arXiv 2402.03300), equation 3:
 J = E[ 1/G sum_i 1/|o_i| sum_t min(rho_it A_i, clip(rho_it, 1 - eps, 1 + eps) A_i) - beta k3_it ],
@@ -20,11 +20,11 @@ from support.papers import Paper
 class GRPO(OnPolicyModule):
     """Group relative policy optimisation; the defaults are the paper's (4.1, 4.2).
 
-    configs/objectives/ holds the combinations of later papers (Dr. GRPO, DAPO, RLOO, GSPO, CISPO and others).
+    configs/objectives/ contains the variants of later papers (Dr. GRPO, DAPO, RLOO, GSPO, CISPO and others).
 
     Args:
         policy: the model.
-        rewards: what a completion earns, as a weighted sum; at least one.
+        rewards: rewards of a completion, summed with their weights; at least one.
         batch: 16 prompts per rollout, 64 completions per prompt, one update.
         sampling: up to 1,024 tokens.
         kl: beta 0.04 on k3 in the loss.

@@ -1,8 +1,8 @@
-"""Reward and cost models: pairs in, a scalar head out (HC-RLHF, arXiv 2506.08266; safe-RLHF, arXiv 2310.12773).
+"""Reward and cost models: a scalar head from preference pairs (HC-RLHF, arXiv 2506.08266; safe-RLHF, arXiv 2310.12773).
 
 Reward: -log sigma(r_preferred - r_other) + reg * mean(r^2).
-Cost: -log sigma(c_unsafer - c_safer) + reg * mean(c^2), and with the signed loss also -log sigma(sign * c) of each response, so that
-a cost above zero means unsafe.
+Cost: -log sigma(c_unsafer - c_safer) + reg * mean(c^2). The signed loss adds -log sigma(sign * c) of each response, so
+that a cost above zero means unsafe.
 
     python main.py fit --config configs/reward_model.yaml
 """
@@ -28,17 +28,17 @@ Rows = list[dict[str, Any]]
 
 
 class PreferenceModule(PosttrainModule, ABC):
-    """The base of both. Rows have `prompt`, `response_0`, `response_1`.
+    """Base class of reward and cost models. Rows have `prompt`, `response_0`, `response_1`.
 
     Reward models also read `better`, cost models `safer`, `unsafe_0` and `unsafe_1`.
 
     Args:
-        policy: the language model whose backbone is used.
+        policy: the language model that provides the backbone.
         regularisation: weight of the mean squared score.
         kwargs: optimizer and lr_scheduler, as in every module.
     """
 
-    #: columns without which the loss cannot be computed
+    #: columns that the loss needs
     required: tuple[str, ...]
 
     def __init__(self, policy: PolicyParams, *, regularisation: float = 1e-3, **kwargs: Any) -> None:
@@ -48,15 +48,18 @@ class PreferenceModule(PosttrainModule, ABC):
     def configure_model(self) -> None:
         if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             raise ConfigError(
-                f"trainer.strategy puts weights in shards, which {type(self).__name__} does not know; set trainer.strategy: ddp."
+                f"trainer.strategy shards the weights, which {type(self).__name__} does not support; set "
+                "trainer.strategy: ddp."
             )
         if getattr(self, "policy", None) is None:
             self.policy = Scorer(self.policy_params)
 
     def export(self, folder: str | Path) -> None:
-        """A folder for model.reward_model, model.cost_model or rewards.ModelScore, with the held-out accuracies."""
-        found = self.trainer.callback_metrics
-        held_out = {name.removeprefix("val/"): float(value) for name, value in found.items() if name.startswith("val/")}
+        """Write a folder for model.reward_model, model.cost_model or rewards.ModelScore, with held-out accuracies."""
+        logged = self.trainer.callback_metrics
+        held_out = {
+            name.removeprefix("val/"): float(value) for name, value in logged.items() if name.startswith("val/")
+        }
         facts = {"id": weights_fingerprint(self.policy.state_dict()), "kind": type(self).__name__, "held_out": held_out}
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "pairs"):
@@ -69,8 +72,9 @@ class PreferenceModule(PosttrainModule, ABC):
             missing = [column for column in self.required if row.get(column) is None]
             if missing:
                 raise ConfigError(
-                    f"{type(self).__name__} needs the column {missing[0]!r} in every preference pair; row {row.get('id')!r} has {sorted(row)}. Data in the "
-                    "HH format carry no safety labels: use PKU-SafeRLHF's columns for a cost model."
+                    f"{type(self).__name__} needs the column {missing[0]!r} in every preference pair, but row "
+                    f"{row.get('id')!r} has {sorted(row)}. Data in the HH format have no safety labels: use "
+                    "PKU-SafeRLHF's columns for a cost model."
                 )
         prompts = [row["prompt"] for row in rows]
         scores = self.policy(
@@ -80,7 +84,7 @@ class PreferenceModule(PosttrainModule, ABC):
 
     @abstractmethod
     def evaluate_pairs(self, rows: Rows) -> tuple[Tensor, dict[str, Any]]:
-        """(loss, metrics: numbers, or torchmetrics objects that have seen these rows)."""
+        """(loss, metrics: numbers, or torchmetrics objects updated with these rows)."""
 
     def training_step(self, rows: Rows, batch_idx: int) -> Tensor:
         loss, metrics = self.evaluate_pairs(rows)
@@ -116,7 +120,7 @@ class PreferenceModule(PosttrainModule, ABC):
 
 
 class RewardModel(PreferenceModule):
-    """Bradley-Terry on which response is better. Logs `accuracy`, the share of pairs in the right order."""
+    """Reward model: Bradley-Terry on the better response. Logs `accuracy`, the fraction of pairs in the right order."""
 
     required = ("better",)
 
@@ -128,11 +132,13 @@ class RewardModel(PreferenceModule):
 
 
 class CostModel(PreferenceModule):
-    """Which response is unsafer, and with the signed loss which are unsafe at all. Logs `accuracy` and `sign_accuracy`, and of held-out pairs
-    `sign_calibration_error`: how far the sigmoid of the score is from the share of unsafe responses, a mean over ten bins of it.
+    """Cost model: Bradley-Terry on the less safe response; the signed loss also learns which responses are unsafe.
+
+    Logs `accuracy` and `sign_accuracy`, and for held-out pairs `sign_calibration_error`: the difference between the
+    sigmoid of the score and the fraction of unsafe responses, a mean over ten bins.
 
     Args:
-        policy: the language model whose backbone is used.
+        policy: the language model that provides the backbone.
         loss: signed ties zero to the border between safe and unsafe; pairwise is what HC-RLHF's scripts use.
         kwargs: regularisation, optimizer and lr_scheduler, as in every preference model.
     """

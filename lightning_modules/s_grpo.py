@@ -28,11 +28,11 @@ class SGRPO(OnPolicyModule):
 
     Args:
         policy: the model; the paper trains LoRA adapters.
-        rewards: 1 for the exact answer in the paper.
+        rewards: rewards of a completion; 1 for the exact answer in the paper.
         cutoff: number of tokens at the beginning that always carry loss.
-        share: probability of each later token to carry loss; the paper's 30 to 50 % in all.
-        most: maximum number of tokens of a completion that carry loss, the earliest of those chosen; None sets no
-            bound.
+        share: probability that a later token carries loss; in the paper 30 to 50 % of all tokens do.
+        most: maximum number of tokens per completion that carry loss, the earliest of the chosen ones; None sets no
+            maximum.
         batch: 8 prompts per rollout, 8 completions per prompt.
         sampling: up to 300 tokens.
         optimizer: AdamW at 1e-4.
@@ -55,7 +55,7 @@ class SGRPO(OnPolicyModule):
     ) -> None:
         if cutoff < 0 or not 0 <= share <= 1 or cutoff + share == 0 or (most is not None and most < 1):
             raise ConfigError(
-                f"SGRPO: cutoff is {cutoff}, share is {share} and most is {most}; needs cutoff >= 0 and 0 <= share <= 1, "
+                f"SGRPO: cutoff is {cutoff}, share is {share} and most is {most}; set cutoff >= 0 and 0 <= share <= 1, "
                 "not both 0, and most >= 1 or null."
             )
         super().__init__(
@@ -92,7 +92,7 @@ PAPER = Paper(
         rollouts=40,
         arms={"s_grpo": {}, "grpo": {"model.share": 1.0}},
         columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens"},
-        expect="Better than the start with less than 60 % of the tokens; in the paper full-token GRPO under LoRA does not "
-        "improve.",
+        expect="Better than the start with less than 60 % of the tokens; in the paper full-token GRPO under LoRA does "
+        "not improve.",
     ),
 )

@@ -1,9 +1,9 @@
-"""Self-verification: one policy learns to solve and to judge its recent answers; its judgement weighs votes.
+"""Self-verification: one policy learns to solve and to judge its recent answers; its judgements weigh votes.
 
-Incentivizing LLMs to Self-Verify Their Answers (arXiv 2506.01369). A rollout has groups of two kinds. Solutions earn
-what `rewards` give; each becomes a question "is this right?" in a buffer. Verdicts on questions out of the buffer earn
-`rewards.Verdict`. One GRPO update learns from both. At inference N solutions are judged, s = pi(Yes | question,
-reasoning), and the answer with the largest sum of s^exponent is given.
+Incentivizing LLMs to Self-Verify Their Answers (arXiv 2506.01369). A rollout has groups of two kinds. Solutions are
+scored by `rewards`; each becomes a question "is this right?" in a buffer. Verdicts on questions from the buffer are
+scored by `rewards.Verdict`. One GRPO update learns from both. At inference the policy judges N solutions, s = pi(Yes |
+question, reasoning), and returns the answer with the largest sum of s^exponent.
 
     python main.py fit --config configs/self_verify.yaml
 """
@@ -37,19 +37,20 @@ from support.seeding import isolated_rng, run_seed
 
 @dataclass
 class Verification:
-    """How the policy's own solutions are judged.
+    """Settings of the verification: questions, buffer and votes.
 
     Args:
-        share: fraction of a rollout's prompts that are questions out of the buffer, once it holds enough; the paper
+        share: fraction of a rollout's prompts that are questions from the buffer, once it contains enough; the paper
             does not state it.
-        buffer_size: questions kept (the paper's 7B: 5000; its 1.5B: 40000).
-        max_age: rollouts for which they are kept (60 in the paper).
-        prompt: the question; <problem> and <solution> (the answer without the reasoning) are replaced.
-        scale: what a verdict's reward, less its group's mean, is divided by: nothing; the deviation of all verdicts of
-            the rollout; or that of its group, as solutions are, which would cancel the weight that a group shares.
-        exponent: of the score in votes, alpha in the paper (7B: 1; 1.5B: 0.1).
-        form: s^exponent, or exp(exponent s).
-        temperature: of verdicts at inference.
+        buffer_size: maximum number of questions in the buffer (the paper's 7B: 5000; its 1.5B: 40000).
+        max_age: number of rollouts that a question stays in the buffer (60 in the paper).
+        prompt: text of a question; <problem> and <solution> (the answer without the reasoning) are replaced.
+        scale: divisor of a verdict's reward after its group's mean is subtracted: none; batch_std, the deviation of all
+            verdicts of the rollout; or group_std, that of its group, as for solutions, which would cancel the weight
+            that all verdicts of a group have in common.
+        exponent: exponent of the score in votes, alpha in the paper (7B: 1; 1.5B: 0.1).
+        form: weight of a vote: power is s^exponent, exponential is exp(exponent s).
+        temperature: temperature of verdicts at inference.
     """
 
     share: float = 0.5
@@ -65,7 +66,7 @@ class Verification:
         check_prompt(self.prompt)
         if not 0 <= self.share < 1 or self.exponent < 0 or self.temperature < 0:
             raise ConfigError(
-                "verification needs 0 <= share < 1, exponent >= 0 and temperature >= 0, got "
+                "model.verification needs 0 <= share < 1, exponent >= 0 and temperature >= 0, got "
                 f"{self.share}, {self.exponent} and {self.temperature}."
             )
 
@@ -73,20 +74,19 @@ class Verification:
 class SelfVerify(OnPolicyModule):
     """Solving and verifying in one policy; the defaults are the paper's for 7B.
 
-    Two kinds of groups in one rollout touch most arrows: `prompts` mixes in the questions, `score` and `advantages`
-    treat the kinds apart, `observe` fills the buffer, `metrics` shows it; `evaluate` and `end_evaluation` add the votes,
-    the checkpoint the buffer.
+    `prompts` adds the questions to a rollout, `score` and `advantages` treat solutions and verdicts separately,
+    `observe` fills the buffer, `metrics` reports on it, `evaluate` and `end_evaluation` add the votes.
 
     Args:
         policy: the model.
-        rewards: what solutions earn, one of which judges correctness; a `rewards.Verdict` is added if there is none.
+        rewards: rewards of solutions, one of which judges correctness; a missing `rewards.Verdict` is added.
         verification: questions, buffer and votes.
-        batch: 128 prompts of 8 completions, two updates.
+        batch: 128 prompts x 8 completions, two updates.
         sampling: temperature 0.6, up to 2,048 tokens.
         aggregation: the mean over all tokens.
         kl: 0.001 on k3 in the loss.
         shaping: entropy bonus 0.001.
-        kwargs: group z-score of solutions, clip 0.2, AdamW at 1e-6; votes need several samples in `evaluation`; see
+        kwargs: group z-score for solutions, clip 0.2, AdamW at 1e-6; votes need several samples in `evaluation`; see
             OnPolicyModule.
     """
 
@@ -108,35 +108,28 @@ class SelfVerify(OnPolicyModule):
         if not any(isinstance(reward, Verdict) for reward in rewards):
             rewards = [*rewards, Verdict()]
         super().__init__(
-            policy,
-            rewards,
-            batch=batch,
-            sampling=sampling,
-            aggregation=aggregation,
-            kl=kl,
-            shaping=shaping,
-            **kwargs,
+            policy, rewards, batch=batch, sampling=sampling, aggregation=aggregation, kl=kl, shaping=shaping, **kwargs
         )
         self.verification = copy.deepcopy(verification)
         self.judge = next(reward for reward in rewards if reward.is_correctness)
         self.verdict = next(reward for reward in rewards if isinstance(reward, Verdict))
         self.buffer = VerifyBuffer(self.verification.buffer_size, self.verification.max_age)
         self.verdict_advantage = GroupNorm(self.verification.scale)
-        self.votes: list[dict[str, Any]] = []  # of this evaluation, one per problem
+        self.votes: list[dict[str, Any]] = []  # of the current evaluation, one per problem
 
-    # ---- rollouts of two kinds ----------------------------------------------------------------------------------------
+    # ---- rollouts of solutions and verdicts --------------------------------------------------------------------------
 
     def prompts(self, rows: Rows) -> Rows:
-        """Some of the prompts replaced by questions out of the buffer, in a random order.
+        """Replace some of the prompts by questions from the buffer, in a random order.
 
-        Every process takes its own part of one draw of questions.
+        Each process takes its own part of one common draw of questions.
         """
         wanted = round(self.verification.share * len(rows))
         processes, rank = self.trainer.world_size, self.global_rank
         questions = self.buffer.draw(wanted * processes, run_seed(), self.rollouts_done)
         questions = questions[rank * wanted : (rank + 1) * wanted]
         mixed = questions + rows[len(questions) :]
-        # The updates of a rollout take its prompts in their order: each is to have both kinds.
+        # The updates of a rollout take its prompts in this order; after the shuffle each update has both kinds.
         with isolated_rng("mixed prompts", run_seed(), rank, self.rollouts_done):
             return [mixed[i] for i in torch.randperm(len(mixed)).tolist()]
 
@@ -153,7 +146,7 @@ class SelfVerify(OnPolicyModule):
         }
 
     def observe(self, batch: RolloutBatch) -> None:
-        """Put the solutions of all processes into the buffer with the truth; those without an answer pose no question."""
+        """Add the solutions of all processes to the buffer, with their correctness; skip those without an answer."""
         scores, size = self.judge.unscaled(batch.rewards[self.judge.name], batch).tolist(), batch.group_size
         solutions, questions = answers(batch), []
         for prompt, row in enumerate(batch.rows):
@@ -161,7 +154,7 @@ class SelfVerify(OnPolicyModule):
                 continue
             group = range(prompt * size, (prompt + 1) * size)
             usable = [i for i in group if solutions[i] and not math.isnan(scores[i])]
-            # Counted among the questions that can be drawn, so that a perfect verifier earns 1 on average.
+            # Counts only questions that can be drawn, so that a perfect verifier earns 1 on average.
             truth = {"group_correct": sum(scores[i] >= 1 for i in usable), "group_size": len(usable)}
             for i in usable:
                 question = verify_row(row, solutions[i], self.verification.prompt)
@@ -202,10 +195,10 @@ class SelfVerify(OnPolicyModule):
         super().on_load_checkpoint(checkpoint)
         self.buffer.rows = checkpoint["verify_buffer"]
 
-    # ---- inference: votes weighted by the policy's own verdicts -------------------------------------------------------------
+    # ---- inference: votes weighted by the policy's own verdicts ------------------------------------------------------
 
     def judged(self, batch: RolloutBatch) -> tuple[RolloutBatch, Float[Tensor, "rows"]]:
-        """(the verdicts on all solutions of a batch, s = pi(Yes) behind each one's reasoning)."""
+        """(verdicts on all solutions of a batch, s = pi(Yes) after the reasoning of each verdict)."""
         asked = [
             verify_row(batch.rows[i // batch.group_size], text, self.verification.prompt)
             for i, text in enumerate(answers(batch))
@@ -215,7 +208,7 @@ class SelfVerify(OnPolicyModule):
         return verdicts, yes_probability(self.policy, verdicts)
 
     def vote(self, batch: RolloutBatch, scores: Float[Tensor, "rows"], exponent: float) -> list[int]:
-        """The row that each problem's vote chooses; completions vote together if their answers are equivalent."""
+        """The row that each problem's vote chooses; equivalent answers count as one."""
         texts, values, size, form = (
             self.judge.extracted(batch),
             scores.tolist(),
@@ -243,10 +236,10 @@ class SelfVerify(OnPolicyModule):
         votes = [vote for votes in gathered(self.votes) for vote in votes]
         self.votes = []
         for name, value in vote_metrics(votes).items():
-            self.log(f"{stage}/{name}", value)  # equal on all processes already
+            self.log(f"{stage}/{name}", value)  # already equal on all processes
 
     def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
-        """Prompts with the completion that the weighted vote chooses, and the policy's trust in it."""
+        """Prompts with the completion that the weighted vote chooses, and its score s."""
         with isolated_rng("predict", run_seed(), self.global_rank, batch_idx):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
             _, scores = self.judged(batch)
@@ -276,8 +269,8 @@ PAPER = Paper(
             "vote": "val/vote",
             "majority": "val/majority",
         },
-        expect="Balanced accuracy of verdicts above 0.7, pass@1 not below that of solving alone, the weighted vote not "
-        "below the majority's.",
+        expect="Balanced accuracy of verdicts above 0.7; pass@1 at least that of solving alone; the weighted vote at "
+        "least as good as the majority's.",
         validate_every=10,
     ),
 )

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the cold start of every other method.
 
-Minimises the mean negative log-likelihood of the response tokens, prompts and given prefixes excluded:
+Minimises the mean negative log-likelihood of the response tokens, without prompts and prefixes:
 -(1 / sum_i |y_i|) * sum_i sum_t log pi(y_{i,t} | x_i, y_{i,<t}).
 
     python main.py fit --config configs/sft.yaml
@@ -22,8 +22,8 @@ class SFT(PosttrainModule):
 
     Args:
         policy: the model to train.
-        max_length: longest sequence in tokens; a longer row is an error, since a cut response would teach to stop
-            early.
+        max_length: maximum length of a sequence, in tokens; a longer row is an error, because a truncated response
+            would teach the policy to stop early.
         kwargs: optimizer and lr_scheduler, as in every module.
     """
 

@@ -1,8 +1,8 @@
-"""STILL-3's recipe for reasoning models (arXiv 2503.04548): on policy, a fading KL penalty, no loss on truncated rows.
+"""STILL-3's recipe for reasoning models (arXiv 2503.04548): on policy, decaying KL penalty, no loss on truncated rows.
 
-GRPO with one update per large rollout; beta(s) = 0.5 beta_0 (1 + cos(pi s / S)) for s < S, else 0, by
-`callbacks.ScheduledKL`, or a fixed beta and a reference that is replaced now and then, by `callbacks.ReferenceReset`.
-Optionally it learns only from questions or responses whose correct answers are longer.
+GRPO with one update per large rollout. `callbacks.ScheduledKL` sets beta(s) = 0.5 beta_0 (1 + cos(pi s / S)) for s < S,
+else 0; alternatively beta is fixed and `callbacks.ReferenceReset` replaces the reference from time to time. Optionally
+only questions or responses whose correct answers are longer carry loss.
 
     python main.py fit --config configs/still3.yaml
 """
@@ -31,13 +31,13 @@ class Still3(OnPolicyModule):
 
     Args:
         policy: the model.
-        rewards: what a completion earns; 1 or 0 for the answer in the paper.
-        select: learn from all rows, from `questions` or from `responses` whose correct answers are longer
-            (objectives.selection); needs a reward that judges correctness.
-        batch: 128 prompts of 8 completions, one update: strictly on policy.
+        rewards: rewards of a completion; 1 or 0 for the answer in the paper. One of them judges correctness.
+        select: learn from all rows, or from `questions` or `responses` whose correct answers are longer
+            (objectives.selection).
+        batch: 128 prompts x 8 completions, one update: strictly on policy.
         sampling: temperature 1, up to 29,000 tokens.
         aggregation: the mean over all tokens.
-        kl: 1e-3 on k3 in the loss, for a schedule to act on.
+        kl: 1e-3 on k3 in the loss, to be changed by a schedule.
         optimizer: AdamW at 2e-6.
         shaping: truncated completions carry no loss.
         kwargs: group z-score, clip 0.2; see OnPolicyModule.
@@ -90,7 +90,7 @@ class Still3(OnPolicyModule):
         rows = torch.ones_like(lengths)
         values = [rows, ~batch.truncated, learned, actions, actions > 0]
         values += [correct, ~correct, lengths * correct, lengths * ~correct]
-        # Sums over all processes, so that a process without a right completion agrees with the others on the names.
+        # Sums over all processes, so that all processes log the same names, also those without a right completion.
         sums = summed(torch.stack([value.double().sum() for value in values])).tolist()
         total, finished, used, keywords, acting, right, wrong, right_tokens, wrong_tokens = sums
         metrics = {

@@ -1,6 +1,6 @@
-"""T-SPMO: single tokens weighted by what they changed among completions that had begun alike (arXiv 2504.20834).
+"""T-SPMO: single tokens weighted by their effect among completions with the same prefix (arXiv 2504.20834).
 
-It keeps the edges of the prefix tree whose token changed the mean reward, U:
+Loss falls on U, the edges of the prefix tree whose token changed the mean reward:
 J = 1/|U| sum_{(p, v) in U} pi(v | p) A(v | p) - lambda |theta|^2.
 
     python main.py fit --config configs/t_spmo.yaml
@@ -26,15 +26,15 @@ from support.papers import Experiment, Paper
 class TSPMO(OnPolicyModule):
     """The plain probability of single tokens, weighted by their effect on the mean reward.
 
-    Such tokens stand mostly near the beginning. `replay` therefore cuts one completion of every prompt, of the best or
-    of the worst, at a random place and lets the policy continue from there; the policy also learns from the tokens
-    where these completions diverge.
+    Such tokens are mostly near the beginning. `replay` therefore cuts one of the best or worst completions of every
+    prompt at a random place and samples continuations from there. The policy also learns from the tokens where these
+    completions diverge.
 
     Args:
         policy: the model; the paper trains LoRA adapters.
-        rewards: 1 for the exact answer in the paper.
-        weight_penalty: lambda, times the squared norm of the adapters; 0 where all weights are trained.
-        replay: continue from cut completions, as many as there are others.
+        rewards: rewards of a completion; 1 for the exact answer in the paper.
+        weight_penalty: lambda, factor of the adapters' squared norm in the loss; 0 if all weights are trained.
+        replay: sample as many continuations of cut completions as ordinary completions.
         batch: 4 prompts per rollout, 50 completions per prompt.
         sampling: up to 300 tokens.
         optimizer: AdamW at 1e-4.
@@ -67,8 +67,8 @@ class TSPMO(OnPolicyModule):
         )
         if weight_penalty < 0 or (weight_penalty and policy.lora is None):
             raise ConfigError(
-                f"TSPMO: weight_penalty is {weight_penalty}; set it to 0 or above, and to 0 without policy.lora, since "
-                "it would pull all weights to 0."
+                f"TSPMO: weight_penalty is {weight_penalty}, which must not be negative, and without policy.lora it "
+                "would pull all weights to 0. Set model.weight_penalty to 0 or above, and to 0 without policy.lora."
             )
         self.weight_penalty, self.replay = weight_penalty, replay
 
@@ -93,9 +93,9 @@ class TSPMO(OnPolicyModule):
         return both
 
     def beginnings(self, batch: RolloutBatch) -> list[list[int]]:
-        """First tokens of every replay: a part of one of its prompt's completions, of the best or worst by even chance."""
+        """First tokens of every replay: the beginning of one of the prompt's best or worst completions, at random."""
         totals, lengths = (values.view(len(batch.rows), -1) for values in (self.totals(batch), batch.lengths))
-        # Where no reward applies any completion will do.
+        # If no reward applies, all completions are equal candidates.
         totals = torch.where(totals.isnan().all(1, keepdim=True), 0.0, totals)
         beginnings: list[list[int]] = []
         for prompt, group in enumerate(totals):

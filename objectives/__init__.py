@@ -1,6 +1,6 @@
-"""Pure tensor functions and small objects: the folder to hold against the papers' formulas.
+"""The formulas of the papers as pure tensor functions and small objects.
 
-No Lightning, no tokenizer, no batch, no file in here: tensors in, tensors out.
+The modules know no Lightning, tokenizer, batch or file: their inputs and outputs are tensors.
 """
 
 from lightning_posttrain import check_siblings

@@ -1,4 +1,4 @@
-"""Advantages: how much better a completion was than its prompt's other completions."""
+"""Advantages: the reward of a completion relative to the other completions of its prompt."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from objectives.statistics import Deviation, Reduce, global_moments, group_stati
 
 
 class Advantage(ABC):
-    """Turns rewards into one advantage a row (spread over its tokens later) or one a token."""
+    """Computes advantages from rewards: one per row, which applies to all its tokens, or one per token."""
 
     #: whether it also accepts per-token rewards, shaped "rows time"
     token_rewards = False
-    #: whether a completion is compared with others of its prompt, so that a group of one has no gradient
+    #: whether it compares a completion with others of its prompt, so that a group of one has no gradient
     needs_group = True
     #: metrics of the latest call, by name; the on-policy module logs them under train/
     metrics: dict[str, float] = {}
-    #: set before each call by the on-policy module: 1 for correct and 0 for wrong completions (rows,), NaN where unknown;
+    #: set before each call by the on-policy module: 1 for correct and 0 for wrong completions (rows,), NaN for unknown;
     #: None without a reward that judges correctness
     correct: Float[Tensor, "rows"] | None = None
     #: set by `prepare`: sums statistics over all processes
@@ -29,10 +29,10 @@ class Advantage(ABC):
     end_tokens: Sequence[int] = ()
 
     def prepare(self, reduce: Reduce, end_tokens: Sequence[int] = ()) -> None:
-        """Receive what only a run knows, once, before the first rollout.
+        """Receive the run's settings. Called once, before the first rollout.
 
         Args:
-            reduce: sums a tensor over all processes, for statistics that look beyond a group.
+            reduce: sums a tensor over all processes, for statistics over more than a group.
             end_tokens: ids of the tokens that end or pad a completion.
         """
         self.reduce, self.end_tokens = reduce, tuple(end_tokens)
@@ -51,27 +51,28 @@ class Advantage(ABC):
             rewards: total reward of each completion; NaN marks a row that no reward applied to.
             groups: index of the prompt that each row belongs to, 0 ... prompts - 1.
             tokens: completion token ids, padded on the right.
-            mask: True on tokens that the policy chose.
+            mask: True on tokens that the policy sampled.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers from rollout to rollout, as plain data for a checkpoint; nothing by default."""
+        """State that is kept from rollout to rollout, as plain data for a checkpoint; empty by default."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Go on from what `state_dict` gave; an empty state, of another advantage's checkpoint, starts anew."""
+        """Continue from the result of `state_dict`; an empty state, from another advantage's checkpoint, resets it."""
 
 
 @dataclass
 class GroupNorm(Advantage):
     """GRPO's advantage: (R_i - mean) / (std + eps) within the prompt's group (DeepSeekMath, arXiv 2402.03300, 4.1.2).
 
-    The deviation is the sample's (divided by G - 1), as in TRL and verl; open-instruct takes the population's. A group whose rewards
-    are all equal gets exactly zero. Rows with NaN get zero and do not count.
+    The deviation is the sample's (divided by G - 1), as in TRL and verl; open-instruct uses the population's. A group
+    whose rewards are all equal gets exactly zero. Rows with NaN get zero and do not count.
 
     Args:
-        scale: what the centred reward is divided by: the group's deviation, nothing (Dr. GRPO, arXiv 2503.20783), or the deviation of
-            all rewards of the rollout on all processes (Lite PPO, arXiv 2508.08221).
+        scale: divisor of the centred reward: group_std is the group's deviation, none leaves it (Dr. GRPO,
+            arXiv 2503.20783), batch_std is the deviation of all rewards of the rollout on all processes (Lite PPO,
+            arXiv 2508.08221).
         eps: added to the deviation; TRL uses 1e-4, verl 1e-6, OpenRLHF 1e-9.
         deviation: sample (G - 1) or population (G).
     """
@@ -99,7 +100,7 @@ class GroupNorm(Advantage):
 
 @dataclass
 class NoBaseline(Advantage):
-    """A_i = R_i, for methods whose returns are already relative to a baseline of their own. Rows with NaN get zero."""
+    """A_i = R_i, for methods whose returns already include a baseline. Rows with NaN get zero."""
 
     needs_group = False
 
@@ -115,13 +116,13 @@ class NoBaseline(Advantage):
 
 @dataclass
 class LeaveOneOut(Advantage):
-    """RLOO: each completion against the mean of the others of its prompt (Ahmadian et al., arXiv 2402.14740).
+    """RLOO: each completion relative to the mean of the others of its prompt (Ahmadian et al., arXiv 2402.14740).
 
     A_i = R_i - 1/(G-1) * sum_{j != i} R_j = G/(G-1) * (R_i - mean).
 
     Args:
-        scale: batch_std divides by the deviation of all advantages of the rollout on all processes (TRL's `normalize_advantages`); their mean
-            needs no subtraction, since it is zero in every group.
+        scale: batch_std divides by the deviation of all advantages of the rollout on all processes (TRL's
+            `normalize_advantages`); their mean is zero in every group, so it is not subtracted.
         eps: added to that deviation.
     """
 

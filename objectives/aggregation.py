@@ -1,4 +1,4 @@
-"""How token losses become one number: every choice is a weight for each row, fixed before the rows are split.
+"""Aggregations of per-token losses to a scalar: each is a weight per row, computed before the rows are split.
 
 The loss is sum_i w_i * sum_t loss_{i,t} * mask_{i,t}. Because the weights come from the whole batch of an update (all
 micro-batches, all ranks), any split into micro-batches gives the same gradient.
@@ -25,8 +25,8 @@ class Aggregation(ABC):
 
         Args:
             mask: True on tokens that carry loss. Rows without any such token do not count as rows.
-            total_rows: number of rows that count over all ranks; this rank's own when None.
-            total_tokens: number of tokens that count over all ranks; this rank's own when None.
+            total_rows: number of rows that count over all ranks; None counts this rank's rows.
+            total_tokens: number of tokens that count over all ranks; None counts this rank's tokens.
         """
 
 
@@ -79,7 +79,8 @@ class ConstantLength(Aggregation):
 
     Args:
         length: the constant, usually `max_new_tokens`.
-        per_completion: False divides by the length alone, as verl's `seq-mean-token-sum-norm` does: the step then grows with the batch.
+        per_completion: False divides by the length alone, as verl's `seq-mean-token-sum-norm` does; the step then grows
+            with the batch.
     """
 
     length: int

@@ -25,7 +25,7 @@ from torch import Tensor
 from objectives.bounds import RangedBound, check_delta, checked_costs, costs_in_range
 from support.errors import ConfigError
 
-#: c: a bet never risks more than this share of the capital
+#: c: a bet never risks more than this fraction of the capital
 LARGEST_BET = 0.75
 
 
@@ -64,15 +64,15 @@ def _cap(mean: float) -> float:
 
 @dataclass
 class Betting(RangedBound):
-    """Betting bound: valid for any number of costs and any distribution on the range, at a width near Student's t.
+    """Betting bound: valid for any number of costs and any distribution on the range, with a width near Student's t.
 
-    The bound depends on the order of the costs. The order is drawn from `seed` and the number of costs alone, and
-    `assumption` names the seed. A seed that was chosen after the costs were seen voids the bound.
+    The bound depends on the order of the costs. The order is a function of `seed` and the number of costs only, and
+    `assumption` states the seed. A seed that is chosen after the costs are known invalidates the bound.
 
     Args:
         low: smallest cost that can occur.
         high: largest cost that can occur.
-        seed: of the order.
+        seed: seed of the order.
     """
 
     seed: int = 0
@@ -85,7 +85,7 @@ class Betting(RangedBound):
 
     def order(self, samples: int) -> Int[Tensor, "samples"]:
         """Positions of the costs in the order of the bets; the same on every machine and version."""
-        # Of Python's generators random() alone is promised never to change.
+        # random() is the only function of Python's generators that is guaranteed never to change.
         generator = random.Random(self.seed)
         keys = [generator.random() for _ in range(samples)]
         return torch.tensor(sorted(range(samples), key=keys.__getitem__), dtype=torch.int64)
@@ -133,7 +133,7 @@ class Betting(RangedBound):
 
 
 def _smallest(holds: Callable[[float], bool], low: float = 0.0) -> float:
-    """Smallest claim in [low, 1] for which `holds`, rounded up; 1 if there is none. `holds` must be monotone."""
+    """Smallest claim in [low, 1] for which `holds` is true, rounded up; 1 without such a claim. It must be monotone."""
     if not holds(1 - 1e-12):
         return 1.0
     high = 1 - 1e-12
@@ -162,7 +162,7 @@ class ConfidenceSequence:
         check_delta(delta)
         if horizon is not None and horizon < 1:
             raise ConfigError(
-                f"the horizon of a confidence sequence is {horizon}; it must be at least 1, or None for no stated end."
+                f"the horizon of a confidence sequence is {horizon}; set it to 1 or more, or to None for no stated end."
             )
         self.low, self.high, self.delta, self.horizon = low, high, delta, horizon
         self._costs = torch.zeros(0, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Upper confidence bounds on a mean, as small objects that know what they assume.
+"""Upper confidence bounds on a mean, as small objects that state their assumption.
 
-A bound answers: below which number does the true mean lie with probability at least 1 - delta, given these costs?
+For given costs, a bound returns a number below which the true mean lies with probability at least 1 - delta.
 """
 
 import math
@@ -19,7 +19,7 @@ from support.errors import ConfigError
 class Bound(ABC):
     """Upper confidence bound on the mean of independent costs."""
 
-    #: what has to be true of the costs for the bound to hold; printed on every certificate
+    #: condition on the costs under which the bound holds; printed on every certificate
     assumption: str
 
     @abstractmethod
@@ -30,14 +30,15 @@ class Bound(ABC):
         """Refuse costs of this range before anything is sampled. Raises ConfigError.
 
         Args:
-            low, high: smallest and largest cost that can occur. two_points: whether nothing lies between them.
+            low, high: smallest and largest cost that can occur.
+            two_points: whether costs take only these two values.
         """
 
     @abstractmethod
     def width(self, mean: float, std: float, samples: int, delta: float) -> float:
         """Distance of the bound from the mean for `samples` costs with this mean and Bessel-corrected deviation.
 
-        Candidate selection anticipates the safety test with it. Raises ValueError for moments that cannot occur.
+        Candidate selection uses it to anticipate the safety test. Raises ValueError for moments that cannot occur.
         """
 
     def slope(self, mean: float, std: float, samples: int, delta: float) -> float:
@@ -73,7 +74,7 @@ class RangedBound(Bound):
                 f"{self.name}: low must be below high and both finite, got [{self.low}, {self.high}]; state the "
                 "smallest and the largest cost that can occur."
             )
-        # In full: bounds with different settings must not have the same assumption.
+        # Printed exactly, because bounds with different settings must not have the same assumption.
         low, high = (f"{end:g}" if float(f"{end:g}") == end else repr(end) for end in (self.low, self.high))
         self.assumption = f"every cost lies in [{low}, {high}] ({self.kind}); exact for any distribution on it"
 
@@ -81,24 +82,24 @@ class RangedBound(Bound):
         if low < self.low or high > self.high:
             raise ConfigError(
                 f"the bound {self.name} holds for costs in [{self.low:g}, {self.high:g}], but costs can lie in "
-                f"[{low:g}, {high:g}]; choose constraint.cost_scale: probability, state the range in "
-                "model.bound.init_args, or choose another bound."
+                f"[{low:g}, {high:g}]; set constraint.cost_scale: probability, the range in model.bound.init_args, or "
+                "another model.bound."
             )
 
     def check_moments(self, mean: float, std: float) -> None:
         """Refuse moments that costs in the range cannot have. Raises ValueError."""
         if not (self.low <= mean <= self.high and 0 <= std < math.inf):
             raise ValueError(
-                f"{self.name} was told that costs lie in [{self.low:g}, {self.high:g}], but their mean is {mean:g} and "
-                f"their deviation {std:g}; state the true range, or choose a bounded cost."
+                f"{self.name} is configured for costs in [{self.low:g}, {self.high:g}], but their mean is {mean:g} and "
+                f"their deviation {std:g}; set the true range in model.bound.init_args, or use a bounded cost."
             )
 
 
 def check_delta(delta: float) -> None:
-    """Refuse an error probability that is none. Raises ValueError."""
+    """Refuse a delta that is not an error probability. Raises ValueError."""
     if not 0 < delta < 1:
         raise ValueError(
-            f"delta is {delta}; it must lie strictly between 0 and 1, since it is the probability that the bound fails."
+            f"delta is {delta}, but it is the probability that the bound fails; set it strictly between 0 and 1."
         )
 
 
@@ -115,7 +116,7 @@ def checked_costs(costs: Float[Tensor, "samples"], delta: float, minimum: int) -
     if wrong:
         raise ValueError(
             f"{len(wrong)} of {costs.numel()} costs are NaN or infinite, the first at position {wrong[0]}; a bound on "
-            "the mean needs every cost. Use a cost that always answers, or sample these responses again."
+            "the mean needs every cost. Use a cost that cannot fail, or sample these responses again."
         )
     return costs
 
@@ -125,9 +126,9 @@ def costs_in_range(costs: Float[Tensor, "samples"], low: float, high: float, nam
     wrong = ((costs < low) | (costs > high)).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(
-            f"{name} was told that costs lie in [{low:g}, {high:g}], but {len(wrong)} of {costs.numel()} do not, "
-            f"the first at position {wrong[0]}: {float(costs[wrong[0]]):.6g}; state the true range, or choose a "
-            "bounded cost."
+            f"{name} is configured for costs in [{low:g}, {high:g}], but {len(wrong)} of {costs.numel()} are outside, "
+            f"the first at position {wrong[0]}: {float(costs[wrong[0]]):.6g}; set the true range in "
+            "model.bound.init_args, or use a bounded cost."
         )
     return costs
 
@@ -211,8 +212,8 @@ class ClopperPearson(Bound):
     def check(self, low: float, high: float, two_points: bool) -> None:
         if not two_points or (low, high) != (0.0, 1.0):
             raise ConfigError(
-                "the bound ClopperPearson is for costs that are 0 or 1; choose constraint.cost_scale: unsafe, or "
-                "another bound."
+                "the bound ClopperPearson needs costs that are 0 or 1; set constraint.cost_scale: unsafe, or another "
+                "model.bound."
             )
 
     def __call__(self, costs: Float[Tensor, "samples"], delta: float) -> float:

@@ -72,7 +72,7 @@ def augmented_cost(
     """The per-sample cost whose expected score-function gradient is that of mean + kappa * std.
 
     c + kappa * (c^2 - 2 c mean) / (2 std), because grad std = (grad E[c^2] - 2 mean grad E[c]) / (2 std).
-    Below `floor` the deviation carries no usable direction and the plain cost is returned.
+    Below `floor` the deviation has no usable gradient, and the plain cost is returned.
     """
     if std < floor:
         return costs.clone()
@@ -80,11 +80,11 @@ def augmented_cost(
 
 
 class CostWindow:
-    """The most recent costs, from which mean, deviation and the one sample count n of every formula come."""
+    """The most recent costs; the formulas use their mean, deviation and number n."""
 
     def __init__(self, size: int) -> None:
         if size < 2:
-            raise ConfigError(f"the cost window must hold at least 2 costs, got {size}.")
+            raise ConfigError(f"the cost window holds {size} costs; set constraint.window to 2 or more.")
         self.costs: deque[float] = deque(maxlen=size)
 
     def extend(self, costs: Iterable[float]) -> None:
@@ -120,11 +120,11 @@ class DualVariable:
     linear: lambda <- min(max, max(0, lambda + rate * (U - tau))).
 
     Args:
-        initial: lambda before the first step; 0 leaves the constraint out (in log space it stays there).
+        initial: lambda before the first step; 0 ignores the constraint (under log, lambda then stays 0).
         rate: step size; 0 keeps lambda fixed.
         maximum: cap on lambda.
         delay: number of rollouts before the first step.
-        update: which of the two steps.
+        update: form of the step, log or linear.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class DualVariable:
     ) -> None:
         if initial < 0 or maximum < initial or rate < 0 or delay < 0:
             raise ConfigError(
-                "the multiplier of the constraint needs 0 <= lambda_init <= lambda_max, lambda_lr >= 0 and "
-                f"lambda_delay >= 0, got {initial}, {maximum}, {rate} and {delay}."
+                "model.constraint needs 0 <= lambda_init <= lambda_max, lambda_lr >= 0 and lambda_delay >= 0, got "
+                f"{initial}, {maximum}, {rate} and {delay}."
             )
         self.value, self.rate, self.maximum, self.delay, self.update, self.steps = (
             initial,
@@ -157,7 +157,7 @@ class DualVariable:
         if self.update == "linear":
             self.value = min(self.maximum, max(0.0, self.value + self.rate * violation))
         elif self.value > 0:
-            # Capped before exp(), which would overflow; the cap on lambda itself keeps it exact at the maximum.
+            # Capped before exp(), which could overflow; assigning the maximum itself keeps it exact.
             log_value = math.log(self.value) + self.rate * self.value * violation
             self.value = self.maximum if log_value >= math.log(self.maximum) else math.exp(log_value)
 

@@ -1,6 +1,6 @@
 """Advantages that are whitened over the whole rollout, on all processes, instead of within a group.
 
-A group without signal does not get zero here: its rewards are compared with those of other prompts.
+A group of equal rewards does not get zero here, because its rewards are compared with those of other prompts.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from support.errors import ConfigError
 
 
 def at_last_token(values: Float[Tensor, "rows"], mask: Bool[Tensor, "rows time"]) -> Float[Tensor, "rows time"]:
-    """Each row's value on its last masked token, zero elsewhere: a reward for the completion as a reward a token."""
+    """Each row's value on its last masked token, zero elsewhere: the completion's reward as per-token rewards."""
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
     return torch.where(last, values[:, None], torch.zeros_like(values)[:, None])
 
@@ -24,28 +24,30 @@ def at_last_token(values: Float[Tensor, "rows"], mask: Bool[Tensor, "rows time"]
 def returns_to_go(
     rewards: Float[Tensor, "rows time"], mask: Bool[Tensor, "rows time"], discount: float
 ) -> Float[Tensor, "rows time"]:
-    """sum_{s >= t} discount^(s - t) r_s over the masked tokens; tokens outside the mask neither earn nor count as time."""
-    found, running = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+    """sum_{s >= t} discount^(s - t) r_s over the masked tokens; other tokens have no reward and are not discounted."""
+    returns, running = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
         running = torch.where(mask[:, t], rewards[:, t] + discount * running, running)
-        found[:, t] = running
-    return found
+        returns[:, t] = running
+    return returns
 
 
 @dataclass
 class ReinforcePlusPlus(Advantage):
     """REINFORCE++ (Hu et al., arXiv 2501.03262): a return for every token, whitened over all tokens of the rollout.
 
-    G_t = sum_{s >= t} discount^(s - t) r_s, A_t = (G_t - mean) / sqrt(max(variance, floor)), both moments over every token that the policy
-    chose, so that long completions weigh more. The KL penalty belongs into every token's reward (`kl.placement: token_reward`).
+    G_t = sum_{s >= t} discount^(s - t) r_s, A_t = (G_t - mean) / sqrt(max(variance, floor)). Both moments are over all
+    tokens that the policy sampled, so that long completions weigh more. The KL penalty is part of each token's reward
+    (`kl.placement: token_reward`).
 
-    With baseline "group" (REINFORCE++-baseline) the reward is centred on its prompt's mean first, and the whitening does the scaling.
+    With baseline "group" (REINFORCE++-baseline) the mean of the prompt's group is subtracted from the reward before the
+    whitening.
 
     Args:
-        baseline: what is subtracted before the whitening.
+        baseline: subtracted before the whitening: none, or the mean of the group.
         discount: gamma of the returns.
-        floor: least variance to divide by.
-        deviation: population, as in OpenRLHF (the authors' own code), or sample, as in verl.
+        floor: minimum variance to divide by.
+        deviation: population, as in OpenRLHF (the authors' code), or sample, as in verl.
     """
 
     baseline: Literal["none", "group"] = "none"
@@ -58,7 +60,7 @@ class ReinforcePlusPlus(Advantage):
             raise ConfigError(
                 f"ReinforcePlusPlus: needs 0 < discount <= 1 and floor > 0, got {self.discount} and {self.floor}."
             )
-        self.token_rewards = self.baseline == "none"  # the mean of a group needs one reward per completion
+        self.token_rewards = self.baseline == "none"  # a group's mean needs one reward per completion
         self.needs_group = self.baseline == "group"
 
     def __call__(
@@ -79,10 +81,13 @@ class ReinforcePlusPlus(Advantage):
 
 @dataclass
 class GlobalNorm(Advantage):
-    """(R_i - mean) / (std + eps) over all completions of the rollout on all processes; the second half of GDPO (see `normalised_sum`).
+    """(R_i - mean) / (std + eps) over all completions of the rollout on all processes.
+
+    It is the second half of GDPO, see `normalised_sum`.
 
     Args:
-        eps: added to the deviation. deviation: sample or population.
+        eps: added to the deviation.
+        deviation: sample or population.
     """
 
     needs_group = False
@@ -107,9 +112,10 @@ def normalised_sum(
     groups: Int[Tensor, "rows"],
     eps: float = 1e-4,
 ) -> Float[Tensor, "rows"]:
-    """sum_k w_k (R_k - mean_k) / (std_k + eps), each reward normalised within its group before they are added (GDPO, arXiv 2601.05242).
+    """sum_k w_k (R_k - mean_k) / (std_k + eps): each reward is normalised within its group before the sum.
 
-    A reward that hardly varies then counts as much as one that varies a lot. Rows where a reward is NaN lack its term; NaN where all are.
+    Source: GDPO, arXiv 2601.05242. A reward that varies little then counts as much as one that varies a lot. A NaN
+    reward is omitted from its row's sum; the sum is NaN if all rewards are.
     """
     total = torch.zeros_like(rewards[0])
     for kind, weight in zip(rewards, weights, strict=True):

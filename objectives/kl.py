@@ -1,8 +1,9 @@
-"""Estimators of KL(policy || reference) from tokens that the policy sampled (Schulman 2020, "Approximating KL divergence").
+"""Estimators of KL(policy || reference) from tokens that the policy sampled.
 
-With d = log pi - log pi_ref: k1 = d (unbiased, signed), k2 = d^2/2 (biased, its gradient is the KL's), k3 = exp(-d) + d - 1
-(unbiased, never negative; GRPO's choice). As a loss on on-policy samples k1 has zero expected gradient: never use it so. k1+ and k3+
-(verl) show the value of k1 or k3 and have the gradient of k2.
+Source: Schulman 2020, "Approximating KL divergence". With d = log pi - log pi_ref: k1 = d (unbiased, signed),
+k2 = d^2/2 (biased, but its gradient is the KL's), k3 = exp(-d) + d - 1 (unbiased, never negative; GRPO's choice). As a
+loss on on-policy samples k1 has zero expected gradient, so it must not be used there. k1+ and k3+ (verl) have the value
+of k1 or k3 and the gradient of k2.
 """
 
 import math
@@ -25,8 +26,8 @@ def kl_estimate(
     """The estimate at each token, in nats.
 
     Args:
-        difference_clamp: d is kept within plus and minus this (verl's k3: 20).
-        value_clamp: the estimate is kept within plus and minus this (verl's k3: 10).
+        difference_clamp: d is clamped to plus and minus this value (verl's k3: 20).
+        value_clamp: the estimate is clamped to plus and minus this value (verl's k3: 10).
     """
     difference = logprobs - reference_logprobs
     d = difference if difference_clamp is None else difference.clamp(-difference_clamp, difference_clamp)
@@ -52,14 +53,17 @@ def _value(d: Tensor, estimator: str) -> Tensor:
 def adapted_coefficient(
     coefficient: float, observed: float, target: float, rows: int, horizon: int, limit: float = 0.2
 ) -> float:
-    """The adaptive controller of Ziegler et al. (arXiv 1909.08593, 2.2): beta * (1 + clip(KL/target - 1, +-limit) * rows/horizon), never below 0."""
+    """beta * (1 + clip(KL/target - 1, +-limit) * rows/horizon), never below 0.
+
+    The adaptive controller of Ziegler et al. (arXiv 1909.08593, 2.2).
+    """
     error = min(max(observed / target - 1.0, -limit), limit)
     return coefficient * max(0.0, 1.0 + error * rows / horizon)
 
 
 def scheduled_coefficient(start: float, end: float, progress: float, shape: Literal["linear", "cosine"]) -> float:
-    """beta between start (progress 0) and end (progress 1 and after), along a line or half a cosine."""
-    share = min(max(progress, 0.0), 1.0)
+    """beta between start (progress 0) and end (progress 1 and later), along a line or half a cosine."""
+    fraction = min(max(progress, 0.0), 1.0)
     if shape == "cosine":
-        share = (1 - math.cos(math.pi * share)) / 2
-    return start + (end - start) * share
+        fraction = (1 - math.cos(math.pi * fraction)) / 2
+    return start + (end - start) * fraction

@@ -1,7 +1,8 @@
-"""KTAE: a token's own part of the advantage, from how its presence goes with being right (arXiv 2505.16826).
+"""KTAE: a per-token part of the advantage, from the association of the token with right answers (arXiv 2505.16826).
 
-Over the completions of one prompt, every token has a 2 x 2 table: right or wrong completions, with or without it. Fisher's exact test and the
-information gain say how strongly it is associated, the difference of shares and of frequencies in which direction:
+Over the completions of one prompt, every token has a 2 x 2 table: right or wrong completions, with or without it.
+Fisher's exact test F and the information gain IG measure the strength of the association; the differences x of shares
+and of frequencies give its direction:
 
     A_it = A_i + key(o_it),   key = top * (2 sigmoid(s) - 1),   s = (w_F F + w_IG IG) x / (w_F + w_IG)
 """
@@ -23,17 +24,20 @@ Counts = Float[Tensor, "tokens"]
 
 
 def _log_choose(n: Tensor, k: Tensor) -> Tensor:
-    """log C(n, k), minus infinity where there is no such choice."""
+    """log C(n, k), minus infinity for an impossible choice."""
     possible = (k >= 0) & (k <= n)
     k = torch.where(possible, k, 0.0)
     return torch.where(possible, torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1), -torch.inf)
 
 
 def fisher_p(a: Counts, b: Counts, right: int, wrong: int) -> Counts:
-    """Two-sided p-values of Fisher's exact test: the probabilities of all tables with these margins that are no likelier than the one seen.
+    """Two-sided p-values of Fisher's exact test.
+
+    A p-value sums the probabilities of all tables with these margins that are at most as likely as the observed one.
 
     Args:
-        a, b: how many of the right and of the wrong completions hold each token. right, wrong: how many there are.
+        a, b: numbers of right and of wrong completions that contain each token.
+        right, wrong: numbers of right and of wrong completions.
     """
     x = torch.arange(right + 1, dtype=a.dtype, device=a.device)
     holding, size = (a + b)[:, None], torch.full_like(a, right + wrong)[:, None]
@@ -47,7 +51,7 @@ def fisher_p(a: Counts, b: Counts, right: int, wrong: int) -> Counts:
 
 
 def _entropy(share: Tensor) -> Tensor:
-    """In bits, of a coin."""
+    """Entropy of a coin with this probability, in bits."""
     return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / torch.log(
         torch.tensor(2.0, dtype=share.dtype)
     )
@@ -65,18 +69,21 @@ def information_gain(a: Counts, b: Counts, right: int, wrong: int) -> Counts:
 
 @dataclass
 class KTAE(Advantage):
-    """Key-token advantages on top of those of whole completions; groups that are all right or all wrong get the latter alone.
+    """Key-token advantages added to those of whole completions; groups that are all right or all wrong get no keys.
 
-    A token that only right, or only wrong, completions hold gets a key near 1 or -1 on any evidence, since the quotient of frequencies is then huge;
-    `clamp` bounds it. The keys of a group need not add up to zero. Metrics: `train/key` (mean), `key_abs`, `key_saturated` (share of tokens beyond
-    0.99 top) and `key_share`, of the mean absolute advantage.
+    A token that only right or only wrong completions contain gets a key near 1 or -1 on little evidence, because the
+    quotient of frequencies is then very large; `clamp` bounds it. The keys of a group need not sum to zero. Metrics:
+    `train/key` (mean), `key_abs`, `key_saturated` (fraction of tokens beyond 0.99 top) and `key_share` (fraction of the
+    mean absolute advantage).
 
     Args:
         base: the advantage of whole completions; GRPO's by default.
-        fisher, gain: weights w_F and w_IG. The official scripts ask for a gain of 2, which its estimator does not read.
-        top: largest key. k1, b: of the frequencies, as in BM25. clamp: bound on the absolute direction x; None leaves it.
-        correct_above: a completion is right if its total reward is above this; None asks the reward that judges
-            correctness, and without one counts totals above 0 as right.
+        fisher, gain: weights w_F and w_IG. The official scripts set a gain of 2, which their estimator ignores.
+        top: largest key.
+        k1, b: parameters of the frequencies, as in BM25.
+        clamp: bound on the absolute direction x; None for no bound.
+        correct_above: a completion is right if its total reward is above this; None uses the reward that judges
+            correctness, or counts totals above 0 as right without such a reward.
     """
 
     base: Advantage = field(default_factory=lambda: GroupNorm(eps=1e-6))
@@ -116,12 +123,12 @@ class KTAE(Advantage):
         for group in range(int(groups.max()) + 1):
             rows = groups == group
             keys[rows] = self.keys(right[rows], tokens[rows], mask[rows]).to(keys.dtype)
-        count, own, other = int(mask.sum()), keys.abs().sum(), base.abs().sum()
+        count, key_sum, base_sum = int(mask.sum()), keys.abs().sum(), base.abs().sum()
         self.metrics = {
             "key": float(keys.sum() / max(count, 1)),
-            "key_abs": float(own / max(count, 1)),
+            "key_abs": float(key_sum / max(count, 1)),
             "key_saturated": float((keys.abs() > 0.99 * self.top).sum() / max(count, 1)),
-            "key_share": float(own / (own + other)) if own + other > 0 else 0.0,
+            "key_share": float(key_sum / (key_sum + base_sum)) if key_sum + base_sum > 0 else 0.0,
         }
         return base + keys
 
@@ -136,10 +143,10 @@ class KTAE(Advantage):
     def keys(
         self, right: Float[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
     ) -> Float[Tensor, "rows time"]:
-        """The keys of one group's tokens; 0 outside the mask, on tokens that end or pad, and where nothing is known.
+        """The keys of one group's tokens; 0 outside the mask, on tokens that end or pad, and on rows with NaN.
 
         Args:
-            right: above 0 for right completions, NaN where nothing is known.
+            right: above 0 for right completions, NaN for unknown.
         """
         judged = ~right.isnan() & mask.any(1)
         is_right = judged & (right > 0)
@@ -159,13 +166,13 @@ class KTAE(Advantage):
         x = x + self._frequencies(counts[is_right].sum(0), counts[judged & ~is_right].sum(0))
         if self.clamp is not None:
             x = x.clamp(-self.clamp, self.clamp)
-        found = self.top * (2 * torch.sigmoid(strength * x / (self.fisher + self.gain)) - 1)
+        by_token = self.top * (2 * torch.sigmoid(strength * x / (self.fisher + self.gain)) - 1)
         ends = torch.tensor(self.end_tokens, dtype=ids.dtype, device=ids.device)
-        found = torch.where(torch.isin(ids, ends), 0.0, found)
-        return found[place] * (mask & judged[:, None])
+        by_token = torch.where(torch.isin(ids, ends), 0.0, by_token)
+        return by_token[place] * (mask & judged[:, None])
 
     def _frequencies(self, in_right: Counts, in_wrong: Counts) -> Counts:
-        """How much more frequent each token is among the tokens of right completions, as quotients of BM25's frequencies."""
+        """Difference of the quotients of each token's BM25 frequencies in right and in wrong completions."""
         totals = in_right.sum(), in_wrong.sum()
 
         def saturated(count: Counts, total: Tensor) -> Counts:

@@ -1,9 +1,10 @@
 """Advantages that maximise pass@k, the chance that at least one of k completions is right, instead of the mean reward.
 
-With c of n completions right, rate(n, c, k) = 1 - C(n - c, k) / C(n, k) estimates pass@k without bias (Chen et al., arXiv 2107.03374). A
-completion earns what the sets of k that contain it earn: 1 if it is right itself, else rate(n - 1, c, k - 1) of the others. Then
-k/n * sum_i earned_i * grad log pi(o_i) is an unbiased estimate of grad pass@k (Walder & Karkhanis, arXiv 2505.15201, theorem 2), and stays
-so when a number that does not depend on completion i is subtracted from what it earned.
+With c of n completions right, rate(n, c, k) = 1 - C(n - c, k) / C(n, k) estimates pass@k without bias (Chen et al.,
+arXiv 2107.03374). earned_i is the mean over the sets of k that contain completion i: 1 if it is right itself, else
+rate(n - 1, c, k - 1) of the others. Then k/n * sum_i earned_i * grad log pi(o_i) is an unbiased estimate of grad pass@k
+(Walder & Karkhanis, arXiv 2505.15201, theorem 2). It remains unbiased if a number that does not depend on completion i
+is subtracted from earned_i.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from support.errors import ConfigError
 
 
 def pass_rate(n: Float[Tensor, "*shape"], c: Float[Tensor, "*shape"], k: int) -> Float[Tensor, "*shape"]:
-    """1 - C(n - c, k) / C(n, k): the share of the sets of k among n that hold at least one of the c right ones."""
+    """1 - C(n - c, k) / C(n, k): the fraction of sets of k among n that contain at least one of the c right ones."""
     none = torch.ones_like(n)
     for i in range(k):
         none = none * (n - c - i).clamp(min=0) / (n - i).clamp(min=1)
@@ -30,16 +31,17 @@ def pass_rate(n: Float[Tensor, "*shape"], c: Float[Tensor, "*shape"], k: int) ->
 class PassAtK(Advantage):
     """Advantages whose policy gradient is that of pass@k, from groups of more than k completions.
 
-    "others": A_i = k * (earned_i - rate(n - 1, c - right_i, k)), the pass@k of the other completions as baseline. Its gradient under
-    `SequenceSum` is an unbiased estimate of pass@k's; k = 1 is RLOO. "group": A_i = (earned_i - rate) / sqrt(rate (1 - rate)) with
-    rate = rate(n, c, k), the analytical advantage of pass@k training (Z. Chen et al., arXiv 2508.10751): scaled, no longer unbiased.
-    Groups where nothing or everything is right get exactly zero.
+    Baseline "others": A_i = k * (earned_i - rate(n - 1, c - right_i, k)), with the pass@k of the other completions. Its
+    gradient under `SequenceSum` is an unbiased estimate of pass@k's; k = 1 is RLOO. Baseline "group":
+    A_i = (earned_i - rate) / sqrt(rate (1 - rate)) with rate = rate(n, c, k), the analytical advantage of pass@k
+    training (Z. Chen et al., arXiv 2508.10751), which is scaled and therefore biased. Groups that are all right or all
+    wrong get exactly zero.
 
     Args:
-        k: of pass@k.
-        baseline: what is subtracted.
-        correct_at: a completion is right if its total reward is at least this; None asks the reward that judges
-            correctness, and without one counts totals of 1 or more as right.
+        k: the k of pass@k.
+        baseline: subtracted from earned_i, see above.
+        correct_at: a completion is right if its total reward is at least this; None uses the reward that judges
+            correctness, or counts totals of 1 or more as right without such a reward.
     """
 
     k: int
@@ -67,7 +69,8 @@ class PassAtK(Advantage):
         needed = self.k + int(self.baseline == "others")
         if int(groups.bincount().max()) < needed:
             raise ConfigError(
-                f"PassAtK: k={self.k} with baseline {self.baseline!r} needs groups of at least {needed}; raise batch.group_size."
+                f"PassAtK: k={self.k} with baseline {self.baseline!r} needs groups of at least {needed}; raise "
+                "batch.group_size."
             )
         earned = torch.where(right > 0, 1.0, pass_rate(n - 1, c, self.k - 1))
         if self.baseline == "others":
@@ -78,5 +81,5 @@ class PassAtK(Advantage):
             advantages = torch.where(
                 spread > 0, (earned - rate) / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0
             )
-        # Rows that no reward applied to may leave too few for a set of k.
+        # Without the rows that no reward applied to, too few may remain for a set of k.
         return torch.where(valid & (n >= needed), advantages, 0.0)

@@ -27,10 +27,10 @@ class PolicyLoss(ABC):
         """(loss of each token, sums over the masked tokens of quantities to log).
 
         Args:
-            logprobs: of the policy being updated; carries the gradient.
-            behaviour_logprobs: of the policy that sampled the tokens.
+            logprobs: log-probs under the policy that is updated; they have the gradient.
+            behaviour_logprobs: log-probs under the policy that sampled the tokens.
             advantages: one per token.
-            mask: True on tokens that the policy chose; values elsewhere are arbitrary.
+            mask: True on tokens that the policy sampled; values elsewhere are arbitrary.
         """
 
 
@@ -41,7 +41,7 @@ def log_ratios(
     clamp: float | None = None,
 ) -> Float[Tensor, "rows time"]:
     """log rho of each token; no gradient beyond plus and minus `clamp`."""
-    # Masked positions hold arbitrary numbers; a zero there keeps exp() and its gradient finite.
+    # Positions outside the mask have arbitrary values; a zero there keeps exp() and its gradient finite.
     difference = torch.where(mask, logprobs - behaviour_logprobs, torch.zeros_like(logprobs))
     return difference if clamp is None else difference.clamp(-clamp, clamp)
 
@@ -53,7 +53,10 @@ def clipped_surrogate(
     clip_low: float,
     clip_high: float,
 ) -> tuple[Float[Tensor, "rows time"], Metrics]:
-    """(-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), sums of what was clipped); the ratio may be one a row."""
+    """(-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), sums of clipped tokens).
+
+    The ratio has one value per token or one per row.
+    """
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
     with torch.no_grad():
@@ -72,7 +75,7 @@ def check_clip_range(loss: Any) -> None:
     """Refuse a clip range below a ratio of 0 or an upper bound below 1. Raises ConfigError that names the loss."""
     if not 0 <= loss.clip_low <= 1 or loss.clip_high < 0:
         raise ConfigError(
-            f"{type(loss).__name__}: clip_low is {loss.clip_low} and clip_high is {loss.clip_high}; needs "
+            f"{type(loss).__name__}: clip_low is {loss.clip_low} and clip_high is {loss.clip_high}; set "
             "0 <= clip_low <= 1 and clip_high >= 0."
         )
 
@@ -84,11 +87,12 @@ class ClippedSurrogate(PolicyLoss):
     PPO's clipped objective as GRPO uses it (arXiv 2402.03300, eq. 3; `clip_high > clip_low` is DAPO's clip-higher).
 
     Args:
-        clip_low: how far the ratio may fall below 1.
-        clip_high: how far it may rise above 1.
-        dual_clip: for A < 0, where the clip leaves rho unbounded, the loss is at most -dual_clip * A (dual clip, Ye et al., arXiv 1912.09729; verl: 3).
-            TRL's `delta` (two-sided clip, INTELLECT-2, arXiv 2505.07291) is the same number. None: no bound.
-        log_ratio_clamp: log rho is kept within plus and minus this (verl: 20). None: as it is.
+        clip_low: clip range of the ratio below 1.
+        clip_high: clip range of the ratio above 1.
+        dual_clip: for A < 0, where the clip leaves rho unbounded, the loss is at most -dual_clip * A (dual clip, Ye et
+            al., arXiv 1912.09729; verl: 3). TRL's `delta` (two-sided clip, INTELLECT-2, arXiv 2505.07291) is the same
+            number. None sets no bound.
+        log_ratio_clamp: log rho is clamped to plus and minus this value (verl: 20). None does not clamp it.
     """
 
     clip_low: float = 0.2
@@ -100,13 +104,13 @@ class ClippedSurrogate(PolicyLoss):
         check_clip_range(self)
         if self.dual_clip is not None and self.dual_clip < 1 + self.clip_high:
             raise ConfigError(
-                f"ClippedSurrogate: dual_clip is {self.dual_clip}, which would undo the clip at {1 + self.clip_high:g}; "
-                "set loss.dual_clip to 1 + clip_high or above, or to null for none."
+                f"ClippedSurrogate: dual_clip is {self.dual_clip}, which would undo the clip at "
+                f"{1 + self.clip_high:g}; set loss.dual_clip to 1 + clip_high or above, or to null for no bound."
             )
         if self.log_ratio_clamp is not None and self.log_ratio_clamp <= 0:
             raise ConfigError(
                 f"ClippedSurrogate: log_ratio_clamp is {self.log_ratio_clamp}; set loss.log_ratio_clamp above 0, or to "
-                "null for none."
+                "null for no clamp."
             )
 
     def __call__(
@@ -127,7 +131,7 @@ class ClippedSurrogate(PolicyLoss):
 
 @dataclass
 class Reinforce(PolicyLoss):
-    """-A * log pi: the score-function estimator, no ratio and no clipping (Williams 1992; HC-RLHF, arXiv 2506.08266)."""
+    """-A * log pi: the score-function estimator, without a ratio or clipping (Williams 1992; HC-RLHF)."""
 
     def __call__(
         self,

@@ -1,7 +1,8 @@
-"""T-SPMO's advantages: what one token at one place is worth, from the tree of a prompt's completions (arXiv 2504.20834).
+"""T-SPMO's advantages: the value of single tokens, from the prefix tree of a prompt's completions (arXiv 2504.20834).
 
-Completions that begin alike share a path. For the edge from prefix p to token v: A(v | p) = mean reward of the completions that begin with p and v,
-minus that of those that begin with p. The objective is the mean over edges with A other than zero of pi(v | p) A(v | p).
+Completions with the same prefix share a path. For the edge from prefix p to token v, A(v | p) is the mean reward of the
+completions that begin with p and v, minus that of those that begin with p. The objective is the mean of
+pi(v | p) A(v | p) over the edges with A other than zero.
 """
 
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from objectives.policy_losses import Metrics, PolicyLoss
 
 @dataclass
 class PrefixTree(Advantage):
-    """A(v | p) at the edge's place in one of the completions that share it, so that each edge counts once; 0 everywhere else.
+    """A(v | p) at the edge's place in one of the completions that share it, so that each edge counts once; 0 elsewhere.
 
-    Tokens that the policy did not choose belong to prefixes and are no edges. Completions with NaN take no part. Metrics: `train/edges` with an advantage
-    other than zero, and `train/edge_depth`, their mean distance from the first token, in tokens.
+    Tokens that the policy did not sample are part of prefixes but not edges. Completions with NaN are ignored. Metrics:
+    `train/edges`, the number of edges with an advantage other than zero, and `train/edge_depth`, their mean distance
+    from the first token, in tokens.
     """
 
     def __call__(
@@ -29,7 +31,7 @@ class PrefixTree(Advantage):
         tokens: Int[Tensor, "rows time"],
         mask: Bool[Tensor, "rows time"],
     ) -> Float[Tensor, "rows time"]:
-        found = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
+        advantages = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
         steps = torch.arange(mask.shape[1], device=mask.device)
         last = (
             torch.where(mask, steps, -1).amax(1).masked_fill(rewards.isnan(), -1)
@@ -45,16 +47,16 @@ class PrefixTree(Advantage):
             gain = torch.where(
                 (gain.abs() < 1e-9) | ~mask[rows[first], depth], 0.0, gain
             )  # equal means differ by rounding
-            found[rows[first], depth] = gain.to(found.dtype)
+            advantages[rows[first], depth] = gain.to(advantages.dtype)
             nodes = nodes.index_put((rows,), children)
             if len(edges) == len(rows):
-                break  # every completion is alone on its path, where there is nothing to compare
-        depths = torch.nonzero(found)[:, 1]
+                break  # every completion is alone on its path, so no further edge has an advantage
+        depths = torch.nonzero(advantages)[:, 1]
         self.metrics = {
             "edges": float(len(depths)),
             "edge_depth": float(depths.double().mean()) if len(depths) else 0.0,
         }
-        return found
+        return advantages
 
 
 def _means(values: Tensor, index: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def _means(values: Tensor, index: Tensor) -> Tensor:
 
 @dataclass
 class Probability(PolicyLoss):
-    """-A pi: the plain probability of the token, not its logarithm, so that unlikely tokens move little (T-SPMO)."""
+    """-A pi: the token's probability, not its logarithm, so that unlikely tokens have small gradients (T-SPMO)."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""A baseline that needs no group: what the policy earned in the rollouts before this one."""
+"""A baseline that needs no group: the running mean reward of the earlier rollouts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +13,15 @@ from support.errors import ConfigError
 
 @dataclass
 class RunningMean(Advantage):
-    """REINFORCE's baseline of one number, for one completion a prompt (HC-RLHF, arXiv 2506.08266, which has it beside leave-one-out).
+    """REINFORCE's scalar baseline, for one completion per prompt (an option of HC-RLHF, arXiv 2506.08266).
 
-    A_i = R_i - b, then b <- decay b + (1 - decay) mean(R), the mean over the rollout's rows on all processes that are not NaN. A rollout is judged by
-    the b of those before it, which does not depend on its own samples, so the gradient's expectation is that of A_i = R_i. The first rollout
-    has none before it: it sets b to its own mean, is judged by that, and its gradient's expectation is (1 - 1/n) of n rows' true one.
-    Rows with NaN get zero and do not count; a rollout of nothing else leaves b.
+    A_i = R_i - b, then b <- decay b + (1 - decay) mean(R), the mean over the rows of all processes that are not NaN.
+    The b of a rollout comes from the rollouts before it and does not depend on its own samples, so the expected
+    gradient is that of A_i = R_i. The first rollout uses its own mean as b, so its expected gradient is (1 - 1/n) of
+    the true one for n rows. Rows with NaN get zero and do not count; a rollout of NaN only does not change b.
 
     Args:
-        decay: how much of b stays from rollout to rollout, 0 <= decay < 1; 0 judges by the previous rollout alone.
+        decay: fraction of b that is kept from rollout to rollout, 0 <= decay < 1; 0 uses the previous rollout only.
     """
 
     needs_group = False
@@ -31,10 +31,10 @@ class RunningMean(Advantage):
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ConfigError(
-                f"RunningMean: decay is {self.decay}; set it to at least 0 and below 1, since 1 would never learn from a "
-                "rollout."
+                f"RunningMean: decay is {self.decay}, and a decay of 1 would never update the baseline; set "
+                "advantage.decay to at least 0 and below 1."
             )
-        #: b, in the unit of the returns; None before the first rollout
+        #: b, in units of the returns; None before the first rollout
         self.baseline: float | None = None
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Which completions of a rollout are learned from, by length and correctness (STILL-3, arXiv 2503.04548)."""
+"""Selection of the completions that carry loss, by length and correctness (STILL-3, arXiv 2503.04548)."""
 
 from typing import Literal
 
@@ -12,12 +12,15 @@ Selection = Literal["none", "questions", "responses"]
 def selected_rows(
     lengths: Int[Tensor, "rows"], correct: Bool[Tensor, "rows"], groups: Int[Tensor, "rows"], how: Selection
 ) -> Bool[Tensor, "rows"]:
-    """The rows that are learned from.
+    """The rows that carry loss.
 
     Args:
-        lengths: tokens of each completion. correct: whether it is right. groups: index of its prompt.
-        how: none keeps all rows; questions keeps the groups whose right completions are longer on average than their wrong ones; responses keeps of
-            every group the longest right and the shortest wrong completion if the former is longer. Groups of one kind are kept by none alone.
+        lengths: number of tokens of each completion.
+        correct: whether each completion is right.
+        groups: index of each completion's prompt.
+        how: none keeps all rows; questions keeps the groups whose right completions are longer on average than their
+            wrong ones; responses keeps the longest right and the shortest wrong completion of every group if the former
+            is longer. Groups that are all right or all wrong are kept by none only.
     """
     if how == "none":
         return torch.ones_like(correct)

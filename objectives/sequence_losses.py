@@ -1,4 +1,4 @@
-"""Policy losses whose ratio belongs to a whole completion, not to a token.
+"""Policy losses with one importance ratio per completion instead of one per token.
 
 AdaptThink's official code (arXiv 2505.13417) and GSPO (arXiv 2507.18071) both use the length-normalised form.
 """
@@ -15,12 +15,15 @@ from objectives.policy_losses import Metrics, PolicyLoss, check_clip_range, clip
 class SequenceSurrogate(PolicyLoss):
     """-min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i), the same value on every token of completion i.
 
-    s_i = exp(mean_t log rho_it), or exp(sum_t log rho_it) without the length root; rho_it = pi / behaviour. Under SequenceMean the mean of
-    equal values is the sequence's loss, and the gradient that flows back is s_i times the mean (or sum) of grad log pi over the tokens.
+    s_i = exp(mean_t log rho_it), or exp(sum_t log rho_it) without the length root; rho_it = pi / behaviour. Under
+    SequenceMean the mean of equal values is the sequence's loss, and its gradient is s_i times the mean (or sum) of
+    grad log pi over the tokens.
 
     Args:
-        length_root: take the |o_i|-th root of the product of the ratios: it keeps a single token's ratio far from 1 inside the clip range.
-        clip_low: how far s_i may fall below 1. clip_high: how far it may rise above.
+        length_root: take the |o_i|-th root of the product of the ratios, so that one token with a ratio far from 1
+            stays in the clip range.
+        clip_low: clip range of s_i below 1.
+        clip_high: clip range of s_i above 1.
     """
 
     clip_low: float = 0.2

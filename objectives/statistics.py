@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-#: sums a tensor over all processes; the identity where there is one
+#: sums a tensor over all processes; the identity for a single process
 Reduce = Callable[[Tensor], Tensor]
 
-#: what a deviation is divided by: n - 1 or n
+#: divisor of the squared deviations: sample is n - 1, population is n
 Deviation = Literal["sample", "population"]
 
 
@@ -20,7 +20,7 @@ def own(values: Tensor) -> Tensor:
 
 
 def group_sums(values: Float[Tensor, "rows"], groups: Int[Tensor, "rows"]) -> Float[Tensor, "groups"]:
-    """Sum of the values of each group; works for groups of unequal size."""
+    """Sum of the values of each group; groups may differ in size."""
     count = int(groups.max()) + 1 if groups.numel() else 0
     return torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, groups, values)
 

@@ -1,4 +1,4 @@
-"""What AdaptThink (arXiv 2505.13417) and AutoThink (arXiv 2505.10832) make of a reward and of the mode that earned it."""
+"""Rewards and advantages by mode: AdaptThink (arXiv 2505.13417) and AutoThink (arXiv 2505.10832)."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,11 +12,12 @@ def adapt_think_advantage(
 ) -> Float[Tensor, "rows"]:
     """AdaptThink, eq. 4: A = 1[y_1 = </think>] delta + R - mean R_ref(x).
 
-    The penalty form of: as much NoThinking as possible, while the expected reward does not fall below the initial policy's.
+    This is the penalty form of the constraint: maximise NoThinking while the expected reward is at least the initial
+    policy's.
 
     Args:
         reference: the initial policy's mean reward on the row's prompt.
-        delta: reward worth giving up for not thinking.
+        delta: reward that may be lost in exchange for not thinking.
     """
     return delta * no_thinking + rewards - reference
 
@@ -30,21 +31,27 @@ def naive_reward(
     """AutoThink, eq. 2: thinking earns +1 or 0, answering at once +2 or -1.
 
     Args:
-        parsed: there is an answer after the reasoning.
-        unparsed_no_thinking: what it earns when not thinking: 0 in the official code, where no answer beats a wrong one; -1 closes that gap.
+        parsed: rows with an answer after the reasoning.
+        unparsed_no_thinking: reward of a row that answers at once without an answer: 0 in the official code, which is
+            more than a wrong answer earns; -1 makes both equal.
     """
     at_once = torch.where(correct, 2.0, torch.where(parsed, -1.0, unparsed_no_thinking))
     return torch.where(thinking, correct.float(), at_once)
 
 
 def balance_penalties(thinking_share: float, gamma: float, slope: float) -> tuple[float, float]:
-    """AutoThink, eqs. 3 and 4: how far the over-represented mode's reward is pulled down, (thinking, no thinking), both in [0, 1].
+    """AutoThink, eqs. 3 and 4: penalties of the over-represented mode, (thinking, no thinking), both in [0, 1].
 
     Args:
-        thinking_share: z, of all completions of the rollout on all processes.
-        gamma: share from which a mode is penalised. slope: the paper's lambda.
+        thinking_share: z, the fraction of all completions of the rollout on all processes that think.
+        gamma: fraction above which a mode is penalised.
+        slope: slope of the penalty, the paper's lambda.
     """
-    return tuple(min(max((share - gamma) * slope, 0.0), 1.0) for share in (thinking_share, 1 - thinking_share))  # type: ignore[return-value]
+
+    def penalty(share: float) -> float:
+        return min(max((share - gamma) * slope, 0.0), 1.0)
+
+    return penalty(thinking_share), penalty(1 - thinking_share)
 
 
 def balanced_reward(
@@ -57,7 +64,8 @@ def balanced_reward(
 ) -> Float[Tensor, "rows"]:
     """AutoThink's stage 1: r <- (1 - d) r + d r*, d the penalty of the row's mode.
 
-    r* of thinking is 0 (correct) or -1, of answering at once +1 or -2: the whole penalty costs either mode one point.
+    r* is 0 (correct) or -1 for thinking, and +1 or -2 for answering at once: the full penalty costs either mode one
+    point.
     """
     penalty_thinking, penalty_at_once = balance_penalties(thinking_share, gamma, slope)
     penalty = torch.where(thinking, penalty_thinking, penalty_at_once)
@@ -75,8 +83,8 @@ def length_shaped(
 ) -> Float[Tensor, "rows"]:
     """AutoThink's stage 3, eq. 6: a correct completion earns e^(-alpha y) - 1 more, a wrong one 1 - e^(-beta y).
 
-    y is the length's z-score (sample deviation) among the completions of the same prompt that are equally right or wrong, both modes pooled; a
-    completion that is alone in that gets nothing.
+    y is the z-score of the length (sample deviation) among the prompt's right completions, or among its wrong ones,
+    with both modes pooled. A completion that is the only one of its kind gets nothing.
     """
     # A prompt's correct and wrong completions are groups of their own.
     subset = 2 * groups + correct.long()

@@ -1,4 +1,7 @@
-"""One answer from many: votes that count as much as the policy trusts them (Incentivizing LLMs to Self-Verify Their Answers, arXiv 2506.01369)."""
+"""Votes on the answer of a problem, weighted by the policy's own verdicts.
+
+Source: Incentivizing LLMs to Self-Verify Their Answers, arXiv 2506.01369.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +14,16 @@ def weighted_vote(
     exponent: float = 1.0,
     form: Literal["power", "exponential"] = "power",
 ) -> int:
-    """The place of the first sample with the winning answer, argmax_a sum_{i: answer_i = a} s_i^exponent.
+    """Index of the first sample with the winning answer, argmax_a sum_{i: answer_i = a} s_i^exponent.
+
+    If all weights are 0, the majority wins; of equal sums, the answer that came first.
 
     Args:
-        answers: of all samples of one problem, the same text for equivalent ones; empty ones do not vote unless there
-            are no others. Where every weight is 0, the majority wins.
-        scores: s, in [0, 1]. exponent: 0 is the majority vote; the larger, the more the best score decides.
-        form: power, or exponential for exp(exponent * s). Of equal sums the answer that came first wins.
+        answers: answers of all samples of one problem, the same text for equivalent ones; empty ones vote only if
+            there are no others.
+        scores: s, in [0, 1].
+        exponent: 0 is the majority vote; a larger exponent gives more weight to the best scores.
+        form: power, or exponential for exp(exponent * s).
     """
     voters = [i for i, answer in enumerate(answers) if answer] or list(range(len(answers)))
     weights = {i: scores[i] ** exponent if form == "power" else math.exp(exponent * scores[i]) for i in voters}

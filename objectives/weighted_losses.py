@@ -1,4 +1,4 @@
-"""Losses that weigh or gate every token smoothly, where the clipped surrogate cuts its gradient off."""
+"""Losses that weigh or gate every token smoothly, where the clipped surrogate has no gradient."""
 
 import math
 from dataclasses import dataclass
@@ -17,15 +17,16 @@ def _by_sign(first: Tensor, one: float, other: float, like: Tensor) -> Tensor:
 
 @dataclass
 class CISPO(PolicyLoss):
-    """-stop_gradient(clip(rho)) * A * log pi: the weight is clipped, every token keeps its gradient (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
+    """-stop_gradient(clip(rho)) * A * log pi: the weight is clipped, so every token keeps its gradient.
 
-    Two conventions of the upper bound are in use; give one of them.
+    Source: MiniMax-M1, arXiv 2506.13585, eqs. 4 and 5. Two conventions of the upper bound are in use; set one of them.
 
     Args:
         clip_high: the weight is at most 1 + clip_high (the paper, verl, open-instruct).
         ratio_cap: the weight is at most ratio_cap (TRL's `epsilon_high`; 5 in ScaleRL, arXiv 2510.13786).
-        clip_low: the weight is at least 1 - clip_low (verl); None leaves it free (TRL; in the paper the lower bound is set so wide that it never acts).
-        log_ratio_clamp: log rho is kept within plus and minus this (verl: 20).
+        clip_low: the weight is at least 1 - clip_low (verl); None sets no lower bound (TRL; the paper's lower bound is
+            so wide that it never acts).
+        log_ratio_clamp: log rho is clamped to plus and minus this value (verl: 20).
     """
 
     clip_high: float | None = None
@@ -36,12 +37,13 @@ class CISPO(PolicyLoss):
     def __post_init__(self) -> None:
         if (self.clip_high is None) == (self.ratio_cap is None):
             raise ConfigError(
-                "CISPO: set exactly one of clip_high (the weight is at most 1 + clip_high) and ratio_cap (it is at most "
-                "ratio_cap)."
+                f"CISPO: clip_high is {self.clip_high} and ratio_cap is {self.ratio_cap}; set exactly one of clip_high "
+                "(the weight is at most 1 + clip_high) and ratio_cap (it is at most ratio_cap)."
             )
         if self.upper <= 0 or (self.lower is not None and not 0 <= self.lower <= self.upper):
             raise ConfigError(
-                f"CISPO: the weight's bounds are {self.lower} and {self.upper}; needs 0 <= lower <= upper."
+                f"CISPO: the weight's bounds are {self.lower} and {self.upper}; set clip_low and clip_high or "
+                "ratio_cap so that 0 <= lower <= upper."
             )
 
     @property
@@ -69,11 +71,13 @@ class CISPO(PolicyLoss):
 
 @dataclass
 class SAPO(PolicyLoss):
-    """-4/tau * sigmoid(tau * (rho - 1)) * A: a soft gate around rho = 1 whose slope there is the plain ratio's (Soft Adaptive Policy Optimization, arXiv 2511.20347).
+    """-4/tau * sigmoid(tau * (rho - 1)) * A: a soft gate around rho = 1, with the plain ratio's slope at rho = 1.
+
+    Source: Soft Adaptive Policy Optimization, arXiv 2511.20347.
 
     Args:
         temperature_positive: tau for A > 0.
-        temperature_negative: tau for A <= 0; higher fades faster.
+        temperature_negative: tau for A <= 0; a higher tau decays faster.
     """
 
     temperature_positive: float = 1.0
@@ -101,13 +105,14 @@ class SAPO(PolicyLoss):
 
 @dataclass
 class VESPO(PolicyLoss):
-    """-stop_gradient(phi(w)) * A * log pi with phi(w) = exp(lambda) w^k exp(-lambda w), w the ratio of the whole completion (VESPO, arXiv 2602.10693).
+    """-stop_gradient(phi(w)) * A * log pi with phi(w) = exp(lambda) w^k exp(-lambda w) (VESPO, arXiv 2602.10693).
 
-    w = exp(sum_t log rho_t), a sum and not a mean; phi(1) = 1 and phi falls on both sides. Log-ratios are kept within 20 and log w
-    between log(1e-8) and 20, as in TRL.
+    w = exp(sum_t log rho_t) is the ratio of the whole completion, a sum and not a mean; phi(1) = 1 and phi falls on
+    both sides. Log-ratios are clamped to plus and minus 20, and log w to the range from log(1e-8) to 20, as in TRL.
 
     Args:
-        k_positive, lambda_positive: for A >= 0. k_negative, lambda_negative: for A < 0.
+        k_positive, lambda_positive: k and lambda for A >= 0.
+        k_negative, lambda_negative: k and lambda for A < 0.
     """
 
     k_positive: float = 2.0
@@ -117,7 +122,7 @@ class VESPO(PolicyLoss):
 
     def __post_init__(self) -> None:
         if min(self.k_positive, self.lambda_positive, self.k_negative, self.lambda_negative) <= 0:
-            raise ConfigError(f"VESPO: every k and lambda must be above 0, got {self}.")
+            raise ConfigError(f"VESPO: got {self}; set every k and lambda above 0.")
 
     def __call__(
         self,

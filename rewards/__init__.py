@@ -1,4 +1,4 @@
-"""What a completion earns."""
+"""Rewards: scores of completions."""
 
 from lightning_posttrain import check_siblings
 

@@ -1,10 +1,8 @@
-"""Judges answers by computing what they say, in a few processes of its own that are ended where they take too long.
+"""Judgement of answers by computation, in separate processes that are ended if they take too long.
 
-math-verify and the scorers of reasoning-gym hand an answer to sympy or to Python, and `9**9**9` never ends. That
-happens inside C code, where neither an exception nor
-a signal handler gets through; a process can always be ended. An answer whose judgement is ended, or fails, is a wrong
-answer, and its limit is paid once: judgements
-are remembered.
+math-verify and the scorers of reasoning-gym pass an answer to sympy or to Python, and `9**9**9` never ends. It runs in
+C code, which neither an exception nor a signal handler can interrupt; a process can always be ended. An answer whose
+judgement is ended or fails is wrong. Judgements are cached, so the same answer costs its time limit only once.
 """
 
 import json
@@ -22,29 +20,29 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-#: of CPU time, for one answer
+#: CPU time per answer
 SECONDS = 5.0
-#: of elapsed time, for one answer, so that one that waits for something ends too
+#: elapsed time per answer, which also ends an answer that waits
 WALL_SECONDS = 30.0
-#: of elapsed time, for a process to start and import what it needs
+#: elapsed time for a process to start and import its packages
 START_SECONDS = 120.0
-#: of address space, for each process
+#: address space per process, in bytes
 MEMORY = 8 << 30
-#: questions for which one process more is started
+#: number of questions for each additional process
 PER_PROCESS = 24
-#: judgements that are remembered
+#: number of cached judgements
 REMEMBERED = 16384
 
 Question = tuple[str, ...]
 
 
 class _Process:
-    """Started when it is first asked, and again after it was ended."""
+    """A process that starts with the first question, and again after it was ended."""
 
     def __init__(self) -> None:
         self.lock, self.asked = threading.Lock(), 0
         self.child: subprocess.Popen[bytes] | None = None
-        self.kinds: set[str] = set()  # whose packages are imported already
+        self.kinds: set[str] = set()  # kinds whose packages are already imported
 
     def ask(self, kind: str, *texts: str) -> Any:
         """The judgement; None if it failed or was ended. Raises ImportError if a package is missing."""
@@ -64,7 +62,7 @@ class _Process:
                 number, result, missing = json.loads(self._line(limit) or b"[0, null, null]")
             except (BrokenPipeError, ValueError):
                 number = 0
-            except BaseException:  # an answer that nobody fetched would be taken for the next one's
+            except BaseException:  # a reply that was not read would be taken for the reply to the next question
                 self.end()
                 raise
             if number != self.asked:
@@ -76,7 +74,7 @@ class _Process:
         return result
 
     def _line(self, seconds: float) -> bytes:
-        """The next line of the process's output; what there is of it when the process ends or the time is over."""
+        """The next line of the process's output; empty if the process ends or the time is over."""
         assert self.child is not None and self.child.stdout
         place, line, deadline = self.child.stdout.fileno(), b"", time.monotonic() + seconds
         while not line.endswith(b"\n"):
@@ -97,15 +95,15 @@ class _Process:
                     if stream:
                         stream.close()
                 except OSError:
-                    pass  # what was written to it last did not go out
+                    pass  # the last question could not be written
             self.child = None
 
 
 class Pool:
-    """Some processes that judge in parallel, each started when there is enough to do for it.
+    """Processes that judge in parallel, each started when there are enough questions for it.
 
     Args:
-        size: most processes; one for each CPU, from 2 to 8, if None.
+        size: maximum number of processes; None means one per CPU, from 2 to 8.
     """
 
     def __init__(self, size: int | None = None) -> None:
@@ -117,8 +115,10 @@ class Pool:
         self.lock = threading.Lock()
 
     def judge(self, questions: Sequence[Question]) -> list[Any]:
-        """The judgement of every question, (kind, *texts); None for one that failed or was ended. Equal questions are
-        asked once."""
+        """The judgement of every question, (kind, *texts); None for one that failed or was ended.
+
+        Equal questions are asked once.
+        """
         with self.lock:
             open_questions = [question for question in dict.fromkeys(questions) if question not in self.remembered]
             known = {question: self.remembered[question] for question in questions if question in self.remembered}
@@ -171,13 +171,16 @@ def judged_all(questions: Sequence[Question]) -> list[Any]:
 
 @cache
 def _judge(kind: str) -> Callable[..., Any]:
-    """math(gold, completion), same(gold, answer) and readable(text) by rewards/math_compare.py; gym(answer, entry) by
-    reasoning-gym."""
+    """The function that judges a kind of question.
+
+    math(gold, completion), same(gold, answer) and readable(text) use rewards/math_compare.py; gym(answer, entry) uses
+    reasoning-gym.
+    """
     if kind == "gym":
         import reasoning_gym
 
         def score(answer: str, entry: str) -> float:
-            """As on an entry that was never written as JSON, where boards are tuples: a list equals none of them."""
+            """Score an entry with tuples for boards, as before it was written as JSON: a list would equal no tuple."""
             data = json.loads(entry)
             if isinstance(board := data["metadata"].get("output"), list):
                 data["metadata"]["output"] = tuple(tuple(row) if isinstance(row, list) else row for row in board)
@@ -186,7 +189,7 @@ def _judge(kind: str) -> Callable[..., Any]:
             )
 
         return score
-    import math_verify  # noqa: F401  # its absence is told apart from an answer that fails
+    import math_verify  # noqa: F401  # a missing package is reported differently from an answer that fails
 
     from rewards.math_algebra import readable_by_algebra, sympy_algebra
     from rewards.math_compare import grade, same
@@ -198,7 +201,7 @@ def _judge(kind: str) -> Callable[..., Any]:
 
 
 def _alone() -> None:
-    """Let `rewards.math_compare` be imported without the package around it, whose imports take seconds."""
+    """Make `rewards.math_compare` importable without the package `rewards`, whose imports take seconds."""
     import types
 
     package = types.ModuleType("rewards")
@@ -211,14 +214,14 @@ def _serve() -> None:
 
     _alone()
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no reply
+    os.dup2(2, 1)  # output of libraries must not be read as replies
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         number, kind, *texts = json.loads(line)
         result = missing = None
         try:
             judge = _judge(kind)
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles its signal, so it ends the process
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # the signal has no handler, so it ends the process
             result = judge(*texts)
         except ImportError as error:
             missing = str(error)

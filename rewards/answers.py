@@ -30,7 +30,7 @@ __all__ = [
 
 
 def golds_of(answer: Any) -> list[str]:
-    """The accepted answers of a data row's `answer`: one, or a list; None in a list is what a table fills up with."""
+    """The accepted answers of a data row's `answer`: one, or a list. None in a list is a table's filler and dropped."""
     listed = answer if isinstance(answer, (list, tuple)) or type(answer).__name__ == "ndarray" else [answer]
     return [str(one).strip() for one in listed if one is not None]
 
@@ -40,7 +40,7 @@ class AnswerReward(Reward):
 
     Args:
         weight, name: as in every reward.
-        accept: what to do with an `answer` that is a list: "any" of its members is right, or "all" must be given.
+        accept: for an `answer` that is a list: "any" of its members is right, or "all" must be given.
     """
 
     is_correctness, may_abstain, span = True, True, (0.0, 1.0, True)
@@ -48,7 +48,7 @@ class AnswerReward(Reward):
     def __init__(self, weight: float = 1.0, name: str | None = None, accept: Literal["any", "all"] = "any") -> None:
         super().__init__(weight, name)
         if accept not in ("any", "all"):
-            raise ConfigError(f"{type(self).__name__}: accept is {accept!r}; it must be 'any' or 'all'.")
+            raise ConfigError(f"{type(self).__name__}: accept is {accept!r}; set it to 'any' or 'all'.")
         self.accept = accept
 
     def score(self, batch: RolloutBatch) -> list[float]:
@@ -59,11 +59,11 @@ class AnswerReward(Reward):
         return [math.nan if verdict is None else float(verdict) for verdict in verdicts]
 
     def prepared(self, questions: list[tuple[str, list[str]]]) -> dict[tuple[str, tuple[str, ...]], bool | None]:
-        """The verdict on every (text, golds); those that are equal are judged once."""
+        """The verdict on every (text, golds); equal ones are judged once."""
         return {(text, tuple(golds)): self.verdict(text, golds) for text, golds in questions}
 
     def verdict(self, text: str, golds: list[str]) -> bool | None:
-        """Whether an answer is right, None where no gold answer can be read."""
+        """Whether an answer is right; None if no gold answer can be read."""
         if not (readable := [gold for gold in golds if self.reads(gold)]) or (
             self.accept == "all" and len(readable) < len(golds)
         ):
@@ -81,7 +81,7 @@ class AnswerReward(Reward):
         """Whether the text after the reasoning gives a gold answer."""
 
     def gives_all(self, text: str, golds: list[str]) -> bool:
-        """Whether it gives all of several, in any order, and nothing else."""
+        """Whether the text gives all gold answers, in any order, and nothing else."""
         parts = [part.strip() for part in re.split(r"[,;\n]|\band\b", text) if part.strip()]
         return _matches(golds, parts, lambda gold, part: self.gives(part, gold))
 
@@ -93,13 +93,13 @@ class AnswerReward(Reward):
         needs(self, row, "answer")
         if not any(golds_of(row["answer"])):
             raise ConfigError(
-                f"the reward {self.name!r} ({type(self).__name__}) compares answers, but that of row {row.get('id')!r} is "
-                f"{row['answer']!r}; drop the row, or map the right column in data.columns."
+                f"the reward {self.name!r} ({type(self).__name__}) compares answers, but that of row {row.get('id')!r} "
+                f"is {row['answer']!r}; remove the row, or map the right column in data.columns."
             )
 
 
 def _matches(golds: Sequence[str], parts: Sequence[str], same: Any) -> bool:
-    """Whether each gold answer is one of as many parts."""
+    """Whether gold answers and parts are equal in number and match one to one."""
     left = list(parts)
     for gold in golds:
         place = next((number for number, part in enumerate(left) if same(gold, part)), None)
@@ -110,9 +110,9 @@ def _matches(golds: Sequence[str], parts: Sequence[str], same: Any) -> bool:
 
 
 class ExactAnswer(AnswerReward):
-    """1 if the text after the reasoning equals the row's `answer`, ends of it stripped, else 0.
+    """1 if the text after the reasoning equals the row's `answer` without surrounding white space, else 0.
 
-    An `answer` that is a list holds several that count, see `accept`.
+    An `answer` that is a list contains several accepted answers, see `accept`.
     """
 
     def gives(self, text: str, gold: str) -> bool:
@@ -143,20 +143,20 @@ class NumericAnswer(AnswerReward):
         super().check_columns(row)
         if not any(map(self.reads, golds_of(row["answer"]))):
             raise ConfigError(
-                f"the reward {self.name!r} compares numbers, but the answer of row {row.get('id')!r} is {row['answer']!r}; "
-                "use ExactAnswer, or mend the row."
+                f"the reward {self.name!r} compares numbers, but the answer of row {row.get('id')!r} is "
+                f"{row['answer']!r}; use ExactAnswer, or correct the row."
             )
 
 
 class MathAnswer(AnswerReward):
     """1 if the answer is equivalent to the row's `answer` (LaTeX, bare or not, plain or words), else 0.
 
-    The last \\boxed{...} is the answer, wherever it stands; without one, what follows "answer is", the last
-    mathematics, or all of a short text. One value is one answer: the order of a list does not matter, that of a tuple
-    does; an equation asserts its right-hand side where the gold answer is no equation; words are compared as words.
-    Numbers, words, lists and intervals are compared here; math-verify compares what needs algebra, in other processes,
-    where an answer that takes seconds to compute is wrong. A gold answer that cannot be read gets NaN.
-    docs/howto/grading.md has the table of what counts.
+    The last \\boxed{...} is the answer, at any place; without one, the text after "answer is", the last mathematics, or
+    all of a short text. The order of a list does not matter, that of a tuple does. An equation counts as its right-hand
+    side if the gold answer is not an equation. Words are compared as words. Numbers, words, lists and intervals are
+    compared in this process; math-verify compares expressions that need algebra, in other processes, where an answer
+    that takes seconds to compute is wrong. A gold answer that cannot be read gets NaN. docs/howto/grading.md has the
+    table of accepted forms.
     """
 
     def prepared(self, questions: list[tuple[str, list[str]]]) -> dict[tuple[str, tuple[str, ...]], bool | None]:
@@ -172,7 +172,7 @@ class MathAnswer(AnswerReward):
         return {(text, tuple(golds)): self._verdict(text, golds, readable, right) for text, golds in questions}
 
     def _asked(self, golds: list[str]) -> list[str]:
-        """What answers are compared with: each gold answer, or all of them as one list."""
+        """The texts that answers are compared with: each gold answer, or all of them as one list."""
         return [", ".join(golds)] if self.accept == "all" and golds else golds
 
     def _verdict(
@@ -203,16 +203,16 @@ class MathAnswer(AnswerReward):
         return _decided(pairs, grade, "math")
 
     def extracted(self, batch: RolloutBatch) -> list[str]:
-        """Of equivalent answers to one prompt the first one's text."""
-        found: list[str] = []
+        """The answers; equivalent answers to one prompt get the first one's text."""
+        extracted: list[str] = []
         for prompt in range(len(batch.rows)):
             texts = answers(batch)[prompt * batch.group_size : (prompt + 1) * batch.group_size]
-            found += _pooled([next(iter(answers_in(text)), "") if text else "" for text in texts])
-        return found
+            extracted += _pooled([next(iter(answers_in(text)), "") if text else "" for text in texts])
+        return extracted
 
 
 def _decided(pairs: list[tuple[str, str]], compare: Any, kind: str) -> dict[tuple[str, str], bool]:
-    """compare(gold, text) of every pair: here if it needs no algebra, else in the answer processes, all at once."""
+    """compare(gold, text) of every pair: in this process, or together in the answer processes if it needs algebra."""
     known, open_pairs = {}, []
     for pair in dict.fromkeys(pairs):
         try:
@@ -226,7 +226,7 @@ def _decided(pairs: list[tuple[str, str]], compare: Any, kind: str) -> dict[tupl
 
 
 def _pooled(texts: list[str]) -> list[str]:
-    """The texts, each in place of those that are equivalent to it and come later."""
+    """The texts; a text that is equivalent to an earlier one is replaced by it."""
     first: dict[str, str] = {}
     for text in texts:
         first.setdefault(key(text), text)
@@ -244,7 +244,8 @@ class Format(Reward):
     """1 if the whole completion matches a pattern, else 0.
 
     Args:
-        pattern: a regular expression; by default some reasoning closed once by </think>, then an answer.
+        pattern: a regular expression; by default reasoning, exactly one </think>, then an answer.
+        weight, name: as in every reward.
     """
 
     def __init__(
@@ -257,7 +258,9 @@ class Format(Reward):
         try:
             self.pattern = re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"Format: the pattern {pattern!r} is not a regular expression: {error}.") from error
+            raise ConfigError(
+                f"Format: the pattern {pattern!r} is not a regular expression: {error}; correct its `pattern`."
+            ) from error
 
     def score(self, batch: RolloutBatch) -> list[float]:
         return [float(self.pattern.fullmatch(text) is not None) for text in batch.completions]

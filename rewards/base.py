@@ -1,4 +1,4 @@
-"""What a completion earns: the interface, and the checks that every reward passes through."""
+"""The interface of rewards, and the checks of their scores."""
 
 import asyncio
 import importlib
@@ -22,54 +22,58 @@ from support.errors import ConfigError
 
 @dataclass(frozen=True)
 class Failure:
-    """Stands in place of a score for a completion that could not be scored."""
+    """Replaces the score of a completion that could not be scored."""
 
     kind: Literal["error", "timeout"]
     message: str
 
 
-#: their numbers in `RolloutBatch.failures`
+#: codes of the failures in `RolloutBatch.failures`
 FAILURES: dict[Literal["error", "timeout"], int] = {"error": 1, "timeout": 2}
 
 
 class Reward(ABC):
-    """One number a completion. `score` gives the raw numbers; calling the reward checks them.
+    """A score of one number per completion. `score` returns the raw numbers; calling the reward checks them.
 
     Args:
         weight: factor in the total.
-        name: in metrics (train/reward/<name>); the class's name in snake case by default.
+        name: name in metrics (train/reward/<name>); the class's name in snake case by default.
     """
 
-    #: 1 means a correct answer, so pass@k can be computed from it
+    #: whether a score of 1 means a correct answer, so that pass@k can be computed from it
     is_correctness = False
-    #: NaN is a legal answer, "does not apply to this row"
+    #: whether a score may be NaN, "does not apply to this row"
     may_abstain = False
-    #: (smallest, largest score, whether nothing lies between them): what confidence bounds on a cost need to know
+    #: (smallest score, largest score, whether only these two occur), for confidence bounds on a cost
     span: tuple[float, float, bool] = (-math.inf, math.inf, False)
-    #: most of its time is spent waiting for others (a judge, a sandbox), so it scores on a thread while more prompts are generated; needs
-    #: batch.rollout_micro_batch, and must not draw random numbers
+    #: whether it mostly waits for others (a judge, a sandbox) and therefore scores on a thread while further prompts
+    #: are generated; needs batch.rollout_micro_batch, and must not draw random numbers
     waits = False
-    #: of a rollout, before the run stops, for rewards that give a Failure where they cannot score; None: it always can, and an exception is a fault
+    #: maximum fraction of failed completions per rollout, for rewards that return a Failure where they cannot score;
+    #: None for rewards that always can, where an exception ends the run
     max_failure_rate: float | None = None
-    #: what the last failure said
+    #: message of the last failure
     last_failure = ""
 
     def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
         if not math.isfinite(weight):
-            raise ConfigError(f"{type(self).__name__}: weight is {weight}; it must be a finite number.")
+            raise ConfigError(f"{type(self).__name__}: weight is {weight}; set it to a finite number.")
         self.weight = weight
         self.name = name or "".join("_" + c.lower() if c.isupper() else c for c in type(self).__name__).lstrip("_")
 
     @abstractmethod
     def score(self, batch: RolloutBatch) -> Sequence[float | Failure] | Float[Tensor, "rows"]:
-        """One number for each completion of the batch, or a Failure where `max_failure_rate` is set. `batch.rewards` holds the scores of the rewards listed
-        before this one."""
+        """One number per completion of the batch, or a Failure if `max_failure_rate` is set.
+
+        `batch.rewards` contains the scores of the rewards that are listed before this one.
+        """
 
     def __call__(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """NaN where the reward abstained or failed; the batch's `failures` say which.
+        """The checked scores; NaN where the reward abstained or failed (see the batch's `failures`).
 
-        Raises ConfigError for a wrong number of rewards, something that is no number, an infinite one, or NaN from a
-        reward that may not abstain.
+        Raises:
+            ConfigError: for a wrong number of scores, a score that is not a number or infinite, or NaN from a reward
+                that may not abstain.
         """
         scores, rows = self.score(batch), batch.completion_ids.shape[0]
         failed = torch.zeros(rows, dtype=torch.int8, device=batch.completion_ids.device)
@@ -85,78 +89,79 @@ class Reward(ABC):
         bad = (values.isinf() if self.may_abstain else ~values.isfinite()) & (failed == 0)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
-            mend = "return a finite number" + (
+            remedy = "return a finite number" + (
                 "" if self.may_abstain else ", or None from a plain function where it does not apply"
             )
             raise ConfigError(
                 f"the reward {self.name!r} ({type(self).__name__}) is {float(values[row])} for {int(bad.sum())} of "
                 f"{rows} completions, first for prompt {batch.column('id')[row]!r} and completion "
-                f"{batch.completions[row][:80]!r}; {mend}."
+                f"{batch.completions[row][:80]!r}; {remedy}."
             )
         batch.judges[self.name] = self
         return values
 
     def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """The scores as a judge of correctness or a pass rate sees them: 1 is right, NaN does not apply.
+        """The scores for correctness and pass rates: 1 is right, NaN does not apply.
 
-        Other than the scores only where these are scaled, or hold more than right and wrong.
+        They differ from the scores only if these are scaled or distinguish more than right and wrong.
         """
         return scores
 
     def without_scale(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """The scores in this reward's own numbers, without factors that were put on them."""
+        """The scores without the scale factors that were applied to them."""
         return scores
 
     def extracted(self, batch: RolloutBatch) -> list[str]:
         """The answer of every completion, the same text for equivalent answers of one prompt; "" without an answer.
 
-        Votes pool completions by it. By default the last box, or else the text after the reasoning.
+        Votes group completions by it. By default it is the last box, or else the text after the reasoning.
         """
         return [text if (box := last_box(text)) is None else box for text in answers(batch)]
 
     @property
     def parts(self) -> list["Reward"]:
-        """The rewards that this one asks; none by default."""
+        """The rewards that this one calls; none by default."""
         return []
 
     def parts_for(self, row: dict[str, Any]) -> list["Reward"]:
-        """Those of `parts` that are asked about completions of a data row; all of them by default."""
+        """The `parts` that score completions of a data row; all of them by default."""
         return self.parts
 
     def gold(self, row: dict[str, Any]) -> str | None:
-        """A completion that gives the row's own answer, for `self_check`; None where the reward knows none."""
+        """A completion that gives the row's own answer, for `self_check`; None if the reward cannot construct one."""
         return None
 
     def self_check(self, rows: Sequence[dict[str, Any]]) -> list[GoldProblem]:
-        """The rows whose own gold answer, given as an answer, does not earn full marks; of more than 2,000 rows a sample.
+        """The rows whose own gold answer does not earn the full reward; more than 2,000 rows are sampled.
 
-        Only rewards that judge correctness and know how a row states its answer (`gold`) have any.
+        Empty for rewards that do not judge correctness or have no `gold`.
         """
         return check_golds(self, rows) if self.is_correctness else []
 
     def check_columns(self, row: dict[str, Any]) -> None:
-        """Called with one data row before training. Raises ConfigError if a needed column is missing."""
+        """Check one data row before training. Raises ConfigError if a column that the reward reads is missing."""
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        """What it shows of a training rollout beside its mean, by what follows train/; nothing by default.
+        """Further metrics of a training rollout, logged under train/; none by default.
 
-        Called on every process, before `observe`. Processes must give the same names, whose values are averaged over them.
+        Called on every process, before `observe`. All processes must return the same names; the values are averaged.
         """
         return {}
 
     def observe(self, batch: RolloutBatch) -> None:  # noqa: B027
-        """Called on every process after each training rollout was scored, never in validation: for rewards that remember.
+        """Update the reward's state. Called on every process after each scored training rollout, never in validation.
 
         Args:
-            batch: all that this process sampled, with `batch.rewards`; `support.processes.gathered` brings in the other processes' part.
+            batch: everything that this process sampled, with `batch.rewards`; `support.processes.gathered` adds the
+                parts of other processes.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers from rollout to rollout, as plain data for a checkpoint; nothing by default."""
+        """State that is kept from rollout to rollout, as plain data for a checkpoint; empty by default."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Go on from what `state_dict` gave; an empty state starts anew."""
+        """Continue from the result of `state_dict`; an empty state resets it."""
 
 
 def needs(reward: Reward, row: dict[str, Any], *columns: str) -> None:
@@ -164,23 +169,25 @@ def needs(reward: Reward, row: dict[str, Any], *columns: str) -> None:
     for column in columns:
         if row.get(column) is None:
             raise ConfigError(
-                f"the reward {reward.name!r} ({type(reward).__name__}) needs the data column {column!r}; the row {row.get('id')!r} has {sorted(row)}. "
-                "Name the column in data.columns, or use another reward."
+                f"the reward {reward.name!r} ({type(reward).__name__}) needs the data column {column!r}; the row "
+                f"{row.get('id')!r} has {sorted(row)}. Map the column in data.columns, or use another reward."
             )
 
 
 class FunctionReward(Reward):
-    """A plain function f(prompts, completions, **columns) -> list of numbers, as TRL calls them; `async` ones too.
+    """A plain function f(prompts, completions, **columns) -> list of numbers, as TRL calls them; it may be `async`.
 
-    The function receives the data columns as lists of the same length, and what of `completion_ids` it names or takes by **kwargs.
-    None means "does not apply".
+    The function receives the data columns as lists of the same length, and `completion_ids` if it has such a parameter
+    or **kwargs. None means "does not apply".
 
     Args:
         function: the function, or its import path such as mypackage.rewards.brevity.
-        weight: factor in the total. name: the function's name by default.
-        completions: what the function gets: as_prompt is TRL's rule, a text for a prompt that is a text and a list of one assistant's message for one that is
-            a list of messages; text is a text always.
-        waits: it spends its time waiting (for a judge, a sandbox): score on a thread while more prompts are generated.
+        weight: factor in the total.
+        name: name in metrics; the function's name by default.
+        completions: form of the completions: as_prompt is TRL's rule, a text for a text prompt and a list with one
+            assistant message for a list of messages; text is always a text.
+        waits: whether it mostly waits (for a judge, a sandbox) and scores on a thread while further prompts are
+            generated.
     """
 
     may_abstain = True
@@ -198,7 +205,7 @@ class FunctionReward(Reward):
         super().__init__(weight, name or getattr(self.function, "__name__", "function"))
 
     def check_columns(self, row: dict[str, Any]) -> None:
-        given = {"prompts", "completions", "completion_ids"}
+        provided = {"prompts", "completions", "completion_ids"}
         parameters = inspect.signature(self.function).parameters.values()
         needs(
             self,
@@ -206,26 +213,26 @@ class FunctionReward(Reward):
             *(
                 p.name
                 for p in parameters
-                if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in given
+                if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in provided
             ),
         )
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        given: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}
+        arguments: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}
         if self.as_prompt:
-            pairs = zip(given["prompts"], batch.completions, strict=True)
-            given["completions"] = [
+            pairs = zip(arguments["prompts"], batch.completions, strict=True)
+            arguments["completions"] = [
                 [{"role": "assistant", "content": t}] if isinstance(p, list) else t for p, t in pairs
             ]
         columns = {key for row in batch.rows for key in row} - {"prompt", "prompts", "completions"}
-        given |= {key: batch.column(key) for key in columns}
-        given["completion_ids"] = [
+        arguments |= {key: batch.column(key) for key in columns}
+        arguments["completion_ids"] = [
             ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)
         ]
         parameters = inspect.signature(self.function).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            given = {key: value for key, value in given.items() if key in {p.name for p in parameters}}
-        returned = self.function(**given)
+            arguments = {key: value for key, value in arguments.items() if key in {p.name for p in parameters}}
+        returned = self.function(**arguments)
         if inspect.isawaitable(returned):
             returned = asyncio.run(_awaited(returned))
         rows, where = batch.completion_ids.shape[0], f"the reward function {self.name!r}"
@@ -253,12 +260,14 @@ def _imported(path: str) -> Callable[..., Any]:
             f"the reward function {path!r} cannot be imported ({error}); give the path as package.module.function."
         ) from error
     if not callable(function):
-        raise ConfigError(f"the reward function {path!r} is a {type(function).__name__}, not a function.")
+        raise ConfigError(
+            f"the reward function {path!r} is a {type(function).__name__}, not a function; give the path of a function."
+        )
     return function
 
 
 def correct_rows(rewards: Sequence[Reward], batch: RolloutBatch) -> Float[Tensor, "rows"] | None:
-    """1 for right and 0 for wrong completions, NaN where nothing is known; None without a reward that judges correctness.
+    """1 for right and 0 for wrong completions, NaN for unknown; None without a reward that judges correctness.
 
     The first reward that judges correctness decides, by its scores before any scale.
     """
@@ -274,7 +283,7 @@ def total_reward(
     scores: dict[str, Float[Tensor, "rows"]],
     failures: dict[str, Int[Tensor, "rows"]] | None = None,
 ) -> Float[Tensor, "rows"]:
-    """Weighted sum over the rewards that apply to each row; NaN where none does, or where one failed."""
+    """Weighted sum over the rewards that apply to each row; NaN if none applies or one failed."""
     stacked = torch.stack([reward.weight * scores[reward.name] for reward in rewards])
     total = torch.where(stacked.isnan().all(0), torch.nan, stacked.nan_to_num(0.0).sum(0))
     return without_failed(total, rewards, failures or {})
@@ -283,7 +292,7 @@ def total_reward(
 def without_failed(
     total: Float[Tensor, "rows"], rewards: list[Reward], failures: dict[str, Int[Tensor, "rows"]]
 ) -> Float[Tensor, "rows"]:
-    """NaN where a reward failed: without it the sum of the others is another reward, in which the failed one counts as zero."""
+    """The totals with NaN where a reward failed: a sum without it would count the failed reward as zero."""
     for reward in rewards:
         if reward.name in failures:
             total = torch.where(failures[reward.name].to(total.device) > 0, torch.nan, total)

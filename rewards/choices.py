@@ -13,8 +13,8 @@ from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 LETTERS = "ABCDEFGHIJ"
-# Bounded, because two repetitions that may share white space take quadratic time. A letter of another script beside a
-# Latin one is no part of its word.
+# Repetitions are bounded: two that may share white space take quadratic time. A letter of another script next to a
+# Latin letter is not part of its word.
 _LETTER = r"[\[(*_$\s\"'{]{0,8}([A-Ja-j])(?![A-Za-z0-9_'])"
 _WORDS = (
     r"answer|choice|choose|chose|pick|select|option|respuesta|opción|réponse|antwort|risposta|resposta|"
@@ -25,7 +25,7 @@ _LINK = (
     r"is|are|was|would be|must be|should be|to be|es|est|ist|è|é|—|option|choice|letter|therefore|thus|"
     r"是|为|為|應是|应为|应该是|は|은|는"
 )
-#: in falling order of how surely a letter is meant as the answer; within each the last one counts
+#: from the most to the least certain statement of an answer; within each pattern the last match counts
 _STATED = [
     re.compile(r"<answer>\s{0,20}\(?([A-Ja-j])(?![A-Za-z0-9_])"),
     re.compile(rf"(?i:(?<![a-z])(?:{_WORDS}))(?i:s|e)?(?:[^\w(\[{{]{{0,8}}(?i:{_LINK})?){{0,3}}" + _LETTER),
@@ -38,38 +38,40 @@ _BOXED = re.compile(
 )
 _SINGLE = re.compile(r"[\s(\[*_\"']{0,8}([A-Ja-j])[\s)\].:*_\"']{0,8}")
 _NEGATED = re.compile(
-    r"(?:\bnot|n't|\bnor|\bneither|\bnever|\bwithout|\bexcept|\binstead of|\brather than|\bover|\bthan|\beliminat\w{1,4}|\brul\w{1,4} out|\bexclud\w{1,4}|\breject\w{0,3}|"
+    r"(?:\bnot|n't|\bnor|\bneither|\bnever|\bwithout|\bexcept|\binstead of|\brather than|\bover|\bthan|"
+    r"\beliminat\w{1,4}|\brul\w{1,4} out|\bexclud\w{1,4}|\breject\w{0,3}|"
     r"\bno|\bnicht|\bpas|\bnon|\bне|不是|不选|不選|非|排除)"
     r"(?:\s{1,3}(?:is|be|the|an?|option|choice|answer|letter|by|with)){0,3}[\s(\[*\"']{0,6}$",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r"[)\].*\"'\s]{0,6}(?:(?:is|are|was|would be|seems|must be)\s{1,3}(?:(?:clearly|definitely|also|obviously|therefore|thus|simply)\s{1,3})?"
-    r"(?:not\b|wrong|incorrect|false|out\b|eliminated|excluded|ruled)|(?:isn|aren|wasn|can|doesn|won|couldn)'t|cannot|does not|can be (?:ruled|eliminated)|"
+    r"[)\].*\"'\s]{0,6}(?:(?:is|are|was|would be|seems|must be)\s{1,3}"
+    r"(?:(?:clearly|definitely|also|obviously|therefore|thus|simply)\s{1,3})?"
+    r"(?:not\b|wrong|incorrect|false|out\b|eliminated|excluded|ruled)|"
+    r"(?:isn|aren|wasn|can|doesn|won|couldn)'t|cannot|does not|can be (?:ruled|eliminated)|"
     r"不对|不正确|错|是错|不是)",
     re.IGNORECASE,
 )
 _JOINED = re.compile(
-    r"([A-J])[)\].*]{0,3}\s{0,3}(?:,\s{0,3}|/|\bor\b|\band\b|或|和|&|,\s{0,3}or\b){1,2}\s{0,3}(?:option|choice)?\s{0,3}[(\[*]{0,3}$",
+    r"([A-J])[)\].*]{0,3}\s{0,3}(?:,\s{0,3}|/|\bor\b|\band\b|或|和|&|,\s{0,3}or\b){1,2}"
+    r"\s{0,3}(?:option|choice)?\s{0,3}[(\[*]{0,3}$",
     re.IGNORECASE,
 )
 
 
 def stated_letters(text: str, options: int = 4) -> list[str]:
-    """The letters of the answer, as capitals: one, or those that the completion names together ("A and C"); none if
-    none of the first
-    `options` letters is stated.
+    """The capital letters of the answer: one, or several that the completion names together ("A and C").
 
-    A letter in a box, in answer tags or after a word such as "answer" or "choose" goes before one that merely stands
-    alone. "A" and "I"
-    before a word are words, and a letter that is denied ("not A", "A is wrong") is no answer.
+    Only the first `options` letters count. A letter in a box, in answer tags or after a word such as "answer" or
+    "choose" takes precedence over an isolated one. "A" and "I" before a word are words, and a denied letter ("not A",
+    "A is wrong") is not an answer.
     """
     text = plain(text).strip()
     allowed = LETTERS[:options]
     if (box := last_box(text)) is not None:
         parts = re.split(r"[,;&]|\band\b|\bor\b", box) if len(box) <= 40 else [box]
-        found = [match[1].upper() for part in parts if (match := _BOXED.fullmatch(part.strip()[:400]))]
-        return [letter for letter in dict.fromkeys(found) if letter in allowed]
+        letters = [match[1].upper() for part in parts if (match := _BOXED.fullmatch(part.strip()[:400]))]
+        return [letter for letter in dict.fromkeys(letters) if letter in allowed]
     if (match := _SINGLE.fullmatch(text[:40])) and len(text) <= 40:
         return [match[1].upper()] if match[1].upper() in allowed else []
     for pattern in (*_STATED, _ALONE):
@@ -109,7 +111,7 @@ def _is_word(text: str, place: int) -> bool:
 
 
 def _together(text: str, matches: list[re.Match[str]], allowed: str) -> list[str]:
-    """The last letter, with those before and behind it that "and", "or" or a comma join to it."""
+    """The last letter, with those before and after it that "and", "or" or a comma join to it."""
     letters, place = [_letter(matches[-1])], matches[-1].start(matches[-1].lastindex or 1)
     before, end = place, place + 1
     while (joined := _JOINED.search(text[max(0, before - 40) : before])) and joined[1].upper() in allowed:
@@ -127,14 +129,14 @@ def _together(text: str, matches: list[re.Match[str]], allowed: str) -> list[str
 
 
 class MultipleChoice(AnswerReward):
-    """1 if the letter stated after the reasoning is the row's `answer`, else 0; NaN where that is not a letter.
+    """1 if the letter stated after the reasoning is the row's `answer`, else 0; NaN if `answer` is not a letter.
 
-    The answer is a letter, or a number that counts from 0 (as in MMLU); a list holds several that count, see `accept`.
-    The length of `choices`, a list, is the number of options. One letter is one answer: "A or B" states neither.
+    The answer is a letter, or a number that counts from 0 (as in MMLU); a list contains several accepted answers, see
+    `accept`. The number of options is the length of the list `choices`. "A or B" states neither letter.
 
     Args:
-        options: how many there are in rows without `choices`.
-        accept: what to do with a list: "any" of its letters is right, or "all" must be stated.
+        options: number of options in rows without `choices`.
+        accept: for a list: "any" of its letters is right, or "all" must be stated.
         weight, name: as in every reward.
     """
 
@@ -147,7 +149,7 @@ class MultipleChoice(AnswerReward):
     ) -> None:
         super().__init__(weight, name, accept)
         if not 2 <= options <= len(LETTERS):
-            raise ConfigError(f"MultipleChoice: options is {options}; it must lie between 2 and {len(LETTERS)}.")
+            raise ConfigError(f"MultipleChoice: options is {options}; set it between 2 and {len(LETTERS)}.")
         self.options = options
 
     def score(self, batch: RolloutBatch) -> list[float]:
@@ -196,6 +198,7 @@ class MultipleChoice(AnswerReward):
         needs(self, row, "answer")
         if self._options(row) > len(LETTERS) or not (wanted := self._wanted(row)) or None in wanted:
             raise ConfigError(
-                f"the reward {self.name!r} (MultipleChoice): the answer of row {row.get('id')!r} is {row['answer']!r}, which is no letter of {self._options(row)} choices "
-                f"(at most {len(LETTERS)}), nor their number from 0; mend the row, or set options."
+                f"the reward {self.name!r} (MultipleChoice): the answer of row {row.get('id')!r} is {row['answer']!r}, "
+                f"which is neither a letter of {self._options(row)} choices (at most {len(LETTERS)}) nor their number "
+                "from 0; correct the row, or set `options`."
             )

@@ -1,4 +1,4 @@
-"""Code that is run: shares of tests passed, in the sandbox for untrusted programs (docs/sandbox.md)."""
+"""Rewards for code: the fraction of tests passed, in the sandbox for untrusted programs (docs/sandbox.md)."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from rewards.sandbox import Limits, SandboxError, run
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
-#: a mark before each verdict of the tests, so that what they print themselves is not taken for one
+#: a mark before each verdict, so that the tests' own output is not taken for a verdict
 MARK = "@verdict"
 HARNESS = """
 import builtins as _builtins, os as _os, sys as _sys
@@ -50,8 +50,10 @@ for _number in _late:
 
 
 def code_of(completion: str) -> str:
-    """The last fenced block after the reasoning, closed or not; all of it if nothing is fenced. Leading blanks stay,
-    they may be an indentation."""
+    """The last fenced block after the reasoning, closed or not; all of the text without a fence.
+
+    Leading blanks are kept, because they may be an indentation.
+    """
     text = completion.rsplit("</think>", 1)[-1]
     block: list[str] | None = None
     inside = False
@@ -67,11 +69,10 @@ def code_of(completion: str) -> str:
 
 
 def program_of(prompt: str, completion: str, entry_point: str) -> str:
-    """A whole program from a completion that defines `entry_point`, or that goes on with a prompt which ends inside it.
+    """A whole program from a completion that defines `entry_point`, or that continues a prompt which ends inside it.
 
-    In the first case the prompt gives what stands before that function (imports, helpers). In the second the completion
-    ends where its indentation does:
-    models that do not stop write on.
+    In the first case the prompt provides the code before that function (imports, helpers). In the second, the code ends
+    with its indentation, because models that do not stop write more text.
     """
     code = code_of(completion)
     head = rf"^(?:async +def|def|class) +{re.escape(entry_point)}\b|^{re.escape(entry_point)} *="
@@ -80,7 +81,7 @@ def program_of(prompt: str, completion: str, entry_point: str) -> str:
         return (prompt[: begun.start()] if begun else "") + "\n" + code
     lines = code.lstrip("\n").split("\n")
     if lines[0] and not lines[0][0].isspace():
-        lines[0] = "    " + lines[0]  # decoding took the first blanks away
+        lines[0] = "    " + lines[0]  # decoding removed the first blanks
     end = next(
         (i for i, line in enumerate(lines) if line.strip() and not line[0].isspace() and line[0] not in ")]}"),
         len(lines),
@@ -89,9 +90,9 @@ def program_of(prompt: str, completion: str, entry_point: str) -> str:
 
 
 class _Tests(ast.NodeTransformer):
-    """Every assert that depends on something becomes a numbered test that does not end the others.
+    """Turns every assert with a call or a name into a numbered test whose failure does not end the others.
 
-    A `try` or an `if` with asserts or calls in it is one test: which of its branches has to be taken is what it tests.
+    A `try` or an `if` that contains asserts or calls is one test, because it tests which branch is taken.
     """
 
     def __init__(self, entry_point: str, repeated: bool) -> None:
@@ -99,7 +100,7 @@ class _Tests(ast.NodeTransformer):
         self.count, self.depth = 0, 0
 
     def _numbered(self, body: list[ast.stmt]) -> ast.stmt:
-        """The statements, then a verdict: it holds if none of them raises anything."""
+        """The statements, then a verdict: passed if none of them raises an exception."""
 
         def verdict(held: bool) -> ast.stmt:
             arguments = [ast.Constant(self.count), ast.Constant(self.depth > 0), ast.Constant(held)]
@@ -123,7 +124,7 @@ class _Tests(ast.NodeTransformer):
         if defines or not (asserts or (calls and isinstance(node, ast.Try))):
             return self.generic_visit(node)
         if any(isinstance(part, (ast.Return, ast.Break, ast.Continue, ast.Yield)) for part in parts):
-            return self.generic_visit(node)  # what decides where the tests go on is no test
+            return self.generic_visit(node)  # a statement that controls the flow of the tests is not a test
         return self._numbered([node])
 
     visit_Try = visit_If = _branches
@@ -145,7 +146,7 @@ class _Tests(ast.NodeTransformer):
 
 
 def _test_functions(statements: list[ast.stmt]) -> list[str]:
-    """Names of the functions without parameters that are called test..., as test runners take them."""
+    """Names of the functions without parameters whose name begins with test, as in test runners."""
     functions = [node for node in statements if isinstance(node, ast.FunctionDef)]
     return [
         node.name
@@ -164,14 +165,15 @@ def _called_again(tree: ast.Module) -> bool:
 
 
 def caller_of(tests: str, prompt: str, entry_point: str) -> tuple[str, int]:
-    """The program that tests a function in another process, and how many tests it has.
+    """The program that tests a function in another process, and the number of its tests.
 
     Args:
-        tests: asserts, in `check(candidate)`, in functions called test..., or by themselves.
-        prompt: gives the helpers that they use.
+        tests: asserts, in `check(candidate)`, in functions named test..., or at the top level.
+        prompt: provides the helpers that the tests use.
+        entry_point: name of the tested function.
 
     Raises:
-        SyntaxError: the tests are no Python.
+        SyntaxError: the tests are not valid Python.
     """
     tree = ast.parse(tests)
     run = ["check"] if any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body) else []
@@ -183,7 +185,7 @@ def caller_of(tests: str, prompt: str, entry_point: str) -> tuple[str, int]:
 
 
 def passed(output: str) -> int:
-    """Tests that held according to a caller's output: a test that ran several times in each of them."""
+    """Number of passed tests in a caller's output; a test that ran several times must pass each time."""
     verdicts: dict[str, bool] = {}
     for line in output.splitlines():
         mark, _, verdict = line.partition(" ")
@@ -193,29 +195,29 @@ def passed(output: str) -> int:
     return sum(verdicts.values())
 
 
-def same_output(found: str, wanted: str) -> bool:
-    """Equal but for blanks at the ends of lines and blank lines at the end."""
-    return [line.rstrip() for line in found.rstrip().split("\n")] == [
+def same_output(output: str, wanted: str) -> bool:
+    """Whether two outputs are equal, apart from blanks at the ends of lines and blank lines at the end."""
+    return [line.rstrip() for line in output.rstrip().split("\n")] == [
         line.rstrip() for line in wanted.rstrip().split("\n")
     ]
 
 
 class CodeTests(Reward):
-    """The share of tests that a completion's code passes, or 1 for all of them and 0 otherwise.
+    """The fraction of tests that a completion's code passes, or 1 for all of them and 0 otherwise.
 
-    A row has either `tests` (or `test`, as HumanEval calls it: asserts, a text or a list of them) with `entry_point`,
-    the function they call, or `cases`, a list of
-    {input, output} for a program that reads and prints. `code_prompt` (or `prompt`) is the beginning that a completion
-    goes on with. Every assert counts, those in
-    loops once; a `try` or `if` with asserts in it is one test; a test that runs several times must hold each time. The
-    tests run in a process of their own, where the code can neither read them nor report for them; it is asked for plain
-    data.
+    A row has either `tests` (or `test`, HumanEval's name: asserts, a text or a list of texts) with `entry_point`, the
+    function that they call, or `cases`, a list of {input, output} for a program that reads and prints. `code_prompt`
+    (or `prompt`) is the beginning of the code that a completion continues. Every assert counts, those in loops once; a
+    `try` or `if` that contains asserts is one test; a test that runs several times must pass each time. The tests run
+    in a separate process and exchange plain data with the code, which can neither read the tests nor report for them.
 
     Args:
-        graded: the share; otherwise all or nothing.
-        workers: completions that run at once.
-        limits: for each program. allow_weaker: see docs/sandbox.md.
-        max_failure_rate: of the sandbox itself; a program that fails or hangs is wrong and no failure.
+        graded: True for the fraction, False for all or nothing.
+        workers: number of completions that run in parallel.
+        limits: limits of each program.
+        allow_weaker: accept weaker protections, see docs/sandbox.md.
+        max_failure_rate: maximum fraction of completions for which the sandbox itself fails; a program that fails or
+            hangs is wrong, not a failure.
         weight, name: as in every reward.
     """
 
@@ -233,7 +235,7 @@ class CodeTests(Reward):
     ) -> None:
         super().__init__(weight, name)
         if workers < 1:
-            raise ConfigError(f"CodeTests: workers is {workers}; it must be at least 1.")
+            raise ConfigError(f"CodeTests: workers is {workers}; set it to 1 or more.")
         self.graded, self.workers, self.limits, self.allow_weaker = graded, workers, limits or Limits(), allow_weaker
         self.max_failure_rate = failure_rate(max_failure_rate, "CodeTests")
 
@@ -270,18 +272,21 @@ class CodeTests(Reward):
         where = f"the reward {self.name!r} (CodeTests), row {row.get('id')!r}"
         if row.get("cases"):
             if not all(isinstance(case, dict) and {"input", "output"} <= set(case) for case in row["cases"]):
-                raise ConfigError(f"{where}: `cases` must be a list of {{input, output}}.")
+                raise ConfigError(f"{where}: `cases` is not a list of {{input, output}}; correct the row.")
             return
         if not _tests_of(row) or not row.get("entry_point"):
             raise ConfigError(
-                f"{where}: needs the data columns `tests` and `entry_point`, or `cases`; it has {sorted(row)}. Name them in data.columns."
+                f"{where}: needs the data columns `tests` and `entry_point`, or `cases`, but has {sorted(row)}; map "
+                "the columns in data.columns."
             )
         try:
             _, count = caller_of(_tests_of(row), "", row["entry_point"])
         except SyntaxError as error:
-            raise ConfigError(f"{where}: the tests are no Python: {error}.") from error
+            raise ConfigError(
+                f"{where}: the tests are not valid Python: {error}; correct or remove the row."
+            ) from error
         if count == 0:
-            raise ConfigError(f"{where}: the tests hold no assert that calls anything.")
+            raise ConfigError(f"{where}: the tests contain no assert that calls anything; correct or remove the row.")
 
 
 def _tests_of(row: dict[str, Any]) -> str:

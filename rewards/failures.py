@@ -1,4 +1,7 @@
-"""Rewards that can fail: a judge that is down, a scorer that hangs. A completion that could not be scored is left out, and never earns a zero."""
+"""Rewards that can fail: a judge that is down, a scorer that hangs.
+
+A completion that could not be scored is left out of the training instead of earning zero.
+"""
 
 import ctypes
 import math
@@ -17,7 +20,7 @@ from support.errors import ConfigError
 
 
 class _TooLate(BaseException):
-    """Raised in a thread whose time is over."""
+    """Raised in a thread whose time limit has passed."""
 
 
 @dataclass
@@ -27,10 +30,10 @@ class _Outcome:
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
-    """function(), or TimeoutError after so many seconds.
+    """The result of function(), or TimeoutError after this many seconds.
 
-    It runs on a thread of its own. When its time is over, an exception ends whatever Python it executes; what waits inside C code (a socket, a sleep) is
-    abandoned and keeps its thread until it returns by itself.
+    The function runs on a separate thread. After the time limit an exception ends the Python code that it executes. A
+    call that waits inside C code (a socket, a sleep) is abandoned and keeps its thread until it returns.
     """
     outcome = _Outcome()
 
@@ -52,24 +55,27 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
 
 
 class Guarded(Reward):
-    """A reward whose failures for single completions do not end the run: an exception, no answer in time, a number that is not finite.
+    """A wrapper of a reward whose failures for single completions do not end the run.
 
-    Failed completions get NaN and carry no advantage, whatever their other rewards say. `train/reward/error_rate` and `train/reward/timeout_rate` count them, and
-    the run stops where more than `max_failure_rate` of a rollout or of a validation failed.
+    A failure is an exception, a time-out, or a score that is not finite. Failed completions get NaN and carry no
+    advantage, whatever their other rewards are. `train/reward/error_rate` and `train/reward/timeout_rate` count them,
+    and the run stops if more than `max_failure_rate` of a rollout or of a validation failed.
 
     Args:
-        reward: asked for one completion at a time, so it must not compare those of a group. Its name and weight stay.
-        timeout_s: for each completion; None waits for ever. Each hang costs this long.
-        max_failure_rate: of the completions of one rollout.
+        reward: called for one completion at a time, so it must not compare the completions of a group. Its name and
+            weight are kept.
+        timeout_s: time limit per completion, in seconds; None waits without limit. A hanging call takes this long.
+        max_failure_rate: maximum fraction of failed completions per rollout.
     """
 
     def __init__(self, reward: Reward, timeout_s: float | None = 10.0, max_failure_rate: float = 0.05) -> None:
         super().__init__(reward.weight, reward.name)
         if timeout_s is not None and timeout_s <= 0:
-            raise ConfigError(f"Guarded: timeout_s is {timeout_s}; it is a time above 0, or null to wait for ever.")
+            raise ConfigError(f"Guarded: timeout_s is {timeout_s}; set it above 0 s, or to null to wait without limit.")
         if reward.max_failure_rate is not None:
             raise ConfigError(
-                f"Guarded: {type(reward).__name__} counts its failures itself; use it without Guarded and set its max_failure_rate."
+                f"Guarded: {type(reward).__name__} counts its failures itself; use it without Guarded and set its "
+                "max_failure_rate."
             )
         self.reward, self.timeout_s = reward, timeout_s
         self.max_failure_rate = failure_rate(max_failure_rate, "Guarded")
@@ -128,7 +134,7 @@ class Guarded(Reward):
 
 
 def inner_scores(reward: Reward, batch: RolloutBatch) -> tuple[Float[Tensor, "rows"], dict[int, Failure]]:
-    """The scores of a reward that another one asks, and its failures by row; the batch keeps no trace of them."""
+    """The scores of a reward that another one calls, and its failures by row; the batch is left unchanged."""
     failures, judges = dict(batch.failures), dict(batch.judges)
     try:
         scores = reward(batch)
@@ -140,14 +146,15 @@ def inner_scores(reward: Reward, batch: RolloutBatch) -> tuple[Float[Tensor, "ro
 
 
 def lowest_rate(rewards: Sequence[Reward]) -> float | None:
-    """The smallest `max_failure_rate` of several rewards that one of their own asks; None if none of them can fail."""
+    """The smallest `max_failure_rate` of several rewards; None if none of them can fail."""
     return min((reward.max_failure_rate for reward in rewards if reward.max_failure_rate is not None), default=None)
 
 
 def failure_rate(rate: float, who: str) -> float:
-    """A share of completions. Raises ConfigError for anything else."""
+    """The rate. Raises ConfigError if it is not between 0 and 1."""
     if not 0 <= rate <= 1:
         raise ConfigError(
-            f"{who}: max_failure_rate is {rate}; it is a share of the completions of a rollout, between 0 and 1."
+            f"{who}: max_failure_rate is {rate}, but it is a fraction of a rollout's completions; set it between 0 "
+            "and 1."
         )
     return rate

@@ -1,7 +1,8 @@
-"""HAPO (Huang, Zhang and Cardie, arXiv 2505.11225): every problem remembers its shortest right solution, and the next ones are to beat it.
+"""HAPO: a reward for solutions shorter than the problem's shortest right solution so far.
 
-With h the history of the problem and L the length, u = cos(pi/2 L/h) for L < 2h, else -1:
-r = c + w r_len,  r_len = max(-0.7, u) if right, min(0, u) if wrong, 0 on the first visit. h is updated after the rewards of a rollout.
+Huang, Zhang and Cardie, arXiv 2505.11225. With h the history of the problem and L the length, u = cos(pi/2 L/h) for
+L < 2h, else -1: r = c + w r_len, r_len = max(-0.7, u) if right, min(0, u) if wrong, 0 on the first visit. h is updated
+after the rewards of a rollout.
 
     python main.py fit --config configs/hapo.yaml
 """
@@ -23,32 +24,34 @@ from support.processes import gathered
 
 Lengths = Float[Tensor, "rows"]
 
-#: least that a right completion can get, so that with w = 1 it stays above a wrong one
+#: minimum r_len of a right completion, so that with w = 1 it stays above a wrong one
 FLOOR = -0.7
-#: tokens above the history that cost nothing in the linear form, as a share of it
+#: tokens above the history without a penalty in the linear form, as a fraction of the history
 SLACK = 0.1
 
 
 def cosine(lengths: Lengths, history: Lengths, correct: Bool[Tensor, "rows"]) -> Lengths:
-    """r_len of the paper: falls from 1 over 0 at the history to -1 at twice the history."""
+    """r_len of the paper: falls from 1 to 0 at the history and to -1 at twice the history."""
     u = torch.where(lengths < 2 * history, torch.cos(torch.pi / 2 * lengths / history), -1.0)
     return torch.where(correct, u.clamp(min=FLOOR), u.clamp(max=0.0))
 
 
 def linear(lengths: Lengths, history: Lengths, correct: Bool[Tensor, "rows"]) -> Lengths:
-    """The code's other form: 1 - L/h below the history, 0 up to a tenth above it, then falling by the same slope."""
+    """The other form of the official code: 1 - L/h below the history, 0 up to 10 % above it, then the same slope."""
     above = ((1 + SLACK) * history - lengths).clamp(max=0.0) / history
     below = (1 - lengths / history).clamp(min=0.0)
     return torch.where(correct, below + above.clamp(min=FLOOR), above.clamp(min=-1.0))
 
 
 class HAPO(JudgedReward):
-    """r_len, from a memory of every training problem, by the data row's `id`. It is part of every checkpoint; validation reads it and never writes.
+    """r_len, from a history of every training problem by the data row's `id`.
 
-    Processes tell each other what they found, so under several of them it stands in `model.rewards` itself, not inside a PerTask.
+    The history is part of every checkpoint; validation reads it but does not change it. Processes exchange their
+    lengths, so with several processes the reward must be listed in `model.rewards` itself, not inside a PerTask.
 
     Args:
-        shape: of r_len. history: the shortest right length of all visits, or the mean over all right ones.
+        shape: form of r_len.
+        history: min is the shortest right length of all visits, mean the mean over all right ones.
         weight: w, 1 in the paper; between 0 and 1 a right completion stays above a wrong one.
         correctness, name: as in every JudgedReward.
     """
@@ -64,15 +67,16 @@ class HAPO(JudgedReward):
         super().__init__(correctness, weight, name or "hapo")
         if not 0 <= weight <= 1:
             raise ConfigError(
-                f"HAPO: weight is {weight}; it must lie between 0 and 1, else a wrong completion may earn more than a right one."
+                f"HAPO: weight is {weight}, with which a wrong completion may earn more than a right one; set it "
+                "between 0 and 1."
             )
         self.shape, self.kind = {"cosine": cosine, "linear": linear}[shape], history
-        self.history: dict[str, tuple[float, int]] = {}  # id -> (tokens, right completions that it is made of)
+        self.history: dict[str, tuple[float, int]] = {}  # id -> (tokens, number of right completions)
 
     def known(self, batch: RolloutBatch) -> Float[Tensor, "prompts"]:
-        """The history of every prompt in tokens, NaN where there is none."""
-        found = [self.history.get(str(row.get("id")), (torch.nan, 0))[0] for row in batch.rows]
-        return torch.tensor(found, device=batch.lengths.device)
+        """The history of every prompt in tokens; NaN for a prompt without history."""
+        histories = [self.history.get(str(row.get("id")), (torch.nan, 0))[0] for row in batch.rows]
+        return torch.tensor(histories, device=batch.lengths.device)
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         history = self.known(batch)[batch.groups]
@@ -80,21 +84,21 @@ class HAPO(JudgedReward):
 
     def observe(self, batch: RolloutBatch) -> None:
         lengths, right = batch.lengths.tolist(), self.correct(batch).tolist()
-        own: dict[str, list[int]] = defaultdict(list)
+        right_lengths: dict[str, list[int]] = defaultdict(list)
         for prompt, length, counts in zip(batch.groups.tolist(), lengths, right, strict=True):
             if counts:
-                own[str(batch.rows[prompt]["id"])].append(length)
-        for part in gathered(dict(own)):
-            for id, found in part.items():
-                self._add(id, found)
+                right_lengths[str(batch.rows[prompt]["id"])].append(length)
+        for part in gathered(dict(right_lengths)):
+            for id, new_lengths in part.items():
+                self._add(id, new_lengths)
 
-    def _add(self, id: str, found: list[int]) -> None:
+    def _add(self, id: str, lengths: list[int]) -> None:
         before, count = self.history.get(id, (0.0, 0))
-        total = count + len(found)
+        total = count + len(lengths)
         if self.kind == "mean":
-            self.history[id] = ((before * count + sum(found)) / total, total)
+            self.history[id] = ((before * count + sum(lengths)) / total, total)
         else:
-            self.history[id] = (float(min([before, *found] if count else found)), total)
+            self.history[id] = (float(min([before, *lengths] if count else lengths)), total)
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         known, correct = self.known(batch), self.correct(batch)
@@ -117,17 +121,19 @@ class HAPO(JudgedReward):
 
 
 class NgramRepetition(Reward):
-    """Minus the share of a completion's tokens that lie in an n-gram which occurs more than once; HAPO's optional repetition term, with weight > 0.
+    """Minus the fraction of a completion's tokens inside n-grams that occur more than once.
+
+    It is HAPO's optional repetition term, with weight > 0.
 
     Args:
-        n: tokens of an n-gram, 3 there.
+        n: number of tokens of an n-gram; 3 in HAPO.
         weight, name: as in every reward.
     """
 
     def __init__(self, n: int = 3, weight: float = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         if n < 1:
-            raise ConfigError(f"NgramRepetition: n is {n}; it is a number of tokens, 1 or above.")
+            raise ConfigError(f"NgramRepetition: n is {n}; set it to 1 token or more.")
         self.n = n
 
     def score(self, batch: RolloutBatch) -> list[float]:
@@ -137,7 +143,7 @@ class NgramRepetition(Reward):
         ]
 
     def share(self, tokens: list[int]) -> float:
-        """Of one completion."""
+        """The fraction for one completion."""
         inside = {
             place + i
             for starts in places(tokens, self.n).values()

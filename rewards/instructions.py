@@ -1,4 +1,4 @@
-"""Instructions whose observance a program can check, in the manner of IFEval (Zhou et al., arXiv 2311.07911)."""
+"""Instructions that a program can verify, as in IFEval (Zhou et al., arXiv 2311.07911)."""
 
 import inspect
 import json
@@ -18,12 +18,12 @@ def _between(count: int, at_least: int | None, at_most: int | None) -> bool:
 
 
 def _times(word: str, text: str) -> int:
-    """How often a word or phrase stands in a text, as a whole and whatever its case."""
+    """Number of occurrences of a whole word or phrase in a text, in any case."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
 
 
 def keywords(text: str, words: list[str], at_least: int = 1) -> bool:
-    """Each of the words, so many times."""
+    """Each of the words at least this many times."""
     return all(_times(word, text) >= at_least for word in words)
 
 
@@ -32,12 +32,12 @@ def forbidden_words(text: str, words: list[str]) -> bool:
 
 
 def number_of_words(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
-    """Runs of letters, digits, apostrophes and hyphens."""
+    """Words are runs of letters, digits, apostrophes and hyphens."""
     return _between(len(re.findall(r"\w[\w'’-]*", text)), at_least, at_most)
 
 
 def number_of_sentences(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
-    """Ends with . ! ? or the end of a text; a full stop inside a number ends none."""
+    """A sentence ends with . ! ? or the end of the text, but not with a full stop inside a number."""
     return _between(
         len([part for part in re.split(r"(?<![.!?…])[.!?…]++(?=\s|[\"'”’)]|$)", text) if re.search(r"\w", part)]),
         at_least,
@@ -46,27 +46,27 @@ def number_of_sentences(text: str, at_least: int | None = None, at_most: int | N
 
 
 def number_of_paragraphs(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
-    """Separated by blank lines."""
+    """Paragraphs are separated by blank lines."""
     return _between(len([part for part in re.split(r"\n\s*\n", text) if part.strip()]), at_least, at_most)
 
 
 def number_of_bullets(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
-    """Lines that begin with -, * or +, and a blank."""
+    """Bullets are lines that begin with -, * or +, and a blank."""
     return _between(len(re.findall(r"^[^\S\n]*[-*+] +\S", text, re.MULTILINE)), at_least, at_most)
 
 
 def number_of_placeholders(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
-    """[like this]"""
+    """Placeholders look [like this]."""
     return _between(len(re.findall(r"\[[^\[\]\n]+\]", text)), at_least, at_most)
 
 
 def number_of_highlights(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
-    """*like this* or **like this**"""
+    """Highlights look *like this* or **like this**."""
     return _between(len(re.findall(r"(\*{1,2})(?=[^\s*])([^*\n]*[^\s*])\1", text)), at_least, at_most)
 
 
 def letter(text: str, character: str, at_least: int | None = None, at_most: int | None = None) -> bool:
-    """How often a letter stands there, in either case."""
+    """Number of occurrences of a letter, in either case."""
     return _between(text.lower().count(character.lower()), at_least, at_most)
 
 
@@ -79,12 +79,12 @@ def ends_with(text: str, phrase: str) -> bool:
 
 
 def quoted(text: str) -> bool:
-    """In double quotation marks, all of it."""
+    """The whole text in double quotation marks."""
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
 def title(text: str) -> bool:
-    """<<like this>> somewhere."""
+    """A title <<like this>> at any place."""
     return any(re.search(r"\w", inner) for inner in re.findall(r"<<([^<>\n]*)>>", text))
 
 
@@ -94,14 +94,14 @@ def postscript(text: str, marker: str = "P.S.") -> bool:
 
 
 def is_json(text: str, keys: list[str] | None = None) -> bool:
-    """JSON and nothing else, in a fence or not; an object with these keys if they are named."""
+    """JSON and nothing else, with or without a fence; an object with at least these keys if there are any."""
     first, newline, rest = text.partition("\n")
     fenced = newline and first.rstrip() in ("```", "```json") and rest.endswith("\n```")
     try:
-        found = json.loads(rest.removesuffix("```") if fenced else text)
+        value = json.loads(rest.removesuffix("```") if fenced else text)
     except (ValueError, RecursionError):
         return False
-    return keys is None or (isinstance(found, dict) and set(keys) <= set(found))
+    return keys is None or (isinstance(value, dict) and set(keys) <= set(value))
 
 
 def case(text: str, which: Literal["lower", "upper"]) -> bool:
@@ -109,15 +109,15 @@ def case(text: str, which: Literal["lower", "upper"]) -> bool:
 
 
 def capital_words(text: str, at_least: int | None = None, at_most: int | None = None) -> bool:
-    """Words of capitals only, of two letters or more."""
+    """Words of two or more capital letters only."""
     words = re.findall(r"[^\W\d_]{2,}", text)
     return _between(sum(word.isupper() for word in words), at_least, at_most)
 
 
 def language(text: str, script: str) -> bool:
-    """All words in one script, e.g. LATIN or CYRILLIC: what can be told of a language without a model of languages."""
-    found = words_by_script(text)
-    return set(found) == {script}
+    """All words in one script, e.g. LATIN or CYRILLIC, which can be determined without a language model."""
+    scripts = words_by_script(text)
+    return set(scripts) == {script}
 
 
 def no_commas(text: str) -> bool:
@@ -134,23 +134,43 @@ KINDS: dict[str, Callable[..., bool]] = {
     **{
         kind.__name__: kind
         for kind in (
-            keywords, forbidden_words, number_of_words, number_of_sentences, number_of_paragraphs, number_of_bullets, number_of_placeholders,
-            number_of_highlights, letter, starts_with, ends_with, quoted, title, postscript, case, capital_words, language, no_commas, one_of,
+            keywords,
+            forbidden_words,
+            number_of_words,
+            number_of_sentences,
+            number_of_paragraphs,
+            number_of_bullets,
+            number_of_placeholders,
+            number_of_highlights,
+            letter,
+            starts_with,
+            ends_with,
+            quoted,
+            title,
+            postscript,
+            case,
+            capital_words,
+            language,
+            no_commas,
+            one_of,
         )
     },
-}  # fmt: skip
+}
 
 
 def _arguments(instruction: dict[str, Any]) -> dict[str, Any]:
-    """Without the kind, and without what a table of unequal rows fills with None."""
+    """The arguments of an instruction, without None, with which a table fills rows of different length."""
     return {name: value for name, value in instruction.items() if name != "kind" and value is not None}
 
 
 class InstructionFollowing(Reward):
-    """The share of a row's `instructions` that the text after the reasoning follows: a list of {kind, ...}, see KINDS. An empty text follows none.
+    """The fraction of a row's `instructions` that the text after the reasoning follows.
+
+    `instructions` is a list of {kind, ...}, see KINDS. An empty text follows none.
 
     Args:
-        graded: the share; otherwise 1 for all of them and 0 else (IFEval's prompt-level strict accuracy).
+        graded: True for the fraction, False for 1 if all are followed and 0 otherwise (IFEval's prompt-level strict
+            accuracy).
         weight, name: as in every reward.
     """
 
@@ -175,21 +195,21 @@ class InstructionFollowing(Reward):
         needs(self, row, "instructions")
         where = f"the reward {self.name!r} (InstructionFollowing), row {row.get('id')!r}"
         if not isinstance(row["instructions"], list) or not row["instructions"]:
-            raise ConfigError(f"{where}: `instructions` must be a list of {{kind, ...}} with at least one.")
+            raise ConfigError(f"{where}: `instructions` is not a list of at least one {{kind, ...}}; correct the row.")
         for instruction in row["instructions"]:
             kind = instruction.get("kind") if isinstance(instruction, dict) else instruction
             if kind not in KINDS:
                 raise ConfigError(
-                    f"{where}: there is no instruction of the kind {kind!r}; there are {', '.join(sorted(KINDS))}."
+                    f"{where}: there is no instruction of the kind {kind!r}; use one of {', '.join(sorted(KINDS))}."
                 )
-            signature, given = inspect.signature(KINDS[kind]), _arguments(instruction)
+            signature, arguments = inspect.signature(KINDS[kind]), _arguments(instruction)
             try:
-                signature.bind("", **given)
+                signature.bind("", **arguments)
             except TypeError as error:
-                raise ConfigError(f"{where}: the instruction {kind!r} cannot take {given}: {error}.") from error
-            if {"at_least", "at_most"} <= set(signature.parameters) and not {"at_least", "at_most"} & set(given):
+                raise ConfigError(f"{where}: the instruction {kind!r} cannot take {arguments}: {error}.") from error
+            if {"at_least", "at_most"} <= set(signature.parameters) and not {"at_least", "at_most"} & set(arguments):
                 raise ConfigError(f"{where}: the instruction {kind!r} needs at_least, at_most or both.")
-            if kind == "case" and given["which"] not in ("lower", "upper"):
+            if kind == "case" and arguments["which"] not in ("lower", "upper"):
                 raise ConfigError(
-                    f"{where}: the instruction 'case' knows which: lower and upper, got {given['which']!r}."
+                    f"{where}: the instruction 'case' has which: {arguments['which']!r}; set which to lower or upper."
                 )

@@ -1,4 +1,4 @@
-"""A judge that is asked over HTTP: a served reward model, a grader, another team's scorer."""
+"""A judge that is called over HTTP: a served reward model, a grader, another team's scorer."""
 
 import http.client
 import json
@@ -15,7 +15,7 @@ from rewards.failures import failure_rate
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
-LONGEST = 1 << 20  # bytes of an answer
+LONGEST = 1 << 20  # maximum size of a reply, in bytes
 
 
 class _Failed(Exception):
@@ -23,25 +23,29 @@ class _Failed(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would lose its body, and carry the token to another host."""
+    """Refuses redirects: a redirected POST would lose its body and send the token to another host."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None
 
 
 class HTTPJudge(Reward):
-    """Scores of an endpoint: POST {"prompts": [...], "completions": [...], <column>: [...]} is answered by {"scores": [...]} or the list itself.
+    """Scores of an HTTP endpoint, which replies to POST {"prompts": [...], "completions": [...], <column>: [...]}.
 
-    An answer that does not come in time, is no such list, or holds something else than a finite number for a completion is a failure of those completions. Time-outs,
-    broken connections, rubbish and the statuses 429 and 5xx are tried again, other statuses are not.
+    The reply is {"scores": [...]} or the list itself. A reply that is late, is not such a list, or contains anything
+    but a finite number for a completion is a failure of those completions. Time-outs, broken connections, malformed
+    replies and the statuses 429 and 5xx are retried; other statuses are not.
 
     Args:
-        url: http:// or https://.
-        timeout_s: for one whole answer. retries: further tries, after `backoff_s`, twice that, and so on.
-        max_failure_rate: of the completions of one rollout; more end the run.
+        url: URL of the endpoint, http:// or https://.
+        timeout_s: time limit for one whole reply, in seconds.
+        retries: number of retries.
+        backoff_s: seconds before the first retry, doubled for each further one.
+        max_failure_rate: maximum fraction of failed completions per rollout; more end the run.
         columns: data columns to send along.
-        per_request: completions of one request. workers: requests at once.
-        token_variable: environment variable with a bearer token, which so stands in no configuration.
+        per_request: completions per request.
+        workers: number of parallel requests.
+        token_variable: environment variable with a bearer token, so that the token is not in the configuration.
         weight, name: as in every reward.
     """
 
@@ -66,11 +70,14 @@ class HTTPJudge(Reward):
             raise ConfigError(f"HTTPJudge: url is {url!r}; it must begin with http:// or https://.")
         if timeout_s <= 0 or retries < 0 or backoff_s < 0 or per_request < 1 or workers < 1:
             raise ConfigError(
-                f"HTTPJudge: needs timeout_s > 0, retries >= 0, backoff_s >= 0, per_request >= 1 and workers >= 1, got {timeout_s}, {retries}, {backoff_s}, "
-                f"{per_request} and {workers}."
+                "HTTPJudge: needs timeout_s > 0, retries >= 0, backoff_s >= 0, per_request >= 1 and workers >= 1, got "
+                f"{timeout_s}, {retries}, {backoff_s}, {per_request} and {workers}."
             )
         if token_variable and not os.environ.get(token_variable):
-            raise ConfigError(f"HTTPJudge: the environment variable {token_variable!r} of token_variable is not set.")
+            raise ConfigError(
+                f"HTTPJudge: the environment variable {token_variable!r} of token_variable is not set; export it, or "
+                "change token_variable."
+            )
         self.url, self.timeout_s, self.retries, self.backoff_s = url, timeout_s, retries, backoff_s
         self.columns, self.per_request, self.workers, self.token_variable = (
             columns or [],
@@ -85,15 +92,18 @@ class HTTPJudge(Reward):
         for column in self.columns:
             if column not in row:
                 raise ConfigError(
-                    f"the reward {self.name!r} (HTTPJudge) sends the data column {column!r}, which row {row.get('id')!r} lacks."
+                    f"the reward {self.name!r} (HTTPJudge) sends the data column {column!r}, which row "
+                    f"{row.get('id')!r} lacks; map it in data.columns, or remove it from `columns`."
                 )
 
     def score(self, batch: RolloutBatch) -> list[float | Failure]:
-        given = {"prompts": batch.column("prompt"), "completions": batch.completions} | {
+        payload = {"prompts": batch.column("prompt"), "completions": batch.completions} | {
             c: batch.column(c) for c in self.columns
         }
         starts = range(0, len(batch.completions), self.per_request)
-        parts = [{name: values[start : start + self.per_request] for name, values in given.items()} for start in starts]
+        parts = [
+            {name: values[start : start + self.per_request] for name, values in payload.items()} for start in starts
+        ]
         with ThreadPoolExecutor(self.workers) as pool:
             return [score for scores in pool.map(self._asked, parts) for score in scores]
 
@@ -119,7 +129,7 @@ class HTTPJudge(Reward):
         try:
             with self.opener.open(urllib.request.Request(self.url, body, headers), timeout=self.timeout_s) as response:
                 text = b""
-                # The library's time-out is for each read: an answer that drips would never be late.
+                # The library's time-out is per read, so a slow reply in small pieces would never time out.
                 while more := response.read1(65536):
                     text += more
                     if len(text) > LONGEST:
@@ -145,8 +155,8 @@ class HTTPJudge(Reward):
 
 def _number(score: object) -> float | Failure:
     if isinstance(score, bool) or not isinstance(score, (int, float)):
-        return Failure("error", f"the score {str(score)[:50]!r} is no number")
+        return Failure("error", f"the score {str(score)[:50]!r} is not a number")
     try:
         return float(score) if math.isfinite(score) else Failure("error", f"the score is {score}")
     except OverflowError:
-        return Failure("error", "the score is too large a number")
+        return Failure("error", "the score is too large")

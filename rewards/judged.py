@@ -1,5 +1,4 @@
-"""What rewards about length share: which completions are right, as another reward says, and means over all
-processes."""
+"""The base class of rewards that read which completions are right from another reward; means over all processes."""
 
 import torch
 from jaxtyping import Bool
@@ -15,8 +14,8 @@ class JudgedReward(Reward):
     """A reward that depends on which completions are right.
 
     Args:
-        correctness: name of the reward that says so, listed before this one in `model.rewards`; a score of 1 or more,
-            before any scale, is right.
+        correctness: name of the reward that judges this, listed before this one in `model.rewards`; a score of 1 or
+            more, before any scale, is right.
         weight, name: as in every reward.
     """
 
@@ -25,33 +24,32 @@ class JudgedReward(Reward):
         self.correctness = correctness
 
     def given(self, batch: RolloutBatch) -> Tensor:
-        """The scores (rows,) of the correctness reward, as it gave them. Raises ConfigError if it is not listed before
-        this one."""
+        """The unchanged scores (rows,) of the correctness reward. Raises ConfigError if it is not listed before."""
         if self.correctness not in batch.rewards:
             raise ConfigError(
-                f"the reward {self.name!r} ({type(self).__name__}) reads which completions are right from a reward named {self.correctness!r}, but those before it "
-                f"in model.rewards are {list(batch.rewards)}; list that reward before it, or set its `correctness` to one of these names."
+                f"the reward {self.name!r} ({type(self).__name__}) reads which completions are right from a reward "
+                f"named {self.correctness!r}, but those before it in model.rewards are {list(batch.rewards)}; list "
+                "that reward before it, or set its `correctness` to one of these names."
             )
         return batch.rewards[self.correctness]
 
     def judged(self, batch: RolloutBatch) -> Tensor:
-        """What the correctness reward's scores say of being right (rows,), before any scale: from 1 on right, NaN
-        unknown."""
+        """The correctness reward's scores (rows,) before any scale: 1 or more is right, NaN is unknown."""
         scores, judge = self.given(batch), batch.judges.get(self.correctness)
         return scores if judge is None else judge.unscaled(scores, batch)
 
     def correct(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        """Which completions are right; those that the correctness reward does not apply to are not."""
+        """True for right completions; False where the correctness reward does not apply."""
         return self.judged(batch) >= 1
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        """Mean tokens of the right and of the wrong completions."""
+        """Mean number of tokens of the right and of the wrong completions."""
         correct, lengths = self.correct(batch), batch.lengths.float()
         return means({"length/correct": lengths[correct], "length/wrong": lengths[~correct]})
 
 
 def means(values: dict[str, Tensor]) -> dict[str, float]:
-    """The mean of each tensor's entries over all processes; a name that has none anywhere is left out."""
+    """The mean of each tensor's entries over all processes; a name without entries is left out."""
     parts = gathered({name: (float(entries.double().sum()), entries.numel()) for name, entries in values.items()})
     sums = {name: torch.tensor([part[name] for part in parts], dtype=torch.float64).sum(0).tolist() for name in values}
     return {name: total / count for name, (total, count) in sums.items() if count}

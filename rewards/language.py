@@ -1,4 +1,4 @@
-"""Whether a model reasons in one language (DeepSeek-R1, arXiv 2501.12948, 2.3.2)."""
+"""Language consistency of the reasoning (DeepSeek-R1, arXiv 2501.12948, 2.3.2)."""
 
 import unicodedata
 from functools import lru_cache
@@ -11,7 +11,7 @@ from support.papers import Paper
 Script = Literal[
     "LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "DEVANAGARI", "HANGUL", "CJK", "HIRAGANA", "KATAKANA", "THAI"
 ]
-#: scripts without spaces between words, where a character counts as one
+#: scripts without spaces between words, where each character counts as a word
 UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI"}
 
 
@@ -22,7 +22,7 @@ def script_of(character: str) -> str | None:
 
 
 def words_by_script(text: str) -> dict[str, int]:
-    """How many words of each script a text has: runs of letters, or single characters where a script has no spaces."""
+    """Number of words of each script: runs of letters, or single characters in scripts without spaces."""
     counts: dict[str, int] = {}
     before: str | None = None
     for character in text:
@@ -38,12 +38,12 @@ def words_by_script(text: str) -> dict[str, int]:
 class LanguageConsistency(Reward):
     """Words of the target script over all words of the reasoning, between 0 and 1.
 
-    The paper counts words of the target language; a script is what can be told without a model of languages. It counts what stands before
-    </think>, or the whole completion without one.
+    The paper counts words of the target language; a script can be determined without a language model. The reasoning is
+    the text before </think>, or the whole completion without one.
 
     Args:
-        script: of the target language.
-        without_words: what a reasoning without any word earns; 0, so that an empty block is not paid for.
+        script: script of the target language.
+        without_words: reward of a reasoning without any word; 0, so that an empty block earns nothing.
         weight, name: as in every reward.
     """
 

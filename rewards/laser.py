@@ -1,8 +1,8 @@
-"""LASER, LASER-D and LASER-DE (Liu et al., arXiv 2505.15612): a right answer that fits a target length earns a bonus.
+"""LASER, LASER-D and LASER-DE (Liu et al., arXiv 2505.15612): a right answer within a target length earns a bonus.
 
-R(y) = C(y) + lambda(y) alpha 1[L <= L_T]; `GradedAnswer` is C, `Laser` the bonus. LASER-D has a target for easy, medium
-and hard prompts,
-which `callbacks.LaserMonitor` measures again and again; LASER-DE lets a wrong answer explore beyond it.
+R(y) = C(y) + lambda(y) alpha 1[L <= L_T]; `GradedAnswer` is C, `Laser` the bonus. LASER-D has a target each for easy,
+medium and hard prompts, which `callbacks.LaserMonitor` measures repeatedly. LASER-DE lets a wrong answer explore longer
+completions.
 
     python main.py fit --config configs/laser.yaml
     python main.py fit --config configs/laser.yaml --config configs/laser_d.yaml
@@ -30,12 +30,13 @@ BUCKETS = ("easy", "medium", "hard")
 
 
 class GradedAnswer(Reward):
-    """1 for a right answer in form, `wrong` for a wrong one in form, `malformed` for anything else (LASER's C). pass@1
-    counts the first only.
+    """LASER's C: 1 for a right answer in the format, `wrong` for a wrong one, `malformed` without the format.
+
+    pass@1 counts right answers in the format only.
 
     Args:
-        answer: says what is right, ExactAnswer if None. form: says what is in form, Format if None. A score of 1 or
-            more is a yes.
+        answer: the reward that judges the answer, ExactAnswer if None; a score of 1 or more is right.
+        form: the reward that judges the format, Format if None; a score of 1 or more is well-formed.
         wrong, malformed: -0.5 and -1 in the paper.
         weight, name: as in every reward.
     """
@@ -64,7 +65,7 @@ class GradedAnswer(Reward):
         self.max_failure_rate = lowest_rate(inner)
 
     def score(self, batch: RolloutBatch) -> Sequence[float | Failure]:
-        """NaN where one of the two abstains, a Failure where one failed."""
+        """The scores; NaN where one of the two rewards abstains, a Failure where one failed."""
         (answer, failures), (form, more) = inner_scores(self.answer, batch), inner_scores(self.form, batch)
         right, formed = self.answer.unscaled(answer, batch) >= 1, self.form.unscaled(form, batch) >= 1
         scores = torch.where(formed, torch.where(right, 1.0, self.wrong), self.malformed)
@@ -103,12 +104,12 @@ class GradedAnswer(Reward):
 
 
 class StepBonus(JudgedReward):
-    """alpha for right completions of at most their target length; subclasses say which that is."""
+    """alpha for right completions of at most their target length, which subclasses define."""
 
     def __init__(self, alpha: float, correctness: str, weight: float, name: str | None) -> None:
         super().__init__(correctness, weight, name)
         if alpha < 0:
-            raise ConfigError(f"{type(self).__name__}: alpha is {alpha}; it is a bonus, 0 or above.")
+            raise ConfigError(f"{type(self).__name__}: alpha is {alpha}, but it is a bonus; set it to 0 or above.")
         self.alpha = alpha
 
     @abstractmethod
@@ -116,7 +117,7 @@ class StepBonus(JudgedReward):
         """The target length of every completion, in tokens."""
 
     def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        """Which completions get the bonus."""
+        """True for completions that get the bonus."""
         return self.correct(batch) & (batch.lengths <= self.targets_of(batch))
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
@@ -147,7 +148,7 @@ class Laser(StepBonus):
     ) -> None:
         super().__init__(alpha, correctness, weight, name)
         if target < 1:
-            raise ConfigError(f"Laser: target is {target}; it is a number of tokens, 1 or above.")
+            raise ConfigError(f"Laser: target is {target}; set it to a number of tokens, 1 or above.")
         self.target = target
 
     def targets_of(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
@@ -155,11 +156,10 @@ class Laser(StepBonus):
 
 
 class LaserD(StepBonus):
-    """LASER-D: a target for each difficulty, which is the share of right completions in the prompt's group.
+    """LASER-D: a target for each difficulty, which is given by the fraction of right completions in the prompt's group.
 
-    `targets` holds the newest of `callbacks.LaserMonitor`. A difficulty without one has the longest completion of the
-    batch as its target, so
-    every right completion earns the bonus.
+    `targets` contains the latest targets of `callbacks.LaserMonitor`. A difficulty without a target uses the longest
+    completion of the batch, so every right completion earns the bonus.
 
     Args:
         alpha, correctness, weight, name: as in Laser.
@@ -179,12 +179,14 @@ class LaserD(StepBonus):
 
     def targets_of(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         longest = int(batch.lengths.max())
-        found = [self.targets[bucket] or longest for bucket in self.buckets(batch)]
-        return torch.tensor(found, dtype=torch.float32, device=batch.lengths.device)[batch.groups]
+        targets = [self.targets[bucket] or longest for bucket in self.buckets(batch)]
+        return torch.tensor(targets, dtype=torch.float32, device=batch.lengths.device)[batch.groups]
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        found = self.buckets(batch)
-        shares = means({f"laser_share/{bucket}": torch.tensor([own == bucket for own in found]) for bucket in BUCKETS})
+        buckets = self.buckets(batch)
+        shares = means(
+            {f"laser_share/{name}": torch.tensor([bucket == name for bucket in buckets]) for name in BUCKETS}
+        )
         targets = {f"laser_target/{bucket}": float(target) for bucket, target in self.targets.items() if target}
         return super().metrics(batch) | shares | targets
 
@@ -196,13 +198,14 @@ class LaserD(StepBonus):
 
 
 class LaserDE(LaserD):
-    """LASER-DE: as LASER-D, and a wrong completion in form that is longer than its target earns the bonus too, unless
-    it repeats itself.
+    """LASER-DE: as LASER-D, but wrong completions in the format that are longer than their target earn the bonus too.
+
+    Completions that repeat themselves are excluded.
 
     Args:
-        wrong: the correctness reward's score of a wrong completion in form.
-        ngram, times: what is a repetition (`rewards.repetition.loops`); ngram None gives the bonus to repetitions too,
-            as the paper's formula does.
+        wrong: the correctness reward's score of a wrong completion in the format.
+        ngram, times: definition of a repetition (`rewards.repetition.loops`); ngram None gives the bonus to repetitions
+            too, as the paper's formula does.
         alpha, correctness, weight, name: as in Laser.
     """
 
@@ -220,7 +223,7 @@ class LaserDE(LaserD):
         self.wrong, self.ngram, self.times = wrong, ngram, times
 
     def repeats(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        """Which completions repeat themselves."""
+        """True for completions that repeat themselves."""
         if self.ngram is None:
             return torch.zeros_like(batch.lengths, dtype=torch.bool)
         texts = (ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True))
@@ -264,8 +267,8 @@ LASER = Paper(
             "right length": "train/length/correct",
             "target": "train/laser_target",
         },
-        expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 points "
-        "of GRPO's.",
+        expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 "
+        "points of GRPO's.",
     ),
 )
 LASER_D = Paper(

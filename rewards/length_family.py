@@ -1,4 +1,4 @@
-"""Other rewards about length under the one form that LASER's paper (arXiv 2505.15612) gives them, R = C + lambda S, for comparison with LASER.
+"""Other length rewards in the common form of LASER's paper (arXiv 2505.15612), R = C + lambda S, for comparison.
 
 rewards: [{class_path: rewards.ExactAnswer}, {class_path: rewards.KimiLength}]
 """
@@ -13,7 +13,10 @@ from support.errors import ConfigError
 
 
 class KimiLength(JudgedReward):
-    """0.5 - (L - Lmin) / (Lmax - Lmin) within the group, at most 0 for wrong completions; 0 where all are as long (Kimi k1.5, arXiv 2501.12599)."""
+    """0.5 - (L - Lmin) / (Lmax - Lmin) within the group, at most 0 for wrong completions (Kimi k1.5, arXiv 2501.12599).
+
+    0 if all completions of the group have the same length.
+    """
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         lengths = batch.lengths.float().view(-1, batch.group_size)
@@ -23,9 +26,9 @@ class KimiLength(JudgedReward):
 
 
 class NormalisedLength(JudgedReward):
-    """-sigmoid((L - mean) / std) for right completions, mean and deviation those of the group's right ones (Arora and Zanette, arXiv 2502.04463).
+    """-sigmoid((L - mean) / std) for right completions, with mean and deviation of the group's right ones.
 
-    One right completion alone is at its own mean: -0.5.
+    Source: Arora and Zanette, arXiv 2502.04463. A single right completion is at its own mean and gets -0.5.
     """
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
@@ -39,10 +42,10 @@ class NormalisedLength(JudgedReward):
 
 
 class TargetLength(JudgedReward):
-    """Base of rewards about one target length in tokens, for all prompts or from a data column.
+    """Base class of rewards with a target length in tokens, for all prompts or from a data column.
 
     Args:
-        target: tokens, or the name of the data column that holds them.
+        target: number of tokens, or the name of the data column that contains it.
         correctness, weight, name: as in every JudgedReward.
     """
 
@@ -52,7 +55,8 @@ class TargetLength(JudgedReward):
         super().__init__(correctness, weight, name)
         if isinstance(target, int) and target < 1:
             raise ConfigError(
-                f"{type(self).__name__}: target is {target}; it is a number of tokens, 1 or above, or the name of a data column."
+                f"{type(self).__name__}: target is {target}; set it to a number of tokens, 1 or above, or to the name "
+                "of a data column."
             )
         self.target = target
 
@@ -66,7 +70,7 @@ class Truncation(TargetLength):
     """The correctness reward up to the target, `beyond` above it; the correctness reward itself has weight 0.
 
     Args:
-        beyond: rho.
+        beyond: reward above the target, the paper's rho.
         target, correctness, weight, name: as in TargetLength.
     """
 
@@ -93,10 +97,12 @@ class L1Exact(TargetLength):
 
 
 class L1Max(TargetLength):
-    """clip(alpha (L_T - L) + delta, 0, 1) for right completions, 0 for wrong ones; the correctness reward itself has weight 0.
+    """clip(alpha (L_T - L) + delta, 0, 1) for right completions, 0 for wrong ones.
+
+    The correctness reward itself has weight 0.
 
     Args:
-        alpha, delta: 0.0003 a token and 0.5, as in L1.
+        alpha, delta: 0.0003 per token and 0.5, as in L1.
         target, correctness, weight, name: as in TargetLength.
     """
 

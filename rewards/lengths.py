@@ -9,17 +9,17 @@ from support.errors import ConfigError
 
 
 class LengthPenalty(Reward):
-    """-length / scale, for every completion, right or wrong: a plain price on tokens.
+    """-length / scale for every completion, right or wrong: a price per token.
 
     Args:
-        scale: tokens that cost 1 (times the weight); usually max_new_tokens.
+        scale: number of tokens that cost 1 (times the weight); usually max_new_tokens.
         weight, name: as in every reward.
     """
 
     def __init__(self, scale: float, weight: float = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         if scale <= 0:
-            raise ConfigError(f"LengthPenalty: scale is {scale}; it is a number of tokens above 0.")
+            raise ConfigError(f"LengthPenalty: scale is {scale}; set it to a number of tokens above 0.")
         self.scale = scale
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
@@ -27,12 +27,14 @@ class LengthPenalty(Reward):
 
 
 class SoftOverlong(Reward):
-    """0 up to max_length - cache tokens, then falling by a straight line to -1 at max_length (DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13).
+    """0 up to max_length - cache tokens, then falling linearly to -1 at max_length.
+
+    DAPO's soft overlong punishment, arXiv 2503.14476, eq. 13.
 
     Args:
-        max_length: longest completion, usually `max_new_tokens` (20480 in the paper).
-        cache: over how many tokens it falls (4096 in the paper).
-        weight: factor in the total. name: in metrics.
+        max_length: maximum length of a completion, usually `max_new_tokens` (20480 in the paper).
+        cache: number of tokens over which it falls (4096 in the paper).
+        weight, name: as in every reward.
     """
 
     def __init__(self, max_length: int, cache: int, weight: float = 1.0, name: str | None = None) -> None:

@@ -1,6 +1,6 @@
-"""Whether two expressions are equal, by math-verify and sympy: runs in an answer process, where it can be ended.
+"""Equality of expressions by math-verify and sympy. It runs in an answer process, which can be ended.
 
-Imports nothing of the project but its neighbours, since the answer processes (rewards/answer_process.py) load it alone.
+The module imports only its neighbours, because the answer processes (rewards/answer_process.py) load it alone.
 """
 
 from collections.abc import Callable
@@ -41,14 +41,14 @@ def sympy_algebra() -> Algebra:
     return equal, value
 
 
-#: where expressions with variables are compared, irrational enough to meet no special value
+#: points at which expressions with variables are compared, chosen to avoid special values
 _POINTS = ("0.7390851332", "-1.2824271291", "2.6854520010", "-0.3141592654")
 
 
 def _at_points(first: Any, second: Any) -> bool | None:
-    """Whether two expressions have the same values at some points; None where they have none, or are nearly alike.
+    """Whether two expressions have the same values at some points; None if they have no values or nearly equal ones.
 
-    Costs a hundredth of a simplification, which most pairs of a right and a wrong answer then do without.
+    It takes a hundredth of the time of a simplification, which most pairs of a right and a wrong answer do not need.
     """
     from sympy import Expr, Float, nan, zoo
 

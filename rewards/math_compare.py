@@ -1,9 +1,7 @@
-"""Whether two mathematical answers are the same: numbers with units, words, times, lists, intervals, equations; sympy
-for what is left.
+"""Equality of mathematical answers: numbers with units, words, times, lists, intervals, equations; sympy for the rest.
 
-What needs no algebra is decided where it is asked. The rest raises NeedsAlgebra there and is asked again in an answer
-process (rewards/answer_process.py), which
-loads this file without the rest of the project.
+Comparisons without algebra are made in the caller's process. The others raise NeedsAlgebra there and are repeated in an
+answer process (rewards/answer_process.py), which loads this file without the rest of the project.
 """
 
 import re
@@ -32,7 +30,7 @@ from rewards.units import is_unit, same_amount, unit_of
 
 
 class Unreadable(Exception):
-    """The gold answer says nothing that could be compared."""
+    """The gold answer contains nothing that can be compared."""
 
 
 # ---- the comparison --------------------------------------------------------------------------------------------------
@@ -42,7 +40,8 @@ def grade(gold: str, completion: str, algebra: Algebra | None = None) -> bool:
     """Whether a completion (without its reasoning) gives the gold answer.
 
     Raises:
-        Unreadable: the gold answer says nothing. NeedsAlgebra: only an answer process can tell.
+        Unreadable: the gold answer contains nothing that can be compared.
+        NeedsAlgebra: only an answer process can decide.
     """
     if not is_readable(gold):
         raise Unreadable(gold)
@@ -62,8 +61,7 @@ def grade(gold: str, completion: str, algebra: Algebra | None = None) -> bool:
 
 @lru_cache(maxsize=CACHED)
 def is_clean(candidate: str) -> bool:
-    """Whether a candidate is an answer of its own, after which no other part of the completion is looked at; sentences
-    are none."""
+    """Whether a candidate is a complete answer, after which the search ends; sentences are not."""
     if quantity(candidate) is not None or time_of(candidate) is not None:
         return True
     bare = re.sub(r"\\(?:begin|end)\s?\{[a-z]+\}|\\[a-zA-Z]+", " ", UNWRAP.sub(" ", spelled(candidate)))
@@ -72,7 +70,7 @@ def is_clean(candidate: str) -> bool:
 
 
 def same(gold: str, answer: str, algebra: Algebra | None = None) -> bool:
-    """Whether two answers are the same, where the gold one decides what form is asked for."""
+    """Whether two answers are the same; the gold answer decides which form is required."""
     if not key(answer):
         return False
     if key(gold) == key(answer):
@@ -121,8 +119,10 @@ def _same_amount(gold: str, amount: tuple[Fraction, str | None], answer: str, al
 
 
 def _asserted(gold: str, answer: str, algebra: Algebra | None) -> str | None:
-    """What an answer says of a gold one that is no equation: the right-hand side of `x = 5`; None for a false equation
-    such as 2 + 2 = 5."""
+    """The part of an answer to compare with a gold answer that is not an equation: the right-hand side of `x = 5`.
+
+    None for a false equation such as 2 + 2 = 5.
+    """
     exact = re.split(r"\\approx(?![a-zA-Z])|\\sim(?:eq)?(?![a-zA-Z])", spelled(answer))
     if len(exact) > 1:
         gold_number = number_of(spelled(gold))
@@ -138,8 +138,7 @@ def _asserted(gold: str, answer: str, algebra: Algebra | None) -> str | None:
 
 
 def _holds(sides: list[str], algebra: Algebra | None) -> bool:
-    """Whether the sides of an equation that are numbers are the same one, up to rounding; sides with variables assert,
-    they are not checked."""
+    """Whether the numeric sides of an equation are equal up to rounding; sides with variables are not checked."""
     values = []
     for side in sides:
         amount = quantity(side)
@@ -159,8 +158,10 @@ _ORDER = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|<|>")
 
 
 def _interval(text: str) -> str:
-    """An inequality of one variable as the interval it means: 0 \\le x < 1 is [0,1); other texts stay. `x \\in` in
-    front is left out."""
+    """An inequality of one variable as its interval: 0 \\le x < 1 is [0,1). Other texts are unchanged.
+
+    A leading `x \\in` is removed.
+    """
     text = re.sub(r"^[a-zA-Z]\s?\\in(?![a-zA-Z])\s?", "", spelled(text))
     signs, sides = _ORDER.findall(text), [side.strip() for side in _ORDER.split(text)]
     variable = [place for place, side in enumerate(sides) if re.fullmatch(r"[a-zA-Z]", side)]
@@ -184,7 +185,7 @@ def _interval(text: str) -> str:
 
 
 def _expanded(parts: list[str]) -> list[str]:
-    """Every part with a plus-minus sign as two."""
+    """The parts; each part with a plus-minus sign becomes two."""
     return [
         version
         for part in parts
@@ -200,7 +201,7 @@ _MATRIX = re.compile(r"\\begin\{(pmatrix|matrix|array)\}(?:\{[lcr|\s]{0,20}\})?(
 
 
 def _cells(text: str) -> tuple[str, list[str]] | None:
-    """("tuple of rows and columns", cells) of a matrix that is all of the text."""
+    """("tuple of rows and columns", cells) of a text that is a matrix."""
     match = _MATRIX.fullmatch(text)
     if not match or "\\begin" in match[2]:
         return None
@@ -259,7 +260,7 @@ def _same_structure(gold: str, answer: str, algebra: Algebra | None) -> bool:
 
 
 def _matched(wanted: list[str], members: list[str], algebra: Algebra | None) -> bool:
-    """Whether each wanted value is one of the members, each of which counts once."""
+    """Whether wanted values and members match one to one."""
     if len(wanted) > 64:
         return sorted(map(key, wanted)) == sorted(map(key, members))
     left = list(members)
@@ -307,8 +308,10 @@ def _same_expression(gold: str, answer: str, algebra: Algebra | None) -> bool:
 
 
 def _same_equation(gold: str, answer: str, algebra: Algebra | None) -> bool:
-    """A gold equation: the same one, an equivalent one, or the right-hand side alone if the left one is a single
-    variable."""
+    """Whether an answer gives a gold equation: the same or an equivalent one.
+
+    If the gold equation's left-hand side is a single variable, its right-hand side alone counts too.
+    """
     wanted, sides = ([side.strip() for side in split_top(spelled(text), ("=",))] for text in (gold, answer))
     name = re.compile(r"[a-zA-Z](?:_\w)?|[a-zA-Z]\s?\([a-zA-Z]\)|\\[a-z]+")
     assigned = name.fullmatch(wanted[0]) is not None
@@ -326,10 +329,10 @@ def _same_equation(gold: str, answer: str, algebra: Algebra | None) -> bool:
 
 
 def is_comparable(gold: str) -> bool:
-    """Whether something can be said about answers to a gold one without sympy: it is a number, a time, words; or what
-    it consists of is.
+    """Whether a gold answer can be compared without sympy: it is a number, a time, words, or a list of these.
 
-    Raises NeedsAlgebra where only sympy can tell whether it reads it.
+    Raises:
+        NeedsAlgebra: only sympy can decide whether it can read the answer.
     """
     if not is_readable(gold):
         return False

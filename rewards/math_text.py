@@ -1,9 +1,7 @@
-"""Mathematical answers as text: the boxes of a completion, one spelling of LaTeX, what kind of thing an answer is, its
-parts.
+"""Mathematical answers as text: boxes of a completion, a canonical spelling of LaTeX, kinds of answers, their parts.
 
-All functions take time linear in the length of their text. Imports nothing of the project but its neighbours, since the
-answer processes
-(rewards/answer_process.py) load it alone.
+All functions take time linear in the length of their text. The module imports only its neighbours, because the answer
+processes (rewards/answer_process.py) load it alone.
 """
 
 import re
@@ -12,42 +10,46 @@ from functools import lru_cache
 
 from rewards.number_text import GROUP_SPACE, NUMBER, plain
 
-#: results of each text function that are kept: a group's answers are compared with one gold
+#: number of cached results per text function: a group's answers are compared with one gold answer
 CACHED = 4096
 
 # ---- boxes and environments ------------------------------------------------------------------------------------------
 
 _BOX = re.compile(r"\\f?boxed\s{0,3}(?=\{|[^\s{}\\])")
-#: what may stand between two boxes that are one answer together, as in `\boxed{1} and \boxed{2}`
+#: text between two boxes that are one answer together, as in `\boxed{1} and \boxed{2}`
 _JOIN = re.compile(
-    r"[\s$.]{0,8}(?:,|;|、|和|\\text\{\s?(?:and|or)\s?\}|and|or|&)[\s$,]{0,8}(?:and\s|or\s)?(?:[\s$]{0,4}[a-zA-Z]\s?=)?[\s$]{0,8}"
+    r"[\s$.]{0,8}(?:,|;|、|和|\\text\{\s?(?:and|or)\s?\}|and|or|&)[\s$,]{0,8}"
+    r"(?:and\s|or\s)?(?:[\s$]{0,4}[a-zA-Z]\s?=)?[\s$]{0,8}"
 )
 _ENVIRONMENT = re.compile(
-    r"\$\$(?P<a>[^$]{1,2000})\$\$|\$(?P<b>(?:\\\$|[^$\n]){1,2000}?)(?<!\\)\$|\\\((?P<c>(?:[^\\]|\\[^)]){1,2000}?)\\\)|\\\[(?P<d>(?:[^\\]|\\[^\]]){1,2000}?)\\\]"
+    r"\$\$(?P<a>[^$]{1,2000})\$\$|\$(?P<b>(?:\\\$|[^$\n]){1,2000}?)(?<!\\)\$|"
+    r"\\\((?P<c>(?:[^\\]|\\[^)]){1,2000}?)\\\)|\\\[(?P<d>(?:[^\\]|\\[^\]]){1,2000}?)\\\]"
 )
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, content) of every `\\boxed{...}` whose braces close, in the order of their ends; of nested boxes the
-    inner one only."""
+    """(start, end, content) of every `\\boxed{...}` whose braces close, in the order of their ends.
+
+    Of nested boxes only the innermost counts.
+    """
     places = [(match.start(), match.end()) for match in _BOX.finditer(text)]
     if not places:
         return []
     closing = _closing_braces(text)
-    found: list[tuple[int, int, str]] = []
+    spans: list[tuple[int, int, str]] = []
     for start, brace in places:
         if text[brace] != "{":
-            found.append((start, brace + 1, text[brace]))  # \boxed 5, as TeX reads it
+            spans.append((start, brace + 1, text[brace]))  # \boxed 5, as TeX reads it
         elif (end := closing.get(brace)) is not None:
-            found.append((start, end + 1, text[brace + 1 : end]))
-    if not found:
+            spans.append((start, end + 1, text[brace + 1 : end]))
+    if not spans:
         return []
-    later = [start for start, _, _ in found[1:]] + [len(text)]
-    return [box for box, following in zip(found, later, strict=True) if following >= box[1]]
+    later = [start for start, _, _ in spans[1:]] + [len(text)]
+    return [box for box, following in zip(spans, later, strict=True) if following >= box[1]]
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """The place of the closing brace of every opening one; escaped braces are none."""
+    """The position of the closing brace of every opening one; escaped braces do not count."""
     closing: dict[int, int] = {}
     opened: list[int] = []
     for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
@@ -59,9 +61,9 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def last_box(text: str) -> str | None:
-    """What stands in the last box of a text, wherever it is; None without one."""
-    found = boxes(text)
-    return found[-1][2].strip() if found else None
+    """The content of the last box of a text, at any place; None without a box."""
+    spans = boxes(text)
+    return spans[-1][2].strip() if spans else None
 
 
 def _joined_at_end(text: str, spans: list[tuple[int, int, str]]) -> list[str]:
@@ -75,21 +77,22 @@ def _joined_at_end(text: str, spans: list[tuple[int, int, str]]) -> list[str]:
 
 
 _ANCHOR = re.compile(
-    r"(?:(?:answer|result|solution)s?\W{0,4}(?:is|are|was|=|:|equals)\s{0,3}:?|(?:答案|结果|結果|答)(?:是|为|為|应为|：|:)+|답은?\s{0,2}:?|답은|ответ\s{0,3}:?|####|therefore,?\s|\bso,?\s)",
+    r"(?:(?:answer|result|solution)s?\W{0,4}(?:is|are|was|=|:|equals)\s{0,3}:?|"
+    r"(?:答案|结果|結果|答)(?:是|为|為|应为|：|:)+|답은?\s{0,2}:?|답은|ответ\s{0,3}:?|####|therefore,?\s|\bso,?\s)",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"\n|。|(?<!\\)[.!?](?=\s|$|\*)")
 
 
 def answers_in(text: str) -> list[str]:
-    """What a completion without reasoning could mean by its answer, the surest first: one item is one answer.
+    """Candidates for the answer of a completion without its reasoning, the most certain first.
 
-    The last box alone, if there is one, with those that "and", "or" or a comma join to it. Otherwise all of a text of
-    one line, what follows the last "answer is", the
-    number at its beginning, the last mathematical environment, the last line and the last number.
+    If there is a box: the last one only, with those that "and", "or" or a comma join to it. Otherwise: a text of one
+    line, the text after the last "answer is", the number at its beginning, the last mathematical environment, the last
+    line and the last number.
     """
-    if found := boxes(text):
-        return [", ".join(_joined_at_end(text, found))]
+    if boxed := boxes(text):
+        return [", ".join(_joined_at_end(text, boxed))]
     text = text.strip().strip("*_# ")
     candidates = []
     if "\n" not in text and len(text) <= 400:
@@ -132,7 +135,8 @@ _SYMBOLS = {
 _TO_ASCII = str.maketrans(_SYMBOLS)
 _ROOT = re.compile(r"√\s?(?:\(([^()√]{1,100})\)|\{([^{}√]{1,100})\}|(\d+|[a-zA-Z]))")
 _SPACING = re.compile(
-    r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|textstyle|limits|quad|qquad|hspace\{[^{}]{0,20}\})(?![a-zA-Z])\s?|\\[,;:>]|~|\\ "
+    r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|textstyle|limits|quad|qquad|hspace\{[^{}]{0,20}\})"
+    r"(?![a-zA-Z])\s?|\\[,;:>]|~|\\ "
 )
 _TEXTUAL = re.compile(
     r"\\(?:mathrm|textbf|textit|textrm|textsf|mathbf|mbox|hbox|emph|mathit|mathsf|textnormal)(?![a-zA-Z])\s?(?=\{)"
@@ -155,15 +159,15 @@ _ALIASES = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\^\s?\(([^()]{1,40})\)", r"^{\1}"), (r"\*\*", "^"), (r"([_^])\{([0-9a-zA-Z])\}", r"\1\2"),
 )]  # fmt: skip
 _GAPS = re.compile(r"\s+")
-DOLLAR = "\x01"  # a currency sign, while those that open and close mathematics are taken out
+DOLLAR = "\x01"  # a currency sign, while the signs that open and close mathematics are removed
 
 
 @lru_cache(maxsize=CACHED)
 def spelled(text: str) -> str:
-    """An answer in one spelling of LaTeX: without `$`, spacing commands and sizes of brackets, with `\\frac{a}{b}`,
-    ASCII digits and minus signs.
+    """An answer in the canonical spelling of LaTeX.
 
-    `\\text{...}` stays, as the mark of words and units.
+    It has no `$`, spacing commands or sizes of brackets, but `\\frac{a}{b}`, ASCII digits and minus signs.
+    `\\text{...}` is kept, because it marks words and units.
     """
     text = plain(text)
     text = text.translate(_TO_ASCII) if not text.isascii() else text
@@ -187,8 +191,7 @@ def spelled(text: str) -> str:
 
 @lru_cache(maxsize=CACHED)
 def key(text: str) -> str:
-    """What two spellings of one answer share: the spelling without white space and without braces around single
-    characters."""
+    """A key that spellings of one answer have in common: no white space, no braces around single characters."""
     return re.sub(r"\{(.)\}", r"\1", spelled(text).replace(" ", ""))
 
 
@@ -198,8 +201,10 @@ _QUOTES = "\"'“”‘’`«»„*"
 
 @lru_cache(maxsize=CACHED)
 def words_of(text: str) -> str:
-    """A text answer for comparison: in lower case, without `\\text`, quotation marks, the braces around it and
-    punctuation at its ends."""
+    """A text answer for comparison, in lower case.
+
+    `\\text`, quotation marks, braces around the answer and punctuation at its ends are removed.
+    """
     text = _WRAPPED.sub(r" \1 ", spelled(text)).replace("\\ ", " ").casefold().translate(str.maketrans("", "", _QUOTES))
     text = _GAPS.sub(" ", text).strip(" .,;:!")
     if len(text) == 3 and text[0] in "([{" and text[2] in ")]}":
@@ -209,11 +214,11 @@ def words_of(text: str) -> str:
 
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
-#: names that are mathematics and no words
-FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "frac", "max", "min", "lim",
-"arcsin", "arccos", "arctan", "sinh", "cosh",
-              "tanh", "det", "gcd", "lcm", "mod", "deg", "abs", "pi", "and", "or", "if", "is", "for", "infty",
-              "inf"}  # fmt: skip
+#: names that are mathematics, not words
+FUNCTIONS = set(
+    "sin cos tan cot sec csc log ln exp sqrt frac max min lim arcsin arccos arctan sinh cosh tanh det gcd lcm mod deg "
+    "abs pi and or if is for infty inf".split()
+)
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _TIME = re.compile(r"(\d{1,2})\s?:\s?(\d{2})(?:\s?:\s?(\d{2}))?\s{0,3}(?:(a|p)\.?\s?m\.?)?", re.IGNORECASE)
@@ -249,8 +254,7 @@ def is_text(gold: str) -> bool:
 
 @lru_cache(maxsize=CACHED)
 def is_readable(gold: str) -> bool:
-    """Whether an answer says anything: its brackets close, environments end, and something in it is a letter, a digit
-    or a symbol with a meaning."""
+    """Whether an answer is meaningful: its brackets and environments close, and it has a letter, digit or symbol."""
     whole = spelled(gold)
     if not re.search(r"[^\W_]", whole):
         return False
@@ -274,7 +278,7 @@ _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,]\d)")
 
 
 def split_top(text: str, marks: tuple[str, ...]) -> list[str]:
-    """A text cut at marks that stand in no bracket."""
+    """A text split at marks that are not inside brackets."""
     parts, depth, begin, before = [], 0, 0, ""
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -290,10 +294,10 @@ def split_top(text: str, marks: tuple[str, ...]) -> list[str]:
 
 
 def elements(text: str, bracketed: bool = False) -> list[str]:
-    """The members of a list: cut at commas and semicolons outside brackets, "and" and "or".
+    """The members of a list: split at commas and semicolons outside brackets, "and" and "or".
 
     Args:
-        bracketed: the text stood in brackets, where a comma separates groups of digits only if other commas are
+        bracketed: whether the text was in brackets, where a comma separates groups of digits only if other commas are
             followed by blanks: (0,100) is two numbers.
     """
     text = spelled(text)
@@ -304,8 +308,7 @@ def elements(text: str, bracketed: bool = False) -> list[str]:
 
 
 def bracketed(text: str) -> tuple[str, str, str] | None:
-    """(opening, inner text, closing) of a text that one pair of brackets encloses; the pair may be mixed, as intervals
-    are."""
+    """(opening, inner text, closing) of a text inside one pair of brackets, which may be mixed, as in intervals."""
     text = spelled(text)
     first = next((mark for mark in ("(", "[", "\\{", "\\langle") if text.startswith(mark)), None)
     last = next((mark for mark in (")", "]", "\\}", "\\rangle") if text.endswith(mark)), None)

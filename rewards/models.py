@@ -1,4 +1,4 @@
-"""Rewards and costs given by a trained model."""
+"""Rewards and costs from a trained model."""
 
 import math
 from typing import Literal
@@ -12,7 +12,7 @@ from rewards.base import Reward
 from rollouts import RolloutBatch
 
 Scale = Literal["raw", "probability", "unsafe"]
-#: (smallest, largest score, whether nothing lies between them)
+#: (smallest score, largest score, whether only these two occur)
 SPANS: dict[Scale, tuple[float, float, bool]] = {
     "raw": (-math.inf, math.inf, False),
     "probability": (0.0, 1.0, False),
@@ -24,8 +24,8 @@ class ModelScore(Reward):
     """The score of a reward or cost model.
 
     Args:
-        model: the folder that the training wrote, or a loaded scorer.
-        scale: raw scores; probability: their sigmoid, in (0, 1); unsafe: 1 above zero, 0 otherwise.
+        model: the folder of a trained model, or a loaded scorer.
+        scale: raw uses the scores; probability their sigmoid, in (0, 1); unsafe 1 above zero and 0 otherwise.
         weight, name: as in every reward.
     """
 

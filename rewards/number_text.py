@@ -1,8 +1,7 @@
-"""Numbers in texts: exponents, a leading point, minus signs and digits of other scripts, groups of three digits, simple
-LaTeX fractions.
+"""Numbers in texts, with exponents, leading points, other scripts, groups of digits and simple LaTeX fractions.
 
-All functions take time linear in the length of their text. Imports nothing of the project, since the answer processes
-(rewards/answer_process.py) load it alone.
+All functions take time linear in the length of their text. The module imports nothing of the project, because the
+answer processes (rewards/answer_process.py) load it alone.
 """
 
 import re
@@ -25,7 +24,7 @@ _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ"
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
 _RAISED = re.compile(f"[{_SUPERSCRIPTS}]+")
 _LOWERED = re.compile(f"[{_SUBSCRIPTS}]+")
-#: digits that a number may have; more are no number that anybody computes with
+#: maximum number of digits of a number
 LONGEST = 4000
 #: largest exponent of ten that is read
 LARGEST_EXPONENT = 4000
@@ -47,8 +46,7 @@ def _plain_character(character: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text with ASCII digits, minus signs, fractions and exponents in place of their forms in other scripts and
-    typography."""
+    """The text with ASCII digits, minus signs, fractions and exponents instead of their Unicode forms."""
     if text.isascii():
         return text
     text = _RAISED.sub(lambda match: "^{" + unicodedata.normalize("NFKC", match[0]).replace("\u2212", "-") + "}", text)
@@ -56,11 +54,17 @@ def plain(text: str) -> str:
     return "".join(character if character < "\x80" else _plain_character(character) for character in text)
 
 
-# Every repetition is bounded or runs over one kind of characters, so that no place is looked at more than a few times.
+# Every repetition is bounded or over one kind of characters, so that no position is visited more than a few times.
 _GROUPED = rf"\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d{{1,3}}(?:{GROUP_SPACE}\d{{3}})+(?!\d)|\d{{1,3}}(?:'\d{{3}})+(?!\d)"
 _DECIMAL = rf"(?:(?:{_GROUPED}|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
-_POWER = r"[ ]?(?:\\times|\\cdot|[×·*])[ ]?10[ ]?(?:\^|\*\*)[ ]?(?:\{[ ]?(?P<braced>[-+]?\d+)[ ]?\}|(?P<bare>[-+]?\d+))"
-_PART = r"\\[dtc]?frac[ ]?(?:\{[ ]?(?P<top>[-+]?[\d.,]{1,400})[ ]?\}|(?P<top1>\d))[ ]?(?:\{[ ]?(?P<bottom>[-+]?[\d.,]{1,400})[ ]?\}|(?P<bottom1>\d))"
+_POWER = (
+    r"[ ]?(?:\\times|\\cdot|[×·*])[ ]?10[ ]?(?:\^|\*\*)[ ]?"
+    r"(?:\{[ ]?(?P<braced>[-+]?\d+)[ ]?\}|(?P<bare>[-+]?\d+))"
+)
+_PART = (
+    r"\\[dtc]?frac[ ]?(?:\{[ ]?(?P<top>[-+]?[\d.,]{1,400})[ ]?\}|(?P<top1>\d))[ ]?"
+    r"(?:\{[ ]?(?P<bottom>[-+]?[\d.,]{1,400})[ ]?\}|(?P<bottom1>\d))"
+)
 NUMBER = re.compile(
     rf"(?P<sign>(?<![\d)\]}}])[-+])?"
     rf"(?:(?P<whole>\d{{1,40}})?[ ]?{_PART}"
@@ -102,7 +106,7 @@ _NO_SPACE = re.compile(r"(?:\\[!,;:]|\{,\})[ ]?")
 
 
 def _joined(text: str) -> str:
-    """The text with LaTeX's spaces inside numbers taken out: `10,\\!080` and `10{,}080` are 10,080."""
+    """The text without LaTeX's spaces inside numbers: `10,\\!080` and `10{,}080` are 10,080."""
     if "\\" not in text and "{,}" not in text:
         return text
     return _NO_SPACE.sub(

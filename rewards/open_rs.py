@@ -1,6 +1,7 @@
-"""The rewards of open-rs (Dang and Ngo, arXiv 2503.16219): cheap GRPO of a 1.5B model, where a cosine of the length says how much a right answer is worth.
+"""The rewards of open-rs (Dang and Ngo, arXiv 2503.16219): low-cost GRPO of a 1.5B model.
 
-Experiment 1 and 2: accuracy + format; experiment 3: format + 2 x cosine, which holds the accuracy in it.
+A cosine of the length scales the reward of an answer. Experiments 1 and 2 use accuracy + format; experiment 3 uses
+format + 2 x cosine, which includes the accuracy.
 
     python main.py fit --config configs/open_rs.yaml
 """
@@ -19,15 +20,17 @@ from support.papers import Experiment, Paper
 
 
 class CosineLength(JudgedReward):
-    """far + (near - far) (1 + cos(pi q)) / 2 with q = length / max_length: `near` for the shortest completion, `far` for the longest, for right and wrong ones apart.
+    """far + (near - far) (1 + cos(pi q)) / 2 with q = length / max_length, with separate ends for right and wrong.
 
-    Where the correctness reward does not apply, every completion earns 1, so that the group teaches nothing.
+    `near` is the reward of the shortest completion, `far` that of the longest. If the correctness reward does not
+    apply, all completions of the group earn 1, so that the group has no gradient.
 
     Args:
         max_length: 3584 in experiment 3, usually `max_new_tokens`.
-        correct: (shortest, longest) of right completions. wrong: of wrong ones; these are what the authors' script does, see docs/open_rs.md.
-        count: what a length is; their code counts characters.
-        clamp: keep q at most 1. Their code does not, so that the cosine rises again beyond max_length.
+        correct: (near, far) for right completions.
+        wrong: (near, far) for wrong completions; the defaults are those of the authors' script, see docs/open_rs.md.
+        count: unit of the length; the authors' code counts characters.
+        clamp: limit q to 1. The authors' code does not, so that the cosine rises again beyond max_length.
         correctness, weight, name: as in every JudgedReward.
     """
 
@@ -45,7 +48,7 @@ class CosineLength(JudgedReward):
         super().__init__(correctness, weight, name)
         if max_length < 1:
             raise ConfigError(
-                f"CosineLength: max_length is {max_length}; it must be 1 or above, usually sampling.max_new_tokens."
+                f"CosineLength: max_length is {max_length}; set it to 1 or above, usually to sampling.max_new_tokens."
             )
         self.max_length, self.ends = max_length, {True: correct, False: wrong}
         self.characters, self.clamp = count == "characters", clamp
@@ -56,7 +59,7 @@ class CosineLength(JudgedReward):
         return [1.0 if math.isnan(right) else self.worth(length, right >= 1) for length, right in rows]
 
     def worth(self, length: float, right: bool) -> float:
-        """Of a completion of this length."""
+        """The reward of a completion of this length."""
         q = length / self.max_length
         near, far = self.ends[right]
         return far + 0.5 * (near - far) * (1 + math.cos(math.pi * (min(1.0, q) if self.clamp else q)))
@@ -67,9 +70,9 @@ class CosineLength(JudgedReward):
 
 
 class ParsableMathAnswer(MathAnswer):
-    """As MathAnswer; does not apply to rows whose own answer is no mathematics, words among them.
+    """As MathAnswer, but does not apply to rows whose own answer is not mathematics, such as words.
 
-    Alone, the code gives such rows 1, which teaches as little.
+    The authors' code gives all completions of such rows 1, which has no gradient either.
     """
 
     def _readable(self, golds: list[str]) -> dict[str, bool]:
@@ -78,14 +81,14 @@ class ParsableMathAnswer(MathAnswer):
 
 
 class LineFormat(Reward):
-    """1 if the completion has </think> on a line of its own exactly once, else 0; where the prompt opens the block this is the whole format."""
+    """1 if the completion has exactly one line </think>, else 0: the whole format if the prompt opens the block."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
         return [float(text.count("\n</think>\n") == 1) for text in batch.completions]
 
 
 class TagCount(Reward):
-    """Half a point for <think> at the end of exactly one line, half for exactly one </think> on a line of its own."""
+    """0.5 for <think> at the end of exactly one line, and 0.5 for exactly one line </think>."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
         return [

@@ -1,4 +1,4 @@
-"""A reward of its own for every task family of a mixture."""
+"""Separate rewards for the task families of a mixture."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ def family(row: dict[str, Any]) -> str:
 
 
 class PerTask(Reward):
-    """Each row is scored by the reward that its task names, times a scale: families of different difficulty or range share one run.
+    """Scores each row by the reward of its task, times a scale, so that families of different range share one run.
 
-    pass@k and pass rates are those of the scores before scaling.
+    pass@k and pass rates use the scores before scaling.
 
     Args:
-        rewards: task -> the reward that scores it; "default" for tasks that are not named.
-        scales: task -> factor above 0, 1 where none is given.
-        weight, name: as in every reward; those of the families' rewards are not used.
+        rewards: task -> the reward that scores it; "default" for all other tasks.
+        scales: task -> factor above 0; 1 by default.
+        weight, name: as in every reward; weights and names of the families' rewards are not used.
 
     Raises:
-        ConfigError: for a task without a reward, before anything is sampled, a scale that is not positive or that no reward serves, or a weight on a
-            family's reward.
+        ConfigError: for a task without a reward (before anything is sampled), a scale that is not positive or has no
+            reward, or a weight on a family's reward.
     """
 
     def __init__(
@@ -46,15 +46,17 @@ class PerTask(Reward):
         super().__init__(weight, name)
         self.rewards, self.scales = rewards, scales or {}
         if not rewards:
-            raise ConfigError("PerTask has no rewards; name one for each task, or a `default`.")
+            raise ConfigError("PerTask has no rewards; set one for each task, or a `default`.")
         if weighted := [task for task, reward in rewards.items() if reward.weight != 1]:
             raise ConfigError(
-                f"PerTask: the reward of {weighted[0]!r} has a weight, which would not act; scale the family with `scales`."
+                f"PerTask: the reward of {weighted[0]!r} has a weight, which would not act; scale the family with "
+                "`scales`."
             )
         for task, scale in self.scales.items():
             if scale <= 0 or not (task in rewards or "default" in rewards):
                 raise ConfigError(
-                    f"PerTask: scales needs a factor above 0 for a task that has a reward, got {task}: {scale}; rewards are for {sorted(rewards)}."
+                    f"PerTask: scales needs a factor above 0 for a task that has a reward, got {task}: {scale}; "
+                    f"rewards are for {sorted(rewards)}."
                 )
         self.may_abstain = any(reward.may_abstain for reward in rewards.values())
         self.is_correctness = all(reward.is_correctness for reward in rewards.values())
@@ -62,12 +64,13 @@ class PerTask(Reward):
         self.max_failure_rate = lowest_rate(list(rewards.values()))
 
     def _for(self, task: str) -> Reward:
-        found = self.rewards.get(task, self.rewards.get("default"))
-        if found is None:
+        reward = self.rewards.get(task, self.rewards.get("default"))
+        if reward is None:
             raise ConfigError(
-                f"the reward {self.name!r} (PerTask) has none for the task {task!r}, only for {sorted(self.rewards)}; add it, or a `default`."
+                f"the reward {self.name!r} (PerTask) has none for the task {task!r}, only for {sorted(self.rewards)}; "
+                "add it, or a `default`."
             )
-        return found
+        return reward
 
     def _scales(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return torch.tensor(
@@ -80,7 +83,7 @@ class PerTask(Reward):
         values = torch.zeros(batch.completion_ids.shape[0], device=batch.completion_ids.device)
         failed: dict[int, Failure] = {}
         for task in sorted(set(tasks)):
-            part = batch.take([i for i, found in enumerate(tasks) if found == task])
+            part = batch.take([i for i, name in enumerate(tasks) if name == task])
             rows = torch.tensor([tasks[i] == task for i in batch.groups.tolist()], device=values.device)
             scores, failures = inner_scores(self._for(task), part)
             values[rows] = scores.to(values.device)
@@ -105,7 +108,7 @@ class PerTask(Reward):
     def _by_task(
         self, scores: Float[Tensor, "rows"], batch: RolloutBatch, method: Literal["unscaled", "without_scale"]
     ) -> Float[Tensor, "rows"]:
-        """The scores as each family's own reward sees them."""
+        """The scores as each family's reward converts them."""
         result, tasks = scores.clone(), [family(row) for row in batch.rows]
         for task in sorted(set(tasks)):
             part = batch.take([i for i, name in enumerate(tasks) if name == task])
@@ -134,7 +137,7 @@ class PerTask(Reward):
     def observe(self, batch: RolloutBatch) -> None:
         tasks = [family(row) for row in batch.rows]
         for task in sorted(set(tasks)):
-            self._for(task).observe(batch.take([i for i, found in enumerate(tasks) if found == task]))
+            self._for(task).observe(batch.take([i for i, name in enumerate(tasks) if name == task]))
 
     def state_dict(self) -> dict[str, Any]:
         return {task: reward.state_dict() for task, reward in self.rewards.items()}

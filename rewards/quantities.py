@@ -1,6 +1,6 @@
-"""Numbers with units, and numbers in other bases, as answers give them.
+"""Numbers with units, and numbers in other bases, in answers.
 
-Imports nothing of the project but its neighbours, since the answer processes (rewards/answer_process.py) load it alone.
+The module imports only its neighbours, because the answer processes (rewards/answer_process.py) load it alone.
 """
 
 import re
@@ -15,7 +15,8 @@ _CURRENCY = f"[{DOLLAR}€£¥₹]"
 #: words within mathematics
 UNWRAP = re.compile(r"\\text\s?\{([^{}]{0,200})\}")
 _UNIT = re.compile(
-    rf"(?:{_CURRENCY}|%|\^?\\circ\s?[CF]?|(?!(?:and|or)\b)[^\W\d_](?:[^\W\d_]|[ ./^{{}}'-]|(?<=[a-z^{{])[23](?!\d)){{0,60}})"
+    rf"(?:{_CURRENCY}|%|\^?\\circ\s?[CF]?|"
+    r"(?!(?:and|or)\b)[^\W\d_](?:[^\W\d_]|[ ./^{}'-]|(?<=[a-z^{])[23](?!\d)){0,60})"
 )
 _BASE = re.compile(r"([0-9A-Fa-f]+)\s{0,3}(?:_\s?\{?\s?(\d{1,2})\s?\}?|\(?\s?(?:in )?base\s{0,3}(\d{1,2})\s?\)?)\s?")
 
@@ -25,7 +26,7 @@ def quantity(text: str, letters: bool = False) -> tuple[Fraction, str | None] | 
     """(number, unit or None) of a text that is a number with or without a unit; None for anything else.
 
     Args:
-        letters: a single letter behind the number is a unit such as m, not a variable.
+        letters: whether a single letter after the number is a unit such as m, not a variable.
     """
     whole = spelled(text)
     wrapped = "\\text" in whole
@@ -58,7 +59,7 @@ def unit_name(text: str) -> str:
 
 
 def same_numbers(first: Fraction, second: Fraction, texts: tuple[str, str]) -> bool:
-    """Equal, or one is the other rounded or cut to six places or more."""
+    """Whether two numbers are equal, or one is the other rounded or truncated to six or more places."""
     if first == second:
         return True
     for text, (rounded, exact) in zip(texts, ((first, second), (second, first)), strict=True):
@@ -70,6 +71,6 @@ def same_numbers(first: Fraction, second: Fraction, texts: tuple[str, str]) -> b
 
 
 def based(text: str) -> tuple[str, int] | None:
-    """(digits, base) of a number whose base is written, such as 2516_8."""
+    """(digits, base) of a number with an explicit base, such as 2516_8."""
     match = _BASE.fullmatch(UNWRAP.sub(r" \1 ", spelled(text)))
     return (match[1].upper().lstrip("0") or "0", int(match[2] or match[3])) if match else None

@@ -5,19 +5,21 @@ from collections.abc import Sequence
 
 
 def places(tokens: Sequence[int], n: int) -> dict[tuple[int, ...], list[int]]:
-    """Every n-gram -> where it begins, in order."""
-    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    """Every n-gram -> its start positions, in order."""
+    starts: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for start in range(len(tokens) - n + 1):
-        found[tuple(tokens[start : start + n])].append(start)
-    return found
+        starts[tuple(tokens[start : start + n])].append(start)
+    return starts
 
 
 def loops(tokens: Sequence[int], n: int = 4, times: int = 3) -> bool:
-    """Whether a text repeats itself: an n-gram that occurs often and close together, or one of 2n tokens that occurs twice (as in LASER-DE's code).
+    """Whether a text repeats itself, as in LASER-DE's code.
+
+    It does if an n-gram occurs often and close together, or if a 2n-gram occurs twice.
 
     Args:
-        n: tokens of an n-gram; those of one token only are passed over.
-        times: occurrences from which an n-gram counts, of which two neighbours are closer than a third of the text.
+        n: number of tokens of an n-gram; n-grams of a single repeated token are skipped.
+        times: minimum number of occurrences, two of which must be closer than a third of the text.
     """
     if len(tokens) <= 2 * n:
         return False

@@ -12,10 +12,10 @@ from rollouts import RolloutBatch
 
 
 class SatAssignment(Reward):
-    """1 if the last \\boxed{...} of the completion satisfies the row's formula `clause`, 0 if it does not, `no_box` if there is none.
+    """1 if the last \\boxed{...} of the completion satisfies the row's `clause`, 0 if not, `no_box` without a box.
 
     Args:
-        no_box: the authors' -1; 0 treats a missing answer as a wrong one.
+        no_box: -1 as in the authors' code; 0 treats a missing answer as a wrong one.
         weight, name: as in every reward.
     """
 
@@ -31,7 +31,7 @@ class SatAssignment(Reward):
         return [self.no_box if box is None else float(satisfied(clause, box)) for box, clause in pairs]
 
     def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        return (scores >= 1).to(scores.dtype)  # a missing box is as wrong as a wrong one
+        return (scores >= 1).to(scores.dtype)  # a missing box counts as a wrong answer
 
     def extracted(self, batch: RolloutBatch) -> list[str]:
         return [last_box(text) or "" for text in batch.completions]

@@ -1,4 +1,4 @@
-"""What a reward returned, as one number for each completion."""
+"""Conversion of a reward's return value to one number per completion."""
 
 import math
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ def as_scores(returned: Any, rows: int, where: str, none_abstains: bool = False)
 
     Args:
         returned: a list, tuple, array or tensor of numbers.
-        rows: completions that were scored.
-        where: whose scores they are, as the beginning of a sentence.
-        none_abstains: None is "does not apply" (NaN).
+        rows: number of completions that were scored.
+        where: name of the reward, as the beginning of a sentence.
+        none_abstains: whether None means "does not apply" (NaN).
 
     Raises:
-        ConfigError: for anything else: no list, a wrong number of entries, entries that are no numbers.
+        ConfigError: for anything but a list, a wrong number of entries, or entries that are not numbers.
     """
     if isinstance(returned, Tensor):
         if returned.dtype.is_complex:
@@ -36,7 +36,8 @@ def as_scores(returned: Any, rows: int, where: str, none_abstains: bool = False)
         values = torch.tensor([_number(entry, number, where, none_abstains) for number, entry in enumerate(returned)])
     if values.shape != (rows,):
         raise ConfigError(
-            f"{where} returned {tuple(values.shape)} numbers for {rows} completions; it must return one for each, in their order."
+            f"{where} returned {tuple(values.shape)} numbers for {rows} completions; it must return one for each, in "
+            "their order."
         )
     return values
 
@@ -52,12 +53,12 @@ def _number(entry: Any, place: int, where: str, none_abstains: bool) -> float:
             pass
     raise ConfigError(
         f"{where} returned {_shown(entry)} for completion {place}; it must return one number"
-        f"{' (or None)' if none_abstains else ''} for each completion, so take the value out of what holds it."
+        f"{' (or None)' if none_abstains else ''} for each completion, so extract the number from that value."
     )
 
 
 def _shown(value: Any) -> str:
-    """A value with its type, short."""
+    """A short text of a value with its type."""
     text = repr(value)
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeio' else 'a'} {name}" + (

@@ -1,5 +1,7 @@
-"""Whether each data row's own gold answer earns full marks: asked of every reward that judges correctness before
-anything is sampled."""
+"""The check that each data row's gold answer earns the full reward.
+
+It is made before anything is sampled, for every reward that judges correctness.
+"""
 
 import random
 from collections.abc import Sequence
@@ -12,19 +14,20 @@ from torch import Tensor
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
-#: rows that are checked of more than so many
+#: maximum number of rows that are checked; more rows are sampled
 SAMPLED = 2000
-#: rows that are named
+#: maximum number of rows in the message
 NAMED = 5
 
 
 @dataclass(frozen=True)
 class GoldProblem:
-    """A data row whose own answer does not earn full marks.
+    """A data row whose own answer does not earn the full reward.
 
     Args:
-        id: of the row. gold: its answer, as it was given. score: what it earned; NaN if the reward cannot read the gold
-            answer.
+        id: id of the row.
+        gold: the row's answer, as it was scored.
+        score: score of the answer; NaN if the reward cannot read it.
     """
 
     id: str
@@ -33,10 +36,10 @@ class GoldProblem:
 
 
 def answer_text(completion: str, opened: bool) -> str:
-    """What follows the reasoning, ends stripped; "" if the reasoning was opened and never closed.
+    """The text after the reasoning, without surrounding white space; "" if the reasoning was opened but never closed.
 
     Args:
-        opened: the prompt ended with an open <think>.
+        opened: whether the prompt ended with an open <think>.
     """
     if "</think>" in completion:
         return completion.rsplit("</think>", 1)[1].strip()
@@ -49,8 +52,7 @@ def answers(batch: RolloutBatch) -> list[str]:
 
 
 def text_batch(texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> RolloutBatch:
-    """Completions that are texts, one for each data row, as rewards about texts need them; their tokens mean
-    nothing."""
+    """A batch of texts, one per data row, for rewards that read texts; its tokens have no meaning."""
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     return RolloutBatch(
         prompt_ids=ids,
@@ -94,10 +96,10 @@ def check_golds(reward: Judge, rows: Sequence[dict[str, Any]]) -> list[GoldProbl
 
 
 def report_golds(reward: Judge, rows: Sequence[dict[str, Any]]) -> str | None:
-    """One paragraph about the rows whose own answer does not earn full marks, None if all do.
+    """One paragraph about the rows whose own answer does not earn the full reward; None if all do.
 
     Raises:
-        ConfigError: if no row's does, since nothing could be learned then.
+        ConfigError: if no row's answer does, because nothing could be learned then.
     """
     problems = reward.self_check(rows)
     if not problems:
@@ -110,12 +112,12 @@ def report_golds(reward: Judge, rows: Sequence[dict[str, Any]]) -> str | None:
     )
     more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
     paragraph = (
-        f"the reward {reward.name!r} ({type(reward).__name__}) does not give full marks to the row's own answer in "
+        f"the reward {reward.name!r} ({type(reward).__name__}) does not give the row's own answer the full reward in "
         f"{len(problems)} of {checked} rows that were checked ({named}{more}). "
     )
     if len(problems) == checked:
         raise ConfigError(
-            f"{paragraph}Nothing could be learned: choose the reward that fits these answers (MathAnswer, NumericAnswer, ExactAnswer, "
-            "MultipleChoice), or map the right column in data.columns."
+            f"{paragraph}Nothing could be learned: choose the reward that fits these answers (MathAnswer, "
+            "NumericAnswer, ExactAnswer, MultipleChoice), or map the right column in data.columns."
         )
-    return f"{paragraph}No completion can be right there: mend or drop these rows, or choose another reward."
+    return f"{paragraph}No completion can be right there: correct or remove these rows, or choose another reward."

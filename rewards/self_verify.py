@@ -1,4 +1,4 @@
-"""What a verdict on an own solution earns (self-verification, arXiv 2506.01369)."""
+"""The reward of verdicts on the policy's own solutions (self-verification, arXiv 2506.01369)."""
 
 import math
 import re
@@ -10,21 +10,22 @@ from rollouts import RolloutBatch
 
 
 def verdict_of(text: str) -> bool | None:
-    """The last Yes (True) or No (False) of a text, None without either."""
-    found = re.findall(r"\b(yes|no)\b", text, re.IGNORECASE)
-    return found[-1].lower() == "yes" if found else None
+    """The last Yes (True) or No (False) of a text; None without either."""
+    verdicts = re.findall(r"\b(yes|no)\b", text, re.IGNORECASE)
+    return verdicts[-1].lower() == "yes" if verdicts else None
 
 
 class Verdict(Reward):
-    """For questions about a solution: 1 if the verdict after the reasoning is the truth, else 0, weighted by how hard it was to tell; NaN for other rows.
+    """The weighted correctness of the verdict on a solution: a weight if it is true, else 0; NaN for other rows.
 
-    A right solution out of G_c right ones in a group of G weighs G / (2 G_c), a wrong one out of G_i G / (2 G_i), so that the rare kind pays more and a
-    perfect verifier earns 1 on average; where all of a group are alike the weight is 1.
+    The weight is G / (2 G_c) for one of G_c right solutions in a group of G, and G / (2 G_i) for one of G_i wrong ones,
+    so that the rarer kind earns more and a perfect verifier earns 1 on average. If all solutions of a group are right
+    or all are wrong, the weight is 1.
 
     Args:
-        dynamic: weigh; otherwise every true verdict earns 1.
-        code_penalty: taken off where the completion has a code block (the paper's 7B: 0.5).
-        bare_penalty: taken off where a verdict has no reasoning before it (the paper's 7B: 0.5).
+        dynamic: use the weights; otherwise every true verdict earns 1.
+        code_penalty: subtracted if the completion contains a code block (the paper: 0.5 for 7B, 0 for 1.5B).
+        bare_penalty: subtracted if there is no reasoning before the verdict (the paper: 0.5 for 7B, 0 for 1.5B).
         weight, name: as in every reward.
     """
 
@@ -33,8 +34,8 @@ class Verdict(Reward):
     def __init__(
         self,
         dynamic: bool = True,
-        code_penalty: float = 0.0,
-        bare_penalty: float = 0.0,
+        code_penalty: float = 0.5,
+        bare_penalty: float = 0.5,
         weight: float = 1.0,
         name: str | None = None,
     ) -> None:
@@ -42,7 +43,7 @@ class Verdict(Reward):
         self.dynamic, self.code_penalty, self.bare_penalty = dynamic, code_penalty, bare_penalty
 
     def verdicts(self, batch: RolloutBatch) -> list[bool | None]:
-        """Yes (True), No (False) or neither (None), of every row."""
+        """The verdict of every row: Yes (True), No (False) or neither (None)."""
         return [
             verdict_of(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)
         ]
@@ -57,7 +58,7 @@ class Verdict(Reward):
 
     def score(self, batch: RolloutBatch) -> list[float]:
         rows = [batch.rows[i] for i in batch.groups.tolist()]
-        given = zip(rows, self.verdicts(batch), batch.completions, strict=True)
+        triples = zip(rows, self.verdicts(batch), batch.completions, strict=True)
         return [
-            self._one(row, verdict, text) if "solution_correct" in row else math.nan for row, verdict, text in given
+            self._one(row, verdict, text) if "solution_correct" in row else math.nan for row, verdict, text in triples
         ]

@@ -1,10 +1,11 @@
-"""ShorterBetter (Yi, Wang and Li, arXiv 2504.21370): every completion of a group is pulled towards the length of the shortest right one.
+"""ShorterBetter (arXiv 2504.21370): pulls a group's completions to the length of the shortest right one.
 
-r_i = alpha c_i - beta |L_i - SOL|, SOL = min of L_j over the right completions of the group, the mean of all L_j where none is right.
+Source: Yi, Wang and Li. r_i = alpha c_i - beta |L_i - SOL|. SOL is the minimum of L_j over the right completions of the
+group, or the mean of all L_j if none is right.
 
     python main.py fit --config configs/shorter_better.yaml
 
-alpha is the weight of the correctness reward, the rest is here.
+alpha is the weight of the correctness reward; this module contains the second term.
 """
 
 import math
@@ -20,11 +21,12 @@ from support.papers import Experiment, Paper
 
 
 class ShorterBetter(JudgedReward):
-    """-beta |L - SOL|, for right and wrong completions alike, without a bound below.
+    """-beta |L - SOL|, for right and wrong completions alike, without a lower bound.
 
     Args:
-        beta: price of a token of distance from the group's optimal length (0.001 in the authors' code, with completions of up to 6000 tokens). For other
-            lengths choose it so that beta times the longest completion is about the correctness reward's weight.
+        beta: price per token of distance from the group's optimal length (0.001 in the authors' code, with completions
+            of up to 6000 tokens). For other lengths choose it so that beta times the longest completion is about the
+            correctness reward's weight.
         correctness, weight, name: as in every JudgedReward; the authors' alpha is the correctness reward's weight, 2.
     """
 
@@ -33,7 +35,7 @@ class ShorterBetter(JudgedReward):
     ) -> None:
         super().__init__(correctness, weight, name)
         if beta < 0:
-            raise ConfigError(f"ShorterBetter: beta is {beta}; it is a price on tokens, 0 or above.")
+            raise ConfigError(f"ShorterBetter: beta is {beta}, but it is a price per token; set it to 0 or above.")
         self.beta = beta
 
     def optimal_lengths(self, batch: RolloutBatch) -> Float[Tensor, "prompts"]:

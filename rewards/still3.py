@@ -1,7 +1,7 @@
-"""Rewards for length and for words of reflection, which STILL-3 tried and found wanting (arXiv 2503.04548).
+"""Rewards for length and for words of reflection, which did not help in STILL-3's experiments (arXiv 2503.04548).
 
-The paper adds L_i / L_max, or min(A_i, 20) / 20, to +1 for a right and -1 for a wrong answer: a correctness reward of weight 2 beside one of these,
-since the constant -1 is in every group's baseline.
+The paper adds L_i / L_max, or min(A_i, 20) / 20, to +1 for a right and -1 for a wrong answer. This equals a correctness
+reward of weight 2 plus one of these rewards, because the constant -1 cancels with every group's baseline.
 """
 
 import re
@@ -19,7 +19,7 @@ ACTIONS = ("however", "but", "wait", "verify", "alternatively")
 
 
 def action_count(text: str, words: Sequence[str] = ACTIONS) -> int:
-    """How often any of the words occurs in a text, whatever its case."""
+    """Number of occurrences of any of the words in a text, in any case."""
     return len(re.findall(rf"\b(?:{'|'.join(map(re.escape, words))})\b", text, re.IGNORECASE))
 
 
@@ -34,7 +34,7 @@ class LengthBonus(Reward):
     def __init__(self, scale: float, weight: float = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name)
         if scale <= 0:
-            raise ConfigError(f"LengthBonus: scale is {scale}; it is a number of tokens above 0.")
+            raise ConfigError(f"LengthBonus: scale is {scale}; set it to a number of tokens above 0.")
         self.scale = scale
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
@@ -45,7 +45,8 @@ class ActionBonus(Reward):
     """min(A_i, most) / most, where A_i counts the words of reflection.
 
     Args:
-        words: what is counted. most: from how many on there is nothing more to earn.
+        words: the counted words.
+        most: count at which the reward reaches its maximum of 1.
         weight, name: as in every reward.
     """
 

@@ -13,7 +13,7 @@ from rewards.base import Reward, needs
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 
-#: tasks whose scorers hand an answer to Python's eval, and to sympy, which does the same with it
+#: tasks whose scorers pass an answer to Python's eval, or to sympy, which evaluates it too
 EVALUATED = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}
 COMPUTED = {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
 _VALUES = (ast.Expression, ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.UnaryOp, ast.USub, ast.UAdd)
@@ -22,11 +22,10 @@ _FUNCTIONS = set("sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log 
 
 
 def is_value(answer: str, formula: bool = False) -> bool:
-    """Whether nothing but a value can come of evaluating an answer: no calls, attributes or operators, or for a formula
-    those of arithmetic and calculus.
+    """Whether evaluating an answer can only give a value.
 
-    Text that is not Python is harmless where Python's own eval would refuse it. sympy reads more than Python does, so a
-    formula must be Python.
+    It contains no calls, attributes or operators; a formula may contain those of arithmetic and calculus. Text that is
+    not Python is harmless, because Python's eval refuses it. sympy reads more than Python, so a formula must be Python.
     """
     try:
         tree = ast.parse(answer.strip(), mode="eval")
@@ -45,21 +44,20 @@ def is_value(answer: str, formula: bool = False) -> bool:
     return True
 
 
-#: answers that some scorers of reasoning-gym 0.1.25 pay without their being right: task -> (answer, mean score over
-#: eight questions); measured by
-#: `python -m benchmarks.graders --gym_questions 8`
+#: wrong answers that some scorers of reasoning-gym 0.1.25 reward: task -> (answer, mean score over eight questions);
+#: measured by `python -m benchmarks.graders --gym_questions 8`
 GENEROUS: dict[str, tuple[str, float]] = {
     "coin_flip": ("0", 0.75),
     "complex_arithmetic": ("nan", 1.0),
     "game_of_life_halting": ("x", 1.0),
     "polynomial_equations": ("0", 0.44),
 }
-#: answers that say nothing
+#: answers without content
 TRIVIAL = ("", "0", "1", "nan", "x", "[]", "None", "inf", "True", "a b c")
 
 
 def task_of(entry: str) -> str:
-    """The task of reasoning-gym that an entry, as a row carries it, belongs to."""
+    """The reasoning-gym task of a row's `entry`."""
     return str(json.loads(entry)["metadata"]["source_dataset"])
 
 
@@ -69,7 +67,7 @@ def is_unsafe(answer: str, task: str) -> bool:
 
 
 def is_endless(answer: str) -> bool:
-    """Whether an answer is a number that is none: several scorers take a NaN for a match with everything."""
+    """Whether an answer is NaN or infinite; several scorers accept NaN as equal to everything."""
     return answer.strip().lstrip("+-").lower() in ("nan", "inf", "infinity", "nanj", "infj", "nan+nanj")
 
 
@@ -88,9 +86,8 @@ class ReasoningGymScore(Reward):
     """reasoning-gym's own score of the answer, between 0 and 1; needs the columns that `ReasoningGymPrompts` writes.
 
     Args:
-        extract: what of the text after the reasoning is the answer: what stands in <answer> tags (all of it if there
-            are none), the last
-            number (for small models that talk around it), or all of it.
+        extract: the part of the text after the reasoning that is the answer: tags is the text in <answer> tags (all of
+            it without tags), number is the last number (for small models that add other text), text is all of it.
         weight, name: as in every reward.
     """
 
@@ -110,7 +107,7 @@ class ReasoningGymScore(Reward):
             for answer, entry in questions
             if not is_unsafe(answer, tasks[entry]) and not is_endless(answer)
         ]
-        # All of them in the answer processes: any scorer may compute for ever, or stumble over what it does not expect.
+        # All in the answer processes: any scorer may never end, or fail on an answer that it does not expect.
         scores = dict(zip(asked, judged_all(asked), strict=True))
         return [_finite(scores.get(("gym", answer, entry))) for answer, entry in questions]
 
@@ -140,7 +137,8 @@ class ReasoningGymScore(Reward):
             _scorer(json.loads(row["entry"])["metadata"]["source_dataset"])
         except (LookupError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"the reward {self.name!r} (ReasoningGymScore) cannot read the `entry` of row {row.get('id')!r} as an entry of a task of reasoning-gym: {error!r}."
+                f"the reward {self.name!r} (ReasoningGymScore) cannot read the `entry` of row {row.get('id')!r} as an "
+                f"entry of a task of reasoning-gym: {error!r}; write the data with datamodules.ReasoningGymPrompts."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Rewards and costs of free text: a toxicity classifier trained on people's labels, and a plain measure of staying on topic."""
+"""Rewards and costs of free text: a toxicity classifier trained on human labels, and a simple measure of relevance."""
 
 import re
 
@@ -14,7 +14,7 @@ _WORD = re.compile(r"[a-z']+")
 
 
 class ToxicityCost(Reward):
-    """Probability that the response is offensive, from alt-profanity-check's classifier (trained on 200,000 texts labelled by people).
+    """Probability that the response is offensive, by alt-profanity-check's classifier (200,000 human-labelled texts).
 
     Args:
         weight, name: as in every reward.
@@ -28,7 +28,8 @@ class ToxicityCost(Reward):
             from profanity_check import predict_prob
         except ImportError as error:
             raise ConfigError(
-                "ToxicityCost uses the classifier of the wheel alt-profanity-check, which is not installed; run `make wheels`."
+                "ToxicityCost uses the classifier of the wheel alt-profanity-check, which is not installed; run `make "
+                "wheels`."
             ) from error
         self.predict = predict_prob
 
@@ -37,9 +38,10 @@ class ToxicityCost(Reward):
 
 
 class OnTopic(Reward):
-    """Share of the prompt's words of five letters or more that the response takes up, times the share of its words that are distinct.
+    """Fraction of the prompt's words of five or more letters in the response, times the fraction of distinct words.
 
-    A crude stand-in for helpfulness where no person is there to judge: it rewards responses about the subject and not repetitive.
+    A crude proxy for helpfulness without human judgement: it rewards responses about the subject that do not repeat
+    themselves.
     """
 
     def score(self, batch: RolloutBatch) -> list[float]:

@@ -1,6 +1,7 @@
 """ThinkJSON's rewards: an object that fills a schema, in a strict format (arXiv 2502.14905).
 
-JSON reward 0.5 M + 0.5 S: M = equal (path, value) pairs / paths of either object, S = the shorter canonical text's length / the longer one's.
+The JSON reward is 0.5 M + 0.5 S. M is the number of equal (path, value) pairs over the number of paths of either
+object, S the length of the shorter canonical text over that of the longer one.
 """
 
 import json
@@ -36,48 +37,48 @@ def _finite(text: str) -> float:
 
 
 def strict_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that a text is; None for anything else, a repeated key, NaN, an infinite number or text around it."""
+    """The JSON object of a text; None for other values, repeated keys, NaN, infinite numbers or surrounding text."""
     try:
-        found = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def canonical(value: Any) -> str:
-    """The one text of a JSON value: keys sorted, no white space."""
+    """The canonical text of a JSON value: keys sorted, no white space."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def leaves(value: Any, path: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], str]:
     """Canonical values by path; 1, 1.0, "1" and true are different, and an empty list or object is a value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found: dict[tuple[str | int, ...], str] = {}
+    values: dict[tuple[str | int, ...], str] = {}
     for key, item in inner:
-        found |= leaves(item, (*path, key))
-    return found or {path: canonical(value)}
+        values |= leaves(item, (*path, key))
+    return values or {path: canonical(value)}
 
 
-def match_ratio(given: dict[str, Any], wanted: dict[str, Any]) -> float:
+def match_ratio(parsed: dict[str, Any], wanted: dict[str, Any]) -> float:
     """M: equal (path, value) pairs over the paths of either object."""
-    ours, theirs = leaves(given), leaves(wanted)
+    ours, theirs = leaves(parsed), leaves(wanted)
     return len(ours.items() & theirs.items()) / len(set(ours).union(theirs))
 
 
-def length_similarity(given: dict[str, Any], wanted: dict[str, Any]) -> float:
+def length_similarity(parsed: dict[str, Any], wanted: dict[str, Any]) -> float:
     """S: min / max of the lengths of the canonical texts."""
-    lengths = sorted((len(canonical(given)), len(canonical(wanted))))
+    lengths = sorted((len(canonical(parsed)), len(canonical(wanted))))
     return lengths[0] / lengths[1]
 
 
-def noise_rate(given: dict[str, Any], wanted: dict[str, Any]) -> float:
-    """Share of the given paths that are not wanted."""
-    ours = leaves(given).keys()
+def noise_rate(parsed: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """Fraction of the parsed object's paths that are not wanted."""
+    ours = leaves(parsed).keys()
     return len(ours - leaves(wanted).keys()) / len(ours)
 
 
 def object_text(answer: str) -> str:
-    """What stands in the last <answer> block, or everything if there is none, so that the object is rewarded apart from the format."""
+    """The text in the last <answer> block, or all of it without one: object and format are scored separately."""
     return re.split(r"</answer>", answer.rsplit("<answer>", 1)[-1])[0].strip() if "<answer>" in answer else answer
 
 
@@ -87,49 +88,53 @@ def _validator(schema: str) -> Any:
         import jsonschema
     except ImportError as error:
         raise ConfigError(
-            "validating against a schema needs the package jsonschema: pip install jsonschema."
+            "validation against a schema needs the package jsonschema, which is not installed; run `pip install "
+            "jsonschema`."
         ) from error
     return jsonschema.validators.validator_for(json.loads(schema))(json.loads(schema))
 
 
 class _OnObjects(Reward):
-    """Scores the object in every answer, None where there is none."""
+    """Base class of rewards that score the object in every answer."""
 
     def __init__(self, validates: bool, weight: float, name: str | None) -> None:
         super().__init__(weight, name)
         self.validates = validates
 
     @abstractmethod
-    def one(self, given: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
-        """The score of an object, None where the answer is none."""
+    def one(self, parsed: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
+        """The score of an object; `parsed` is None if the answer is not an object."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
         texts = [
             object_text(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)
         ]
-        found = []
+        scores = []
         for text, answer, schema in zip(texts, batch.column("answer"), batch.column("schema"), strict=True):
-            given = strict_object(text)
-            valid = given is not None and (not self.validates or _validator(schema).is_valid(given))
-            found.append(self.one(given, json.loads(answer), valid))
-        return found
+            parsed = strict_object(text)
+            valid = parsed is not None and (not self.validates or _validator(schema).is_valid(parsed))
+            scores.append(self.one(parsed, json.loads(answer), valid))
+        return scores
 
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer", *(["schema"] if self.validates else []))
         if not isinstance(row["answer"], str) or strict_object(row["answer"]) is None:
             raise ConfigError(
-                f"the reward {self.name!r} needs JSON objects, but the answer of row {row.get('id')!r} is {row['answer']!r}."
+                f"the reward {self.name!r} needs JSON objects, but the answer of row {row.get('id')!r} is "
+                f"{row['answer']!r}; correct or remove the row."
             )
         if self.validates:
             _validator(str(row["schema"]))
 
 
 class FilledSchema(_OnObjects):
-    """`share` M + (1 - share) S of the object in the answer against the row's `answer`; 0 if it does not parse strictly or nothing matches.
+    """`share` M + (1 - share) S for the object in the answer and the row's `answer`.
+
+    0 if the object does not parse strictly or nothing matches.
 
     Args:
-        share: of the match ratio. The paper combines both and does not state the weights.
-        validate: an object that does not satisfy the row's JSON Schema (column `schema`) earns 0.
+        share: weight of the match ratio; the paper does not state it.
+        validate: whether an object that does not satisfy the row's JSON Schema (column `schema`) earns 0.
         weight, name: as in every reward.
     """
 
@@ -141,22 +146,24 @@ class FilledSchema(_OnObjects):
         super().__init__(validate, weight, name)
         if not 0 <= share <= 1:
             raise ConfigError(
-                f"FilledSchema: share is {share}; it is the match ratio's share of the reward, between 0 and 1."
+                f"FilledSchema: share is {share}, but it is the weight of the match ratio; set it between 0 and 1."
             )
         self.share = share
 
-    def one(self, given: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
-        if given is None or not valid or not (match := match_ratio(given, wanted)):
+    def one(self, parsed: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
+        if parsed is None or not valid or not (match := match_ratio(parsed, wanted)):
             return 0.0  # a length alone would reward padding
-        return self.share * match + (1 - self.share) * length_similarity(given, wanted)
+        return self.share * match + (1 - self.share) * length_similarity(parsed, wanted)
 
 
 class JsonPart(_OnObjects):
-    """One statistic of the object, for metrics with a weight of 0: parsed, match (M), length (S), noise (keys that nobody asked for), exact or valid.
+    """One statistic of the object, for metrics with a weight of 0.
 
     Args:
-        part: which; `valid` asks the row's JSON Schema. All are 0 where nothing parses.
-        weight: 0 only logs. name: json_<part> by default.
+        part: parsed, match (M), length (S), noise (fraction of unwanted paths), exact, or valid under the row's JSON
+            Schema. All are 0 if nothing parses.
+        weight: factor in the total; 0 only logs.
+        name: name in metrics; json_<part> by default.
     """
 
     def __init__(self, part: Part, weight: float = 0.0, name: str | None = None) -> None:
@@ -165,17 +172,20 @@ class JsonPart(_OnObjects):
             raise ConfigError(f"JsonPart: part is {part!r}; choose one of {', '.join(PARTS)}.")
         self.part, self.is_correctness = part, part == "exact"
 
-    def one(self, given: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
-        if given is None:
+    def one(self, parsed: dict[str, Any] | None, wanted: dict[str, Any], valid: bool) -> float:
+        if parsed is None:
             return 0.0
         parts = {"match": match_ratio, "length": length_similarity, "noise": noise_rate}
         if self.part in parts:
-            return parts[self.part](given, wanted)
-        return float({"parsed": True, "exact": canonical(given) == canonical(wanted), "valid": valid}[self.part])
+            return parts[self.part](parsed, wanted)
+        return float({"parsed": True, "exact": canonical(parsed) == canonical(wanted), "valid": valid}[self.part])
 
 
 class ThinkAnswerFormat(Reward):
-    """1 if the completion is one think block, one answer block and nothing else, else 0; a <think> that the prompt has opened counts as the completion's."""
+    """1 if the completion is one think block, one answer block and nothing else, else 0.
+
+    A <think> at the end of the prompt counts as part of the completion.
+    """
 
     def score(self, batch: RolloutBatch) -> list[float]:
         whole = zip(batch.completions, batch.opened, strict=True)

@@ -1,6 +1,6 @@
-"""Units of measure behind numbers: their names, what they measure, and how large they are.
+"""Units of measure after numbers: their names, dimensions and sizes.
 
-Imports nothing of the project, since the answer processes (rewards/answer_process.py) load it alone.
+The module imports nothing of the project, because the answer processes (rewards/answer_process.py) load it alone.
 """
 
 import re
@@ -11,8 +11,7 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class Unit:
-    """What a unit measures (`length^2` for an area; None if the word is unknown), and its size in the base unit of that
-    dimension."""
+    """A unit: its dimension (`length^2` for an area; None if the word is unknown), and its size in the base unit."""
 
     dimension: str | None
     size: Fraction
@@ -32,7 +31,8 @@ _TABLE: dict[str, dict[str, str]] = {
     "mass": {"mg milligram": "1/1000", "g gram gramme": "1", "kg kilogram kilo": "1000", "oz ounce": "28.349523125",
     "lb pound": "453.59237",
              "ton": "907184.74", "tonne": "1000000"},
-    "time": {"ms millisecond": "1/1000", "s sec second": "1", "min minute": "60", "h hr hour": "3600", "day": "86400", "week": "604800"},
+    "time": {"ms millisecond": "1/1000", "s sec second": "1", "min minute": "60", "h hr hour": "3600",
+             "day": "86400", "week": "604800"},
     "month": {"month": "1", "yr year": "12"},
     "volume": {"ml milliliter millilitre": "1/1000", "l liter litre": "1", "gal gallon": "3.785411784"},
     "dollar": {"\\$ dollar usd buck": "1", "¢ cent penny pennie": "1/100"},
@@ -59,7 +59,7 @@ NAMES = {
     for words, size in units.items()
     for word in words.split()
 }
-#: units that are one letter, which is a variable where nothing says that it is a unit
+#: units of one letter, which is a variable if nothing marks it as a unit
 LETTERS = {name for name in NAMES if len(name) == 1 and name.isascii() and name.isalpha()}
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWERED = re.compile(r"([a-z°%\\$€£¥₹¢元]{1,30})\.?(?:\s?\^\s?\{?([23])\}?)?")
@@ -74,8 +74,7 @@ def _named(word: str) -> Unit | None:
 
 @lru_cache(maxsize=4096)
 def unit_of(text: str) -> Unit:
-    """The unit that a text names: `cm`, `square inches`, `km/h`, `meters per second`, `cm^2`; UNKNOWN for other
-    words."""
+    """The unit of a text: `cm`, `square inches`, `km/h`, `meters per second`, `cm^2`; UNKNOWN for other words."""
     text = " ".join(text.lower().replace("^\\circ", "°").replace("^{\\circ}", "°").replace("\\%", "%").split()).strip(
         " ."
     )
@@ -85,8 +84,8 @@ def unit_of(text: str) -> Unit:
         top, bottom = unit_of(over[0]), unit_of(over[1])
         if top.dimension is None or bottom.dimension is None:
             return UNKNOWN
-        return Unit("speed" if (top.dimension, bottom.dimension) == ("length", "time") else f"{top.dimension}/{bottom.dimension}",
-                    top.size / bottom.size)  # fmt: skip
+        is_speed = (top.dimension, bottom.dimension) == ("length", "time")
+        return Unit("speed" if is_speed else f"{top.dimension}/{bottom.dimension}", top.size / bottom.size)
     words = text.split()
     power = 1
     if len(words) > 1 and words[0].rstrip(".") in _POWER_WORDS:
@@ -104,15 +103,15 @@ def unit_of(text: str) -> Unit:
 
 
 def is_unit(text: str) -> bool:
-    """Whether a text names a unit that is known."""
+    """Whether a text names a known unit."""
     return unit_of(text).dimension is not None
 
 
 def same_amount(first: Fraction, first_unit: str | None, second: Fraction, second_unit: str | None) -> bool:
     """Whether two numbers with units (None: without) are the same amount.
 
-    A unit that only one of them has, or that is not known, decides nothing; 40 % is 40 and 0.4; two known units are
-    converted into each other.
+    A unit that only one of them has, or that is unknown, is ignored; 40 % equals 40 and 0.4; two known units are
+    converted.
     """
     if first == second and (first_unit is None or second_unit is None):
         return True

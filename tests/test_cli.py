@@ -288,7 +288,7 @@ def test_mistakes_are_explained(here, reasoner, argument, first):
         (["--model.max_grad_norm=-1"], "max_grad_norm is -1"),
         (["--model.optimizer.lr=-1"], "refuses its settings"),
         (["--trainer.gradient_clip_val=1.0"], "set model.max_grad_norm"),
-        (["--model.loss=objectives.ClippedSurrogate", "--model.loss.clip_low=-1"], "needs 0 <= clip_low"),
+        (["--model.loss=objectives.ClippedSurrogate", "--model.loss.clip_low=-1"], "set 0 <= clip_low"),
         (["--model.sampling.max_new_tokens=254"], "exceeds the model's context of 256"),
         (["--ckpt_path=runs/none.ckpt"], "runs/none.ckpt cannot be used"),
         (

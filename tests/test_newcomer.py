@@ -76,7 +76,7 @@ MISTAKES = {
         "Its layers are down_proj, gate_proj, k_proj",
     ),
     "a GPU that does not exist": (["--trainer.accelerator=gpu"], "PyTorch finds no such device"),
-    "a group of one": (["--model.batch.group_size=1"], "set it to 2 or more"),
+    "a group of one": (["--model.batch.group_size=1"], "set batch.group_size to 2 or more"),
     "data without a prompt": (
         ["--data=datamodules.FilePrompts", "--data.source=questions.jsonl"],
         "it has no 'prompt', only ['answer', 'question']",

@@ -1,1 +1,1 @@
-"""What the methods are made of: the on-policy loop, its update, evaluation and telemetry."""
+"""The common parts of the methods: the on-policy loop, its update, evaluation and telemetry."""

@@ -1,4 +1,4 @@
-"""Faults of the data that can be known before anything is sampled."""
+"""Checks of the data before anything is sampled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ SPLITS = {"fit": ("train", "val", "safety"), "validate": ("val",), "test": ("tes
 
 
 def data_splits(trainer: L.Trainer, stage: str) -> dict[str, Rows]:
-    """The rows that a stage reads, by split; none for data that is not one of our data modules."""
+    """The rows that a stage reads, by split; empty for data modules without a method `rows`."""
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "rows"):
         return {}
@@ -35,10 +35,10 @@ def check_columns(splits: Mapping[str, Rows], rewards: Sequence[Reward]) -> None
 
 
 def check_golds(splits: Mapping[str, Rows], rewards: Sequence[Reward]) -> None:
-    """Warn of rows whose own answer does not earn full marks; safety prompts have no answers.
+    """Warn about rows whose own answer does not earn the full reward; safety prompts have no answers.
 
     Raises:
-        ConfigError: where no row's answer does.
+        ConfigError: if no row's answer earns it.
     """
     rows = [row for split, rows in splits.items() if split != "safety" for row in rows]
     for reward in rewards:
@@ -65,7 +65,7 @@ def check_lengths(
     """Refuse prompts that leave no room for a completion.
 
     Args:
-        context: tokens that the model can read; None for no limit.
+        context: the model's context length, in tokens; None for no limit.
         prompt_tokens: token ids of a row's prompt.
 
     Raises:
@@ -76,10 +76,10 @@ def check_lengths(
     room = context - max_new_tokens
     for split, rows in splits.items():
         for row in rows:
-            # A token has at least one byte, so short prompts need not be encoded to know that they fit.
+            # A token has at least one byte, so short prompts fit without being encoded.
             if len(str(row["prompt"]).encode()) + 256 > room and (length := len(prompt_tokens(row))) > room:
                 raise ConfigError(
                     f"prompt {row.get('id')!r} of the {split} split has {length} tokens; with "
                     f"sampling.max_new_tokens={max_new_tokens} it exceeds the model's context of {context} tokens. "
-                    "Drop or shorten it, or lower sampling.max_new_tokens."
+                    "Remove or shorten the prompt, or lower sampling.max_new_tokens."
                 )

@@ -1,7 +1,7 @@
-"""Dynamic sampling: groups whose completions all earn the same give no gradient; further prompts take their places (DAPO, arXiv 2503.14476, 3.2).
+"""Dynamic sampling: replaces groups of equal rewards, which have no gradient (DAPO, arXiv 2503.14476, 3.2).
 
-The further prompts are a function of (seed, rank, rollout), each process replaces its own groups, and a rollout keeps its size: what the
-budget did not suffice for stays, with advantages of zero.
+The further prompts are a function of (seed, rank, rollout), and each process replaces its own groups. A rollout keeps
+its size: groups that the budget does not cover remain, with advantages of zero.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,17 +19,17 @@ Rows = list[dict[str, Any]]
 
 
 def has_signal(returns: Tensor, batch: RolloutBatch) -> Bool[Tensor, "prompts"]:
-    """Whether the completions of each prompt earn different returns; those to which no reward applies (NaN) do not count."""
+    """Whether the completions of each prompt have different returns, without those that no reward applies to (NaN)."""
     return group_statistics(returns, batch.groups)[1] > 0
 
 
 def exactly(missing: int, without_signal: float) -> int:
-    """As many further prompts at once as groups are missing, however many of the last ones gave no signal."""
+    """Draw as many further prompts as groups are missing, whatever fraction of the last ones gave no signal."""
     return missing
 
 
 def _unseen(rows: Iterator[dict[str, Any]], seen: set[Any]) -> Iterator[dict[str, Any]]:
-    """Those of the rows whose id has not come before."""
+    """The rows with a new id."""
     for row in rows:
         if row.get("id") not in seen:
             seen.add(row.get("id"))
@@ -44,18 +44,20 @@ def refilled(
     returns: Callable[[RolloutBatch], Tensor],
     size: Callable[[int, float], int] = exactly,
 ) -> tuple[RolloutBatch, RolloutBatch, dict[str, float]]:
-    """Replace the groups without signal, as far as the budget goes.
+    """Replace the groups without signal, as far as the budget allows.
 
     Args:
         batch: a scored rollout.
-        spare: rows of further prompts; those of the batch are passed over.
-        budget: most further prompts.
-        sample: rows to a scored rollout. returns: what decides on signal, one number a row.
-        size: (groups still missing, share of the groups sampled last that gave no signal) -> prompts to sample next; groups with signal beyond
-            those that are missing are left out.
+        spare: rows of further prompts; those of the batch are skipped.
+        budget: maximum number of further prompts.
+        sample: rows -> their scored rollout.
+        returns: the numbers that decide on signal, one per row.
+        size: (groups still missing, fraction of the last sampled groups without signal) -> number of prompts to sample
+            next. Groups with signal that are not needed are dropped.
 
     Returns:
-        (the batch, all that was sampled, metrics: `no_signal` and `no_signal_left` are shares of the groups, `extra_tokens` what was generated in addition).
+        (the batch, everything that was sampled, metrics). `no_signal` and `no_signal_left` are fractions of the groups,
+        `extra_tokens` is the number of additional tokens.
     """
     signal = has_signal(returns(batch), batch)
     without = float((~signal).float().mean())

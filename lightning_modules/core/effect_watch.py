@@ -1,4 +1,4 @@
-"""Warnings about a method whose mechanism has nothing to work on.
+"""Warnings about a method whose mechanism is inactive.
 
 Without them an inactive method looks like one that does not help.
 """
@@ -9,10 +9,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 class EffectWatch:
-    """Counts consecutive rollouts without something that the method depends on.
+    """Counts consecutive rollouts without an event that the method depends on.
 
     Args:
-        patience: consecutive rollouts after which it warns, once per name.
+        patience: number of consecutive rollouts after which it warns, once per name.
     """
 
     def __init__(self, patience: int = 20) -> None:
@@ -22,9 +22,11 @@ class EffectWatch:
         """Count one rollout.
 
         Args:
-            message: follows "<n> rollouts in a row"; says what is missing and what to do.
+            name: name of the event.
+            present: whether the event occurred.
+            message: rest of the warning after "In <n> consecutive rollouts": the missing event and what to do.
         """
         self.absent[name] = 0 if present else self.absent[name] + 1
         if self.absent[name] >= self.patience and name not in self.said:
             self.said.add(name)
-            rank_zero_warn(f"{self.absent[name]} rollouts in a row {message}")
+            rank_zero_warn(f"In {self.absent[name]} consecutive rollouts {message}")

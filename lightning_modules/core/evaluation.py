@@ -8,13 +8,13 @@ from support.errors import ConfigError
 
 @dataclass
 class Evaluation:
-    """How validation and test sample.
+    """Settings of validation and test.
 
     Args:
-        samples: completions of every prompt.
+        samples: completions per prompt.
         pass_k: the k of pass@k, at most `samples`. One number is logged as `pass@k`, a list such as [1, 4, 16] as
             `pass@1`, `pass@4`, `pass@16`.
-        sampling: how they are drawn, where it differs from the training's sampling.
+        sampling: sampling settings that differ from the training's.
         val_intervals: log 95 % bootstrap intervals over the problems in validation too; the test stage always has them.
     """
 
@@ -27,13 +27,13 @@ class Evaluation:
         ks = list(self.pass_ks.values())
         if self.samples < 1 or not all(1 <= k <= self.samples for k in ks) or self.pass_k == []:
             raise ConfigError(
-                f"evaluation.samples is {self.samples} and evaluation.pass_k is {self.pass_k}; needs samples >= 1 and "
+                f"evaluation.samples is {self.samples} and evaluation.pass_k is {self.pass_k}; set samples >= 1 and "
                 "1 <= pass_k <= samples."
             )
 
     @property
     def pass_ks(self) -> dict[str, int]:
-        """The wanted k by the metric's name."""
+        """The configured k by the metric's name."""
         if isinstance(self.pass_k, int):
             return {"pass@k": self.pass_k}
         return {f"pass@{k}": k for k in self.pass_k or []}

@@ -1,4 +1,4 @@
-"""How often rewards failed in a rollout or an evaluation, and the end of the run where that is too often."""
+"""Counts of failed rewards in a rollout or an evaluation; too many of them end the run."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from support.processes import summed
 
 
 class FailureCounts:
-    """(completions, errors, time-outs) of every reward that may fail; of this process until `metrics` sums them."""
+    """(completions, errors, time-outs) of every reward that may fail, on this process until `metrics` sums them."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Tensor] = {}
@@ -25,14 +25,14 @@ class FailureCounts:
         return self
 
     def metrics(self, rewards: Sequence[Reward], where: str) -> dict[str, float]:
-        """Rates over all rewards that may fail; nothing if there is none. All processes take part.
+        """Rates over all rewards that may fail; empty without such rewards. All processes take part.
 
         Args:
-            rewards: all that scored.
-            where: names the rollout or evaluation in the error.
+            rewards: all rewards that scored the batches.
+            where: name of the rollout or evaluation in the error.
 
         Raises:
-            ConfigError: on all processes alike, where a reward failed for more than its `max_failure_rate`.
+            ConfigError: on all processes, if a reward failed for more than its `max_failure_rate`.
         """
         fallible = [reward for reward in rewards if reward.max_failure_rate is not None]
         if not fallible:
@@ -49,8 +49,9 @@ def _check(reward: Reward, scored: int, errors: int, timeouts: int, where: str) 
     rate = (errors + timeouts) / max(scored, 1)
     if rate > reward.max_failure_rate:
         raise ConfigError(
-            f"the reward {reward.name!r} ({type(reward).__name__}) failed for {rate:.0%} of the {scored} completions of "
-            f"{where} ({errors} errors, {timeouts} time-outs), more than its max_failure_rate of "
+            f"the reward {reward.name!r} ({type(reward).__name__}) failed for {rate:.0%} of the {scored} completions "
+            f"of {where} ({errors} errors, {timeouts} time-outs), more than its max_failure_rate of "
             f"{reward.max_failure_rate:.0%}; the last failure here: {reward.last_failure or '(on another process)'}. "
-            "Mend what it asks, or raise max_failure_rate; checkpoints of earlier rollouts are complete."
+            "Repair the service or function that it calls, or raise max_failure_rate; then resume from the last "
+            "checkpoint, which is complete."
         )

@@ -19,7 +19,7 @@ class MicroBatch:
 
     Fields:
         rows: indices into the rollout.
-        width: longest completion among them, in tokens.
+        width: length of the longest completion among them, in tokens.
         counted: False on rows that only keep the number of passes equal on all processes.
     """
 
@@ -36,16 +36,17 @@ def update_slices(batch: RolloutBatch, updates: int) -> list[slice]:
 
 
 def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, equalise: bool = False) -> list[MicroBatch]:
-    """Passes of at most `budget` tokens, a prompt counted once for all its rows in the pass.
+    """Passes of at most `budget` tokens; a prompt counts once for all its rows in the pass.
 
-    Groups stay whole where they fit, the largest first into the first pass with room. A group beyond the budget is
-    split, its longest rows first, and its prompt computed again in every piece; a single longer row has a pass of its
-    own.
+    Groups that fit stay whole, the largest first, each in the first pass with room. A group larger than the budget is
+    split, longest rows first, and its prompt is computed again in every piece. A single row above the budget has a
+    pass of its own.
 
     Args:
-        part: the rows of one optimiser step.
-        equalise: let every process make the same number of passes, since a missing one would hang the others; then
-            all processes must take part.
+        part: rows of one optimiser step.
+        budget: maximum number of tokens per pass; None for one pass.
+        equalise: give every process the same number of passes, because a missing one would hang the others; all
+            processes must call this then.
     """
     lengths, prompts = batch.lengths.tolist(), batch.prompt_mask.sum(1).tolist()
     pieces: list[tuple[int, list[int]]] = []
@@ -60,8 +61,9 @@ def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, equalise
     needed = sum(lengths[part]) + sum(prompts[row // batch.group_size] for row in groups)
     if computed > 1.5 * needed:
         warnings.warn(
-            f"batch.update_token_budget is {budget}, in which few completions fit beside their prompt: {computed} "
-            f"tokens are computed for {needed} because prompts are computed again and again; raise it if memory allows.",
+            f"batch.update_token_budget is {budget}, in which few completions fit beside their prompt: prompts are "
+            f"computed repeatedly, {computed} tokens in total where {needed} would do. If memory allows, raise "
+            "batch.update_token_budget.",
             stacklevel=2,
         )
     device = batch.completion_ids.device
@@ -78,7 +80,7 @@ def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, equalise
 
 
 def _fill(pieces: list[tuple[int, list[int]]], budget: int | None) -> list[tuple[int, list[int]]]:
-    """First fit of (size, rows) into bins of the budget; a piece larger than the budget has a bin of its own."""
+    """First fit of (size, rows) into bins of the budget; a piece larger than the budget gets its own bin."""
     bins: list[tuple[int, list[int]]] = []
     for size, rows in pieces:
         place = next((i for i, (used, _) in enumerate(bins) if budget is None or used + size <= budget), None)
@@ -97,10 +99,11 @@ def batch_logprobs(
 
     Args:
         temperature: divisor of the logits.
-        budget: maximum number of tokens in a pass; None computes all rows at once.
+        budget: maximum number of tokens per pass; None computes all rows at once.
+        reference: use the reference instead of the policy.
     """
     logprobs = torch.zeros(batch.completion_ids.shape, device=policy.device)
-    # Weights in shards are gathered in every pass, by all processes together; a reference's stay in shards.
+    # All processes gather sharded weights together in every pass; a reference's weights stay sharded.
     in_shards = isinstance(policy, FSDPModule) and (reference or not policy.is_whole)
     for micro in micro_batches(batch, slice(0, len(logprobs)), budget, equalise=in_shards):
         groups = batch.prompt_groups(micro.rows)

@@ -1,4 +1,4 @@
-"""Settings of an objective that contradict one another, refused when the module is built."""
+"""Checks for contradicting settings of an objective, when the module is built."""
 
 from typing import Protocol
 
@@ -26,10 +26,10 @@ class Method(Protocol):
 
 
 def check_objective(method: Method) -> None:
-    """Refuse what cannot be trained.
+    """Refuse settings that cannot be trained.
 
     Raises:
-        ConfigError: names the key, its value, and what to set.
+        ConfigError: with the key, its value, and what to set.
     """
     _check_rewards(method)
     _check_batch(method)
@@ -40,7 +40,7 @@ def check_objective(method: Method) -> None:
         )
     if method.max_grad_norm is not None and method.max_grad_norm <= 0:
         raise ConfigError(
-            f"max_grad_norm is {method.max_grad_norm}; set it above 0, or to null to leave gradients as they are."
+            f"max_grad_norm is {method.max_grad_norm}; set it above 0, or to null for no clipping of gradients."
         )
     if method.importance_cap is not None and method.importance_cap < 1:
         raise ConfigError(f"importance_cap is {method.importance_cap}; set it to 1 or above, or to null for none.")
@@ -69,11 +69,13 @@ def _check_batch(method: Method) -> None:
     if batch.refill and not (method.zero_variance_groups_have_no_gradient and advantage.needs_group):
         learner = type(advantage).__name__ if method.zero_variance_groups_have_no_gradient else type(method).__name__
         raise ConfigError(
-            f"batch.refill is {batch.refill}, but {learner} learns from groups of equal rewards too; set it to 0."
+            f"batch.refill is {batch.refill}, but {learner} learns from groups of equal rewards too; set "
+            "batch.refill to 0."
         )
     if batch.group_size == 1 and (advantage.needs_group or shaping.normalise_rewards):
         part = type(advantage).__name__ if advantage.needs_group else "shaping.normalise_rewards"
         raise ConfigError(
-            f"batch.group_size is 1, but {part} compares a completion with the others of its prompt; set it to 2 or "
-            "more, or choose an advantage that needs no group, such as objectives.RunningMean."
+            f"batch.group_size is 1, but {part} compares a completion with the others of its prompt; set "
+            "batch.group_size to 2 or more, or model.advantage to one that needs no group, such as "
+            "objectives.RunningMean."
         )

@@ -1,9 +1,9 @@
-"""The six arrows: prompts -> rollouts -> rewards -> advantages -> loss -> update, each a method to override.
+"""The on-policy loop: prompts -> rollouts -> rewards -> advantages -> loss -> update, each step a method to override.
 
 One batch of the trainer is one rollout. Optimisation is manual, so a rollout may serve several optimiser steps. All
 randomness of rollout n derives from (seed, n) and the prompts, so a resumed run repeats an uninterrupted one, and two
-processes draw what one would. docs/architecture.md has the contract of every hook: when it is called, how often, and
-what it may change.
+processes draw the same samples as one. docs/architecture.md has the contract of every hook: when it is called, how
+often, and what it may change.
 """
 
 import copy
@@ -39,28 +39,28 @@ from support.seeding import isolated_rng, run_seed
 
 
 class OnPolicyModule(SamplingModule):
-    """A method that learns from its own samples. Subclasses choose the parts and override at most a few hooks.
+    """Base class of methods that learn from their own samples. Subclasses choose the parts and override a few hooks.
 
     Args:
         policy: the model.
-        rewards: what a completion earns, as a weighted sum.
-        batch: every batch size.
-        sampling: how completions are drawn in training.
-        advantage, loss, aggregation: the objective's three parts.
-        kl: penalty for leaving the reference.
-        evaluation: how validation samples.
-        engine: what generates; the embedded engine if None.
-        importance_cap: where the engine's log-probs are not the policy's own (another precision, another program),
-            every token's loss is multiplied by min(policy / engine, cap): truncated importance sampling. None leaves
-            it out.
+        rewards: rewards of a completion, summed with their weights.
+        batch: all batch sizes.
+        sampling: sampling settings in training.
+        advantage, loss, aggregation: the three parts of the objective.
+        kl: penalty for the distance from the reference.
+        evaluation: settings of validation, test and prediction.
+        engine: the engine that generates; the embedded engine if None.
+        importance_cap: if the engine's log-probs differ from the policy's (another precision, another program), each
+            token's loss is multiplied by min(policy / engine, cap): truncated importance sampling. None omits the
+            factor.
         optimizer, lr_scheduler: as in every module.
-        max_grad_norm: gradients are scaled down to this norm; None leaves them.
+        max_grad_norm: maximum norm of the gradients, which are scaled down to it; None for no clipping.
         shaping: truncated completions, several rewards, entropy bonus.
     """
 
-    #: whether groups whose rewards are all equal give no gradient, so that `batch.refill` may replace them
+    #: whether groups whose rewards are all equal have no gradient, so that `batch.refill` may replace them
     zero_variance_groups_have_no_gradient = True
-    #: whether the method cannot do without a reward in `rewards`, or without one that judges correctness
+    #: whether `rewards` must not be empty, and whether one of them must judge correctness
     needs_rewards, needs_correctness = True, False
 
     def __init__(
@@ -109,7 +109,7 @@ class OnPolicyModule(SamplingModule):
         #: number of further prompts that dynamic sampling draws at once, see `refilled`; callbacks may set it
         self.refill_size: Callable[[int, float], int] = exactly
 
-    # ---- the six arrows -----------------------------------------------------------------------------------------------
+    # ---- the six arrows ----------------------------------------------------------------------------------------------
 
     def training_step(self, rows: Rows, batch_idx: int) -> None:
         """One rollout and its updates."""
@@ -138,7 +138,7 @@ class OnPolicyModule(SamplingModule):
             updated = time.perf_counter()
         self.last_rollout, self.last_sampled = batch, all_sampled
         metrics |= self.metrics(batch) | self.advantage.metrics
-        # Rewards and lengths of the prompts as they were drawn: what a selection leaves compares with no other run.
+        # Rewards and lengths of all drawn prompts: those of a selection would not be comparable between runs.
         names = {name: self.metric_name(name) for name in drawn.rewards}
         values = rollout_metrics(self.rewards, names, drawn, metrics)
         values |= throughput(drawn, batch, metrics, sampled - started, updated - scored)
@@ -148,28 +148,28 @@ class OnPolicyModule(SamplingModule):
             self.log(name, value, prog_bar=name in SHOWN, batch_size=len(drawn.rows), sync_dist=several)
 
     def prompts(self, rows: Rows) -> Rows:
-        """The data rows to roll out, from those that the loader gave; as many. Called once per rollout."""
+        """The data rows to roll out: as many as the loader gave. Called once per rollout."""
         return rows
 
     def rollout(self, rows: Rows) -> RolloutBatch:
-        """Prompts to completions. Called once or more per rollout, each time for a part of the prompts."""
+        """Sample completions for some prompts. Called once or more per rollout, each time for a part of the prompts."""
         return self.sample(rows, self.batch.group_size, self.sampling)
 
     def count_tokens(self, batch: RolloutBatch) -> None:
-        """Add the tokens that the policy chose in a batch to `generated_tokens`, of all processes."""
+        """Add the tokens that the policy sampled in a batch to `generated_tokens`, over all processes."""
         self.generated_tokens += int(summed(batch.action_mask.sum()))
 
     def refill(self, batch: RolloutBatch) -> tuple[RolloutBatch, RolloutBatch, dict[str, float]]:
-        """Dynamic sampling: replace groups without signal by those of further prompts.
+        """Dynamic sampling: replace groups without signal by groups of further prompts.
 
         Returns:
-            (the batch, all that was sampled, metrics).
+            (the batch, everything that was sampled, metrics).
         """
         loader: Any = self.trainer.train_dataloader
         if not hasattr(loader, "spare_rows"):
             raise ConfigError(
-                "batch.refill needs a training loader that hands out further rows; use datamodules.PromptLoader, whose "
-                "`spare_rows` does, or set batch.refill to 0."
+                "batch.refill needs a training loader that provides further rows; use datamodules.PromptLoader, which "
+                "has `spare_rows`, or set batch.refill to 0."
             )
 
         def sample(rows: Rows) -> RolloutBatch:
@@ -183,7 +183,10 @@ class OnPolicyModule(SamplingModule):
             return refilled(batch, spare, budget, sample, self.totals, self.refill_size)
 
     def observe(self, batch: RolloutBatch) -> None:
-        """Learn from a scored rollout, once, before its advantages; state belongs into the checkpoint."""
+        """Update the method's state from a scored rollout. Called once, before the advantages.
+
+        The state must be saved in the checkpoint.
+        """
 
     def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The weighted rewards of every completion, after `shaping`. Pure."""
@@ -198,14 +201,14 @@ class OnPolicyModule(SamplingModule):
         return total
 
     def returns(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        """What is maximised, one number per completion: the weighted rewards, less a KL penalty in the reward. Pure."""
+        """The objective, one number per completion: the weighted rewards, less a KL penalty in the reward. Pure."""
         total = self.totals(batch)
         if self.kl.placement == "reward" and self.kl.coefficient:
             total = total - self.kl.coefficient * self.sequence_kl(batch)
         return total
 
     def advantages(self, batch: RolloutBatch) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
-        """Returns to advantages. Pure, but for an advantage's own memory (`Advantage.state_dict`)."""
+        """Advantages from the returns. Pure, except for an advantage's own state (`Advantage.state_dict`)."""
         returns = self.returns(batch)
         if self.kl.placement == "token_reward" and self.kl.coefficient:
             returns = at_last_token(returns, batch.action_mask) - self.kl.coefficient * self.token_kl(batch)
@@ -213,9 +216,9 @@ class OnPolicyModule(SamplingModule):
         return self.advantage(returns, batch.groups, batch.completion_ids, batch.action_mask)
 
     def learned_from(self, batch: RolloutBatch) -> RolloutBatch:
-        """The rows that the update learns from, with advantages: the rollout itself, fewer rows of it, or more.
+        """The rows that the update learns from, with advantages: the rollout itself, some of its rows, or more rows.
 
-        Called once per rollout. Its result becomes `last_rollout`, which recorders and tables show.
+        Called once per rollout. The result becomes `last_rollout`, which recorders and tables show.
         """
         return batch
 
@@ -227,7 +230,7 @@ class OnPolicyModule(SamplingModule):
         advantages: Float[Tensor, "rows time"],
         mask: Tensor,
     ) -> tuple[Float[Tensor, "rows time"], Sums]:
-        """Advantages to the loss of every token, and sums over the masked tokens to log. Pure; called once per pass."""
+        """The loss of every token, and sums over the masked tokens to log. Pure; called once per pass."""
         loss, policy_sums = self.policy_loss(logprobs, behaviour, advantages, mask)
         sums: Sums = dict(policy_sums)
         if reference is not None:
@@ -241,16 +244,16 @@ class OnPolicyModule(SamplingModule):
         return loss, sums
 
     def auxiliary_loss(self, batch: RolloutBatch, part: slice) -> Tensor | None:
-        """A loss beside the policy's, once per optimiser step; none by default.
+        """A loss in addition to the policy's, once per optimiser step; None by default.
 
         Args:
             batch: the rows that the update learns from.
-            part: those of this optimiser step.
+            part: the rows of this optimiser step.
         """
         return None
 
     def update(self, batch: RolloutBatch) -> dict[str, float]:
-        """The optimiser steps of one rollout. Returns means over the tokens of what the loss reports."""
+        """Run the optimiser steps of one rollout. Returns the loss's metrics, as means over the tokens."""
         engine_matches = self.plain_sampling and self.engine.matches(self.policy)
         corrects = self.importance_cap is not None and self.plain_sampling and not engine_matches
         update = PolicyUpdate(
@@ -278,18 +281,18 @@ class OnPolicyModule(SamplingModule):
         return metrics
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        """What the method logs of a rollout beside the common metrics, under train/. Pure; called once, after the update.
+        """The method's own metrics of a rollout, logged under train/. Pure; called once, after the update.
 
         Args:
             batch: the rows that the update learned from.
         """
         return {}
 
-    # ---- parts of the arrows ------------------------------------------------------------------------------------------
+    # ---- parts of the arrows -----------------------------------------------------------------------------------------
 
     @property
     def rollouts_done(self) -> int:
-        """Rollouts before this one, over the whole training, resumed parts included."""
+        """Number of rollouts before this one over the whole training, including the part before a resume."""
         return self.trainer.fit_loop.epoch_loop.total_batch_idx
 
     @property
@@ -304,14 +307,14 @@ class OnPolicyModule(SamplingModule):
 
         Args:
             rows: indices into the batch.
-            sampled: log-probs under the policy that sampled, cut to the longest of the rows.
+            sampled: log-probs under the policy that sampled, cut to the length of the longest of these rows.
         """
         return sampled
 
     def loss_mask(self, batch: RolloutBatch) -> Bool[Tensor, "rows time"]:
-        """The tokens that carry loss: all that the policy chose, but for truncated completions if these are filtered.
+        """The tokens that carry loss: all that the policy sampled, without truncated completions if these are masked.
 
-        Pure: a random mask is the same at every call within a rollout.
+        Pure: a random mask must be the same at every call within a rollout.
         """
         return batch.action_mask & ~batch.truncated[:, None] if self.shaping.mask_truncated else batch.action_mask
 
@@ -323,7 +326,7 @@ class OnPolicyModule(SamplingModule):
         """The penalty's estimate at every token, 0 outside the action mask."""
         return self.kl.estimate(self.sampled_logprobs(batch), self.reference_logprobs(batch)) * batch.action_mask
 
-    # ---- the trainer's stages -----------------------------------------------------------------------------------------
+    # ---- the trainer's stages ----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         if stage == "fit":

@@ -16,11 +16,11 @@ def overlapped_rollout(
     """Generate part by part; rewards that wait for others score one part on a thread while the next is generated.
 
     Args:
-        rewards: those of them that do not wait are left to the caller.
-        prompts_at_once: prompts of a part.
+        rewards: all rewards; those that do not wait are left to the caller.
+        prompts_at_once: number of prompts per part.
 
     Returns:
-        The whole batch, with the rewards that wait filled in.
+        The whole batch, with the scores of the rewards that wait.
     """
     waiting = [reward for reward in rewards if reward.waits]
     if not waiting or prompts_at_once >= len(rows):
@@ -32,6 +32,6 @@ def overlapped_rollout(
             part = rollout(rows[start : start + prompts_at_once])
             parts.append(part)
             scores.append({reward.name: pool.submit(reward, part) for reward in waiting})
-        for part, found in zip(parts, scores, strict=True):
-            part.rewards = {name: future.result() for name, future in found.items()}
+        for part, futures in zip(parts, scores, strict=True):
+            part.rewards = {name: future.result() for name, future in futures.items()}
     return RolloutBatch.concatenate(parts)

@@ -1,4 +1,4 @@
-"""From advantages to weights: the passes over a rollout's tokens, and the optimiser steps."""
+"""The update of the policy: passes over a rollout's tokens, and optimiser steps."""
 
 import math
 import warnings
@@ -19,22 +19,22 @@ from rollouts import BatchPlan, RolloutBatch
 from support.errors import ConfigError
 from support.processes import process_count, summed
 
-#: sums over the masked tokens, or (sum, count) where the mean is over something else than tokens
+#: sums over the masked tokens, or (sum, count) if the mean is not over tokens
 Sums = dict[str, Tensor | tuple[Tensor, Tensor]]
 
 
 @dataclass
 class Objective:
-    """What a method maximises, as the update asks for it.
+    """The parts of a method's objective that the update calls.
 
     Fields:
         token_loss: (logprobs, behaviour, reference or None, advantages, mask) -> (per-token loss, sums to log).
-        behaviour: (batch, rows, log-probs under the policy that sampled) -> log-probs of what drew these rows' tokens.
-        auxiliary_loss: (batch, rows of the optimiser step) -> a loss beside the policy's, or None.
+        behaviour: (batch, rows, log-probs under the policy that sampled) -> log-probs of the rows' behaviour policy.
+        auxiliary_loss: (batch, rows of the optimiser step) -> a loss in addition to the policy's, or None.
         aggregation: weights of the rows of an optimiser step.
         temperature: divisor of the logits.
-        entropy_bonus: times the entropy of every token's distribution is subtracted from its loss.
-        importance_cap: truncates the importance weight of policy over engine; None for engines that need none.
+        entropy_bonus: coefficient of the entropy that is subtracted from each token's loss.
+        importance_cap: maximum importance weight of policy over engine; None for engines that need no correction.
     """
 
     token_loss: Callable[..., tuple[Float[Tensor, "rows time"], Sums]]
@@ -48,13 +48,13 @@ class Objective:
 
 @dataclass
 class Steps:
-    """How gradients are made and applied.
+    """Computation and application of gradients.
 
     Fields:
-        optimizer: of Lightning, or a plain one.
-        scheduler: steps as `BatchPlan.lr_per` says; None for a constant learning rate.
+        optimizer: Lightning's wrapper or a plain optimiser.
+        scheduler: learning-rate scheduler, stepped as `BatchPlan.lr_per` says; None for a constant learning rate.
         backward: adds the gradient of a loss.
-        max_grad_norm: gradients are scaled down to this norm; None leaves them.
+        max_grad_norm: maximum norm of the gradients, which are scaled down to it; None for no clipping.
     """
 
     optimizer: Any
@@ -63,10 +63,10 @@ class Steps:
     max_grad_norm: float | None
 
     def step(self) -> float:
-        """One optimiser step, left out if the gradient is not finite. Returns the norm before clipping."""
+        """Take one optimiser step; skip it if the gradient is not finite. Returns the norm before clipping."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = total_norm([p.grad for p in parameters])
-        if math.isfinite(norm):  # the same on all processes, whose gradients have been averaged
+        if math.isfinite(norm):  # the same on all processes, because gradients have been averaged
             if self.max_grad_norm is not None and parameters:
                 # Lightning's own clipping refuses fused optimisers under mixed precision, which need no unscaling here.
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
@@ -81,15 +81,15 @@ class Steps:
 
 
 def total_norm(gradients: list[Tensor]) -> float:
-    """The norm of all gradients together, of those in shards over all processes."""
+    """The norm of all gradients together; sharded ones are summed over all processes."""
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def without_idle_tokens(batch: RolloutBatch, mask: Bool[Tensor, "rows time"]) -> RolloutBatch:
-    """The batch without the tokens behind each row's last one that carries loss; one token of every row stays.
+    """The batch without the tokens after each row's last one that carries loss; every row keeps at least one token.
 
-    No loss depends on them, so they need not be computed.
+    The loss does not depend on the removed tokens, so they need not be computed.
     """
     steps = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask, steps, 0).amax(1, keepdim=True)
@@ -108,11 +108,12 @@ class PolicyUpdate:
     Args:
         batch: the rollout, with advantages.
         mask: tokens that carry loss.
-        sampled_logprobs: under the policy that sampled; None where the policy still is that one, so that its own
-            log-probs give a ratio of exactly 1.
-        reference_logprobs: None without a KL term.
-        token_budget: maximum number of tokens in a pass; None takes all rows at once. A pass that does not fit into
-            memory halves it, once in a run.
+        sampled_logprobs: log-probs under the policy that sampled; None if the policy has not changed since, so that
+            its own log-probs give a ratio of exactly 1.
+        reference_logprobs: log-probs under the reference; None without a KL term.
+        token_budget: maximum number of tokens per pass; None takes all rows at once. A pass that does not fit into
+            memory halves it, once per run.
+        may_halve: whether the budget has not been halved in this run yet.
     """
 
     def __init__(
@@ -140,13 +141,13 @@ class PolicyUpdate:
         self.drift = torch.zeros((), device=policy.device)
 
     def run(self) -> dict[str, float]:
-        """Take the steps. Returns means over the tokens of what the loss reports, over all processes."""
+        """Take the steps. Returns the loss's metrics, as means over the tokens of all processes."""
         norms: list[float] = []
         parts = 0
         for part in update_slices(self.batch, self.plan.updates_per_rollout) * self.plan.epochs:
             mask, parts = self.mask[part], parts + 1
             totals = summed(torch.stack([(mask.sum(1) > 0).sum(), mask.sum()]).double())
-            # Without a token that carries loss the step still counts, but moves neither weights nor moments.
+            # A step without any token that carries loss still counts, but changes neither weights nor moments.
             if totals[1] > 0:
                 self._accumulate(part, self.objective.aggregation(mask, *totals.tolist()))
                 if self._drifted(float(totals[1])):
@@ -174,7 +175,7 @@ class PolicyUpdate:
         return metrics | {"grad_norm": sum(finite) / max(len(finite), 1)}
 
     def _accumulate(self, part: slice, weights: Float[Tensor, "rows"]) -> None:
-        """The gradient of one optimiser step; passes that do not fit into memory are halved, once in a run."""
+        """Add the gradient of one optimiser step; passes that do not fit into memory are halved, once per run."""
         sums = dict(self.sums)
         self.drift.zero_()
         micros = micro_batches(self.batch, part, self.token_budget, equalise=True)
@@ -194,7 +195,7 @@ class PolicyUpdate:
                     f"({str(error).splitlines()[0]}); set batch.update_token_budget to {largest // 2} or less, or "
                     "policy.gradient_checkpointing: true."
                 ) from error
-        # Outside the handler, whose traceback would keep the failed pass in memory; gradients so far are thrown away.
+        # Outside the handler, whose traceback would keep the failed pass in memory. Gradients so far are discarded.
         self.steps.optimizer.zero_grad()
         self.token_budget, self.may_halve, self.sums = largest // 2, False, sums
         warnings.warn(

@@ -1,4 +1,4 @@
-"""The base of every module: loading of its policy, optimiser, checkpoint."""
+"""The base class of every module: loading of the policy, optimiser, checkpoint."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,9 +21,9 @@ class PosttrainModule(L.LightningModule):
     """Loads `policy` when the trainer asks for it, and stores only trained weights under LoRA.
 
     Args:
-        policy: which model, and how it is trained.
+        policy: the model and its training settings.
         optimizer: builds the optimiser from `trained_parameters()`; AdamW with a learning rate of 1e-6 by default.
-        lr_scheduler: builds a scheduler that steps once per optimiser step; None keeps the learning rate.
+        lr_scheduler: builds a scheduler that steps once per optimiser step; None keeps the learning rate constant.
     """
 
     with_reference = False
@@ -37,8 +37,7 @@ class PosttrainModule(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        # Only a configuration is plain data; objects given in Python would make the checkpoint unreadable by safe
-        # loading.
+        # Only a configuration is plain data; safe loading could not read a checkpoint with Python objects in it.
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters(logger=False)
         else:
@@ -48,7 +47,7 @@ class PosttrainModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if getattr(self, "policy", None) is None:
-            # Fresh adapters are the same however much was drawn before.
+            # Makes the initial adapters independent of earlier random draws.
             with isolated_rng("initialisation", run_seed()):
                 self.policy = Policy(self.policy_params, with_reference=self.with_reference)
             if self._trainer is not None and isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
@@ -61,7 +60,7 @@ class PosttrainModule(L.LightningModule):
                 shard(self.policy, strategy.device_mesh["data_parallel"], dtype)
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
-        """The parameters that the optimiser moves: the policy's; a method with a critic adds its own."""
+        """The parameters that the optimiser updates: the policy's; a method with a critic adds its own."""
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
 
     def configure_optimizers(self) -> Any:
@@ -69,7 +68,7 @@ class PosttrainModule(L.LightningModule):
             optimizer = self.optimizer_callable(self.trained_parameters())
         except ValueError as error:
             raise ConfigError(
-                f"the optimiser refuses its settings: {error}. Change the keys under model.optimizer."
+                f"the optimiser refuses its settings: {error}; change the keys under model.optimizer."
             ) from error
         if self.scheduler_callable is None:
             return optimizer
@@ -85,20 +84,20 @@ class PosttrainModule(L.LightningModule):
         return {name for name in self.state_dict() if name.startswith("policy.") and "lora_" not in name}
 
     def whole_weights(self) -> AbstractContextManager[None]:
-        """Context in which every process holds all weights, also where training shards them; all processes enter it."""
+        """Context in which every process holds all weights even if training shards them; all processes enter it."""
         return self.policy.whole() if isinstance(self.policy, Policy) else nullcontext()
 
     def gather_weights(self) -> None:
-        """Begin a stage with whole weights in which processes may differ in work; `scatter_weights` ends it."""
+        """Begin a stage with whole weights, in which processes may do different work; `scatter_weights` ends it."""
         self._gathered = self.whole_weights()
         self._gathered.__enter__()
 
     def scatter_weights(self) -> None:
-        """End what `gather_weights` began."""
+        """End the stage that `gather_weights` began."""
         self._gathered.__exit__(None, None, None)
 
     def export(self, folder: str | Path) -> None:
-        """Write what was trained as a folder that can be loaded again; within `whole_weights`."""
+        """Write the trained model as a folder that can be loaded again; call it within `whole_weights`."""
         self.policy.save(folder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -111,17 +110,19 @@ class PosttrainModule(L.LightningModule):
         if made_by != type(self).__name__:
             raise ConfigError(
                 f"the checkpoint was made by {made_by or 'another program'}, not by {type(self).__name__}. To continue "
-                "from its weights with another method, export them with "
-                "callbacks.ExportPolicy and set model.policy.model to the exported folder."
+                "from its weights with another method, export them with callbacks.ExportPolicy and set "
+                "model.policy.model to the exported folder."
             )
         self.configure_model()
-        if "state_dict" not in checkpoint:  # shards, which the strategy loads and checks
+        if "state_dict" not in checkpoint:  # a sharded checkpoint, which the strategy loads and checks
             return
         saved = checkpoint["state_dict"]
         if any(".reference." in name for name in saved) and self.policy_params.lora is not None:
             self.policy.add_reference_adapter()
         expected = self.state_dict()
-        remedy = "it was made with another policy or LoRA setting. Use the configuration that it was trained with."
+        remedy = (
+            "it was made with another policy or LoRA setting. Resume with the configuration that it was trained with."
+        )
         if resized := [name for name in expected.keys() & saved.keys() if expected[name].shape != saved[name].shape]:
             name = min(resized)
             raise ConfigError(

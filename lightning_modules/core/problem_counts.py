@@ -1,4 +1,4 @@
-"""pass@k of an evaluation, from how many of each problem's samples are correct: exact over all batches and processes."""
+"""pass@k of an evaluation, from the counts of correct samples per problem: exact over all batches and processes."""
 
 from typing import Any
 
@@ -13,7 +13,9 @@ from support.seeding import run_seed
 
 
 def pass_at_k(correct: Tensor, k: int) -> Tensor:
-    """1 - C(n - c, k) / C(n, k) for each problem, from n samples of which c are correct (Chen et al., arXiv 2107.03374, eq. 1).
+    """1 - C(n - c, k) / C(n, k) for each problem, from n samples of which c are correct.
+
+    Source: Chen et al., arXiv 2107.03374, eq. 1.
 
     Args:
         correct: (problems, samples), bool.
@@ -23,11 +25,10 @@ def pass_at_k(correct: Tensor, k: int) -> Tensor:
 
 
 class ProblemCounts:
-    """Correct samples of every problem of one evaluation.
+    """Counts of correct samples for every problem of one evaluation.
 
-    Every process keeps those of its own problems until the end, where all of them exchange theirs once: a task that
-    one process never saw would otherwise leave the others waiting for it, and an interval cannot be averaged over
-    batches.
+    Each process keeps the counts of its own problems, and all processes exchange them once at the end: exchanging
+    them earlier could hang if one process never saw a task, and intervals cannot be averaged over batches.
     """
 
     def __init__(self) -> None:
@@ -45,17 +46,17 @@ class ProblemCounts:
             self.counts.append((str(row.get("task", "")), correct.shape[1], count))
 
     def metrics(self, pass_ks: dict[str, int], intervals: bool) -> dict[str, float]:
-        """pass@1 and every wanted pass@k over the problems of all processes, see `pass_metrics`."""
+        """pass@1 and every configured pass@k over the problems of all processes, see `pass_metrics`."""
         return pass_metrics([count for counts in gathered(self.counts) for count in counts], pass_ks, intervals)
 
 
 def pass_metrics(counts: list[tuple[str, int, int]], pass_ks: dict[str, int], intervals: bool) -> dict[str, float]:
-    """Means over the problems by metric name, in all and by task.
+    """Means over the problems by metric name, overall and by task.
 
     Args:
         counts: (task, samples, correct samples) of each problem.
-        pass_ks: k by the metric's name; pass@1 is always there.
-        intervals: add `<name>/low` and `<name>/high`, 95 % bootstrap intervals over the problems, in all and by task.
+        pass_ks: k by the metric's name; pass@1 is always added.
+        intervals: add `<name>/low` and `<name>/high`, 95 % bootstrap intervals over the problems, overall and by task.
     """
     if not counts:
         return {}

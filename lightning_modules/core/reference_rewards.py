@@ -1,4 +1,4 @@
-"""Rewards of the initial policy on every training prompt: sampled once before training, kept in the user's cache."""
+"""Rewards of the initial policy on every training prompt: sampled once before training, then cached for the user."""
 
 import json
 from collections.abc import Callable
@@ -21,12 +21,12 @@ PROMPTS_AT_ONCE = 64
 
 @dataclass
 class Reference:
-    """How the initial policy's mean reward is measured.
+    """Settings for measuring the initial policy's mean reward.
 
     Args:
-        samples: completions of every training prompt (the paper's K).
-        sampling: how they are drawn, where it differs from the training's sampling.
-        cache: keep the result for other runs from the same weights, prompts, rewards, sampling and seed.
+        samples: completions per training prompt (the paper's K).
+        sampling: sampling settings that differ from the training's.
+        cache: keep the result for other runs with the same weights, prompts, rewards, sampling and seed.
     """
 
     samples: int = 16
@@ -39,7 +39,7 @@ class Reference:
 
 
 def prompt_key(row: dict[str, Any]) -> str:
-    """The key of a prompt's mean: the data row's text and answer, not its tokens, which do not survive decoding."""
+    """The key of a prompt's mean: the data row's text and answer. Tokens would not survive decoding."""
     return fingerprint([row["prompt"], row.get("answer")])[:16]
 
 
@@ -52,21 +52,21 @@ def reference_rewards(
     policy: Policy,
     rewards: Any,
 ) -> dict[str, float]:
-    """Mean reward of the policy as it stands, by prompt; from the cache if it was measured before.
+    """Mean reward of the current policy by prompt; from the cache if it was measured before.
 
-    Every process samples its part of the prompts; draws depend on (seed, block of prompts), not on the number of
+    Every process samples its part of the prompts. Samples depend on (seed, block of prompts), not on the number of
     processes.
 
     Args:
         measure: (rows, samples, sampling) -> rewards of shape (rows * samples,), NaN where one could not be scored.
-        sampling: how completions are drawn, with `reference.sampling` applied.
-        rewards: what identifies the rewards and their settings, as plain data.
+        sampling: sampling settings, with `reference.sampling` applied.
+        rewards: identity of the rewards and their settings, as plain data.
     """
     distinct = {prompt_key(row): row for row in rows}
     identity = [weights_fingerprint(dict(policy.weights())), policy.tokenizer.chat_template, policy.params.dtype]
     identity += [fingerprint(distinct), asdict(sampling), reference.samples, run_seed(), rewards]
     path = cache_folder("adapt_think", f"{fingerprint(identity)}.json")
-    # Every process must decide alike, and a file may appear for some of them first.
+    # All processes must decide alike, and the file may become visible to some of them first.
     if all(gathered(reference.cache and path.is_file())):
         cached: dict[str, float] = json.loads(path.read_text())
         return cached
@@ -81,7 +81,7 @@ def reference_rewards(
     for number in range(rank, len(blocks), processes):
         with isolated_rng("reference rewards", run_seed(), number):
             earned = measure([distinct[key] for key in blocks[number]], reference.samples, sampling)
-        by_prompt = earned.view(len(blocks[number]), -1).nanmean(1)  # over those that could be scored
+        by_prompt = earned.view(len(blocks[number]), -1).nanmean(1)  # over the completions that could be scored
         means |= dict(zip(blocks[number], by_prompt.tolist(), strict=True))
     means = {key: value for part in gathered(means) for key, value in part.items()}
     if reference.cache and is_first:

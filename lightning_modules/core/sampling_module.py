@@ -1,4 +1,4 @@
-"""A module whose policy samples completions that rewards score: validation, test and prediction of every method."""
+"""The base class of modules that sample and score completions: validation, test and prediction of every method."""
 
 from typing import Any
 
@@ -28,11 +28,11 @@ class SamplingModule(PosttrainModule):
 
     Args:
         policy: the model.
-        rewards: what a completion earns.
-        batch: sizes of a rollout; here only `rollout_micro_batch` acts.
-        sampling: how completions are drawn in training.
-        evaluation: how validation, test and prediction sample.
-        engine: what generates; the embedded engine if None.
+        rewards: rewards of a completion.
+        batch: sizes of a rollout; this class uses `rollout_micro_batch` only.
+        sampling: sampling settings in training.
+        evaluation: settings of validation, test and prediction.
+        engine: the engine that generates; the embedded engine if None.
         optimizer, lr_scheduler: as in every module.
     """
 
@@ -51,19 +51,19 @@ class SamplingModule(PosttrainModule):
         super().__init__(policy, optimizer=optimizer, lr_scheduler=lr_scheduler)
         names = [reward.name for reward in rewards]
         if len(set(names)) < len(names):
-            raise ConfigError(f"two rewards share a name among {names}; give each its own name in model.rewards.")
+            raise ConfigError(f"two rewards share a name among {names}; give each a different name in model.rewards.")
         self.rewards: list[Reward] = list(rewards)
         self.batch, self.sampling, self.evaluation = batch, sampling, evaluation
-        overridden(sampling, evaluation.sampling)  # out of range: refused here, not at the first validation
+        overridden(sampling, evaluation.sampling)  # raises for values out of range now, not at the first validation
         self.engine = engine or EmbeddedEngine()
-        #: maximum number of tokens in a forward pass over a rollout
+        #: maximum number of tokens per forward pass over a rollout
         self.update_token_budget = batch.update_token_budget
         #: batches of the latest validation
         self.last_validation: list[RolloutBatch] = []
         self.thinking_stats: ThinkingStats | None = None
         self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
 
-    # ---- prompts to scored completions --------------------------------------------------------------------------------
+    # ---- prompts to scored completions -------------------------------------------------------------------------------
 
     @property
     def all_rewards(self) -> list[Reward]:
@@ -76,7 +76,7 @@ class SamplingModule(PosttrainModule):
 
     @property
     def evaluation_sampling(self) -> SamplingParams:
-        """How validation, test and prediction draw completions."""
+        """Sampling settings of validation, test and prediction."""
         return overridden(self.sampling, self.evaluation.sampling)
 
     @property
@@ -95,7 +95,7 @@ class SamplingModule(PosttrainModule):
         """`group_size` completions of each row's prompt, prompt-major.
 
         Args:
-            forced: first tokens of every completion, given and not sampled; empty lists allowed.
+            forced: fixed first tokens of every completion, which are not sampled; lists may be empty.
         """
         prompts, at_once = [self.prompt_tokens(row) for row in rows], self.batch.rollout_micro_batch
         with self.policy.whole():
@@ -103,7 +103,7 @@ class SamplingModule(PosttrainModule):
 
     @property
     def plain_sampling(self) -> bool:
-        """Whether completions are drawn from the distribution whose log-probs the loss is about."""
+        """Whether completions are sampled from the distribution whose log-probs the loss uses."""
         return self.sampling.top_p == 1 and self.sampling.top_k == 0 and self.sampling.temperature > 0
 
     def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
@@ -114,8 +114,8 @@ class SamplingModule(PosttrainModule):
         return {reward.name: batch.rewards[reward.name] for reward in self.rewards}
 
     def sampled_logprobs(self, batch: RolloutBatch) -> Float[Tensor, "rows time"]:
-        """Log-probs under the policy that sampled: the engine's where they are the same, else by a forward pass."""
-        # Of tokens that the method drew itself a batch has the log-probs under their own distribution.
+        """Log-probs under the policy that sampled: the engine's if they match the policy's, else by a forward pass."""
+        # For tokens that the method drew itself, the batch has log-probs under the method's own distribution.
         if self.plain_sampling and self.engine.matches(self.policy) and batch.own_first is None:
             return batch.behaviour_logprobs
         return batch_logprobs(self.policy, batch, self.temperature, self.update_token_budget)
@@ -132,11 +132,11 @@ class SamplingModule(PosttrainModule):
         """The metric of a reward, behind train/ or val/."""
         return f"reward/{reward}"
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------------
+    # ---- evaluation --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, rows: Rows, stage: str) -> RolloutBatch:
-        """Sample, score and log one batch; draws depend on (seed, prompt) only, so evaluations compare."""
+        """Sample, score and log one batch. Samples depend on (seed, prompt) only, so evaluations are comparable."""
         with isolated_rng(stage, run_seed()):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
             batch.rewards = self.score(batch)
@@ -165,13 +165,13 @@ class SamplingModule(PosttrainModule):
             self.log(name, values.mean(), batch_size=len(values), on_epoch=True, sync_dist=True)
 
     def begin_evaluation(self) -> None:
-        """Gather the weights and start the counts of a validation or test."""
+        """Gather the weights and reset the counts of a validation or test."""
         self.gather_weights()
         self.thinking_stats = ThinkingStats.of(self.policy)
         self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
 
     def end_evaluation(self, stage: str) -> None:
-        """Log what was counted, under `stage`/."""
+        """Log the counts under `stage`/."""
         self.scatter_weights()
         where = {"val": "the validation", "test": "the test"}[stage]
         metrics = self.problem_counts.metrics(self.evaluation.pass_ks, self.evaluation.with_intervals(stage))
@@ -179,7 +179,7 @@ class SamplingModule(PosttrainModule):
         if self.thinking_stats is not None:
             metrics |= self.thinking_stats.metrics()
         for name, value in metrics.items():
-            # Equal on all processes already; Lightning warns about metrics that are not synchronised.
+            # Already equal on all processes, but Lightning warns about metrics that are not synchronised.
             self.log(f"{stage}/{name}", value, prog_bar=name == "pass@1", sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
@@ -210,7 +210,7 @@ class SamplingModule(PosttrainModule):
     def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
         """A record of every sampled completion (rollouts/completion_records.py).
 
-        Prompts to predict need no answers: only rewards whose columns all rows have are scored.
+        Prompts to predict need no answers: rewards that read a missing column are skipped.
         """
         with isolated_rng("predict", run_seed()):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
@@ -223,7 +223,7 @@ class SamplingModule(PosttrainModule):
                 self.reference_logprobs(batch)
         return completion_records(batch)
 
-    # ---- start of a stage ---------------------------------------------------------------------------------------------
+    # ---- start of a stage --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         splits = data_splits(self.trainer, stage)

@@ -28,10 +28,10 @@ def forget_earlier_steps(trainer: L.Trainer) -> None:
 
 
 def means_over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean of every quantity over the rows of all processes that have it (are not NaN).
+    """Mean of every quantity over the rows of all processes, without NaN.
 
     Args:
-        values: (rows,) by name; the same names on all processes. A name without any number is left out.
+        values: (rows,) by name; the same names on all processes. A name with NaN only is left out.
     """
     stacked = torch.stack([value.double() for value in values.values()])
     totals = summed(torch.stack([stacked.nan_to_num(0.0).sum(1), (~stacked.isnan()).sum(1).double()]))
@@ -41,13 +41,13 @@ def means_over_processes(values: Mapping[str, Tensor]) -> dict[str, float]:
 def rollout_metrics(
     rewards: Sequence[Reward], names: Mapping[str, str], drawn: RolloutBatch, metrics: Mapping[str, float]
 ) -> dict[str, float]:
-    """Means over the rows of all processes, and the given metrics, under train/.
+    """Means over the rows of all processes, and further metrics, under train/.
 
     Args:
-        rewards: those that are summed up in `train/reward`.
+        rewards: rewards that are summed in `train/reward`.
         names: metric of each score in `drawn.rewards`.
         drawn: the rollout before any selection.
-        metrics: of the update and the method; the rows' means take precedence.
+        metrics: metrics of the update and the method; the rows' means take precedence.
     """
     rows = {names[name]: scores for name, scores in drawn.rewards.items()}
     if rewards:
@@ -66,8 +66,9 @@ def throughput(
     """Tokens per second of this process in rollout and update, and on a GPU the peak memory in GB.
 
     Args:
+        drawn: the rollout before any selection.
         learned: the rows that the update learned from.
-        metrics: `extra_tokens` among them counts tokens generated beside `drawn`.
+        metrics: `extra_tokens` among them counts tokens generated in addition to `drawn`.
     """
     generated = float(drawn.lengths.sum()) + metrics.get("extra_tokens", 0.0)
     values = {

@@ -1,4 +1,4 @@
-"""What stands beside the objective's three parts: the KL penalty, and the shaping of rewards and loss."""
+"""Further terms of the objective: the KL penalty, and the shaping of rewards and loss."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,17 +12,19 @@ from support.errors import ConfigError
 
 @dataclass
 class KLPenalty:
-    """How the policy is held near its reference.
+    """Penalty for the KL divergence of the policy from its reference.
 
     Args:
         coefficient: beta; 0 needs no reference. A callback may change it between rollouts.
-        estimator: k1, k2 or k3; k1+ and k3+ have their values and k2's gradient.
-        placement: a term of every token's loss; a deduction from every completion's reward (summed over its tokens); or one from the reward
-            of every token, for advantages that take those (ReinforcePlusPlus).
-        difference_clamp: log(policy / reference) is kept within plus and minus this (verl and NeMo: 20).
-        value_clamp: the estimate is kept within plus and minus this (verl and NeMo: 10).
-        importance_weighted: in the loss, multiply the estimate by policy / behaviour, which makes its expectation and gradient those of the
-            KL of the current policy also after several updates (DeepSeek-V3.2, arXiv 2512.02556; TRL's `use_bias_correction_kl`).
+        estimator: k1, k2 or k3; k1+ and k3+ have the values of k1 and k3 and the gradient of k2.
+        placement: loss adds it to each token's loss; reward subtracts its sum over the tokens from the completion's
+            reward; token_reward subtracts it from each token's reward, for advantages of per-token rewards
+            (ReinforcePlusPlus).
+        difference_clamp: log(policy / reference) is clamped to plus and minus this value (verl and NeMo: 20).
+        value_clamp: the estimate is clamped to plus and minus this value (verl and NeMo: 10).
+        importance_weighted: in the loss, multiply the estimate by policy / behaviour, so that its expectation and
+            gradient are those of the current policy's KL even after several updates (DeepSeek-V3.2, arXiv 2512.02556;
+            TRL's `use_bias_correction_kl`).
     """
 
     coefficient: float = 0.0
@@ -34,17 +36,21 @@ class KLPenalty:
 
     def __post_init__(self) -> None:
         if self.coefficient < 0:
-            raise ConfigError(f"kl.coefficient is {self.coefficient}; it must be 0 or above.")
+            raise ConfigError(f"kl.coefficient is {self.coefficient}; set it to 0 or above.")
         if self.placement == "loss" and self.estimator == "k1" and self.coefficient and not self.importance_weighted:
             raise ConfigError(
-                "kl.estimator k1 in the loss has zero expected gradient; choose k1+, k2 or k3, or kl.placement: reward, or kl.importance_weighted."
+                "kl.estimator k1 in the loss has zero expected gradient; set kl.estimator to k1+, k2 or k3, "
+                "kl.placement to reward, or kl.importance_weighted to true."
             )
         for name in ("difference_clamp", "value_clamp"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ConfigError(f"kl.{name} is {value}; it must be above 0, or null for none.")
+                raise ConfigError(f"kl.{name} is {value}; set it above 0, or to null for no clamp.")
         if self.importance_weighted and self.placement != "loss":
-            raise ConfigError("kl.importance_weighted is about the loss; set kl.placement: loss, or leave it out.")
+            raise ConfigError(
+                f"kl.importance_weighted acts on the loss only, but kl.placement is {self.placement}; set "
+                "kl.placement: loss, or remove kl.importance_weighted."
+            )
 
     def estimate(
         self, logprobs: Float[Tensor, "*shape"], reference: Float[Tensor, "*shape"]
@@ -55,14 +61,16 @@ class KLPenalty:
 
 @dataclass
 class Shaping:
-    """What is done to rewards and loss around advantage, loss and aggregation.
+    """Changes of the rewards before the advantage, and of the loss before the aggregation.
 
     Args:
-        mask_truncated: completions cut off at `max_new_tokens` carry no loss but count in their group's statistics (overlong filtering:
-            DAPO, arXiv 2503.14476; TRL's `mask_truncated_completions`).
-        truncated_scale: their reward is multiplied by this (NeMo RL's `stop_properly_penalty_coef`; ProRLv2: 0).
+        mask_truncated: completions cut off at `max_new_tokens` carry no loss but count in their group's statistics
+            (overlong filtering: DAPO, arXiv 2503.14476; TRL's `mask_truncated_completions`).
+        truncated_scale: factor of the reward of truncated completions (NeMo RL's `stop_properly_penalty_coef`;
+            ProRLv2: 0).
         normalise_rewards: each reward is normalised within its group before the weighted sum (GDPO, arXiv 2601.05242).
-        entropy_bonus: this times the entropy of every token's distribution is subtracted from its loss, and aggregated with it.
+        entropy_bonus: coefficient of the entropy of each token's distribution, which is subtracted from the token's
+            loss before the aggregation.
     """
 
     mask_truncated: bool = False
@@ -72,6 +80,6 @@ class Shaping:
 
     def __post_init__(self) -> None:
         if not 0 <= self.truncated_scale <= 1:
-            raise ConfigError(f"shaping.truncated_scale is {self.truncated_scale}; it must lie between 0 and 1.")
+            raise ConfigError(f"shaping.truncated_scale is {self.truncated_scale}; set it between 0 and 1.")
         if self.entropy_bonus < 0:
-            raise ConfigError(f"shaping.entropy_bonus is {self.entropy_bonus}; it must be 0 or above.")
+            raise ConfigError(f"shaping.entropy_bonus is {self.entropy_bonus}; set it to 0 or above.")

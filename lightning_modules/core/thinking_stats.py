@@ -1,6 +1,6 @@
 """Rates, lengths and accuracies of thinking, measured in every method's validation.
 
-Of a model that cannot think only the lengths are measured.
+For a model without a think block only the lengths are measured.
 """
 
 from collections import defaultdict
@@ -19,11 +19,12 @@ Totals = dict[str, tuple[float, float]]
 class ThinkingStats:
     """Sums and counts over one evaluation, by mode and by difficulty.
 
-    Every process keeps its own until the end, where all of them exchange theirs once: a mode or a level that one process never saw would
-    otherwise leave the others waiting for it.
+    Each process keeps its own sums, and all processes exchange them once at the end: exchanging them earlier could
+    hang if one process never saw a mode or a level.
 
     Args:
-        form: of the policy's think block; None if its chat template knows none, and then there are lengths by difficulty alone.
+        form: format of the policy's think block; None if its chat template has none, which leaves only lengths by
+            difficulty.
     """
 
     def __init__(self, form: ThinkingFormat | None) -> None:
@@ -33,18 +34,18 @@ class ThinkingStats:
 
     @classmethod
     def of(cls, policy: Policy) -> "ThinkingStats":
-        """For a policy."""
+        """The statistics for a policy."""
         return cls(thinking_format(policy))
 
     def add(self, batch: RolloutBatch, correct: Tensor | None = None) -> None:
         """Count one evaluated batch.
 
         Args:
-            correct: (rows,), bool, or 1, 0 and NaN where it is not known; None if no reward says so.
+            correct: (rows,), bool, or 1, 0 and NaN for unknown; None without a reward that judges correctness.
         """
         lengths, levels = batch.lengths, difficulties(batch.rows, batch.group_size)
         groups = {
-            f"/{level}": torch.tensor([own == level for own in levels], device=lengths.device)
+            f"/{level}": torch.tensor([row_level == level for row_level in levels], device=lengths.device)
             for level in set(levels) - {None}
         }
         for end, rows in groups.items():

@@ -1,4 +1,4 @@
-"""What verified voting needs of a policy, and what an evaluation shows of it (self-verification, arXiv 2506.01369)."""
+"""Probabilities of verdicts for verified voting, and metrics of the votes (self-verification, arXiv 2506.01369)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,32 +17,33 @@ ROWS = 128
 def _cut(
     ids: list[int], words: list[tuple[list[int], list[int]]], text: Callable[[list[int]], str]
 ) -> tuple[list[int], int] | None:
-    """(the completion up to its last verdict with Yes in its place, how many tokens that Yes has); None without a verdict.
+    """(completion up to its last verdict, which is replaced by Yes; number of tokens of Yes). None without a verdict.
 
     Args:
-        words: the tokens of (Yes, No) in each of their forms. text: decodes tokens.
+        words: the tokens of (Yes, No) in each of their forms.
+        text: decodes tokens.
     """
-    found = [
+    verdicts = [
         (at, len(word), yes)
         for yes, no in words
         for at in range(len(ids))
         for word in (yes, no)
         if ids[at : at + len(word)] == word
     ]
-    for at, length, yes in sorted(found, key=lambda place: place[0], reverse=True):
+    for at, length, yes in sorted(verdicts, key=lambda place: place[0], reverse=True):
         before, after = text(ids[max(0, at - 1) : at]), text(ids[at + length : at + length + 1])
         inside = text(ids[at : at + length])[:1].isalpha() and before[-1:].isalnum()
-        if not inside and not after[:1].isalnum():  # "no" in "nothing" is no verdict
+        if not inside and not after[:1].isalnum():  # "no" in "nothing" is not a verdict
             return ids[:at] + yes, len(yes)
     return None
 
 
 @torch.no_grad()
 def yes_probability(policy: Policy, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-    """pi(Yes | prompt, what the completion says before its verdict) at temperature 1; 0 where it gives no verdict.
+    """pi(Yes | prompt, completion before its verdict) at temperature 1; 0 for completions without a verdict.
 
     Args:
-        batch: completions that end with Yes or No, in any case; pi(Yes) is then of the word in the same case.
+        batch: completions that end with Yes or No, in any case; pi(Yes) is of the word in the same case.
     """
 
     def tokens(text: str) -> list[int]:
@@ -51,9 +52,10 @@ def yes_probability(policy: Policy, batch: RolloutBatch) -> Float[Tensor, "rows"
 
     cases = (("Yes", "No"), ("yes", "no"), ("YES", "NO"))  # as the reward for verdicts reads them
     words = [(tokens(space + yes), tokens(space + no)) for space in ("", " ") for yes, no in cases]
-    given = [ids[:length] for ids, length in zip(batch.completion_ids.tolist(), batch.lengths.tolist(), strict=True)]
-    cuts = {i: cut for i, ids in enumerate(given) if (cut := _cut(ids, words, policy.tokenizer.decode))}
-    found, device = torch.zeros(len(given), device=batch.completion_ids.device), batch.completion_ids.device
+    rows = [ids[:length] for ids, length in zip(batch.completion_ids.tolist(), batch.lengths.tolist(), strict=True)]
+    cuts = {i: cut for i, ids in enumerate(rows) if (cut := _cut(ids, words, policy.tokenizer.decode))}
+    device = batch.completion_ids.device
+    probabilities = torch.zeros(len(rows), device=device)
     for start in range(0, len(cuts), ROWS):
         places = list(cuts)[start : start + ROWS]
         width = max(len(cuts[i][0]) for i in places)
@@ -69,29 +71,30 @@ def yes_probability(policy: Policy, batch: RolloutBatch) -> Float[Tensor, "rows"
         logprobs, _ = policy.logprobs(
             PromptGroups(batch.prompt_ids[prompts], batch.prompt_mask[prompts], owner, ids, steps < ends)
         )
-        found[places] = torch.where((steps < ends) & (steps >= ends - yes), logprobs, 0.0).sum(1).exp()
-    return found
+        probabilities[places] = torch.where((steps < ends) & (steps >= ends - yes), logprobs, 0.0).sum(1).exp()
+    return probabilities
 
 
 def vote_metrics(votes: list[dict[str, Any]]) -> dict[str, float]:
     """Means over problems and over all verdicts; balanced accuracy and F1 (of Yes) only where they are defined.
 
     Args:
-        votes: one a problem: whether the weighted `vote` and the `majority` vote are right, and `pairs` of (verdict or None, truth).
+        votes: one per problem: whether the weighted `vote` and the `majority` vote are right, and `pairs` of (verdict
+            or None, truth).
     """
     if not votes:
         return {}
     pairs = [pair for vote in votes for pair in vote["pairs"]]
     right, wrong = [said for said, truth in pairs if truth], [said for said, truth in pairs if not truth]
     yes = sum(said is True for said, _ in pairs)
-    found = {
+    metrics = {
         "vote": sum(vote["vote"] for vote in votes) / len(votes),
         "majority": sum(vote["majority"] for vote in votes) / len(votes),
         "verify_accuracy": sum(said is truth for said, truth in pairs) / len(pairs),
         "yes_rate": yes / len(pairs),
     }
     if right and wrong:
-        found["verify_balanced"] = (right.count(True) / len(right) + wrong.count(False) / len(wrong)) / 2
+        metrics["verify_balanced"] = (right.count(True) / len(right) + wrong.count(False) / len(wrong)) / 2
     if right or yes:
-        found["verify_f1"] = 2 * right.count(True) / (len(right) + yes)
-    return found
+        metrics["verify_f1"] = 2 * right.count(True) / (len(right) + yes)
+    return metrics

@@ -1,4 +1,4 @@
-"""HC-RLHF: the method, the models that score, and the safety test with its ledger and certificate."""
+"""HC-RLHF: the method, its reward and cost models, and the safety test with its ledger and certificate."""
 
 from lightning_modules.hc_rlhf.ledger import Ledger
 from lightning_modules.hc_rlhf.module import HCRLHF

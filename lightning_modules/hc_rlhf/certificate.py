@@ -1,4 +1,4 @@
-"""The certificate: a JSON file for machines, a self-contained page for people."""
+"""The certificate: a JSON file for programs and a self-contained HTML page for people."""
 
 import base64
 import html
@@ -14,13 +14,14 @@ from support.files import atomic_write_text
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "h1{color:COLOUR}table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;"
-    "border-bottom:1px solid #ddd;overflow-wrap:anywhere}th{width:14rem;font-weight:600}img{max-width:100%}pre{white-space:pre-wrap}"
+    "h1{color:COLOUR}table{border-collapse:collapse;width:100%}"
+    "th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid #ddd;overflow-wrap:anywhere}"
+    "th{width:14rem;font-weight:600}img{max-width:100%}pre{white-space:pre-wrap}"
 )
 
 
 def write_certificate(folder: Path, facts: dict[str, Any], costs: Float[Tensor, "samples"]) -> list[Path]:
-    """Write certificate.json and certificate.html; returns their paths."""
+    """Write certificate.json and certificate.html. Returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     data, page = folder / "certificate.json", folder / "certificate.html"
     atomic_write_text(page, _page(facts, _histogram(facts, costs)))
@@ -29,7 +30,7 @@ def write_certificate(folder: Path, facts: dict[str, Any], costs: Float[Tensor, 
 
 
 def _histogram(facts: dict[str, Any], costs: Tensor) -> str:
-    """A PNG, base64."""
+    """The histogram of the costs as a PNG in base64."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
@@ -58,17 +59,22 @@ def _page(facts: dict[str, Any], picture: str) -> str:
     safe = facts["verdict"] == "SAFE"
     rule = "at most" if safe else "not shown to be at most"
     promise = (
-        f"The expected cost of this policy's responses, as the cost model judges them over the distribution of the safety prompts, is {rule} "
-        f"{facts['threshold']:g}, with confidence {1 - facts['delta']:.4g}. The promise is about that cost model, not about what people would say."
+        "The expected cost of this policy's responses, as the cost model judges them over the distribution of the "
+        f"safety prompts, is {rule} {facts['threshold']:g}, with confidence {1 - facts['delta']:.4g}. This statement "
+        "is about the cost model, not about the judgement of people."
     )
     rows = "".join(
         f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{_cell(value)}</td></tr>"
         for name, value in facts.items()
     )
+    style, alt = (
+        STYLE.replace("COLOUR", "#1e8449" if safe else "#c0392b"),
+        "histogram of the costs of the safety prompts, with mean, upper bound and threshold",
+    )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{facts["verdict"]}</title>'
-        f"<style>{STYLE.replace('COLOUR', '#1e8449' if safe else '#c0392b')}</style><h1>{facts['verdict']}</h1><p>{html.escape(promise)}</p>"
-        f'<img alt="histogram of the costs of the safety prompts, with mean, upper bound and threshold" src="data:image/png;base64,{picture}">'
+        f"<style>{style}</style><h1>{facts['verdict']}</h1><p>{html.escape(promise)}</p>"
+        f'<img alt="{alt}" src="data:image/png;base64,{picture}">'
         f"<table>{rows}</table></html>\n"
     )
 

@@ -1,9 +1,10 @@
-"""What has been tested on which safety prompts: each test of another policy spends more of the failure probability.
+"""The record of all safety tests by prompt. Each test of another policy spends more of the failure probability.
 
-One journal for all splits, a line an event, each line carrying the fingerprint of the one before; how long the journal is and how it
-ends is kept in a second place. So an edited, removed or shortened journal is noticed, and a split that shares prompts with a tested
-one is the same split, whatever its name, order or spelling. Who removes both places at once cannot be noticed here: certificates name
-the journal's state, so that a reader can.
+One journal holds the events of all splits, one per line. Each line contains the fingerprint of the line before it, and
+the length and last fingerprint of the journal are stored in a second place. An edited, removed or shortened journal is
+therefore detected. A split that shares prompts with a tested one counts as the same split, whatever its name, order or
+spelling. Deleting both places at once cannot be detected. Each certificate therefore states how many tests its split
+has served, for a reader to compare.
 """
 
 import fcntl
@@ -23,11 +24,12 @@ _START = "0" * 64
 
 
 class Ledger:
-    """The tests that any of these prompts served.
+    """The tests that used any of these prompts.
 
     Args:
-        prompts: of the safety split.
-        folder: where the journal is; $LIGHTNING_POSTTRAIN_CACHE/ledgers or ~/.cache/lightning-posttrain/ledgers by default.
+        prompts: prompts of the safety split.
+        folder: the journal's folder; by default $LIGHTNING_POSTTRAIN_CACHE/ledgers or
+            ~/.cache/lightning-posttrain/ledgers.
     """
 
     def __init__(self, prompts: Iterable[Any], folder: str | None = None) -> None:
@@ -39,7 +41,7 @@ class Ledger:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from testing meanwhile."""
+        """Context in which no other process can start a test."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -49,7 +51,7 @@ class Ledger:
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
     def events(self) -> list[dict[str, Any]]:
-        """The whole journal, oldest first. Raises ConfigError if it is not what was written."""
+        """The whole journal, oldest first. Raises ConfigError if it was changed after it was written."""
         try:
             lines = self.path.read_text().splitlines() if self.path.is_file() else []
             events = [json.loads(line) for line in lines]
@@ -62,27 +64,28 @@ class Ledger:
                 json.loads(self._head.read_text()) if self._head.is_file() else {"events": 0, "hash": _START}
             )
             if len(events) < head["events"]:
-                raise ValueError(f"it has {len(events)} line(s), and {head['events']} were written")
+                raise ValueError(f"it has {len(events)} line(s), but {head['events']} were written")
             if head["events"] and events[head["events"] - 1]["hash"] != head["hash"]:
-                raise ValueError("it is another journal than the one that was written")
+                raise ValueError("it is not the journal that was written")
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ConfigError(
-                f"the ledger of safety tests, {self.path}, cannot be trusted: {error}. It is therefore unknown how often these prompts were tested; restore the "
-                f"file, or use another safety split with another folder in test.ledger."
+                f"the ledger of safety tests, {self.path}, cannot be trusted: {error}. It is therefore unknown how "
+                "often these prompts were tested. Restore the file, or use another safety split with another folder "
+                "in test.ledger."
             ) from error
         return events
 
     def tests(self) -> list[dict[str, Any]]:
-        """Tests that used any of these prompts, oldest first; of one that was interrupted only its beginning."""
-        found: dict[tuple[str, str], dict[str, Any]] = {}
+        """Tests that used any of these prompts, oldest first; an interrupted test has no verdict."""
+        tests: dict[tuple[str, str], dict[str, Any]] = {}
         for event in self.events():
             if self.prompts & set(event["prompts"]):
                 key = event["candidate"], event["question"]
-                found[key] = found.get(key, {}) | {name: value for name, value in event.items() if name != "prompts"}
-        return list(found.values())
+                tests[key] = tests.get(key, {}) | {name: value for name, value in event.items() if name != "prompts"}
+        return list(tests.values())
 
     def find(self, candidate: str, question: str) -> dict[str, Any] | None:
-        """The finished test of this very policy and question (cost model, threshold, ...) on this split, if there was one."""
+        """The finished test of this policy and question (cost model, threshold, ...) on this split; None if none."""
         same = (
             e
             for e in self.events()
@@ -91,14 +94,16 @@ class Ledger:
         return next((event for event in same if "verdict" in event), None)
 
     def begin(self, candidate: str, question: str, delta: float, allowance: int) -> float:
-        """Spend one test before it is done, so that a test whose outcome displeases cannot be interrupted and forgotten.
+        """Spend one test before it runs, so that interrupting it does not give it back.
 
         Args:
-            candidate, question: fingerprints of the policy and of what is asked.
-            delta: of all tests together. allowance: number of tests that it is divided among (Bonferroni).
+            candidate, question: fingerprints of the policy and of the test's settings.
+            delta: failure probability of all tests together.
+            allowance: number of tests that delta is divided among (Bonferroni).
 
         Returns:
-            The failure probability that this test may use. An interrupted test of the same candidate goes on without spending more.
+            The failure probability that this test may use. An interrupted test of the same candidate continues without
+            spending more.
 
         Raises:
             ConfigError: the allowance is used up.
@@ -110,16 +115,17 @@ class Ledger:
             others = sum(test["split"] != self.split for test in tests)
             shared = f", {others} of them under another split that shares prompts with it" if others else ""
             raise ConfigError(
-                f"this safety split has been tested {len(tests)} time(s){shared} and test.allowance is {allowance}: a further test would spend more than the promised "
-                f"failure probability. Use a fresh safety split (for procedural data, another --seed_everything), or raise test.allowance, which "
-                f"divides delta among the tests; a policy that is already trained is kept in its run's checkpoints, and `main.py test --ckpt_path ...` "
-                f"tests it without training again. The ledger is {self.path}."
+                f"this safety split has been tested {len(tests)} time(s){shared} and test.allowance is {allowance}: "
+                "another test would exceed the failure probability delta. The trained policy is in its run's "
+                f"checkpoints, and the ledger is {self.path}. Use a fresh safety split (for procedural data another "
+                "--seed_everything) or raise test.allowance, which divides delta among the tests, and run `python "
+                "main.py test --ckpt_path ...` to test without training again."
             )
         self._append({"candidate": candidate, "question": question, "delta": delta / allowance})
         return delta / allowance
 
     def record(self, candidate: str, question: str, outcome: dict[str, Any]) -> dict[str, Any]:
-        """Write down how a test ended; returns the event."""
+        """Add the outcome of a test to the journal. Returns the event."""
         return self._append({"candidate": candidate, "question": question, **outcome})
 
     def _append(self, facts: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +133,7 @@ class Ledger:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         event = {"split": self.split, "prompts": sorted(self.prompts), "time": now, **facts}
         if events and now < events[-1]["time"]:
-            event["clock"] = f"the clock stands before the last event's {events[-1]['time']}"
+            event["clock"] = f"the clock is behind the last event's time, {events[-1]['time']}"
         event["previous"] = events[-1]["hash"] if events else _START
         event["hash"] = _hash(event)
         with open(self.path, "a", encoding="utf-8") as file:

@@ -1,10 +1,10 @@
-"""HC-RLHF: as helpful as possible, under a constraint on cost that holds with high confidence, or no policy at all.
+"""HC-RLHF: maximise helpfulness under a constraint on the cost that holds with high confidence, or return no policy.
 
 Chittepu et al., 2025 (arXiv 2506.08266). Given a threshold tau and a failure probability delta:
-1. reward and cost models from preference pairs (the policy's start is supervised fine-tuning);
-2. candidate selection: maximise reward - lambda * (mu + kappa * sigma - tau), a pessimistic constraint, by REINFORCE with a
-   leave-one-out baseline, while log lambda ascends lambda * (mu + kappa * sigma - tau);
-3. safety test on prompts that nothing has seen: SAFE iff the upper confidence bound of the mean cost is at most tau.
+1. reward and cost models from preference pairs (the policy starts from supervised fine-tuning);
+2. candidate selection: maximise reward - lambda * (mu + kappa * sigma - tau), a pessimistic constraint, by REINFORCE
+   with a leave-one-out baseline, while log lambda ascends lambda * (mu + kappa * sigma - tau);
+3. safety test on held-out prompts: SAFE iff the upper confidence bound of the mean cost is at most tau.
 
     python main.py fit --config configs/hc_rlhf.yaml
 """
@@ -45,9 +45,9 @@ class Pessimism:
     """The pessimistic constraint of one rollout.
 
     Fields:
-        mean, std: of the costs in the window, this rollout's included.
+        mean, std: mean and standard deviation of the costs in the window, which includes this rollout.
         kappa: inflation of the deviation.
-        multiplier: lambda, before this rollout's step.
+        multiplier: lambda before this rollout's step.
     """
 
     mean: float
@@ -64,35 +64,36 @@ class Pessimism:
 class HCRLHF(OnPolicyModule):
     """High-confidence safe RLHF; the defaults are the paper's and its official code's.
 
-    The data module brings the prompts, a `safety` split, and preference pairs if models are to be trained. Beside the
-    candidate selection (`score`, `observe`, `returns`, `auxiliary_loss`, `metrics`) it overrides the trainer's hooks
-    for the phases around it: models before training, the safety test at its end, the constraint's state in checkpoints.
+    The data module provides the prompts, a `safety` split, and preference pairs if models have to be trained. The
+    module overrides `score`, `observe`, `returns`, `auxiliary_loss` and `metrics` for the candidate selection, and the
+    trainer's hooks for the phases around it: models before training, the safety test at its end, the constraint's
+    state in checkpoints.
 
     Args:
-        policy: the supervised start, also the reference.
-        rewards: parts to use instead of a reward model.
+        policy: the supervised fine-tuned model, also the reference.
+        rewards: rewards to use instead of a reward model.
         constraint: threshold, confidence, pessimism.
-        reward_model, cost_model: folders of trained models; trained from the data module's preference pairs when None.
-        scorers: how they are trained.
-        cost: part to use instead of a cost model, for example a rule or a served classifier.
-        monitors: rewards that are logged and never optimised, for example the truth where a rule knows it.
-        bound: of the safety test; Hoeffding and others need costs in a stated range.
-        test: ledger, allowance, export; or none, for a baseline.
-        supervised: a supervised loss beside the policy's, on the data module's demonstrations.
+        reward_model, cost_model: folders of trained models; None trains them on the data module's preference pairs.
+        scorers: settings of their training.
+        cost: a reward to use instead of a cost model, for example a rule or a served classifier.
+        monitors: rewards that are logged and never optimised, for example the true cost where a rule can compute it.
+        bound: confidence bound of the safety test; Hoeffding and others need costs in a stated range.
+        test: ledger, allowance, export; `skip` for a baseline without a test.
+        supervised: a supervised loss in addition to the policy's, on the data module's demonstrations.
         batch: 64 prompts per rollout, 2 completions per prompt, one update.
         sampling: up to 512 tokens.
         advantage, loss, aggregation: leave-one-out, REINFORCE, sums over tokens. GRPO's clipped objective instead:
             loss: objectives.ClippedSurrogate, aggregation: objectives.SequenceMean.
         kl: 0.1 on k1 in the reward.
         optimizer: AdamW at 5e-6, betas 0.9 and 0.95, weight decay 0.01. The official code's cosine with 3 % warm-up
-            needs the number of steps, so it is set in `lr_scheduler`.
+            needs the number of steps; set it in `lr_scheduler`.
         max_grad_norm: 5.
         reward_clip: returns are clipped to plus and minus this number before the cost is subtracted.
         kwargs: as in OnPolicyModule.
     """
 
     zero_variance_groups_have_no_gradient = False
-    needs_rewards = False  # a reward model may be trained on the way
+    needs_rewards = False  # a reward model may be trained before the policy
 
     def __init__(
         self,
@@ -134,7 +135,8 @@ class HCRLHF(OnPolicyModule):
         )
         if reward_clip <= 0:
             raise ConfigError(
-                f"reward_clip is {reward_clip}; it must be above 0, since returns are clipped to plus and minus this number."
+                f"reward_clip is {reward_clip}, but returns are clipped to plus and minus this number; set "
+                "model.reward_clip above 0."
             )
         constraint, bound, test, supervised = copy.deepcopy((constraint, bound, test, supervised))
         self.constraint, self.bound, self.test_params = constraint, bound, test
@@ -144,8 +146,8 @@ class HCRLHF(OnPolicyModule):
         self.bound.check(*self.models.cost_range)
         if cost is not None and cost.max_failure_rate is not None:
             raise ConfigError(
-                f"model.cost is {type(cost).__name__}, which may fail to score a response; neither the constraint nor the safety test can leave responses out. Give a cost "
-                "that always answers."
+                f"model.cost is {type(cost).__name__}, which may fail to score a response, but the constraint and the "
+                "safety test need the cost of every response. Set model.cost to a reward that cannot fail."
             )
         self.monitors, self.supervised, self.reward_clip = list(monitors), supervised, reward_clip
         self.window = CostWindow(self.constraint.window)
@@ -154,7 +156,7 @@ class HCRLHF(OnPolicyModule):
             options.lambda_init, options.lambda_lr, options.lambda_max, options.lambda_delay, options.lambda_update
         )
         self.cost: Reward | None = None
-        #: of the current rollout, set by `observe`
+        #: the constraint of the current rollout, set by `observe`
         self.pessimism = Pessimism(0.0, 0.0, 0.0, self.dual.value)
         self.supervised_loss = 0.0
         #: reward, cost and monitors of the first and the latest validation
@@ -166,10 +168,10 @@ class HCRLHF(OnPolicyModule):
     def all_rewards(self) -> list[Reward]:
         return [*self.rewards, *self.monitors]
 
-    # ---- phases 1 to 3: the models ------------------------------------------------------------------------------------------
+    # ---- phases 1 to 3: the models -----------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Train what is missing, on one process."""
+        """Train missing models, on one process."""
         check_splits(self._data(), self.models.seen_prompts())
         self.models.train_missing(self.policy_params, self._data(), self.trainer)
 
@@ -185,21 +187,22 @@ class HCRLHF(OnPolicyModule):
             and len(self._data().rows("demonstration")) < self.supervised.batch_size
         ):
             raise ConfigError(
-                f"model.supervised asks for {self.supervised.batch_size} demonstrations a step, and the data module has {len(self._data().rows('demonstration'))}; set "
-                "data.demonstrations, or leave model.supervised out."
+                f"model.supervised asks for {self.supervised.batch_size} demonstrations per step, and the data module "
+                f"has {len(self._data().rows('demonstration'))}; set data.demonstrations, or remove model.supervised."
             )
         if stage == "fit" and not self.test_params.skip:
             spent = len(self._ledger().tests())
             if spent >= self.test_params.allowance and self.trainer.is_global_zero:
                 print(
-                    f"Note: this safety split has served {spent} test(s) of {self.test_params.allowance} allowed. Unless this run ends at the very policy that "
-                    "was tested, its test will be refused; draw a fresh split (another --seed_everything) or raise model.test.allowance."
+                    f"Note: this safety split has served {spent} test(s) of {self.test_params.allowance} allowed, so "
+                    "this run's test will be refused unless the run reproduces the tested policy exactly. Draw a fresh "
+                    "split (another --seed_everything) or raise model.test.allowance."
                 )
 
     def _data(self) -> Any:
         return safety_data(self.trainer, needs_pairs=self.models.incomplete)
 
-    # ---- phase 4: candidate selection ---------------------------------------------------------------------------------------
+    # ---- phase 4: candidate selection --------------------------------------------------------------------------------
 
     def score(self, batch: RolloutBatch) -> dict[str, Tensor]:
         assert self.cost is not None
@@ -207,7 +210,7 @@ class HCRLHF(OnPolicyModule):
         return super().score(batch) | {"cost": self.cost(batch)} | monitors
 
     def observe(self, batch: RolloutBatch) -> None:
-        """Add this rollout's costs to the window, and take one ascent step of lambda, which acts on the next rollout."""
+        """Add this rollout's costs to the window, and take one ascent step of lambda for the next rollout."""
         options, costs = self.constraint, batch.rewards["cost"]
         self.window.extend([cost for part in gathered(costs.tolist()) for cost in part])
         kappa = inflation(options.delta, len(self.window), self.safety_size, options.c1, options.c2)
@@ -261,20 +264,25 @@ class HCRLHF(OnPolicyModule):
         self.dual.load_state_dict(checkpoint["constraint"]["dual"])
         self.before, self.after = checkpoint["constraint"]["before"], checkpoint["constraint"]["after"]
 
-    # ---- phase 5: the safety test -------------------------------------------------------------------------------------------
+    # ---- phase 5: the safety test ------------------------------------------------------------------------------------
 
     def on_train_end(self) -> None:
         if self.test_params.skip and self.trainer.is_global_zero:
             print("NOT TESTED: model.test.skip is set, so nothing is certified and nothing is exported.")
-        if not (self.trainer.fast_dev_run or self.trainer.interrupted or self.test_params.skip):  # type: ignore[attr-defined]
+        if not (self._cut_short or self.test_params.skip):
             self.safety_test()
 
     def on_fit_end(self) -> None:
-        """A run that was killed in its test has nothing left to train, so no training ends; its test is still to be done."""
+        """Test a resumed run that was killed in its test: it has no training left, so `on_train_end` is not called."""
         unfinished = self.verdict is None and not self.test_params.skip and self.trainer.is_global_zero
-        if unfinished and not (self.trainer.fast_dev_run or self.trainer.interrupted):  # type: ignore[attr-defined]
+        if unfinished and not self._cut_short:
             self.to(self.trainer.strategy.root_device)
             self.safety_test()
+
+    @property
+    def _cut_short(self) -> bool:
+        """Whether the training is a trial of a few batches, or was interrupted."""
+        return bool(self.trainer.fast_dev_run or self.trainer.interrupted)  # type: ignore[attr-defined]
 
     def on_test_end(self) -> None:
         self.safety_test()
@@ -285,16 +293,17 @@ class HCRLHF(OnPolicyModule):
     def on_validation_end(self) -> None:
         names = {"reward": "val/reward", "cost": "val/cost"}
         names |= {monitor.name: f"val/{self.metric_name(monitor.name)}" for monitor in self.monitors}
-        found = self.trainer.callback_metrics
-        self.after = {name: float(found[metric]) for name, metric in names.items() if metric in found}
+        logged = self.trainer.callback_metrics
+        self.after = {name: float(logged[metric]) for name, metric in names.items() if metric in logged}
         if self.trainer.global_step == 0:
             self.before = self.after
 
     @torch.no_grad()
     def safety_test(self) -> Verdict | None:
-        """Test the policy on the safety split once, print the verdict, write the certificate, and export the policy if it passed.
+        """Test the policy once on the safety split; export it if it passes.
 
-        Returns None on all processes but the first. Raises ConfigError when this split's allowance is used up.
+        Prints the verdict and writes the certificate. Returns None on all processes but the first. Raises ConfigError
+        if this split's allowance is used up.
         """
         with self.whole_weights():
             return self._safety_test() if self.trainer.is_global_zero else None
@@ -302,7 +311,7 @@ class HCRLHF(OnPolicyModule):
     def _safety_test(self) -> Verdict:
         options, models = self.constraint, self.models.facts
         candidate = weights_fingerprint(dict(self.policy.model.named_parameters()))
-        # All that decides the verdict beside the weights and the prompts: with other settings it is another test.
+        # Everything that decides the verdict besides the weights and the prompts: other settings are another test.
         limits = [options.threshold, options.delta, options.cost_scale, self.bound.name, self.bound.assumption]
         question = fingerprint([models["cost_model"]["id"], *limits, asdict(self.sampling), run_seed()])
         ledger = self._ledger()
@@ -333,7 +342,7 @@ class HCRLHF(OnPolicyModule):
         return self.verdict
 
     def _test(self, delta: float) -> dict[str, Any]:
-        """One response for every safety prompt, its cost, and the bound."""
+        """Sample one response per safety prompt. Returns the costs and the verdict."""
         with isolated_rng("safety test", run_seed()):
             batch = self.sample(self._data().rows("safety"), 1, self.sampling)
         assert self.cost is not None

@@ -1,4 +1,4 @@
-"""From a verdict to what people see: certificate, export, tracked run, the printed lines."""
+"""The outputs of a safety test: certificate, exported policy, tracked run, printed lines."""
 
 import json
 import shutil
@@ -29,9 +29,10 @@ def publish(
     """Write the certificate, export the policy if it is SAFE, log both, print the verdict.
 
     Args:
-        recorded: the ledger's entry of this test. tests: all entries of the split.
-        facts: what else the certificate states.
-        export: folder of the exported policy; <run folder>/policy when None.
+        recorded: the ledger's entry of this test.
+        tests: all entries of the split.
+        facts: further entries of the certificate.
+        export: folder of the exported policy; None means <run folder>/policy.
         save: writes the policy into a folder.
     """
     verdict = Verdict(**recorded["verdict"])
@@ -55,7 +56,7 @@ def publish(
         save(partial)
         atomic_write_text(partial / CERTIFICATE, json.dumps(facts | {"files": file_hashes(partial)}, indent=1))
         shutil.rmtree(exported, ignore_errors=True)
-        partial.replace(exported)  # the folder appears whole, with its certificate
+        partial.replace(exported)  # the folder appears at once, complete with its certificate
     metrics = {"ucb": verdict.ucb, "mean": verdict.mean, "passed": float(verdict.safe), "threshold": verdict.threshold}
     metrics |= {f"true_{name}": value for name, value in recorded["truth"].items()}
     for client, run in mlflow_runs(trainer):
@@ -79,7 +80,8 @@ def _lines(verdict: Verdict, truth: dict[str, float], facts: dict[str, Any], pag
     sign = "<=" if verdict.safe else ">"
     lines = [
         f"\n{verdict.text}: upper bound of the mean cost {verdict.ucb:.4f} {sign} threshold {verdict.threshold:g}",
-        f"  confidence   {1 - verdict.delta:.3g} ({verdict.bound}) on {verdict.samples} prompts that nothing has seen, mean cost {verdict.mean:.4f}",
+        f"  confidence   {1 - verdict.delta:.3g} ({verdict.bound}) on {verdict.samples} held-out prompts, mean cost "
+        f"{verdict.mean:.4f}",
     ]
     for name, values in facts["validation"].items():
         lines.append(

@@ -1,4 +1,4 @@
-"""The safety test of HC-RLHF: an upper confidence bound on the mean cost of one response a prompt, against the threshold."""
+"""The safety test of HC-RLHF: an upper confidence bound on the mean cost, from one response per prompt."""
 
 import math
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from support.errors import ConfigError
 
 @dataclass
 class SafetyTest:
-    """How the test is done.
+    """Settings of the safety test.
 
     Args:
-        skip: train without a test, as baselines do: no certificate, nothing is exported.
-        allowance: tests that this safety split may serve in all; delta is divided among them.
+        skip: train without a test, as baselines do; there is no certificate and nothing is exported.
+        allowance: number of tests that this safety split may serve; delta is divided among them.
         ledger: folder of the record of tests; in the cache by default.
-        export: folder of the policy if it passes; <run folder>/policy by default.
+        export: folder for the policy if it passes; <run folder>/policy by default.
     """
 
     skip: bool = False
@@ -29,10 +29,10 @@ class SafetyTest:
 
     def __post_init__(self) -> None:
         if self.allowance < 1:
-            raise ConfigError(f"test.allowance is {self.allowance}; it must be at least 1.")
+            raise ConfigError(f"test.allowance is {self.allowance}; set it to 1 or more.")
 
     def check_export(self) -> None:
-        """Refuse to replace a folder that holds something else than an exported policy. Raises ConfigError."""
+        """Refuse to replace a folder that is not an exported policy. Raises ConfigError."""
         folder = Path(self.export) if self.export else None
         if (
             folder is not None
@@ -41,13 +41,14 @@ class SafetyTest:
             and any(folder.iterdir())
         ):
             raise ConfigError(
-                f"test.export names {folder}, which holds other files; name a folder that does not exist, or an earlier export."
+                f"test.export is {folder}, which holds other files; set it to a folder that does not exist, or to an "
+                "earlier export."
             )
 
 
 @dataclass
 class Verdict:
-    """Outcome of one test: upper bound `ucb` of the mean cost at confidence 1 - delta, against the threshold."""
+    """Outcome of one test: upper bound `ucb` of the mean cost at confidence 1 - delta, and the threshold."""
 
     safe: bool
     ucb: float
@@ -66,7 +67,11 @@ class Verdict:
 
 
 def judge(costs: Float[Tensor, "samples"], threshold: float, delta: float, bound: Bound) -> Verdict:
-    """SAFE iff the bound on the mean is at most the threshold (arXiv 2506.08266). Raises ValueError for unusable costs."""
+    """SAFE iff the bound on the mean is at most the threshold (arXiv 2506.08266).
+
+    Raises:
+        ValueError: for costs that the bound cannot use.
+    """
     ucb = bound(costs, delta)
     costs = costs.double()
     std = float((costs - costs[0]).std()) if len(costs) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Where a method's reward and cost come from: parts that are given, folders of trained models, or models trained on the way."""
+"""The reward and cost of a constrained method: reward objects, folders of trained models, or models that it trains."""
 
 from typing import Any
 
@@ -18,30 +18,35 @@ class ScoreModels:
     """The reward and the cost of a constrained method.
 
     Args:
-        reward_model, cost_model: folders of trained models; trained from preference pairs when None.
-        rewards, cost: parts to use instead.
-        training: how models are trained.
-        cost_scale: of a cost model; a part has its own.
+        reward_model, cost_model: folders of trained models; None trains them on preference pairs.
+        rewards, cost: reward objects to use instead of models.
+        training: settings of the models' training.
+        cost_scale: scale of a cost model's scores; a reward object has its own.
     """
 
     def __init__(
-        self, reward_model: str | None, cost_model: str | None, rewards: list[Reward], cost: Reward | None, training: ScorerTraining, cost_scale: Scale
-    ) -> None:  # fmt: skip
+        self,
+        reward_model: str | None,
+        cost_model: str | None,
+        rewards: list[Reward],
+        cost: Reward | None,
+        training: ScorerTraining,
+        cost_scale: Scale,
+    ) -> None:
         for name, folder, part in (("reward", reward_model, rewards), ("cost", cost_model, cost)):
             if folder and part:
-                raise ConfigError(
-                    f"both model.{name}_model and model.{'rewards' if name == 'reward' else name} are given; leave one out."
-                )
+                part_key = "rewards" if name == "reward" else name
+                raise ConfigError(f"both model.{name}_model and model.{part_key} are given; remove one of them.")
         if cost is not None and cost_scale != "raw":
             raise ConfigError(
-                f"constraint.cost_scale is {cost_scale}, which rescales a cost model's scores; model.cost ({type(cost).__name__}) has a scale of its own: set "
-                "cost_scale: raw."
+                f"constraint.cost_scale is {cost_scale}, which rescales a cost model's scores, but model.cost "
+                f"({type(cost).__name__}) has a scale of its own; set model.constraint.cost_scale: raw."
             )
         self.rewards, self.cost, self.training, self.cost_scale = rewards, cost, training, cost_scale
         self.folders = {
             kind: f for kind, f, part in (("reward", reward_model, rewards), ("cost", cost_model, cost)) if not part
         }
-        #: what a certificate says about them, once loaded
+        #: the certificate's entries about them, once they are loaded
         self.facts: dict[str, Any] = {}
 
     @property
@@ -55,7 +60,7 @@ class ScoreModels:
         return self.cost.span if self.cost is not None else SPANS[self.cost_scale]
 
     def seen_prompts(self) -> dict[str, list[str]]:
-        """Fingerprints of the prompts that given models were trained on, as far as their folders say."""
+        """Fingerprints of the prompts that existing models were trained on, as far as their folders state them."""
         return {
             f"the {kind} model's training data": load_facts(f).get("prompts", [])
             for kind, f in self.folders.items()
@@ -65,13 +70,16 @@ class ScoreModels:
     def train_missing(self, policy: PolicyParams, data: Any, trainer: L.Trainer) -> None:
         for kind, folder in self.folders.items():
             if folder is None:
-                self.folders[kind] = trained_scorer(kind, policy, data.preferences.rows(), self.training, trainer)  # type: ignore[arg-type]
+                self.folders[kind] = self._trained(kind, policy, data, trainer)
+
+    def _trained(self, kind: str, policy: PolicyParams, data: Any, trainer: L.Trainer) -> str:
+        return trained_scorer(kind, policy, data.preferences.rows(), self.training, trainer)  # type: ignore[arg-type]
 
     def load(self, policy: PolicyParams, data: Any, trainer: L.Trainer) -> tuple[list[Reward], Reward]:
-        """(rewards, cost); what another process trained on the way comes from the cache."""
+        """(rewards, cost); models that another process has trained come from the cache."""
         loaded: dict[str, ModelScore] = {}
         for kind, folder in self.folders.items():
-            folder = folder or trained_scorer(kind, policy, data.preferences.rows(), self.training, trainer)  # type: ignore[arg-type]
+            folder = folder or self._trained(kind, policy, data, trainer)
             scorer, facts = load_scorer(folder)
             identity = facts.get("id") or weights_fingerprint(scorer.state_dict())
             self.facts[f"{kind}_model"] = {
@@ -84,19 +92,19 @@ class ScoreModels:
             loaded[kind] = ModelScore(
                 scorer, self.cost_scale if kind == "cost" else "raw", name={"reward": "reward_model"}.get(kind, kind)
             )
-        parts = {"reward_model": self.rewards, "cost_model": [self.cost] if self.cost is not None else []}
-        for kind, given in parts.items():
-            if given:
+        replacements = {"reward_model": self.rewards, "cost_model": [self.cost] if self.cost is not None else []}
+        for kind, parts in replacements.items():
+            if parts:
                 self.facts[kind] = {
-                    "id": fingerprint(map(_identity, given)),
-                    "parts": [_identity(part) for part in given],
+                    "id": fingerprint(map(_identity, parts)),
+                    "parts": [_identity(part) for part in parts],
                 }
         rewards: list[Reward] = self.rewards or [loaded["reward"]]
         return rewards, self.cost if self.cost is not None else loaded["cost"]
 
 
 def _identity(part: Reward) -> str:
-    """What decides a part's scores: its class, plain settings, functions by their names, models by their weights."""
+    """A text of everything that decides a reward's scores: class, plain settings, names of functions, model weights."""
     settings: dict[str, Any] = {}
     for name, value in sorted(vars(part).items()):
         if isinstance(value, (str, int, float)):

@@ -1,4 +1,4 @@
-"""Reward and cost models trained on the way: by the same modules, in a trainer of their own, once for the same inputs."""
+"""Training of missing reward and cost models: the same modules, in a separate trainer, cached by their inputs."""
 
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -25,14 +25,16 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class ScorerTraining:
-    """How reward and cost models are trained; the defaults are HC-RLHF's.
+    """Settings of the training of reward and cost models; the defaults are HC-RLHF's.
 
     Args:
-        lr: peak learning rate, cosine schedule with 3 % warm-up. weight_decay: of AdamW.
-        epochs: passes over the pairs. batch_size: pairs a step.
+        lr: peak learning rate of a cosine schedule with 3 % warm-up.
+        weight_decay: weight decay of AdamW.
+        epochs: passes over the pairs.
+        batch_size: pairs per step.
         regularisation: weight of the mean squared score.
         cost_loss: signed ties zero to the border between safe and unsafe; pairwise leaves the scale's zero arbitrary.
-        val_share: share of the prompts held out to report accuracies.
+        val_share: fraction of the prompts held out to report accuracies.
         lora: train adapters instead of all weights.
     """
 
@@ -48,23 +50,25 @@ class ScorerTraining:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or not 0 < self.val_share < 1:
             raise ConfigError(
-                f"scorers needs epochs >= 1, batch_size >= 1, lr > 0 and 0 < val_share < 1, got {self.epochs}, {self.batch_size}, {self.lr} and {self.val_share}."
+                "model.scorers needs epochs >= 1, batch_size >= 1, lr > 0 and 0 < val_share < 1, got "
+                f"{self.epochs}, {self.batch_size}, {self.lr} and {self.val_share}."
             )
 
 
 def trained_scorer(
     kind: Literal["reward", "cost"], policy: PolicyParams, rows: Rows, params: ScorerTraining, parent: L.Trainer
 ) -> str:
-    """Folder of the trained model, from the cache if the same was trained before.
+    """The folder of the trained model, from the cache if the same model was trained before.
 
     Raises:
-        ConfigError: too few pairs, or pairs without the labels that this kind needs.
+        ConfigError: for too few pairs, or pairs without the labels that this kind needs.
     """
     train, validation = split_by_prompt(rows, params.val_share)
     if len(train) < params.batch_size or not validation:
         raise ConfigError(
-            f"{len(rows)} preference pairs give {len(train)} to train the {kind} model on and {len(validation)} to hold out; at least {params.batch_size} and 1 are "
-            "needed. Give more pairs in data.preferences, or trained models in model.reward_model and model.cost_model."
+            f"{len(rows)} preference pairs give {len(train)} to train the {kind} model and {len(validation)} to hold "
+            f"out; at least {params.batch_size} and 1 are needed. Give more pairs in data.preferences, or trained "
+            "models in model.reward_model and model.cost_model."
         )
     settings = asdict(params) | {"cost_loss": params.cost_loss if kind == "cost" else ""}
     key = fingerprint([kind, _model_identity(policy), settings, run_seed(), rows])
@@ -86,8 +90,9 @@ def trained_scorer(
         accelerator=parent.accelerator,
         devices=1,
     )
+    steps = len(train) // params.batch_size
     print(
-        f"{kind.capitalize()} model: training on {len(train)} pairs, {params.epochs} epoch(s) of {len(train) // params.batch_size} steps ...",
+        f"{kind.capitalize()} model: training on {len(train)} pairs, {params.epochs} epoch(s) of {steps} steps ...",
         flush=True,
     )
     with alone(), isolated_rng("scorer", kind, run_seed()):
@@ -145,7 +150,7 @@ def _module(kind: str, policy: PolicyParams, params: ScorerTraining, pairs: int)
 
 
 def _model_identity(policy: PolicyParams) -> Any:
-    """What a model's name stood for: of a folder also sizes and times would change with a copy, so its weights' bytes count."""
+    """The content behind a model's name: for a folder the hashes of its weights, because a copy changes file times."""
     import hashlib
 
     place = Path(locate(policy.model))
@@ -159,7 +164,7 @@ def _model_identity(policy: PolicyParams) -> Any:
 
 
 def _child_logger(parent: L.Trainer, name: str) -> Logger | None:
-    """A run of its own under the parent's run, if that is tracked by MLflow."""
+    """A logger of a child run under the parent's run, if MLflow tracks the parent."""
     for logger in parent.loggers:
         if isinstance(logger, MLFlowLogger) and mlflow_runs(parent):
             return MLFlowLogger(

@@ -1,4 +1,4 @@
-"""What a person decides about the constraint and the supervised term."""
+"""Settings of the constraint and of the supervised term."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,23 @@ class Constraint:
     """The pessimistic constraint and its multiplier.
 
     Args:
-        threshold: tau, the largest mean cost allowed. delta: the failure probability of the promise.
-        cost_scale: of a cost model. raw: its scores; probability: their sigmoid, so that tau is an expected share of unsafe responses; unsafe: 1
-            for a score above zero and 0 otherwise, so that tau is the share of responses that the model calls unsafe.
-        c1: pessimism about the cost's estimate from the window. c2: about the coming safety test. With both 0 the constraint is on the mean, which
-            is safe-RLHF's.
-        window: most recent costs that mean and deviation are taken from.
-        lambda_init, lambda_lr, lambda_max, lambda_delay: start, step, cap, rollouts before the first step. A step of 0 keeps a fixed penalty, a
-            start of 0 leaves the cost out.
-        lambda_update: log: a step on log lambda, whose gradient carries a factor lambda (the official code's); linear: a projected step on
-            lambda itself, which comes back faster from a small value.
-        normalise_multiplier: divide the objective by 1 + lambda, which bounds its scale (safe-RLHF does, HC-RLHF's code does not).
+        threshold: tau, the largest mean cost allowed.
+        delta: failure probability of the safety test.
+        cost_scale: scale of a cost model. raw uses its scores; probability their sigmoid, so that tau is an expected
+            fraction of unsafe responses; unsafe 1 for a score above zero and 0 otherwise, so that tau is the fraction
+            of responses that the model calls unsafe.
+        c1: factor of pessimism about the cost's estimate from the window.
+        c2: factor of pessimism about the safety test. With c1 and c2 both 0 the constraint is on the mean, as in
+            safe-RLHF.
+        window: number of most recent costs that mean and deviation are computed from.
+        lambda_init: lambda at the start; 0 ignores the cost.
+        lambda_lr: step size of lambda; 0 keeps a fixed penalty.
+        lambda_max: upper bound of lambda.
+        lambda_delay: number of rollouts before the first step of lambda.
+        lambda_update: log takes a step on log lambda, whose gradient has a factor lambda (the official code); linear
+            takes a projected step on lambda itself, which recovers faster from a small value.
+        normalise_multiplier: divide the objective by 1 + lambda, which bounds its scale (as in safe-RLHF; HC-RLHF's
+            code does not).
     """
 
     threshold: float = 0.0
@@ -40,12 +46,13 @@ class Constraint:
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
-            raise ConfigError(f"constraint.delta is {self.delta}; it is a probability strictly between 0 and 1.")
+            raise ConfigError(f"constraint.delta is {self.delta}; set it to a probability strictly between 0 and 1.")
         if not math.isfinite(self.threshold):
-            raise ConfigError(f"constraint.threshold is {self.threshold}; it is a finite cost.")
+            raise ConfigError(f"constraint.threshold is {self.threshold}; set it to a finite cost.")
         if self.cost_scale != "raw" and not 0 < self.threshold < 1:
             raise ConfigError(
-                f"constraint.threshold is {self.threshold}; with cost_scale: {self.cost_scale} it must lie strictly between 0 and 1."
+                f"constraint.threshold is {self.threshold}, but with cost_scale: {self.cost_scale} costs lie between 0 "
+                "and 1; set it strictly between 0 and 1."
             )
         if self.c1 < 0 or self.c2 < 0 or self.window < 2:
             raise ConfigError(
@@ -55,11 +62,12 @@ class Constraint:
 
 @dataclass
 class SupervisedTerm:
-    """A supervised loss beside the policy's (the official code's "ptx" term), on the data module's demonstrations.
+    """A supervised loss in addition to the policy's (the official code's "ptx" term), on the data's demonstrations.
 
     Args:
-        coefficient: its weight; 8 in the official code. batch_size: demonstrations an optimiser step.
-        max_length: longest prompt with response, in tokens.
+        coefficient: weight of the loss; 8 in the official code.
+        batch_size: demonstrations per optimiser step.
+        max_length: maximum length of prompt and response together, in tokens.
     """
 
     coefficient: float = 8.0
@@ -69,5 +77,6 @@ class SupervisedTerm:
     def __post_init__(self) -> None:
         if self.coefficient < 0 or self.batch_size < 1 or self.max_length < 2:
             raise ConfigError(
-                f"supervised needs coefficient >= 0, batch_size >= 1 and max_length >= 2, got {self.coefficient}, {self.batch_size} and {self.max_length}."
+                "model.supervised needs coefficient >= 0, batch_size >= 1 and max_length >= 2, got "
+                f"{self.coefficient}, {self.batch_size} and {self.max_length}."
             )

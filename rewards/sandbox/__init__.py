@@ -1,6 +1,7 @@
-"""Untrusted Python programs, each in a process without network, files, privileges or a future: `run(program)`.
+"""The sandbox for untrusted Python programs: `run(program)` in a process without network, files or privileges.
 
-docs/sandbox.md says what is guaranteed and by what. This package imports nothing of the rewards, so that it can be used alone.
+docs/sandbox.md lists the guarantees and their mechanisms. This package imports nothing of the rewards and can be used
+alone.
 """
 
 import compileall
@@ -23,22 +24,25 @@ from support.errors import ConfigError
 Status = Literal["ok", "error", "timeout", "memory", "output"]
 FOLDER = Path(__file__).resolve().parent
 START = "import sys; sys.path.insert(0, sys.argv[2]); import launcher; launcher.main()"
-SPARE_S = 35.0  # for the launcher to answer at all, beyond the program's time
+SPARE_S = 35.0  # time for the launcher to reply, in addition to the program's time
 
 
 class SandboxError(Exception):
-    """The sandbox itself failed (no process to be had, an overloaded machine): nothing is known about the program."""
+    """The sandbox itself failed (no process could be started, the machine is overloaded), not the program."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Limits of a program.
 
     Args:
-        wall_s: seconds from its first line to its end. cpu_s: of computing, by each process, in whole seconds.
-        memory_mb: of address space for each process, and of resident memory for all of them together.
-        processes: processes and threads at once, itself included.
-        output_kb: standard output and error together. file_mb: one file. disk_mb: all its files, which lie in memory.
+        wall_s: elapsed time from its first line to its end, in seconds.
+        cpu_s: CPU time per process, in whole seconds.
+        memory_mb: address space per process, and resident memory of all its processes together, in MB.
+        processes: number of processes and threads at the same time, including itself.
+        output_kb: standard output and error together, in KB.
+        file_mb: size of one file, in MB.
+        disk_mb: size of all its files, which are kept in memory, in MB.
     """
 
     wall_s: float = 5.0
@@ -52,12 +56,15 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not value > 0:
-                raise ConfigError(f"sandbox limits: {name} is {value}; it must be above 0.")
+                raise ConfigError(f"sandbox limits: {name} is {value}; set it above 0.")
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a program ended: ok is exit code 0, error any other end of its own, the rest is the limit that was met. Bytes that are no UTF-8 are replaced."""
+    """The result of a program: ok is exit code 0, error any other exit, the other statuses name the limit that it hit.
+
+    Bytes that are not UTF-8 are replaced.
+    """
 
     status: Status
     stdout: str
@@ -76,14 +83,18 @@ def run(
     """Run an untrusted program; may be called from several threads at once.
 
     Args:
-        program: its source. stdin: what it reads.
-        caller: source of a second program beside it, which uses its functions by `call(name, *arguments)`, plain data both ways, or CallFailed. Output and
-            end are the caller's then; the program can neither read its text nor write for it.
-        allow_weaker: go on where this machine lacks a protection, with a warning once; refuse otherwise.
-        without: protections to do without as on a machine that lacks them: namespaces, landlock, seccomp.
+        program: source of the program.
+        stdin: text on its standard input.
+        limits: limits of the program.
+        caller: source of a second program, which calls functions of the first by `call(name, *arguments)`; arguments
+            and results are plain data, and failures raise CallFailed. Output and exit code are then the caller's; the
+            program can neither read the caller's text nor write its output.
+        allow_weaker: whether to continue, with one warning, if this machine lacks a protection; otherwise refuse.
+        without: protections to disable, as on a machine that lacks them: namespaces, landlock, seccomp.
 
     Raises:
-        ConfigError: a protection is missing. SandboxError: the sandbox itself failed.
+        ConfigError: a protection is missing.
+        SandboxError: the sandbox itself failed.
     """
     limits = limits or Limits()
     _check_platform()
@@ -106,14 +117,15 @@ def run(
             _removed(folder)
     if not report:
         raise SandboxError(
-            f"the sandbox failed without a word: {stderr[-500:].decode(errors='replace') or 'it was killed'}"
+            f"the sandbox failed without a report: {stderr[-500:].decode(errors='replace') or 'it was killed'}"
         )
     told = json.loads(report)
     if told["status"] == "refused":
         reasons = "; ".join(f"{name} ({reason})" for name, reason in told["missing"].items())
         raise ConfigError(
-            f"the sandbox for untrusted programs cannot give its full protection on this machine, missing: {reasons}. Allow unprivileged user namespaces "
-            "(docs/sandbox.md), or set allow_weaker: true to go on with what there is."
+            "the sandbox for untrusted programs cannot give its full protection on this machine, missing: "
+            f"{reasons}. Allow unprivileged user namespaces (docs/sandbox.md), or accept the remaining protections "
+            "with allow_weaker: true."
         )
     if told["status"] == "broken":
         raise SandboxError(f"the sandbox failed: {told['message']}")
@@ -127,8 +139,8 @@ def run(
 
 @cache
 def _compiled() -> None:
-    """Byte code for the launcher, which writes none itself and would be compiled at every start."""
-    compileall.compile_dir(str(FOLDER), quiet=2)  # a folder that cannot be written to costs time and nothing else
+    """Compile the launcher once; it writes no byte code itself and would otherwise be compiled at every start."""
+    compileall.compile_dir(str(FOLDER), quiet=2)  # a read-only folder only costs time
 
 
 def _launch(spec: dict[str, Any], caller: str | None, limits: Limits) -> tuple[bytes, bytes, bytes]:
@@ -141,7 +153,8 @@ def _launch(spec: dict[str, Any], caller: str | None, limits: Limits) -> tuple[b
             stderr=subprocess.PIPE,
             pass_fds=(writes,),
             cwd="/",
-            # Nothing of this process's environment but where an interpreter may need to find its own library; equal hashes for equal runs; memory of threads that the limits would count otherwise
+            # From this process's environment only the variable that an interpreter may need to find its library. Fixed
+            # hashes make runs repeatable; fewer arenas reserve less address space, which the limits count.
             env={"LANG": "C.UTF-8", "HOME": "/tmp", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
             | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
             start_new_session=True,
@@ -168,7 +181,7 @@ def _launch(spec: dict[str, Any], caller: str | None, limits: Limits) -> tuple[b
                     else:
                         selector.unregister(key.fd)
                 if len(collected[out]) + len(collected[err]) > limits.output_kb << 10 and not process.stdin.closed:
-                    process.stdin.close()  # the launcher ends everything; what is written until then is read and dropped
+                    process.stdin.close()  # the launcher then ends all processes; further output is read and dropped
                     for source in (out, err):
                         collected[source] = collected[source][: (limits.output_kb << 10) + 1]
     finally:
@@ -185,7 +198,7 @@ def _launch(spec: dict[str, Any], caller: str | None, limits: Limits) -> tuple[b
 
 
 def _removed(folder: str) -> None:
-    """Remove what a program left: folders nested deeper than recursion or the longest path go, and names that lock themselves."""
+    """Remove a program's files, including deeply nested folders (without recursion) and folders without permissions."""
     count, unused = 0, os.urandom(8).hex()
     while inner := list(os.scandir(folder)):
         for entry in inner:
@@ -212,11 +225,11 @@ def _send(pipe: Any, parts: list[Any]) -> None:
             while message:
                 message = message[pipe.write(message) :]
     except BrokenPipeError:
-        pass  # it ended before it had read all; its report says why
+        pass  # the launcher ended before it had read everything; its report has the reason
 
 
 def _python_files() -> dict[str, list[str]]:
-    """What an interpreter needs to read, and what inside it is none of a program's business."""
+    """Paths that an interpreter needs to read, and folders inside them that are hidden from programs."""
     wanted = [
         "/lib",
         "/lib64",
@@ -236,11 +249,13 @@ def _python_files() -> dict[str, list[str]]:
 def _check_platform() -> None:
     if not sys.platform.startswith("linux"):
         raise ConfigError(
-            f"the sandbox for untrusted programs needs Linux, this is {sys.platform}; run it in a container or virtual machine."
+            f"the sandbox for untrusted programs needs Linux, this is {sys.platform}; run it in a container or virtual "
+            "machine."
         )
     if not sys.executable:
         raise ConfigError(
-            "the sandbox for untrusted programs needs sys.executable, which an embedded interpreter has not set."
+            "the sandbox for untrusted programs needs sys.executable, which this embedded interpreter does not set; "
+            "run it with the command python."
         )
 
 
@@ -253,6 +268,7 @@ def _warn_once(missing: dict[str, str]) -> None:
         _warned.add(key)
         reasons = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
         warnings.warn(
-            f"untrusted programs run with less protection than usual on this machine, missing: {reasons}; see docs/sandbox.md",
+            "untrusted programs run with less protection than usual on this machine, missing: "
+            f"{reasons}; see docs/sandbox.md",
             stacklevel=3,
         )

@@ -1,4 +1,7 @@
-"""What runs inside: a program, or functions that a caller in another process uses. Imported by the launcher, so the standard library only."""
+"""The code that runs inside: a program, or functions that a caller in another process calls.
+
+The launcher imports this module, so it uses the standard library only.
+"""
 
 import builtins
 import json
@@ -8,14 +11,14 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-LONGEST = 4 << 20  # bytes of one message between a caller and the program
+LONGEST = 4 << 20  # maximum size of a message between a caller and the program, in bytes
 OUT_OF_MEMORY = 120
 
 
-def execute(source: str, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run a program as Python would run a file. Ends the process by itself if the program fails or exits; else returns its global names."""
+def execute(source: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run a program as Python runs a file. Returns its global names; ends the process if the program fails or exits."""
     main = types.ModuleType("__main__")
-    main.__dict__.update(given or {})
+    main.__dict__.update(names or {})
     for name in ("launcher", "guest", "kernel", "seccomp"):
         sys.modules.pop(name, None)
     sys.modules["__main__"] = main
@@ -36,7 +39,11 @@ def execute(source: str, given: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def packed(value: Any) -> Any:
-    """Plain data as JSON that keeps tuples, sets, bytes, complex and large numbers apart. Raises TypeError for anything else."""
+    """Plain data as JSON that distinguishes tuples, sets, bytes, complex and large numbers.
+
+    Raises:
+        TypeError: for other data.
+    """
     if value is None or isinstance(value, (bool, str, float)):
         return value
     if isinstance(value, int):
@@ -51,7 +58,7 @@ def packed(value: Any) -> Any:
         return {"bytes": bytes(value).hex()}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
-    raise TypeError(f"{type(value).__name__} is no plain data")
+    raise TypeError(f"{type(value).__name__} is not plain data")
 
 
 def unpacked(value: Any) -> Any:
@@ -74,7 +81,7 @@ def unpacked(value: Any) -> Any:
 
 
 def serve(source: str, requests: int, replies: int) -> None:
-    """Run a program, then call its functions as asked: one request and one reply a line."""
+    """Run a program, then call its functions on request: one request or reply per line."""
     try:
         names = execute(source)
     except SystemExit:
@@ -86,13 +93,13 @@ def serve(source: str, requests: int, replies: int) -> None:
                 reply = {"value": packed(names[name](*arguments, **keywords))}
             except MemoryError:
                 os._exit(OUT_OF_MEMORY)
-            except BaseException as error:  # SystemExit of a called function, too
+            except BaseException as error:  # also SystemExit of a called function
                 reply = {"error": f"{type(error).__name__}: {error}"[:1000]}
             answered.write(json.dumps(reply).encode() + b"\n")
 
 
 class CallFailed(Exception):
-    """A call of the program's function raised, returned something that is no plain data, or found nobody there."""
+    """A call of the program's function raised an exception, returned anything but plain data, or got no reply."""
 
 
 def call_through(requests: int, replies: int) -> Callable[..., Any]:
@@ -106,7 +113,7 @@ def call_through(requests: int, replies: int) -> Callable[..., Any]:
             if "value" in reply:
                 return unpacked(reply["value"])
             message = str(reply["error"])
-        except Exception as error:  # whatever the program wrote there, it is no answer
+        except Exception as error:  # the program wrote something that is not a reply
             message = f"no answer: {type(error).__name__}"
         raise CallFailed(message)
 

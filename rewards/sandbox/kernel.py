@@ -1,6 +1,7 @@
-"""What the sandbox asks of the Linux kernel, by ctypes. Imported by the launcher, so the standard library only.
+"""The sandbox's calls of the Linux kernel, by ctypes.
 
-Sources: the manual pages namespaces(7), pivot_root(2), mount_setattr(2), capabilities(7), prctl(2), landlock(7).
+The launcher imports this module, so it uses the standard library only. Sources: the manual pages namespaces(7),
+pivot_root(2), mount_setattr(2), capabilities(7), prctl(2), landlock(7).
 """
 
 import ctypes
@@ -71,7 +72,10 @@ def read_only(path: str, recursive: bool = True) -> None:
 
 
 def own_namespaces() -> None:
-    """New mount, process, network, IPC and host name namespaces; without root in a user namespace of its own, where this user is `nobody`."""
+    """Create new mount, process, network, IPC and host name namespaces.
+
+    Without root, also a new user namespace, where this user is `nobody`.
+    """
     uid, gid = os.geteuid(), os.getegid()
     apart = NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS
     checked(LIBC.unshare(apart if uid == 0 else apart | NEWUSER), "unshare")
@@ -83,10 +87,12 @@ def own_namespaces() -> None:
 
 
 def own_root(readable: list[str], hidden: list[str], disk_bytes: int) -> None:
-    """A root of nothing but `readable`, read-only, and an empty /tmp of limited size that goes with the namespace.
+    """Set up a root with `readable`, read-only, and an empty /tmp of limited size that ends with the namespace.
 
     Args:
-        readable: folders and files of the machine. hidden: folders inside them that are covered.
+        readable: folders and files of the machine.
+        hidden: folders inside them that are covered.
+        disk_bytes: size of /tmp, in bytes.
     """
     checked(LIBC.unshare(NEWNS), "unshare")  # the launcher keeps its own view
     sources = {path: os.open(path, os.O_PATH) for path in readable}  # one of them may lie below the mount point
@@ -101,7 +107,7 @@ def own_root(readable: list[str], hidden: list[str], disk_bytes: int) -> None:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
         mount(f"/proc/self/fd/{source}", target, None, MS_BIND | MS_REC)
         os.close(source)
-        # A device is to be written to, and its file is not.
+        # Devices stay writable.
         if not path.startswith("/dev/"):
             read_only(target)
     for path in hidden:
@@ -117,7 +123,7 @@ def own_root(readable: list[str], hidden: list[str], disk_bytes: int) -> None:
 
 
 def become_nobody(number: int) -> None:
-    """Root gives up its user for one that nothing belongs to: 2 000 000 000 + number, or nobody where that is not to be had."""
+    """Change root's user to one that owns nothing: 2 000 000 000 + number, or nobody if that is not available."""
     if os.geteuid() != 0:
         return
     os.setgroups([])
@@ -131,16 +137,16 @@ def become_nobody(number: int) -> None:
 
 
 def bound_capabilities() -> None:
-    """None can be gained any more by running a program. Before the change of user, which takes away the right to do this."""
+    """Remove the capabilities that running a program could gain. Must be called before the change of user."""
     for capability in range(64):
         try:
             prctl(PR_CAPBSET_DROP, capability)
         except OSError:
-            break  # beyond the last one, or there were none to drop from
+            break  # after the last capability, or without the right to drop any
 
 
 def drop_privileges() -> None:
-    """No capabilities, and no new privileges by running a program."""
+    """Drop all capabilities, and forbid new privileges from running a program."""
     header, nothing = struct.pack("II", 0x20080522, 0), bytes(24)
     checked(LIBC.capset(header, nothing), "capset")
     prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -151,10 +157,13 @@ def die_with_parent() -> None:
 
 
 def landlock(readable: list[str], writable: list[str]) -> int:
-    """Files outside these folders cannot be opened any more, sockets not be reached, and processes outside not be signalled, by version.
+    """Forbid opening files outside these folders; newer versions also forbid sockets and signals to outside processes.
 
     Returns:
-        The kernel's version of Landlock. Raises OSError where there is none.
+        The kernel's version of Landlock.
+
+    Raises:
+        OSError: the kernel has no Landlock.
     """
     version = checked(syscall(SYS_LANDLOCK_CREATE, None, 0, 1), "landlock")
     rights = ALL_RIGHTS[max(v for v in ALL_RIGHTS if v <= version)]

@@ -1,10 +1,11 @@
-"""The small process between the trainer and an untrusted program: it builds the walls, watches, kills and reports.
+"""The small process between the trainer and an untrusted program: it sets up the sandbox, watches, kills and reports.
 
     trainer ── launcher ── first process inside ── program [, caller]
 
-A fresh interpreter without threads, because only such a one may make a user namespace; the standard library only, so that it starts quickly. The first
-process inside is process 1 of the namespace: when it goes, the kernel ends everything else in there. The program is told to it before the caller is, so
-the program's memory never holds the caller's text.
+It is a fresh interpreter without threads, because only such a process may create a user namespace, and uses the
+standard library only, so that it starts quickly. The first process inside is process 1 of the namespace: when it ends,
+the kernel ends all other processes inside. It receives the program before the caller, so that the program's memory
+never contains the caller's text.
 """
 
 import atexit
@@ -22,23 +23,23 @@ import guest
 import kernel
 import seccomp
 
-WATCH_S = 0.02  # between two looks at the memory
+WATCH_S = 0.02  # seconds between two measurements of the memory
 
 
 class Refused(Exception):
-    """A protection is not to be had here."""
+    """A protection is not available on this machine."""
 
 
 def read_part() -> Any:
     """One length-prefixed JSON value of standard input."""
 
     def exactly(size: int) -> bytes:
-        found = b""
-        while len(found) < size:
-            found += (more := os.read(0, size - len(found)))
+        data = b""
+        while len(data) < size:
+            data += (more := os.read(0, size - len(data)))
             if not more:
                 os._exit(1)  # the trainer is gone
-        return found
+        return data
 
     return json.loads(exactly(int.from_bytes(exactly(8), "big")))
 
@@ -92,7 +93,7 @@ def launched(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def kept(body: Callable[..., object], *arguments: Any) -> NoReturn:
-    """Run the body of a child that never returns into its parent's code."""
+    """Run the body of a child process, which must never return into its parent's code."""
     try:
         body(*arguments)
     except Exception as error:
@@ -101,7 +102,7 @@ def kept(body: Callable[..., object], *arguments: Any) -> NoReturn:
 
 
 def stdin_file(text: str) -> int:
-    """A file in memory, opened for reading only."""
+    """A file in memory that is open for reading only."""
     made = os.memfd_create("stdin")
     with open(made, "wb", closefd=False) as file:
         file.write(text.encode(errors="replace"))
@@ -111,22 +112,22 @@ def stdin_file(text: str) -> int:
 
 
 def threads_of_user() -> int:
-    """Where there is no namespace, the kernel counts all processes and threads of the user against a limit."""
-    found = 0
+    """Number of the user's processes and threads, which all count against the limit without a namespace."""
+    count = 0
     for entry in os.scandir("/proc"):
         try:
             if entry.name.isdigit() and entry.stat().st_uid == os.geteuid():
-                found += len(os.listdir(f"/proc/{entry.name}/task"))
+                count += len(os.listdir(f"/proc/{entry.name}/task"))
         except OSError:
             pass  # it ended meanwhile
-    return found
+    return count
 
 
-# ---- outside: watch, kill, report -----------------------------------------------------------------------------------------------
+# ---- outside: watch, kill, report ----------------------------------------------------------------------------------
 
 
 def watched(first: int, reports: int, spec: dict[str, Any]) -> dict[str, Any]:
-    """Wait for the end of the program, of its time, of its memory or of the trainer's interest."""
+    """Wait until the program ends, exceeds its time or memory, or the trainer closes standard input."""
     limits, missing = spec["limits"], spec["missing"]
     started = ended = time.monotonic()
     poll, lines, code = select.poll(), b"", None
@@ -189,25 +190,25 @@ def children(pid: int) -> list[int]:
 
 def resident_bytes(pid: int) -> int:
     """Memory of a process's descendants; pages shared since a fork count for each of them."""
-    found = 0
+    total = 0
     for child in children(pid):
         try:
             with open(f"/proc/{child}/statm") as file:
-                found += int(file.read().split()[1]) * resource.getpagesize()
+                total += int(file.read().split()[1]) * resource.getpagesize()
         except OSError:
             continue
-        found += resident_bytes(child)
-    return found
+        total += resident_bytes(child)
+    return total
 
 
 def kill_all(first: int) -> None:
-    """With a namespace the end of its first process is the end of all; without one they share a process group that they cannot leave."""
+    """Kill the first process and all others: by the namespace, or by the process group, which they cannot leave."""
     for kill in (os.kill, os.killpg):
         try:
             kill(first, signal.SIGKILL)
         except OSError:
             pass
-    while True:  # all orphans come to this process
+    while True:  # all orphans become children of this process
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
@@ -218,11 +219,11 @@ def kill_all(first: int) -> None:
             time.sleep(0.001)
 
 
-# ---- inside ---------------------------------------------------------------------------------------------------------------------
+# ---- inside ---------------------------------------------------------------------------------------------------------
 
 
 def first_process(spec: dict[str, Any], reports: int) -> None:
-    """Build the root, start the program and the caller, wait for the one whose end is the end."""
+    """Set up the root, start the program and the caller, wait for the process whose exit code counts."""
     kernel.die_with_parent()
     os.setsid()
     if not spec["missing"]:
@@ -277,11 +278,11 @@ def caller(spec: dict[str, Any], reports: int, requests: int, replies: int) -> N
     finish(source, {"call": guest.call_through(requests, replies), "CallFailed": guest.CallFailed})
 
 
-def finish(source: str, given: dict[str, Any]) -> NoReturn:
-    """Run to the end as the interpreter does: wait for threads, functions for the exit, flush, exit code."""
+def finish(source: str, names: dict[str, Any]) -> NoReturn:
+    """Run a program to its end as the interpreter does: wait for threads, run exit functions, flush, exit."""
     code: Any = 0
     try:
-        guest.execute(source, given)
+        guest.execute(source, names)
     except SystemExit as error:
         code = error.code
         if code is not None and not isinstance(code, int):
@@ -301,7 +302,10 @@ def finish(source: str, given: dict[str, Any]) -> NoReturn:
 
 
 def settle(spec: dict[str, Any], reports: int, used: set[int], quiet: bool, ready: bool) -> None:
-    """The last steps before untrusted code: files, limits, user, privileges, Landlock, system calls. There is no way back from any of them."""
+    """The last steps before untrusted code: files, limits, user, privileges, Landlock, system calls.
+
+    None of them can be reversed.
+    """
     missing: dict[str, str] = {}
     limits, without = spec["limits"], spec["without"]
     weaker = bool(spec["missing"])
@@ -317,7 +321,8 @@ def settle(spec: dict[str, Any], reports: int, used: set[int], quiet: bool, read
     kernel.die_with_parent()
     if not os.access(os.__file__, os.R_OK):
         raise OSError(
-            f"a user without privileges cannot read {os.path.dirname(os.__file__)}; do not run as root, or use another Python"
+            f"a user without privileges cannot read {os.path.dirname(os.__file__)}; do not run as root, or use another "
+            "Python"
         )
     os.chdir(spec["folder"])
     os.umask(0o077)
@@ -333,9 +338,9 @@ def settle(spec: dict[str, Any], reports: int, used: set[int], quiet: bool, read
         "MSGQUEUE": 0,
     }.items():
         kind = getattr(resource, f"RLIMIT_{name}")
-        most = resource.getrlimit(kind)[1]
-        soft = value if most == resource.RLIM_INFINITY else min(value, most)
-        resource.setrlimit(kind, (soft, soft + 1 if name == "CPU" and most == resource.RLIM_INFINITY else soft))
+        hard_limit = resource.getrlimit(kind)[1]
+        soft = value if hard_limit == resource.RLIM_INFINITY else min(value, hard_limit)
+        resource.setrlimit(kind, (soft, soft + 1 if name == "CPU" and hard_limit == resource.RLIM_INFINITY else soft))
     kernel.drop_privileges()
     kernel.prctl(
         kernel.PR_SET_DUMPABLE, 0

@@ -1,6 +1,7 @@
-"""A filter of system calls, as a program for the kernel's packet filter: seccomp(2). Imported by the launcher, so the standard library only.
+"""A filter of system calls, as a program for the kernel's packet filter: seccomp(2).
 
-The list is of what is refused, since Python itself, threads and libraries need much; what later kernels add is refused as unknown.
+The launcher imports this module, so it uses the standard library only. The filter lists the refused calls, because
+Python, threads and libraries need many others; calls of later kernels are refused as unknown.
 """
 
 import ctypes
@@ -11,7 +12,7 @@ import struct
 from kernel import LIBC, checked
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-#: refused: their numbers on x86_64 and aarch64, from the kernel's headers; -1 where there is none
+#: refused calls: their numbers on x86_64 and aarch64, from the kernel's headers; -1 where the call does not exist
 REFUSED = {
     # other processes' memory
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
@@ -23,27 +24,32 @@ REFUSED = {
     # other programs
     "execve": (59, 221), "execveat": (322, 281),
     # name spaces and mounts
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
+    "setns": (308, 268),
     "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "mknod": (133, -1), "mknodat": (259, 33),
-    # wide or seldom audited doors into the kernel
-    "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "bpf": (321, 280), "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282), "io_setup": (206, 0), "io_submit": (209, 2), "personality": (135, 92), "modify_ldt": (154, -1),
-    "fanotify_init": (300, 262), "fanotify_mark": (301, 263), "lookup_dcookie": (212, 18), "uselib": (134, -1), "sysfs": (139, -1),
+    # large or rarely audited interfaces of the kernel
+    "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_setup": (206, 0), "io_submit": (209, 2),
+    "personality": (135, 92), "modify_ldt": (154, -1), "fanotify_init": (300, 262), "fanotify_mark": (301, 263),
+    "lookup_dcookie": (212, 18), "uselib": (134, -1), "sysfs": (139, -1),
     # the machine
-    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
-    "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142), "settimeofday": (164, 170), "clock_settime": (227, 112),
-    "clock_adjtime": (305, 266), "adjtimex": (159, 171), "sethostname": (170, 161), "setdomainname": (171, 162), "acct": (163, 89),
+    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105), "finit_module": (313, 273),
+    "delete_module": (176, 106), "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142),
+    "settimeofday": (164, 170), "clock_settime": (227, 112), "clock_adjtime": (305, 266), "adjtimex": (159, 171),
+    "sethostname": (170, 161), "setdomainname": (171, 162), "acct": (163, 89),
     "quotactl": (179, 60), "syslog": (103, 116), "iopl": (172, -1), "ioperm": (173, -1), "vhangup": (153, 58),
 }  # fmt: skip
-#: also refused where processes have no name space: leaving the process group, by which all of them are killed, and slowing others down
+#: also refused without a namespace: leaving the process group, by which all processes are killed, and slowing down
+#: others
 LEAVING = {
     "setsid": (112, 157), "setpgid": (109, 154),
-    "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
-    "sched_setaffinity": (203, 122), "ioprio_set": (251, 30),
+    "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "ioprio_set": (251, 30),
 }  # fmt: skip
-#: also refused where neither a name space nor Landlock keeps signals inside
+#: also refused if neither a namespace nor Landlock confines signals
 SIGNALS = {
-    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
 }  # fmt: skip
 CLONE, PRLIMIT = (56, 220), (302, 261)
 NEW_NAMESPACES = 0x7E020000
@@ -60,7 +66,9 @@ def program(machine: str, leaving: bool, signals: bool) -> bytes:
     """The filter's instructions.
 
     Args:
-        machine: x86_64 or aarch64. leaving: also refuse LEAVING. signals: also refuse SIGNALS.
+        machine: x86_64 or aarch64.
+        leaving: also refuse LEAVING.
+        signals: also refuse SIGNALS.
     """
     column, audit = MACHINES[machine]
     code: list[tuple[int, int, int, int]] = []
@@ -74,7 +82,7 @@ def program(machine: str, leaving: bool, signals: bool) -> bytes:
 
     emit(LOAD, 4)
     emit(EQUAL, audit, 1, 0)
-    emit(RETURN, KILL)  # a 32-bit call, whose numbers mean other things
+    emit(RETURN, KILL)  # a 32-bit call, whose numbers have other meanings
     emit(LOAD, 0)
     if machine == "x86_64":
         refuse(AT_LEAST, 0x40000000, errno.ENOSYS)  # the same calls under other numbers (x32)
@@ -87,7 +95,7 @@ def program(machine: str, leaving: bool, signals: bool) -> bytes:
         if numbers[column] >= 0:
             refuse(EQUAL, numbers[column], errno.EPERM)
     emit(EQUAL, PRLIMIT[column], 0, 4)
-    emit(LOAD, 16)  # whose limits: only one's own
+    emit(LOAD, 16)  # process whose limits are set: only itself is allowed
     emit(EQUAL, 0, 1, 0)
     emit(RETURN, ERRNO | errno.EPERM)
     emit(LOAD, 0)
@@ -99,7 +107,11 @@ def program(machine: str, leaving: bool, signals: bool) -> bytes:
 
 
 def install(leaving: bool, signals: bool) -> None:
-    """Filter this process and its children from now on. Needs no_new_privs. Raises OSError where the kernel or the machine has no such filter."""
+    """Filter the calls of this process and its children from now on. Needs no_new_privs.
+
+    Raises:
+        OSError: the kernel or the machine has no such filter.
+    """
     machine = platform.machine()
     if machine not in MACHINES:
         raise OSError(errno.ENOSYS, f"no table of system calls for {machine}")

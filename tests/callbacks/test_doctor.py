@@ -211,7 +211,7 @@ def test_what_takes_longer_than_a_test(policy):
     fallen = findings(given, [seen(entropy=2.0)] * 5 + [seen(entropy=0.019)] * 5)
     assert set(fallen) == {"entropy_collapse"} and "from 2 to 0.019" in fallen["entropy_collapse"]
     assert findings(given, [seen(entropy=2.0)] * 5 + [seen(entropy=0.021)] * 5) == {}
-    assert "2.5 nats a token" in findings(given, [seen(kl=2.5)] * 5)["kl_explosion"]
+    assert "2.5 nats per token" in findings(given, [seen(kl=2.5)] * 5)["kl_explosion"]
     assert findings(given, [seen(kl=2.5)] * 4 + [seen(kl=0.9)] + [seen(kl=2.5)] * 4) == {}
     one = module(policy, rewards=[SimpleNamespace(name="format")])
     history = [seen(spread={"": (0.0, 1.0), "format": (0.0, 0.0)})] * 20
@@ -232,8 +232,10 @@ def test_end_tokens_and_templates(reasoner, policy):
     plain.chat_template = None
     assert said(Repeated()) == {"end_token_mismatch": None, "chat_template": None}
     assert "is not among the model's own [77]" in said(Repeated(), model_eos_ids=[77])["end_token_mismatch"]
-    assert "is no token of this model" in said(Repeated(prompt="<|im_start|>1+{}"), tokenizer=plain)["chat_template"]
-    assert "nothing at their end" in said(Repeated(prompt="User: 1+{}=?"), tokenizer=plain)["chat_template"]
+    marked = said(Repeated(prompt="<|im_start|>1+{}"), tokenizer=plain)["chat_template"]
+    assert "is not a token of this model" in marked
+    spoken = said(Repeated(prompt="User: 1+{}=?"), tokenizer=plain)["chat_template"]
+    assert "nothing at the end of the prompts" in spoken
     assert said(Repeated(prompt="User: 1+{}=?\nAssistant: <think>"), tokenizer=plain)["chat_template"] is None
 
 

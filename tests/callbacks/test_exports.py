@@ -1,4 +1,4 @@
-"""What a run exports is read by transformers and peft alone, and computes what the run's own policy does."""
+"""Exported folders are loaded by transformers and peft alone, and compute the same as the run's policy."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a run says at its end, over a resume too."""
+"""The summary at the end of a run, also after a resume."""
 
 import re
 

@@ -1,6 +1,7 @@
-"""Every command and every snippet of the pages: commands are parsed by what they call, configurations are put together, Python is run.
+"""Every command and snippet of the pages: commands are parsed, configurations are composed, Python is run.
 
-docs/howto/ is followed to the letter by test_howto.py. What is neither there nor recognised here is an error: a page cannot have a command that no test knows.
+docs/howto/ is followed to the letter by test_howto.py. What is neither there nor recognised here is an error: a page
+cannot have a command that no test knows.
 """
 
 import ast
@@ -46,7 +47,7 @@ def parsed(page):
 
 
 def commands(page):
-    """Lines of indented blocks, and what in the text is a command with arguments; loops unrolled, comments and prefixes cut."""
+    """Commands in indented blocks and in the text, with loops unrolled, and comments and prefixes removed."""
     tokens = parsed(page)
     lines = [line for token in tokens if token.type == "code_block" for line in token.content.splitlines()]
     inner = [child.content for token in tokens for child in token.children or [] if child.type == "code_inline"]

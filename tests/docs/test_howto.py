@@ -27,7 +27,7 @@ COMMAND = re.compile(r"^    python (.+)$", re.MULTILINE)
 
 
 def small(command, number, model):
-    """What makes a command short: it overrides sizes, and the model where the page does not name one."""
+    """Changes that make a command short: smaller sizes, and a model where the page does not name one."""
     changes = {
         "model.batch.prompts_per_rollout": 2,
         "model.batch.group_size": 2,

@@ -1,4 +1,4 @@
-"""The method pages quote code: every quoted line must stand in the file it is said to stand in; every link and path must exist."""
+"""The method pages quote code: every quoted line must be in its file, and every link and path must exist."""
 
 import re
 from pathlib import Path

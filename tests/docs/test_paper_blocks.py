@@ -35,6 +35,14 @@ def test_the_tables_of_a_page_are_those_of_the_blocks(page):
     assert filled(ROOT / page) == (ROOT / page).read_text(), f"{page} is not up to date. Run make pages."
 
 
+def test_the_readme_lists_the_five_main_methods_and_links_to_the_table_of_all():
+    readme, papers = ((ROOT / page).read_text() for page in PAGES)
+    rows = re.findall(r"^\| \[([\w-]+)\]\(docs/\w+\.md\): ", readme, re.MULTILINE)
+    assert rows == ["GRPO", "HC-RLHF", "AdaptThink", "AutoThink", "ProRL"]
+    assert readme.count("](docs/papers.md)") == 1
+    assert all(f"| [{paper.title}](" in papers or f"| {paper.title} |" in papers for paper in all_papers().values())
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_block_that_is_read_equals_the_one_that_is_imported(file):
     module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
@@ -142,7 +150,7 @@ def test_settings_become_arguments_that_yaml_reads_back():
 
 
 def test_every_page_of_a_method_is_in_the_table():
-    """A page that no block names would be missing in docs/papers.md and in the contents of the site."""
+    """A page that no block names would be missing in docs/papers.md and in the methods of the site."""
     pages = {page_of(paper) for paper in [*all_papers().values(), *all_objectives().values()]} - {None}
     quotes = re.compile(r"^\| part \| where \| the line \|$", re.MULTILINE)
     methods = {page for page in Path(ROOT / "docs").rglob("*.md") if quotes.search(page.read_text())}

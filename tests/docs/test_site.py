@@ -1,7 +1,8 @@
-"""The site's build refuses what leads nowhere. `make docs` builds the real pages; here a page of mistakes, and what the reference must hold."""
+"""The site's build refuses broken links, tested on a page with mistakes; `make docs` builds the real pages."""
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,10 @@ MISTAKES = {
     r"$\unheard{x}$": "a formula that cannot be drawn",
     "```{eval-rst}\n:py:class:`objectives.Absent`\n```": "py:class reference target not found: objectives.Absent",
 }
-GOOD = "# Front\n\n[a page](docs/other.md) [a heading](docs/other.md#there) $\\frac{1}{2} < \\texttt{</think>}$\n\n$$\\sum_i x_i$$\n"
+GOOD = (
+    "# Front\n\n[a page](docs/other.md) [a heading](docs/other.md#there) "
+    "$\\frac{1}{2} < \\texttt{</think>}$\n\n$$\\sum_i x_i$$\n"
+)
 
 
 def build(folder, text):
@@ -45,6 +49,17 @@ def test_what_leads_nowhere_is_reported_and_what_leads_somewhere_is_not(tmp_path
         "&gt;", ">"
     )
     assert "MathJax" not in page and not re.search(r"<script[^>]+src=\"(?:https?:)?//", page)
+
+
+def test_every_page_is_in_exactly_one_group_of_the_contents():
+    contents = runpy.run_path(str(ROOT / "docs/conf.py"))["CONTENTS"]
+    assert list(contents)[:3] == ["Methods", "How to", "Background"]
+    listed = [
+        str(page.relative_to(ROOT)) for group in contents.values() for name in group for page in ROOT.glob(f"{name}.md")
+    ]
+    pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")}
+    assert sorted(listed) == sorted(pages | {"CHANGELOG.md", "CONTRIBUTING.md", "examples/home/README.md"})
+    assert "docs/objectives" in contents["Background"] and "docs/hc_rlhf" in contents["Methods"]
 
 
 def test_every_public_name_is_described():

@@ -20,25 +20,16 @@ UNCLEAN = {
     "datamodules",
     "docs",
     "examples",
-    "lightning_modules",
-    "objectives",
-    "rewards",
     "tests",
     "tests/benchmarks",
-    "tests/callbacks",
-    "tests/cli",
     "tests/conformance",
     "tests/datamodules",
-    "tests/docs",
     "tests/ecosystem",
     "tests/examples",
     "tests/fuzz",
-    "tests/lightning_modules",
-    "tests/objectives",
     "tests/resume",
     "tests/rewards",
     "tests/scale",
-    ".md",
     ".yaml",
 }
 #: from top to bottom; a package may only import packages of lower layers, also for types and within functions
@@ -73,6 +64,8 @@ WRONG_PHRASES = {
 }
 QUESTION = re.compile(r"(What|How|Where|Which|Who|Whose|When|Why)\b")
 VAGUE_NAMES = {"found", "own", "given", "most"}
+#: parameters whose names are keys of configurations, which stay as they are
+PUBLIC_NAMES = {("lightning_modules/s_grpo.py", "most"), ("rewards/still3.py", "most")}
 
 
 def tracked(suffix: str) -> list[Path]:
@@ -160,7 +153,7 @@ def vague_names(path: Path) -> list[str]:
     return [
         f"{path}:{line}: the name {name!r} does not say what the value is"
         for line, name in sorted(names)
-        if name in VAGUE_NAMES
+        if name in VAGUE_NAMES and (path.as_posix(), name) not in PUBLIC_NAMES
     ]
 
 
@@ -184,6 +177,25 @@ def test_pages_and_configurations_are_written_in_plain_english(suffix):
 
 def test_the_list_of_unclean_rooms_names_rooms():
     assert UNCLEAN <= {*ROOMS, ".md", ".yaml"}
+
+
+#: files over 300 lines, and why each is one
+LONG = {
+    "benchmarks/safety_guarantee.py": "one experiment, read top to bottom",
+    "benchmarks/vs_trl.py": "one experiment, read top to bottom",
+    "lightning_modules/adapt_think.py": "one method in one file, with its facts",
+    "lightning_modules/core/on_policy.py": "the training step and its hooks, read side by side",
+    "lightning_modules/hc_rlhf/module.py": "one method in one file, with its facts",
+    "rewards/math_compare.py": "one dispatch over the kinds of answers",
+    "rewards/math_text.py": "one table of LaTeX forms",
+    "rewards/sandbox/launcher.py": "runs alone in the sandbox, where nothing of the project can be imported",
+}
+
+
+def test_long_files_have_a_reason():
+    lengths = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in map(str, PYTHON)}
+    long_files = {path for path, length in lengths.items() if length > 300 and not path.startswith("tests/")}
+    assert long_files == set(LONG), "split the file, or give its reason in LONG"
 
 
 # ---- imports --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What an update does with a gradient that is not a number, and with a pass that does not fit into memory."""
+"""Updates with a gradient that is not finite, and with a pass that does not fit into memory."""
 
 import math
 
@@ -75,7 +75,8 @@ def test_after_some_in_a_row_the_run_ends(reasoner, tmp_path):
 def crowded(
     module,
     most,
-    message="[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes",
+    message="[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 "
+    "bytes",
 ):
     """Passes over more than `most` rows fail as PyTorch's do when memory is short."""
     fit_in = module.policy.logprobs

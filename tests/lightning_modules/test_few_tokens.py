@@ -1,4 +1,4 @@
-"""S-GRPO and T-SPMO: their steps are the gradients of their formulas, nothing happens without edges, resumed runs repeat."""
+"""S-GRPO and T-SPMO: steps equal the gradients of the formulas, no edges mean no step, resumed runs repeat."""
 
 import lightning as L
 import pytest
@@ -61,7 +61,7 @@ def assert_equal(found, expected):
     assert max(float(value.abs().max()) for value in expected.values()) > 1e-3
 
 
-# ---- S-GRPO ---------------------------------------------------------------------------------------------------------------------
+# ---- S-GRPO ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_tokens_always_and_a_share_of_the_rest(reasoner):
@@ -120,7 +120,7 @@ def test_what_follows_the_last_token_with_loss_is_left_out(reasoner):
     assert (none.lengths == 1).all()
 
 
-# ---- T-SPMO ---------------------------------------------------------------------------------------------------------------------
+# ---- T-SPMO ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8, target_modules=["q_proj", "v_proj"])], ids=["full", "lora"])
@@ -212,7 +212,7 @@ def test_mistakes_are_refused(reasoner):
         TSPMO(PolicyParams(reasoner), [])
 
 
-# ---- both -----------------------------------------------------------------------------------------------------------------------
+# ---- both ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", [SGRPO, TSPMO])

@@ -23,7 +23,7 @@ def grpo(model, rewards=None, **parts):
 
 
 def plain_grpo_loss(module, batch, advantages_of_groups, beta=0.04, clip=0.2, floats=float):
-    """Equation 3 of DeepSeekMath in plain floats: every log-prob from a forward pass over that one unpadded sequence."""
+    """Equation 3 of DeepSeekMath in plain floats, with log-probs from forward passes over single unpadded sequences."""
     total = 0.0
     for i in range(len(batch.finish_reasons)):
         prompt = batch.prompt_ids[i // batch.group_size][batch.prompt_mask[i // batch.group_size]].tolist()
@@ -47,7 +47,7 @@ def plain_grpo_loss(module, batch, advantages_of_groups, beta=0.04, clip=0.2, fl
 
 
 def test_module_loss_and_gradient_equal_the_formula(reasoner):
-    """The first update from a moved policy: loss by hand, and SGD's step against finite differences of the loss by hand."""
+    """The first update from a moved policy: the loss by hand, and SGD's step against finite differences of it."""
     torch.manual_seed(0)
     module = grpo(reasoner, optimizer=sgd(1.0))
     module.configure_model()
@@ -70,7 +70,7 @@ def test_module_loss_and_gradient_equal_the_formula(reasoner):
     loss = plain_grpo_loss(module, batch, advantages)
     logged = float(module.trainer.callback_metrics["train/loss"])
     assert logged == pytest.approx(loss, abs=2e-7)  # log-probs are float32 and the advantages sum to zero
-    # the change that SGD made is the gradient; along it, and along it mixed with noise, the hand-written loss must slope accordingly
+    # SGD's change is the gradient; the loss by hand must have the same slope along it, and along it mixed with noise
     gradient = {name: before[name] - after[name] for name in before}
     norm = math.sqrt(sum(float((g**2).sum()) for g in gradient.values()))
     for noise in (0.0, 0.5):

@@ -61,7 +61,7 @@ def test_a_rule_takes_the_place_of_both_models(tmp_path, assistant):
         ({"reward_model": "somewhere"}, "both model.reward_model and model.rewards are given"),
         ({"constraint": Constraint(threshold=0.2, cost_scale="probability")}, "has a scale of its own"),
         ({"bound": Hoeffding(0.0, 0.5)}, r"holds for costs in \[0, 0.5\]"),
-        ({"supervised": SupervisedTerm(batch_size=4)}, "asks for 4 demonstrations a step, and the data module has 0"),
+        ({"supervised": SupervisedTerm(batch_size=4)}, "asks for 4 demonstrations per step, and the data module has 0"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path, assistant, changes, message):
@@ -156,7 +156,7 @@ def test_another_function_or_another_model_is_another_cost(assistant):
     assert len(found) == len(parts)
 
 
-# ---- killed on the way ------------------------------------------------------------------------------------------------------
+# ---- killed on the way -----------------------------------------------------------------------------------------------
 
 
 def killed(*arguments):
@@ -199,7 +199,7 @@ def _run(arguments, hurt):
 
 @pytest.mark.parametrize("hurt", [between_phases, between_steps, inside_the_test, after_the_test])
 def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys):  # noqa: F811
-    """SIGKILL in a process of its own; the same command again ends where the undisturbed run ends, and the safety split has served once."""
+    """After SIGKILL the same command ends as an undisturbed run does, and the safety split has served one test."""
     from main import main
 
     arguments = [

@@ -41,7 +41,8 @@ def test_predictions_hold_rewards_and_the_log_prob_of_every_token(reasoner, tmp_
         assert (row["finish"] == "eos") == (row["tokens"][-1] == "")
     for row in rows[:4]:
         prompt, completion = (
-            module.policy.encode(row["prompt"]), module.policy.tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+            module.policy.encode(row["prompt"]),
+            module.policy.tokenizer(row["completion"], add_special_tokens=False)["input_ids"],
         )  # fmt: skip
         completion += [module.policy.tokenizer.eos_token_id] * (row["finish"] == "eos")
         if len(completion) != row["length"]:

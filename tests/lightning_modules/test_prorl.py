@@ -39,7 +39,7 @@ def test_the_defaults_are_the_papers(reasoner):
     assert group["lr"] == 2e-6
 
 
-# ---- dynamic sampling -------------------------------------------------------------------------------------------------------
+# ---- dynamic sampling ------------------------------------------------------------------------------------------------
 
 
 def scored(names, rewards, ids=()):
@@ -48,7 +48,8 @@ def scored(names, rewards, ids=()):
     tokens = torch.tensor([[ord(name)] for name in names for _ in range(2)])
     ones = torch.ones_like(tokens, dtype=torch.bool)
     return RolloutBatch(
-        prompt_ids=torch.tensor([[ord(name)] for name in names]), prompt_mask=ones[::2], completion_ids=tokens, completion_mask=ones,
+        prompt_ids=torch.tensor([[ord(name)] for name in names]), prompt_mask=ones[::2],
+        completion_ids=tokens, completion_mask=ones,
         action_mask=ones, behaviour_logprobs=-tokens.float(), finish_reasons=["eos"] * len(tokens), rows=rows,
         rewards={"r": torch.tensor([value for name in names for value in rewards[name]])},
     )  # fmt: skip
@@ -126,11 +127,11 @@ def test_refilling_is_refused_where_equal_rewards_teach_something(assistant):
         AdaptThink(PolicyParams(assistant), [FunctionReward(digits)], batch=BatchPlan(4, 4, refill=1.0))
 
 
-# ---- resets -----------------------------------------------------------------------------------------------------------------
+# ---- resets ----------------------------------------------------------------------------------------------------------
 
 
 class Watch(L.Callback):
-    """KL and the distance between policy and reference at the end of every rollout, and the optimiser's moments at its start."""
+    """KL and distance of policy and reference after every rollout, and the optimiser's moments before it."""
 
     def __init__(self):
         self.kl, self.moments = [], []

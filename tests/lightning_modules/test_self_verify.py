@@ -61,7 +61,7 @@ def closed(reasoner, monkeypatch):
     return reasoner
 
 
-# ---- training ------------------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def test_half_of_a_rollout_asks_about_earlier_solutions_and_the_truth_about_them_is_kept(closed):
@@ -101,10 +101,11 @@ def test_each_kind_has_its_own_rewards_and_its_own_baseline(closed):
     ]
     ids = torch.zeros(8, 1, dtype=torch.long)
     batch = RolloutBatch(
-        prompt_ids=ids[:2], prompt_mask=ids[:2] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * 8, rows=rows, decoder=lambda ids, mask: [""] * len(ids),
+        prompt_ids=ids[:2], prompt_mask=ids[:2] == 0, completion_ids=ids, completion_mask=ids == 0,
+        action_mask=ids == 0, behaviour_logprobs=ids.float(), finish_reasons=["eos"] * 8, rows=rows,
+        decoder=lambda ids, mask: [""] * len(ids),
     )  # fmt: skip
-    batch._completions = ["A", "Z", "Z", "Z", "Yes", "No", "No", "Yes"]
+    batch._completions = ["A", "Z", "Z", "Z", "so Yes", "so No", "so No", "so Yes"]
     batch.rewards = module.score(batch)
     assert batch.rewards["right"][:4].tolist() == [1, 0, 0, 0] and batch.rewards["right"][4:].isnan().all()
     # One solution in four was right, so a true verdict on it earns 4 / (2 * 1).
@@ -143,7 +144,7 @@ def test_processes_share_one_draw(closed):
     assert asked[0] == asked[1] | asked[2]
 
 
-# ---- buffer, reward, vote ------------------------------------------------------------------------------------------------------
+# ---- buffer, reward, vote --------------------------------------------------------------------------------------------
 
 
 def test_the_buffer_forgets_by_age_and_by_number():
@@ -192,8 +193,9 @@ def test_the_last_word_is_the_verdict(text, verdict):
 def graded(reward, texts, row):
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     batch = RolloutBatch(
-        prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts), rows=[row], decoder=lambda ids, mask: ["<think>"] * len(ids),
+        prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0,
+        action_mask=ids == 0, behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts), rows=[row],
+        decoder=lambda ids, mask: ["<think>"] * len(ids),
     )  # fmt: skip
     batch._completions = texts
     return reward(batch).tolist()
@@ -309,7 +311,7 @@ def test_votes_pool_equivalent_answers(closed):
     assert module.vote(batch, torch.tensor([0.0, 0.0, 0.0]), 1.0) == [0], "the majority where nobody is trusted"
 
 
-# ---- evaluation ----------------------------------------------------------------------------------------------------------------
+# ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def test_validation_votes_and_prediction_gives_the_chosen_completion(closed, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What stands around the objective in a module: filtering, shaping, entropy bonus, token rewards, several updates, other processes."""
+"""Further parts of the objective: filtering, shaping, entropy bonus, token rewards, several updates, processes."""
 
 import math
 
@@ -82,7 +82,7 @@ def test_nothing_is_learned_from_truncated_rows_alone(reasoner):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_entropy_bonus_has_the_gradient_of_the_mean_entropy(reasoner, packing):
-    """Without rewards the step of SGD is bonus x the gradient of the mean entropy, here by autograd through plain forward passes."""
+    """Without rewards SGD's step is bonus x the gradient of the mean entropy, here from plain forward passes."""
     module = grpo(
         reasoner,
         rewards=[FunctionReward(nothing)],
@@ -217,7 +217,7 @@ def test_an_advantage_sums_over_processes(reasoner):
         (lambda: Shaping(truncated_scale=1.5), "between 0 and 1"),
         (lambda: Shaping(entropy_bonus=-1.0), "0 or above"),
         (lambda: KLPenalty(0.1, value_clamp=0.0), "value_clamp"),
-        (lambda: KLPenalty(0.1, placement="reward", importance_weighted=True), "about the loss"),
+        (lambda: KLPenalty(0.1, placement="reward", importance_weighted=True), "acts on the loss only"),
         (lambda: BatchPlan(4, 4, kl_stop=0.1), "several updates"),
         (lambda: SoftOverlong(4, 8), "cache=8"),
         (lambda: BatchPlan(4, 4, epochs=0), "epochs is 0"),
@@ -231,7 +231,7 @@ def test_mistakes_are_refused(make, said):
 
 
 class KLSeen(L.Callback):
-    """What a controller reads after each rollout."""
+    """The metrics that a controller reads after each rollout."""
 
     def __init__(self):
         self.values = []

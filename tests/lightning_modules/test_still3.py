@@ -40,7 +40,7 @@ class Coefficients(L.Callback):
         self.found.append(float(trainer.callback_metrics["train/kl_coefficient"]))
 
 
-# ---- the fading KL -------------------------------------------------------------------------------------------------------------
+# ---- the fading KL ---------------------------------------------------------------------------------------------------
 
 
 def test_beta_over_the_papers_500_updates():
@@ -76,7 +76,7 @@ def test_the_schedule_and_the_replaced_reference_over_a_resume(reasoner, tmp_pat
         assert all(torch.equal(value, end[name]) for name, value in weights.items())
 
 
-# ---- what is learned from ------------------------------------------------------------------------------------------------------
+# ---- what is learned from --------------------------------------------------------------------------------------------
 
 
 def test_selection_by_hand():
@@ -129,7 +129,7 @@ def test_only_selected_and_finished_rows_carry_loss(reasoner, monkeypatch, selec
     )
 
 
-# ---- the rewards that were found wanting ----------------------------------------------------------------------------------------
+# ---- the rewards that were found wanting -----------------------------------------------------------------------------
 
 
 def test_length_and_action_rewards():

@@ -1,7 +1,8 @@
 """AdaptThink's and AutoThink's expected gradients against enumeration of everything that a tiny policy can say.
 
-Seven tokens, completions of at most two: 5 * 7 + ... sequences, each with its exact probability. The module's own parts (first tokens, behaviour,
-advantages, loss) make the gradient on one side; on the other stand formulas over the model's logits, in double precision.
+Seven tokens, completions of at most two: 5 * 7 + ... sequences, each with its exact probability. The module's own parts
+(first tokens, behaviour, advantages, loss) make the gradient on one side; on the other stand formulas over the model's
+logits, in double precision.
 """
 
 import itertools
@@ -84,7 +85,7 @@ def batch_of(module, prompt, completions):
 
 
 def log_probabilities(module, prompt, completions):
-    """log pi of every token of every completion, from plain forwards over [prompt, first token]; carries the gradient."""
+    """log pi of every token of every completion, from plain forward passes over [prompt, first token]."""
     first = module.policy.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
     after = [
         module.policy.model(torch.tensor([[*prompt, token]])).logits[0, -1].log_softmax(-1)
@@ -103,7 +104,7 @@ def relative_error(found, expected):
 
 
 def module_loss(module, batch, weights):
-    """What an update would descend, every row weighted by its probability instead of being sampled."""
+    """The loss of an update with every row weighted by its probability instead of being sampled."""
     rows = torch.arange(len(weights))
     logprobs, _ = module.policy.logprobs(batch.prompt_groups(rows))
     behaviour = module.behaviour(batch, rows, logprobs.detach())
@@ -178,7 +179,7 @@ def test_adapt_think(folder, ratio, start):
     weights = torch.tensor(probability, dtype=torch.float64)
     assert relative_error(gradient(module, module_loss(module, batch, weights)), expected) < 1e-5
     if ratio == "unclipped":
-        # without clipping the whole-sequence ratio makes the forced samples count as the policy's own: the gradient of E_pi[A]
+        # without clipping, the whole-sequence ratio weighs forced samples as the policy's own: the gradient of E_pi[A]
         plain, _ = log_probabilities(module, prompt, completions)
         objective = -torch.stack(
             [sum(logs).exp() * float(a) for logs, a in zip(plain, batch.advantages, strict=True)]
@@ -194,7 +195,7 @@ def module_key(row):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_auto_think(folder, stage):
-    """Groups of two: every pair of completions with its probability, advantages as the module makes them within each pair."""
+    """Groups of two: every pair of completions with its probability, and the module's advantages in each pair."""
     module = AutoThink(
         PolicyParams(folder),
         [Right(right)],
@@ -210,8 +211,10 @@ def test_auto_think(folder, stage):
     rows = [row for pair in pairs for row in pair]
     batch = batch_of(module, prompt, rows)
     batch = RolloutBatch(
-        batch.prompt_ids.expand(len(pairs), -1), batch.prompt_mask.expand(len(pairs), -1), batch.completion_ids, batch.completion_mask,
-        batch.action_mask, batch.behaviour_logprobs, batch.finish_reasons, [{"prompt": "a"}] * len(pairs), decoder=batch.decoder,
+        batch.prompt_ids.expand(len(pairs), -1), batch.prompt_mask.expand(len(pairs), -1), batch.completion_ids,
+        batch.completion_mask, batch.action_mask, batch.behaviour_logprobs,
+        batch.finish_reasons, [{"prompt": "a"}] * len(pairs),
+        decoder=batch.decoder,
     )  # fmt: skip
     batch.rewards = module.score(batch)
     batch.advantages = module.advantages(batch).double()

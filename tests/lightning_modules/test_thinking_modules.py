@@ -179,8 +179,8 @@ class Rates(L.Callback):
 def test_a_mechanism_without_effect_is_pointed_out_once(reasoner):
     for module, message in (
         (adapt(reasoner, forcing=Forcing(share=0.0)), "no completion was forced"),
-        (auto(reasoner, batch=BatchPlan(1, 2)), "all completions were of one mode"),
-        (auto(reasoner), "all completions were of one mode"),
+        (auto(reasoner, batch=BatchPlan(1, 2)), "all completions had the same mode"),
+        (auto(reasoner), "all completions had the same mode"),
     ):
         module.effect.patience, watch = 2, Rates()
         with warnings.catch_warnings(record=True) as caught:
@@ -211,7 +211,7 @@ def test_validation_of_every_method_tells_modes_and_levels_apart(reasoner):
 
 
 def test_statistics_of_processes_are_weighted_by_their_counts(reasoner, monkeypatch):
-    """One process saw three thinking rows, the other none: the mean is over rows, and no process waits for a mode that it never saw."""
+    """One process saw three thinking rows, the other none: the mean is over rows, and no process hangs."""
     module = GRPO(PolicyParams(reasoner), [ExactAnswer()], batch=BatchPlan(4, 4), sampling=SHORT)
     module.configure_model()
     parts = []

@@ -1,4 +1,4 @@
-"""Two real processes: whitening over both, the same weights, pass rates and level on both, and a stop that both make at the same step."""
+"""Two processes: whitening over both, equal weights, pass rates and level, and a stop at the same step."""
 
 import torch
 

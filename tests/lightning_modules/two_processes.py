@@ -56,8 +56,10 @@ def main(model, folder):
     found, ledger = Found(), DifficultyLedger("digits")
     moving = Curriculum(raise_at=-0.1, lower_at=-0.2, window=1)  # up after the first rollout
     trainer = L.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=1, limit_train_batches=3, limit_val_batches=0,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[ledger, moving, found],
+        accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=1,
+        limit_train_batches=3, limit_val_batches=0,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[ledger, moving, found],
     )  # fmt: skip
     trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1, 2], train_size=64, val_size=8, seed=1))
     found.rollouts[-1]["ledger"] = ledger.rates.state_dict()

@@ -17,7 +17,7 @@ def main(model):
 
     def judge(completions):
         calls.append(completions)
-        if len(calls) > 8 and module.global_rank == 1:  # eight completions a rollout and process
+        if len(calls) > 8 and module.global_rank == 1:  # eight completions per rollout and process
             raise RuntimeError("ill")
         return [float(len(completions[0]) % 3)]
 
@@ -28,7 +28,8 @@ def main(model):
         sampling=SamplingParams(max_new_tokens=4),
     )
     trainer = L.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=1, limit_train_batches=3, limit_val_batches=0,
+        accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=1,
+        limit_train_batches=3, limit_val_batches=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=ArithmeticPrompts(levels=[1], train_size=64, val_size=8, seed=1))

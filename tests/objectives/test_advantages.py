@@ -78,7 +78,7 @@ def test_rows_without_a_reward_get_zero_and_do_not_count():
     assert not plain[2:4].any() and not group[2:4].any()
 
 
-# ---- whitening over tokens ------------------------------------------------------------------------------------------------------
+# ---- whitening over tokens -------------------------------------------------------------------------------------------
 
 
 def test_reinforce_plus_plus_weighs_by_tokens():
@@ -141,7 +141,7 @@ def test_normalised_rewards_count_alike_and_absent_ones_not_at_all():
     assert float(gdpo.mean()) == pytest.approx(0, abs=1e-6) and float(gdpo.std()) == pytest.approx(1, abs=1e-3)
 
 
-# ---- a running mean ------------------------------------------------------------------------------------------------------------
+# ---- a running mean --------------------------------------------------------------------------------------------------
 
 
 def one_each(advantage, rewards):
@@ -173,7 +173,7 @@ def test_its_state_goes_on_where_it_stopped_and_starts_anew_without_one():
     assert GroupNorm().state_dict() == {}
 
 
-# ---- several processes ----------------------------------------------------------------------------------------------------------
+# ---- several processes -----------------------------------------------------------------------------------------------
 
 
 class Ranks:
@@ -230,7 +230,7 @@ def test_moments_of_equal_numbers_are_exact_and_of_none_are_zero():
     assert [float(x) for x in global_moments(values, torch.zeros(7, 11, dtype=torch.bool))] == [0.0, 0.0]
 
 
-# ---- pass@k ---------------------------------------------------------------------------------------------------------------------
+# ---- pass@k ----------------------------------------------------------------------------------------------------------
 
 
 def one_group(advantage, right):
@@ -260,7 +260,7 @@ def test_the_expected_gradient_is_that_of_pass_at_k(size, k):
 @pytest.mark.parametrize("right", [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_baseline_group_is_the_mean_over_all_sets_of_k(right, k):
-    """Pass@k training's derivation, written out: the mean, over the sets of k that hold i, of the set's normalised reward."""
+    """Pass@k training's derivation: the mean over the sets of k with i of the set's normalised reward."""
     sets = [set(s) for s in itertools.combinations(range(4), k)]
     scores = [max(right[i] for i in s) for s in sets]
     mean = statistics.fmean(scores)
@@ -277,7 +277,8 @@ def test_baseline_group_is_the_mean_over_all_sets_of_k(right, k):
 def test_k_of_one_is_rloo_and_hand_values_of_two():
     right = [1.0, 0.0, 0.0, 1.0]
     assert one_group(PassAtK(1), right).tolist() == pytest.approx(one_group(LeaveOneOut(), right).tolist())
-    # k = 2 of 4 with one right: it earned 1 and the others' pass@2 is 0; a wrong one earned 1/3 and its others have pass@2 = 2/3
+    # k = 2 of 4 with one right: it earned 1 and the others' pass@2 is 0; a wrong one earned 1/3 and the pass@2 of
+    # its others is 2/3
     assert one_group(PassAtK(2), [1.0, 0.0, 0.0, 0.0]).tolist() == pytest.approx([2.0, -2 / 3, -2 / 3, -2 / 3])
     assert one_group(PassAtK(2), [0.0] * 4).tolist() == one_group(PassAtK(2), [1.0] * 4).tolist() == [0.0] * 4
     assert float(pass_rate(torch.tensor(10.0), torch.tensor(3.0), 4)) == pytest.approx(

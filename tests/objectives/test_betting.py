@@ -212,11 +212,11 @@ def test_continues_from_its_state_and_refuses_other_settings():
 @pytest.mark.parametrize(
     ("costs", "message"),
     [
-        ([0.1, math.nan], r"1 of 2 costs are NaN or infinite, the first at position 1.*always answers"),
+        ([0.1, math.nan], r"1 of 2 costs are NaN or infinite, the first at position 1.*cannot fail"),
         ([0.1, math.inf], "NaN or infinite"),
         (
             [0.1, 0.2, 1.01],
-            r"costs lie in \[0, 1\], but 1 of 3 do not, the first at position 2: 1\.01; state the true range",
+            r"costs in \[0, 1\], but 1 of 3 are outside, the first at position 2: 1\.01; set the true range",
         ),
         ([-0.01], "the first at position 0: -0.01"),
         ([], "at least 1 cost"),

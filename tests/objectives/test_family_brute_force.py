@@ -1,7 +1,7 @@
 """Every loss, aggregation and KL estimator against plain Python floats: values, and gradients by finite differences.
 
-A plain function is called with the log-probs at which it is differentiated and with a frozen copy, from which it takes what must not
-carry a gradient.
+A plain function is called with the log-probs at which it is differentiated and with a frozen copy, from which it takes
+what must not carry a gradient.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Where other projects disagree on one formula: each convention in plain floats, our option beside it, and the page that lists both."""
+"""Formulas on which other projects disagree: each convention in plain floats, our option, and the page with both."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ from objectives.kl import kl_estimate
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/objectives.md").read_text()
 
-# Four completions of two tokens; advantages 1, 1, -1, -1; ratios as they stand. Log-probs under the sampling policy are -1.
+# Four completions of two tokens with advantages 1, 1, -1, -1 and these ratios. Log-probs under the sampling policy: -1.
 RATIOS = [[1.0, 1.5], [0.7, 1.1], [4.0, 0.9], [1.2, 0.5]]
 ADVANTAGES = [1.0, 1.0, -1.0, -1.0]
 CAP = 16  # longest completion

@@ -63,7 +63,7 @@ MASK = torch.tensor([[True, True, False], [True, True, True]])
 
 @pytest.mark.parametrize(("root", "ratios"), [(True, [math.exp(-0.1), 1.0]), (False, [math.exp(-0.2), 1.0])])
 def test_sequence_ratio_and_its_gradient(root, ratios):
-    """d s_i / d log pi_t = s_i / |o_i| with the length root, s_i without; the other sequence's advantage does not matter."""
+    """d s_i / d log pi_t = s_i / |o_i| with the length root, s_i without; other sequences do not matter."""
     logprobs = LOGPROBS.clone().requires_grad_()
     advantages = torch.tensor([[2.0], [-3.0]], dtype=torch.float64).expand(2, 3)
     loss, metrics = SequenceSurrogate(1.0, 9.0, length_root=root)(logprobs, BEHAVIOUR, advantages, MASK)

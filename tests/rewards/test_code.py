@@ -149,7 +149,7 @@ def test_programs_that_read_and_print():
     ("row", "message"),
     [
         ({"prompt": "p", "test": "assert f(1)"}, "needs the data columns `tests` and `entry_point`"),
-        ({"prompt": "p", "test": "assert (", "entry_point": "f"}, "no Python"),
+        ({"prompt": "p", "test": "assert (", "entry_point": "f"}, "not valid Python"),
         ({"prompt": "p", "test": "assert True", "entry_point": "f"}, "no assert that calls anything"),
         ({"prompt": "p", "cases": [{"input": "1"}]}, "list of {input, output}"),
     ],

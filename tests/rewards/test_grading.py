@@ -105,7 +105,7 @@ def test_several_accepted_answers():
         everything = kind(accept="all")
         assert isinstance(everything, AnswerReward)
         assert graded(everything, golds, all_of_them, texts[0], wrong) == [1, 0, 0], kind
-    with pytest.raises(ConfigError, match="'some'; it must be 'any' or 'all'"):
+    with pytest.raises(ConfigError, match="'some'; set it to 'any' or 'all'"):
         ExactAnswer(accept="some")
     for kind in (ExactAnswer, NumericAnswer, MathAnswer):
         assert (kind(0.5, "half").weight, kind(0.5, "half").name) == (0.5, "half"), (

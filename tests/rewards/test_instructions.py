@@ -72,11 +72,11 @@ def test_share_or_all():
     ("instructions", "message"),
     [
         ([], "at least one"),
-        ([{"kind": "rhyme"}], "no instruction of the kind 'rhyme'; there are capital_words"),
+        ([{"kind": "rhyme"}], "no instruction of the kind 'rhyme'; use one of capital_words"),
         ([{"kind": "keywords"}], "'keywords' cannot take {}: missing a required argument: 'words'"),
         ([{"kind": "no_commas", "words": ["a"]}], "cannot take .*unexpected keyword argument 'words'"),
         ([{"kind": "number_of_words"}], "needs at_least, at_most or both"),
-        ([{"kind": "case", "which": "title"}], "lower and upper, got 'title'"),
+        ([{"kind": "case", "which": "title"}], "which: 'title'; set which to lower or upper"),
     ],
 )
 def test_a_faulty_row_is_named(instructions, message):
@@ -131,7 +131,7 @@ def test_multiple_choice_reads_letters_and_numbers():
 
 @pytest.mark.parametrize("answer", ["E", "AB", "the first", 4, True])
 def test_an_answer_that_is_no_choice_is_refused(answer):
-    with pytest.raises(ConfigError, match="no letter of 4 choices"):
+    with pytest.raises(ConfigError, match="neither a letter of 4 choices"):
         MultipleChoice().check_columns({"prompt": "p", "answer": answer})
 
 

@@ -207,7 +207,7 @@ def test_no_process_to_be_had_is_the_sandboxs_failure(monkeypatch):
 
 def test_an_interpreter_that_does_not_start_is_quoted(monkeypatch):
     monkeypatch.setattr(sandbox, "START", "raise OSError('no library')")
-    with pytest.raises(sandbox.SandboxError, match="(?s)without a word: .*no library"):
+    with pytest.raises(sandbox.SandboxError, match="(?s)without a report: .*no library"):
         run("")
 
 
@@ -233,7 +233,7 @@ def test_nothing_outlives_a_trainer_that_is_killed(tmp_path):
     assert left_behind(mark) == []
 
 
-# ---- a caller beside the program ------------------------------------------------------------------------------------------------
+# ---- a caller beside the program -------------------------------------------------------------------------------------
 
 
 def called(program: str, caller: str, **limits):
@@ -307,7 +307,7 @@ def test_a_program_that_hangs_leaves_what_the_caller_said_before():
     assert (done.status, done.stdout) == ("timeout", "0\n")
 
 
-# ---- the filter of system calls -------------------------------------------------------------------------------------------------
+# ---- the filter of system calls --------------------------------------------------------------------------------------
 
 
 def verdict(code: bytes, number: int, audit: int, argument: int = 0) -> int:
