@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py callbacks cli datamodules lightning_modules objectives policies rewards rollouts support tracking main.py
 
-.PHONY: hc-rlhf grpo compare ui test test-long fuzz lint docs pages wheels real-pairs assets r1 clean
+.PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages wheels real-pairs assets r1 clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,9 +23,13 @@ compare: .venv/ready
 ui: .venv/ready
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
 
-# One kill a method; make test-long kills ten times, in every method and with two processes.
+# One kill per method; make test-long kills ten times, in every method and with two processes.
 test: .venv/ready
 	KILLS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+
+# The inner loop: tensors, models and graders without a training, under a minute.
+test-fast: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" tests/objectives tests/policies tests/support tests/rewards/test_grading.py
 
 test-long: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py
