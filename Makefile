@@ -32,7 +32,7 @@ test-fast: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" tests/objectives tests/policies tests/support tests/rewards/test_grading.py
 
 test-long: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py tests/examples/test_home.py
 
 # Other cases at every run; the tests in tests/fuzz make few, and always the same, in the normal suite.
 fuzz: .venv/ready

@@ -119,6 +119,7 @@ def test_the_installed_command_trains(home):
     assert "sums.rewards.close" in (home / "runs/local/config_fit.yaml").read_text()
 
 
+@pytest.mark.long
 def test_types_ship_with_the_wheel(home):
     """Without py.typed a checker would take everything from the distribution for Any."""
     imports = "from support.errors import ConfigError\nfrom cli.suggestions import explain\n"

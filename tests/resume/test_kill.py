@@ -155,8 +155,8 @@ def kill_and_compare(method, command, tmp_path, begin, kills_wanted, more=()):
         folder, finished = None, finished + 1
 
 
-#: those whose state is of kinds that no other has stay in the normal suite
-SHORT = ("grpo", "prorl", "hc_rlhf")
+#: those whose state is of kinds that no other has stay in the normal suite; prorl's contains grpo's
+SHORT = ("prorl", "hc_rlhf")
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in SHORT else pytest.mark.long) for m in METHODS])
