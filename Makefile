@@ -27,7 +27,7 @@ ui: .venv/ready
 test: .venv/ready
 	KILLS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
-# The inner loop: tensors, models and graders without a training, under a minute.
+# The inner loop: objectives, models and graders, under a minute.
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" tests/objectives tests/policies tests/support tests/rewards/test_grading.py
 
