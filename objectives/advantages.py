@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from objectives.statistics import Deviation, Reduce, global_moments, group_statistics, own
+from objectives.statistics import Deviation, Reduce, as_floats, global_moments, group_statistics, own
 
 
 class Advantage(ABC):
@@ -20,9 +20,6 @@ class Advantage(ABC):
     needs_group = True
     #: metrics of the latest call, by name; the on-policy module logs them under train/
     metrics: dict[str, float] = {}
-    #: set before each call by the on-policy module: 1 for correct and 0 for wrong completions (rows,), NaN for unknown;
-    #: None without a reward that judges correctness
-    correct: Float[Tensor, "rows"] | None = None
     #: set by `prepare`: sums statistics over all processes
     reduce: Reduce = staticmethod(own)
     #: set by `prepare`: ids of the tokens that end or pad a completion
@@ -42,17 +39,39 @@ class Advantage(ABC):
         self,
         rewards: Float[Tensor, "rows"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
         """Advantages of all rows of a rollout.
 
         Args:
             rewards: total reward of each completion; NaN marks a row that no reward applied to.
             groups: index of the prompt that each row belongs to, 0 ... prompts - 1.
-            tokens: completion token ids, padded on the right.
-            mask: True on tokens that the policy sampled.
+            tokens: completion token ids, padded on the right; only advantages of tokens need them.
+            mask: True on tokens that the policy sampled; only advantages of tokens need it.
         """
+
+    def with_correctness(
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"] | None,
+        mask: Bool[Tensor, "rows time"] | None,
+        correct: Float[Tensor, "rows"] | None,
+    ) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
+        """The advantages of a rollout whose correct completions are known; the on-policy module calls this.
+
+        Args:
+            correct: 1 for correct and 0 for wrong completions, NaN for unknown; None without a reward that judges
+                correctness. Ignored by default.
+        """
+        return self(rewards, groups, tokens, mask)
+
+    def tokens_and_mask(self, tokens: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The tokens and their mask, for advantages of tokens. Raises ValueError if one of them is missing."""
+        if tokens is None or mask is None:
+            raise ValueError(f"{type(self).__name__} computes advantages of tokens, so it needs `tokens` and `mask`.")
+        return tokens, mask
 
     def state_dict(self) -> dict[str, Any]:
         """State that is kept from rollout to rollout, as plain data for a checkpoint; empty by default."""
@@ -85,9 +104,10 @@ class GroupNorm(Advantage):
         self,
         rewards: Float[Tensor, "rows"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows"]:
+        rewards = as_floats(rewards)
         mean, std, _ = group_statistics(rewards, groups, self.deviation)
         advantages = rewards - mean[groups]
         if self.scale == "group_std":
@@ -108,10 +128,10 @@ class NoBaseline(Advantage):
         self,
         rewards: Float[Tensor, "rows"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows"]:
-        return rewards.nan_to_num(0.0)
+        return as_floats(rewards).nan_to_num(0.0)
 
 
 @dataclass
@@ -133,9 +153,10 @@ class LeaveOneOut(Advantage):
         self,
         rewards: Float[Tensor, "rows"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows"]:
+        rewards = as_floats(rewards)
         advantages = self._against_others(rewards, groups)
         if self.scale == "batch_std":
             _, variance = global_moments(advantages, ~rewards.isnan(), self.reduce)

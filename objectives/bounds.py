@@ -109,7 +109,7 @@ def checked_costs(costs: Float[Tensor, "samples"], delta: float, minimum: int) -
     Raises ValueError for delta outside (0, 1), fewer than `minimum` costs, and costs that are not finite.
     """
     check_delta(delta)
-    costs = costs.detach().double().flatten()
+    costs = torch.as_tensor(costs).detach().double().flatten()
     if costs.numel() < minimum:
         raise ValueError(f"a confidence bound needs at least {minimum} costs, got {costs.numel()}.")
     wrong = (~torch.isfinite(costs)).nonzero().flatten().tolist()

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from objectives.advantages import Advantage
-from objectives.statistics import Deviation, global_moments, group_statistics
+from objectives.statistics import Deviation, as_floats, global_moments, group_statistics
 from support.errors import ConfigError
 
 
@@ -67,9 +67,11 @@ class ReinforcePlusPlus(Advantage):
         self,
         rewards: Float[Tensor, "rows"] | Float[Tensor, "rows time"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows time"]:
+        tokens, mask = self.tokens_and_mask(tokens, mask)
+        rewards = as_floats(rewards)
         if self.baseline == "group":
             rewards = rewards - group_statistics(rewards, groups)[0][groups]
         by_token = rewards if rewards.dim() == 2 else at_last_token(rewards, mask)
@@ -99,9 +101,10 @@ class GlobalNorm(Advantage):
         self,
         rewards: Float[Tensor, "rows"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows"]:
+        rewards = as_floats(rewards)
         mean, variance = global_moments(rewards, ~rewards.isnan(), self.reduce, self.deviation)
         return ((rewards - mean) / (variance.sqrt() + self.eps)).nan_to_num(0.0)
 

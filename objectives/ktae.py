@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from objectives.advantages import Advantage, GroupNorm
-from objectives.statistics import Reduce
+from objectives.statistics import Reduce, as_floats
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
 
@@ -112,14 +112,25 @@ class KTAE(Advantage):
         self,
         rewards: Float[Tensor, "rows"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows time"]:
-        self.base.correct = self.correct
-        base = self.base(rewards, groups, tokens, mask)
+        return self.with_correctness(rewards, groups, tokens, mask, None)
+
+    def with_correctness(
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"] | None,
+        mask: Bool[Tensor, "rows time"] | None,
+        correct: Float[Tensor, "rows"] | None,
+    ) -> Float[Tensor, "rows time"]:
+        tokens, mask = self.tokens_and_mask(tokens, mask)
+        rewards = as_floats(rewards)
+        base = self.base.with_correctness(rewards, groups, tokens, mask, correct)
         base = (base if base.dim() == 2 else base[:, None]) * mask
         keys = torch.zeros_like(base)
-        right = self._right(rewards)
+        right = self._right(rewards, correct)
         for group in range(int(groups.max()) + 1):
             rows = groups == group
             keys[rows] = self.keys(right[rows], tokens[rows], mask[rows]).to(keys.dtype)
@@ -132,10 +143,10 @@ class KTAE(Advantage):
         }
         return base + keys
 
-    def _right(self, rewards: Float[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    def _right(self, rewards: Float[Tensor, "rows"], correct: Float[Tensor, "rows"] | None) -> Float[Tensor, "rows"]:
         """1 for right and 0 for wrong completions; NaN for those that no reward applies to."""
-        if self.correct_above is None and self.correct is not None:
-            right = self.correct.to(rewards)
+        if self.correct_above is None and correct is not None:
+            right = correct.to(rewards)
         else:
             right = (rewards > (self.correct_above or 0.0)).to(rewards.dtype)
         return right.masked_fill(rewards.isnan(), torch.nan)

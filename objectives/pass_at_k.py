@@ -15,12 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from objectives.advantages import Advantage
-from objectives.statistics import group_sums
+from objectives.statistics import as_floats, group_sums
 from support.errors import ConfigError
 
 
 def pass_rate(n: Float[Tensor, "*shape"], c: Float[Tensor, "*shape"], k: int) -> Float[Tensor, "*shape"]:
     """1 - C(n - c, k) / C(n, k): the fraction of sets of k among n that contain at least one of the c right ones."""
+    n, c = as_floats(n), as_floats(c)
     none = torch.ones_like(n)
     for i in range(k):
         none = none * (n - c - i).clamp(min=0) / (n - i).clamp(min=1)
@@ -56,11 +57,22 @@ class PassAtK(Advantage):
         self,
         rewards: Float[Tensor, "rows"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows"]:
-        if self.correct_at is None and self.correct is not None:
-            scores, correct_at = self.correct.to(rewards), 1.0
+        return self.with_correctness(rewards, groups, tokens, mask, None)
+
+    def with_correctness(
+        self,
+        rewards: Float[Tensor, "rows"],
+        groups: Int[Tensor, "rows"],
+        tokens: Int[Tensor, "rows time"] | None,
+        mask: Bool[Tensor, "rows time"] | None,
+        correct: Float[Tensor, "rows"] | None,
+    ) -> Float[Tensor, "rows"]:
+        rewards = as_floats(rewards)
+        if self.correct_at is None and correct is not None:
+            scores, correct_at = correct.to(rewards), 1.0
         else:
             scores, correct_at = rewards, 1.0 if self.correct_at is None else self.correct_at
         valid = ~rewards.isnan() & ~scores.isnan()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from objectives.advantages import Advantage
 from objectives.policy_losses import Metrics, PolicyLoss
+from objectives.statistics import as_floats
 
 
 @dataclass
@@ -28,9 +29,11 @@ class PrefixTree(Advantage):
         self,
         rewards: Float[Tensor, "rows"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows time"]:
+        tokens, mask = self.tokens_and_mask(tokens, mask)
+        rewards = as_floats(rewards)
         advantages = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
         steps = torch.arange(mask.shape[1], device=mask.device)
         last = (

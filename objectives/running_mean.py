@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from objectives.advantages import Advantage
+from objectives.statistics import as_floats
 from support.errors import ConfigError
 
 
@@ -41,9 +42,10 @@ class RunningMean(Advantage):
         self,
         rewards: Float[Tensor, "rows"],
         groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
+        tokens: Int[Tensor, "rows time"] | None = None,
+        mask: Bool[Tensor, "rows time"] | None = None,
     ) -> Float[Tensor, "rows"]:
+        rewards = as_floats(rewards)
         valid = rewards.detach()[~rewards.isnan()].cpu().double()
         total, count = self.reduce(torch.stack([valid.sum(), valid.new_tensor(valid.numel())])).tolist()
         if not count:

@@ -1,7 +1,7 @@
 """Sums over the groups of prompts, and over the rows or tokens of all processes."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,12 @@ def own(values: Tensor) -> Tensor:
     return values
 
 
+def as_floats(values: Any) -> Tensor:
+    """Numbers as a tensor of floats: integers and lists are converted, float tensors stay as they are."""
+    values = torch.as_tensor(values)
+    return values if values.is_floating_point() else values.to(torch.get_default_dtype())
+
+
 def group_sums(values: Float[Tensor, "rows"], groups: Int[Tensor, "rows"]) -> Float[Tensor, "groups"]:
     """Sum of the values of each group; groups may differ in size."""
     count = int(groups.max()) + 1 if groups.numel() else 0
@@ -32,6 +38,7 @@ def group_statistics(
 
     Two passes, so that a group of equal rewards has a deviation of exactly zero. A group of one has deviation zero.
     """
+    rewards, groups = as_floats(rewards), torch.as_tensor(groups)
     valid = ~rewards.isnan()
     clean = torch.where(valid, rewards, torch.zeros_like(rewards))
     count = group_sums(valid.to(rewards.dtype), groups)

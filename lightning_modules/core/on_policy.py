@@ -212,8 +212,8 @@ class OnPolicyModule(SamplingModule):
         returns = self.returns(batch)
         if self.kl.placement == "token_reward" and self.kl.coefficient:
             returns = at_last_token(returns, batch.action_mask) - self.kl.coefficient * self.token_kl(batch)
-        self.advantage.correct = correct_rows(self.rewards, batch)
-        return self.advantage(returns, batch.groups, batch.completion_ids, batch.action_mask)
+        correct = correct_rows(self.rewards, batch)
+        return self.advantage.with_correctness(returns, batch.groups, batch.completion_ids, batch.action_mask, correct)
 
     def learned_from(self, batch: RolloutBatch) -> RolloutBatch:
         """The rows that the update learns from, with advantages: the rollout itself, some of its rows, or more rows.

@@ -1,5 +1,6 @@
 """Advantages by hand and by enumeration; statistics over several processes."""
 
+import copy
 import itertools
 import math
 import statistics
@@ -8,7 +9,18 @@ import threading
 import pytest
 import torch
 
-from objectives import GlobalNorm, GroupNorm, LeaveOneOut, PassAtK, ReinforcePlusPlus, RunningMean
+from objectives import (
+    KTAE,
+    GlobalNorm,
+    GroupNorm,
+    Hoeffding,
+    LeaveOneOut,
+    NoBaseline,
+    PassAtK,
+    PrefixTree,
+    ReinforcePlusPlus,
+    RunningMean,
+)
 from objectives.global_norm import at_last_token, normalised_sum, returns_to_go
 from objectives.pass_at_k import pass_rate
 from objectives.statistics import global_moments
@@ -295,3 +307,24 @@ def test_mistakes_are_refused():
         ReinforcePlusPlus(discount=0.0)
     with pytest.raises(ConfigError, match="decay is 1"):
         RunningMean(1)
+
+
+@pytest.mark.parametrize(
+    "advantage", [GroupNorm(), LeaveOneOut(), NoBaseline(), GlobalNorm(), RunningMean(), PassAtK(1)], ids=type
+)
+def test_integer_rewards_without_tokens(advantage):
+    """Rewards as a user's own code has them: integers, and neither tokens nor mask where nothing depends on them."""
+    groups = torch.tensor([0, 0, 0, 1, 1, 1])
+    integers, floats = torch.tensor([1, 0, 2, 3, 3, 0]), torch.tensor([1.0, 0.0, 2.0, 3.0, 3.0, 0.0])
+    assert torch.equal(copy.deepcopy(advantage)(integers, groups), copy.deepcopy(advantage)(floats, groups))
+
+
+def test_an_advantage_of_tokens_says_that_it_needs_them():
+    for advantage in (KTAE(), PrefixTree(), ReinforcePlusPlus()):
+        with pytest.raises(ValueError, match=rf"{type(advantage).__name__} computes advantages of tokens, so it needs"):
+            advantage(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]))
+
+
+def test_pass_rates_and_bounds_of_plain_lists():
+    assert pass_rate([4, 4], [1, 0], 2).tolist() == [0.5, 0.0]
+    assert Hoeffding(0, 1)([0, 1, 0, 1], 0.1) == Hoeffding(0, 1)(torch.tensor([0.0, 1.0, 0.0, 1.0]), 0.1)

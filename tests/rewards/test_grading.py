@@ -221,16 +221,14 @@ def test_correctness_decides_which_tokens_are_keys():
     totals, groups = torch.tensor([2.0, 1.0, 1.0, 2.0]), torch.zeros(4, dtype=torch.long)
     ktae = KTAE()
     base = ktae.base(totals, groups, tokens, mask)[:, None]
-    ktae.correct = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    keys = ktae(totals, groups, tokens, mask) - base
+    keys = ktae.with_correctness(totals, groups, tokens, mask, torch.tensor([1.0, 1.0, 0.0, 0.0])) - base
     assert (keys[:2, 0] > 0.5).all() and (keys[2:, 0] < -0.5).all() and keys[:, 1].abs().max() < 1e-6
-    ktae.correct = torch.tensor([1.0, math.nan, 0.0, 0.0])
     totals[1] = math.nan
-    assert ktae(totals, groups, tokens, mask)[1].tolist() == [0, 0]
-    pass_at_k = PassAtK(1)
-    pass_at_k.correct = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    correct = torch.tensor([1.0, math.nan, 0.0, 0.0])
+    assert ktae.with_correctness(totals, groups, tokens, mask, correct)[1].tolist() == [0, 0]
     totals = torch.tensor([2.0, 0.5, 1.0, 2.0])
-    assert (pass_at_k(totals, groups, tokens, mask) > 0).tolist() == [True, True, False, False]
+    advantages = PassAtK(1).with_correctness(totals, groups, None, None, torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    assert (advantages > 0).tolist() == [True, True, False, False]
 
 
 def test_equivalent_answers_vote_together():
