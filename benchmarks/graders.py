@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from rewards import MathAnswer, MultipleChoice, NumericAnswer, Reward
 from rewards.answer_process import judged_all
-from rewards.self_check import text_batch
+from rollouts import text_batch
 from tests.rewards.answer_forms import FORMS
 
 #: (gold, completion) pairs to the score of each: 1, 0, or None where a grader abstains

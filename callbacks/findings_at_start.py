@@ -13,10 +13,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import FunctionReward, Reward
-from rewards.self_check import text_batch
+from rewards.base import Reward
+from rewards.function_reward import FunctionReward
 from rewards.tasks import TRIVIAL, ReasoningGymScore, task_of
-from rollouts import RolloutBatch, ends_open, written
+from rollouts import RolloutBatch, ends_open, text_batch, written
 from support.prompt_identity import prompt_fingerprints
 from support.seeding import isolated_rng, run_seed
 

@@ -21,8 +21,8 @@ def own(values: Tensor) -> Tensor:
 
 def as_floats(values: Any) -> Tensor:
     """Numbers as a tensor of floats: integers and lists are converted, float tensors stay as they are."""
-    values = torch.as_tensor(values)
-    return values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    numbers: Tensor = torch.as_tensor(values)
+    return numbers if numbers.is_floating_point() else numbers.to(torch.get_default_dtype())
 
 
 def group_sums(values: Float[Tensor, "rows"], groups: Int[Tensor, "rows"]) -> Float[Tensor, "groups"]:

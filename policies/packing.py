@@ -37,6 +37,20 @@ class PromptGroups:
     completion_ids: Int[Tensor, "rows time"]
     completion_mask: Bool[Tensor, "rows time"]
 
+    @classmethod
+    def of(
+        cls, prompts: list[list[int]], completions: list[list[int]], pad: int, device: torch.device
+    ) -> "PromptGroups":
+        """One prompt per completion, both as token ids."""
+        left, right = max(map(len, prompts)), max(1, *map(len, completions))
+        return cls(
+            torch.tensor([[pad] * (left - len(ids)) + ids for ids in prompts], device=device),
+            torch.tensor([[False] * (left - len(ids)) + [True] * len(ids) for ids in prompts], device=device),
+            torch.arange(len(prompts), device=device),
+            torch.tensor([ids + [pad] * (right - len(ids)) for ids in completions], device=device),
+            torch.tensor([[True] * len(ids) + [False] * (right - len(ids)) for ids in completions], device=device),
+        )
+
     @cached_property
     def packed(self) -> "PackedSequence":
         return PackedSequence(self)

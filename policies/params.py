@@ -1,7 +1,10 @@
 """Settings of a policy: its model, precision and adapters."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
+
+from support.errors import ConfigError
 
 
 @dataclass
@@ -40,3 +43,17 @@ class PolicyParams:
     gradient_checkpointing: bool = False
     packing: bool = True
     open_thinking: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, os.PathLike):
+            self.model = os.fspath(self.model)
+        if not isinstance(self.model, str):
+            raise ConfigError(
+                f"PolicyParams: model is a {type(self.model).__name__}; give the folder or name of a model, for a "
+                "loaded one the folder in which its `save_pretrained` wrote it."
+            )
+        if self.lora is not None and not isinstance(self.lora, LoRA):
+            raise ConfigError(
+                f"PolicyParams: lora is a {type(self.lora).__name__}; give policies.LoRA(r=16, alpha=32), or None to "
+                "train all weights."
+            )

@@ -114,6 +114,50 @@ class Policy(nn.Module):
         result: LogprobsAndEntropies = self(self._logprobs, self.model, groups, temperature, entropy_gradient)
         return result
 
+    @torch.no_grad()
+    def score(
+        self,
+        prompts: list[Prompt],
+        completions: list[str],
+        *,
+        temperature: float = 1.0,
+        ended: bool = True,
+        reference: bool = False,
+        rows_at_once: int = 16,
+    ) -> list[Float[Tensor, "tokens"]]:
+        """Log-probs of the tokens of given completions, one tensor per completion.
+
+        Args:
+            prompts: text or messages of each completion.
+            completions: texts, encoded as they stand.
+            temperature: divisor of the logits.
+            ended: whether the end token follows each completion; its log-prob is then the last one.
+            reference: use the reference instead of the policy.
+            rows_at_once: completions per forward pass.
+
+        Raises:
+            ConfigError: for different numbers of prompts and completions.
+        """
+        if len(prompts) != len(completions):
+            raise ConfigError(
+                f"score got {len(prompts)} prompts and {len(completions)} completions; give one prompt per completion."
+            )
+        end = [self.tokenizer.eos_token_id] if ended else []
+        scored: list[Tensor] = []
+        for start in range(0, len(prompts), rows_at_once):
+            ids = [self.encode(prompt) for prompt in prompts[start : start + rows_at_once]]
+            answers = [
+                [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *end]
+                for text in completions[start : start + rows_at_once]
+            ]
+            groups = PromptGroups.of(ids, answers, self.pad_token_id, self.device)
+            if reference:
+                values = self.reference_logprobs(groups, temperature)
+            else:
+                values = self.logprobs(groups, temperature)[0]
+            scored += [row[: len(answer)].float().cpu() for row, answer in zip(values, answers, strict=True)]
+        return scored
+
     def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
         """Call `compute` with the arguments.
 

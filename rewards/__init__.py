@@ -5,10 +5,11 @@ from lightning_posttrain import check_siblings
 check_siblings(__name__)
 
 from rewards.answers import AnswerReward, ExactAnswer, Format, MathAnswer, NumericAnswer
-from rewards.base import Failure, FunctionReward, Reward, correct_rows, total_reward, without_failed
+from rewards.base import Failure, Reward, correct_rows, total_reward, without_failed
 from rewards.choices import MultipleChoice
 from rewards.code import CodeTests
 from rewards.failures import Guarded
+from rewards.function_reward import FunctionReward, as_reward
 from rewards.hapo import HAPO, NgramRepetition
 from rewards.instructions import InstructionFollowing
 from rewards.judge import HTTPJudge
@@ -78,6 +79,7 @@ __all__ = [
     "ToxicityCost",
     "Truncation",
     "Verdict",
+    "as_reward",
     "correct_rows",
     "total_reward",
     "without_failed",

@@ -1,11 +1,8 @@
 """The interface of rewards, and the checks of their scores."""
 
-import asyncio
-import importlib
-import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rewards.evaluation import evaluation_batch
 from rewards.math_text import last_box
 from rewards.scores import as_scores
 from rewards.self_check import GoldProblem, answers, check_golds
@@ -100,6 +98,39 @@ class Reward(ABC):
         batch.judges[self.name] = self
         return values
 
+    def evaluate(
+        self,
+        completions: Sequence[Any],
+        prompts: Sequence[Any] | None = None,
+        *,
+        group_size: int = 1,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """Score given completions, without a model or a rollout.
+
+        Args:
+            completions: texts, or lists with one assistant message.
+            prompts: text or messages of each completion, for rewards that read it. A text that ends with an open
+                <think> means that the completion continues the reasoning.
+            group_size: number of consecutive completions that answer the same prompt, for rewards that compare them.
+            completion_ids: token ids of each completion, for rewards that count tokens; by default a completion has as
+                many tokens as characters.
+            columns: further data columns, such as answer, each with one entry per completion.
+
+        Returns:
+            One score per completion; NaN where the reward does not apply or failed.
+
+        Raises:
+            ConfigError: for columns of another length, a column that the reward needs and that is missing, or scores
+                that are not numbers.
+        """
+        batch = evaluation_batch(completions, prompts, group_size, completion_ids, columns)
+        for row in batch.rows:
+            self.check_columns(row)
+        scores: list[float] = self(batch).tolist()
+        return scores
+
     def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The scores for correctness and pass rates: 1 is right, NaN does not apply.
 
@@ -172,98 +203,6 @@ def needs(reward: Reward, row: dict[str, Any], *columns: str) -> None:
                 f"the reward {reward.name!r} ({type(reward).__name__}) needs the data column {column!r}; the row "
                 f"{row.get('id')!r} has {sorted(row)}. Map the column in data.columns, or use another reward."
             )
-
-
-class FunctionReward(Reward):
-    """A plain function f(prompts, completions, **columns) -> list of numbers, as TRL calls them; it may be `async`.
-
-    The function receives the data columns as lists of the same length, and `completion_ids` if it has such a parameter
-    or **kwargs. None means "does not apply".
-
-    Args:
-        function: the function, or its import path such as mypackage.rewards.brevity.
-        weight: factor in the total.
-        name: name in metrics; the function's name by default.
-        completions: form of the completions: as_prompt is TRL's rule, a text for a text prompt and a list with one
-            assistant message for a list of messages; text is always a text.
-        waits: whether it mostly waits (for a judge, a sandbox) and scores on a thread while further prompts are
-            generated.
-    """
-
-    may_abstain = True
-
-    def __init__(
-        self,
-        function: str | Callable[..., Any],
-        weight: float = 1.0,
-        name: str | None = None,
-        waits: bool = False,
-        completions: Literal["as_prompt", "text"] = "as_prompt",
-    ) -> None:
-        self.waits, self.as_prompt = waits, completions == "as_prompt"
-        self.function = _imported(function) if isinstance(function, str) else function
-        super().__init__(weight, name or getattr(self.function, "__name__", "function"))
-
-    def check_columns(self, row: dict[str, Any]) -> None:
-        provided = {"prompts", "completions", "completion_ids"}
-        parameters = inspect.signature(self.function).parameters.values()
-        needs(
-            self,
-            row,
-            *(
-                p.name
-                for p in parameters
-                if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in provided
-            ),
-        )
-
-    def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
-        arguments: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}
-        if self.as_prompt:
-            pairs = zip(arguments["prompts"], batch.completions, strict=True)
-            arguments["completions"] = [
-                [{"role": "assistant", "content": t}] if isinstance(p, list) else t for p, t in pairs
-            ]
-        columns = {key for row in batch.rows for key in row} - {"prompt", "prompts", "completions"}
-        arguments |= {key: batch.column(key) for key in columns}
-        arguments["completion_ids"] = [
-            ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)
-        ]
-        parameters = inspect.signature(self.function).parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            arguments = {key: value for key, value in arguments.items() if key in {p.name for p in parameters}}
-        returned = self.function(**arguments)
-        if inspect.isawaitable(returned):
-            returned = asyncio.run(_awaited(returned))
-        rows, where = batch.completion_ids.shape[0], f"the reward function {self.name!r}"
-        values = as_scores(returned, rows, where, none_abstains=True)
-        abstained = [value is None for value in returned] if isinstance(returned, (list, tuple)) else [False] * rows
-        if bool((odd := values.isnan() & ~torch.tensor(abstained, dtype=torch.bool)).any()):
-            first = int(odd.nonzero()[0])
-            raise ConfigError(
-                f"{where} returned NaN for the completion {batch.completions[first][:80]!r}; return a number, or None "
-                "where it does not apply."
-            )
-        return values
-
-
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
-
-
-def _imported(path: str) -> Callable[..., Any]:
-    module, _, name = path.rpartition(".")
-    try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"the reward function {path!r} cannot be imported ({error}); give the path as package.module.function."
-        ) from error
-    if not callable(function):
-        raise ConfigError(
-            f"the reward function {path!r} is a {type(function).__name__}, not a function; give the path of a function."
-        )
-    return function
 
 
 def correct_rows(rewards: Sequence[Reward], batch: RolloutBatch) -> Float[Tensor, "rows"] | None:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from rollouts import RolloutBatch
+from rollouts import RolloutBatch, text_batch
 from support.errors import ConfigError
 
 #: maximum number of rows that are checked; more rows are sampled
@@ -49,23 +48,6 @@ def answer_text(completion: str, opened: bool) -> str:
 def answers(batch: RolloutBatch) -> list[str]:
     """The answer of every row."""
     return [answer_text(text, opened) for text, opened in zip(batch.completions, batch.opened, strict=True)]
-
-
-def text_batch(texts: Sequence[str], rows: Sequence[dict[str, Any]]) -> RolloutBatch:
-    """A batch of texts, one per data row, for rewards that read texts; its tokens have no meaning."""
-    ids = torch.zeros(len(texts), 1, dtype=torch.long)
-    return RolloutBatch(
-        prompt_ids=ids,
-        prompt_mask=ids == 0,
-        completion_ids=ids,
-        completion_mask=ids == 0,
-        action_mask=ids == 0,
-        behaviour_logprobs=torch.zeros(len(texts), 1),
-        finish_reasons=["eos"] * len(texts),
-        rows=list(rows),
-        decoder=lambda ids, mask: [""] * len(ids),
-        _completions=list(texts),
-    )
 
 
 class Judge(Protocol):

@@ -8,13 +8,13 @@ from rollouts.batch import RolloutBatch, ends_open
 from rollouts.batch_plan import BatchPlan
 from rollouts.completion_records import completion_records
 from rollouts.embedded import EmbeddedEngine
-from rollouts.engine import Engine
+from rollouts.engine import Engine, assemble, padded_forced
 from rollouts.sampling import SamplingOverrides, SamplingParams, overridden
 from rollouts.storage import read_rollout, write_rollout
 from rollouts.thinking_format import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
 from rollouts.vllm import VLLMEngine, VLLMServer
-from rollouts.written import written
+from rollouts.written import text_batch, written
 
 __all__ = [
     "BatchPlan",
@@ -29,10 +29,13 @@ __all__ = [
     "TransformersEngine",
     "VLLMEngine",
     "VLLMServer",
+    "assemble",
     "completion_records",
     "ends_open",
     "needs_thinking",
+    "padded_forced",
     "read_rollout",
+    "text_batch",
     "thinking_format",
     "write_rollout",
     "written",

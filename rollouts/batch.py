@@ -29,14 +29,14 @@ class RolloutBatch:
         completion_ids: padded on the right. completion_mask: True up to and including the end token.
         action_mask: True on tokens that the policy chose (not forced, not padding).
         behaviour_logprobs: under the distribution that was sampled from (after temperature, top-k and top-p); 0 outside
-            action_mask.
+            action_mask. NaN where the engine does not know them; the module that sampled then computes them.
         finish_reasons: why each completion ended: by an end token, a stop string, or its maximum length.
         rows: the data row of each prompt (answer, task, id).
         rewards: by name, one per completion; NaN where a reward does not apply.
         judges: the reward that computed each of `rewards`, by name; its `unscaled` tells which completions are correct.
         failures: by name of a reward that may fail, one per completion: 0 scored, 1 error, 2 time-out.
         advantages: one per completion or one per token, once computed.
-        reference_logprobs: under the reference, once computed; 0 outside action_mask.
+        reference_logprobs: under the reference, once computed; 0 outside completion_mask.
         own_first: number of first tokens of each completion that the method drew itself (rollouts/first_tokens.py);
             None if it drew none.
         decoder: (ids, mask) -> texts, called when a text is first needed.

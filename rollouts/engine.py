@@ -168,7 +168,7 @@ def assemble(
     prompts: Prompts,
     rows: list[dict[str, Any]],
     completions: Tensor,
-    logprobs: Tensor,
+    logprobs: Tensor | None,
     lengths: Tensor,
     forced: Tensor,
     reasons: list[FinishReason],
@@ -176,12 +176,16 @@ def assemble(
     """Make the batch, with padding and forced tokens masked.
 
     Args:
-        completions, logprobs: (rows, time); values behind a row's length are ignored. lengths: (rows,).
+        completions, logprobs: (rows, time); values behind a row's length are ignored. An engine that does not know the
+            log-probs of its tokens gives None.
+        lengths: (rows,).
         forced: as from padded_forced.
     """
     width = int(lengths.max())
     steps = torch.arange(width, device=completions.device)
     mask = steps < lengths[:, None]
+    if logprobs is None:
+        logprobs = torch.full(completions.shape, torch.nan, device=completions.device)
     action = mask.clone()
     shown = min(width, forced.shape[1])
     action[:, :shown] &= forced[:, :shown] < 0

@@ -95,7 +95,7 @@ def _fill(pieces: list[tuple[int, list[int]]], budget: int | None) -> list[tuple
 def batch_logprobs(
     policy: Policy, batch: RolloutBatch, temperature: float, budget: int | None, reference: bool = False
 ) -> Float[Tensor, "rows time"]:
-    """Log-probs of every completion token under the policy or its reference; 0 outside the action mask.
+    """Log-probs of every completion token under the policy or its reference; 0 outside the completion mask.
 
     Args:
         temperature: divisor of the logits.
@@ -111,4 +111,4 @@ def batch_logprobs(
             logprobs[micro.rows, : micro.width] = policy.reference_logprobs(groups, temperature)
         else:
             logprobs[micro.rows, : micro.width] = policy.logprobs(groups, temperature)[0]
-    return logprobs.masked_fill(~batch.action_mask, 0.0)
+    return logprobs.masked_fill(~batch.completion_mask, 0.0)

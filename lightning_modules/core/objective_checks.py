@@ -2,8 +2,9 @@
 
 from typing import Protocol
 
+from lightning_modules.core.part_types import check_part
 from lightning_modules.core.terms import KLPenalty, Shaping
-from objectives import Advantage
+from objectives import Advantage, Aggregation, PolicyLoss
 from rewards import Reward
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
@@ -16,6 +17,8 @@ class Method(Protocol):
     batch: BatchPlan
     sampling: SamplingParams
     advantage: Advantage
+    policy_loss: PolicyLoss
+    aggregation: Aggregation
     kl: KLPenalty
     shaping: Shaping
     importance_cap: float | None
@@ -31,6 +34,11 @@ def check_objective(method: Method) -> None:
     Raises:
         ConfigError: with the key, its value, and what to set.
     """
+    check_part(method, "advantage", method.advantage, Advantage, "GroupNorm()")
+    check_part(method, "loss", method.policy_loss, PolicyLoss, "ClippedSurrogate()")
+    check_part(method, "aggregation", method.aggregation, Aggregation, "TokenMean()")
+    check_part(method, "kl", method.kl, KLPenalty, "KLPenalty(coefficient=0.04)")
+    check_part(method, "shaping", method.shaping, Shaping, "Shaping()")
     _check_rewards(method)
     _check_batch(method)
     if method.sampling.temperature == 0:

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from lightning_modules.core.part_types import check_factory, check_policy
 from policies import Policy, PolicyParams
 from policies.sharding import shard
 from support.errors import ConfigError
@@ -37,6 +38,10 @@ class PosttrainModule(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        check_policy(self, policy)
+        check_factory(self, "optimizer", optimizer, "parameters")
+        if lr_scheduler is not None:
+            check_factory(self, "lr_scheduler", lr_scheduler, "optimizer")
         # Only a configuration is plain data; safe loading could not read a checkpoint with Python objects in it.
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters(logger=False)

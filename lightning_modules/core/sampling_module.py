@@ -11,11 +11,12 @@ from lightning_modules.core.data_checks import check_columns, check_golds, check
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.failure_counts import FailureCounts
 from lightning_modules.core.micro_batches import batch_logprobs
+from lightning_modules.core.part_types import check_part
 from lightning_modules.core.posttrain_module import PosttrainModule
 from lightning_modules.core.problem_counts import ProblemCounts
 from lightning_modules.core.thinking_stats import ThinkingStats
 from policies import PolicyParams
-from rewards import Reward, total_reward
+from rewards import Reward, as_reward, total_reward
 from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams, completion_records, overridden
 from support.errors import ConfigError
 from support.seeding import isolated_rng, run_seed
@@ -28,7 +29,7 @@ class SamplingModule(PosttrainModule):
 
     Args:
         policy: the model.
-        rewards: rewards of a completion.
+        rewards: rewards of a completion; a plain function becomes a `rewards.FunctionReward`.
         batch: sizes of a rollout; this class uses `rollout_micro_batch` only.
         sampling: sampling settings in training.
         evaluation: settings of validation, test and prediction.
@@ -49,10 +50,16 @@ class SamplingModule(PosttrainModule):
         lr_scheduler: LRSchedulerCallable | None,
     ) -> None:
         super().__init__(policy, optimizer=optimizer, lr_scheduler=lr_scheduler)
+        check_part(self, "batch", batch, BatchPlan, "BatchPlan(prompts_per_rollout=16, group_size=8)")
+        check_part(self, "sampling", sampling, SamplingParams, "SamplingParams(max_new_tokens=512)")
+        check_part(self, "evaluation", evaluation, Evaluation, "Evaluation(samples=4)")
+        if engine is not None:
+            check_part(self, "engine", engine, Engine, "EmbeddedEngine()")
+        rewards = [as_reward(reward) for reward in rewards]
         names = [reward.name for reward in rewards]
         if len(set(names)) < len(names):
             raise ConfigError(f"two rewards share a name among {names}; give each a different name in model.rewards.")
-        self.rewards: list[Reward] = list(rewards)
+        self.rewards: list[Reward] = rewards
         self.batch, self.sampling, self.evaluation = batch, sampling, evaluation
         overridden(sampling, evaluation.sampling)  # raises for values out of range now, not at the first validation
         self.engine = engine or EmbeddedEngine()
@@ -99,7 +106,11 @@ class SamplingModule(PosttrainModule):
         """
         prompts, at_once = [self.prompt_tokens(row) for row in rows], self.batch.rollout_micro_batch
         with self.policy.whole():
-            return self.engine.generate(self.policy, prompts, rows, group_size, sampling, forced, at_once)
+            batch = self.engine.generate(self.policy, prompts, rows, group_size, sampling, forced, at_once)
+        if bool(batch.behaviour_logprobs.isnan().any()):
+            logprobs = batch_logprobs(self.policy, batch, sampling.temperature or 1.0, self.update_token_budget)
+            batch.behaviour_logprobs = logprobs.masked_fill(~batch.action_mask, 0.0)
+        return batch
 
     @property
     def plain_sampling(self) -> bool:

@@ -27,7 +27,7 @@ from datamodules.records_desk import (
     true_reward,
 )
 from rewards import ExactAnswer, NumericAnswer
-from rewards.self_check import text_batch
+from rollouts import text_batch
 from support.errors import ConfigError
 
 

@@ -17,9 +17,8 @@ from lightning_modules.core.verified_votes import vote_metrics, yes_probability
 from objectives.voting import weighted_vote
 from policies import Policy, PolicyParams
 from rewards import FunctionReward, MathAnswer, Verdict
-from rewards.self_check import text_batch
 from rewards.self_verify import verdict_of
-from rollouts import RolloutBatch, SamplingParams
+from rollouts import RolloutBatch, SamplingParams, text_batch
 from support.errors import ConfigError
 from tests.helpers import adamw, build, fit
 

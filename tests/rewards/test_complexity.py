@@ -19,12 +19,11 @@ from rewards.math_compare import Unreadable, grade
 from rewards.math_text import answers_in, boxes, elements, is_text, key, last_box, spelled, words_of
 from rewards.number_text import number_of, numbers, plain
 from rewards.quantities import quantity
-from rewards.self_check import text_batch
 from rewards.self_verify import verdict_of
 from rewards.still3 import action_count
 from rewards.tasks import is_value
 from rewards.think_json import object_text, strict_object
-from rollouts import ends_open
+from rollouts import ends_open, text_batch
 
 #: characters of the smaller text; the larger has four times as many
 SIZE = 1500

@@ -31,7 +31,8 @@ from rewards import (
 from rewards.base import Failure
 from rewards.choices import stated_letter, stated_letters
 from rewards.number_text import last_number, number_of
-from rewards.self_check import report_golds, text_batch
+from rewards.self_check import report_golds
+from rollouts import text_batch
 from support.errors import ConfigError
 from tests.rewards.answer_forms import FORMS
 
