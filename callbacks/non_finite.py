@@ -27,19 +27,14 @@ class NonFiniteGradients(L.Callback):
             raise ConfigError(
                 f"NonFiniteGradients: patience is {patience}; it is a number of rollouts and must be at least 1."
             )
-        self.patience, self.in_a_row = patience, 0
+        self.patience = patience
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"in_a_row": self.in_a_row}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.in_a_row = state_dict["in_a_row"]
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        pl_module.non_finite_patience = self.patience
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not trainer.callback_metrics.get("train/skipped_updates"):
-            self.in_a_row = 0
             return
-        self.in_a_row += 1
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         folder = run_folder(trainer) / "non_finite"
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,9 +46,9 @@ class NonFiniteGradients(L.Callback):
             "rows": [{key: str(value) for key, value in row.items()} for row in rollout.rows],
         }
         torch.save(contents, folder / f"{name}.pt")
-        if self.in_a_row >= self.patience:
+        if pl_module.non_finite_rollouts + 1 >= self.patience:
             raise ConfigError(
-                f"the gradient was infinite or NaN in {self.in_a_row} consecutive rollouts, saved in {folder}. Lower "
+                f"the gradient was infinite or NaN in {self.patience} consecutive rollouts, saved in {folder}. Lower "
                 "the learning rate, set model.max_grad_norm, or look for extreme rewards or log-probs in these "
                 "files; then continue from the last checkpoint with --ckpt_path."
             )

@@ -183,13 +183,20 @@ def _files(path: Path, split: str) -> tuple[str, list[str]]:
     return FORMATS[suffixes.pop()], [str(f) for f in files]
 
 
-def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt",), texts: bool = True) -> list[Row]:
-    """Check that there are rows and that each has the required columns; give rows without `id` their number as id.
+def check_rows(
+    rows: list[Row],
+    where: str,
+    required: tuple[str, ...] = ("prompt",),
+    texts: bool = True,
+    default_ids: bool = True,
+) -> list[Row]:
+    """Check that there are rows and that each has the required columns.
 
     Args:
         where: name of the data for messages.
         required: columns that every row must have; `prompt` must not be empty.
         texts: whether responses must be texts; TRL's may be messages.
+        default_ids: give rows without `id` their number as id.
 
     Raises:
         ConfigError: naming the data, the row's number and the column.
@@ -212,5 +219,6 @@ def check_rows(rows: list[Row], where: str, required: tuple[str, ...] = ("prompt
                 )
         if "prompt" in required:
             check_prompt(row["prompt"], f"row {number} of {where}")
-        row.setdefault("id", f"{number}")
+        if default_ids:
+            row.setdefault("id", f"{number}")
     return rows

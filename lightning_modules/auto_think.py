@@ -128,7 +128,7 @@ class AutoThink(OnPolicyModule):
             **kwargs,
         )
         self.stage, self.mode_rewards, self.ellipsis = stage, copy.deepcopy(mode_rewards), ellipsis
-        self.judge = next(reward for reward in rewards if reward.is_correctness)
+        self.judge = next(reward for reward in self.rewards if reward.is_correctness)
         self.effect = EffectWatch()
 
     def configure_model(self) -> None:

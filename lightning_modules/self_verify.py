@@ -111,8 +111,8 @@ class SelfVerify(OnPolicyModule):
             policy, rewards, batch=batch, sampling=sampling, aggregation=aggregation, kl=kl, shaping=shaping, **kwargs
         )
         self.verification = copy.deepcopy(verification)
-        self.judge = next(reward for reward in rewards if reward.is_correctness)
-        self.verdict = next(reward for reward in rewards if isinstance(reward, Verdict))
+        self.judge = next(reward for reward in self.rewards if reward.is_correctness)
+        self.verdict = next(reward for reward in self.rewards if isinstance(reward, Verdict))
         self.buffer = VerifyBuffer(self.verification.buffer_size, self.verification.max_age)
         self.verdict_advantage = GroupNorm(self.verification.scale)
         self.votes: list[dict[str, Any]] = []  # of the current evaluation, one per problem
@@ -218,9 +218,9 @@ class SelfVerify(OnPolicyModule):
         starts = range(0, len(texts), size)
         return [at + weighted_vote(texts[at : at + size], values[at : at + size], exponent, form) for at in starts]
 
-    def evaluate(self, rows: Rows, stage: str) -> RolloutBatch:
-        batch = super().evaluate(rows, stage)
-        with isolated_rng("verdicts", run_seed(), self.global_rank, len(self.votes)):
+    def evaluate(self, rows: Rows, stage: str, loader: int = 0) -> RolloutBatch:
+        batch = super().evaluate(rows, stage, loader)
+        with isolated_rng("verdicts", self.evaluation_seed, self.global_rank, len(self.votes)):
             verdicts, scores = self.judged(batch)
         correct = (self.judge.unscaled(batch.rewards[self.judge.name], batch) >= 1).tolist()
         said, size = self.verdict.verdicts(verdicts), batch.group_size
@@ -238,9 +238,9 @@ class SelfVerify(OnPolicyModule):
         for name, value in vote_metrics(votes).items():
             self.log(f"{stage}/{name}", value)  # already equal on all processes
 
-    def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Prompts with the completion that the weighted vote chooses, and its score s."""
-        with isolated_rng("predict", run_seed(), self.global_rank, batch_idx):
+        with isolated_rng("predict", self.evaluation_seed, self.global_rank, batch_idx):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
             _, scores = self.judged(batch)
         chosen = zip(rows, self.vote(batch, scores, self.verification.exponent), strict=True)

@@ -71,7 +71,7 @@ class Still3(OnPolicyModule):
             **kwargs,
         )
         self.select: Selection = select
-        self.judge = next(reward for reward in rewards if reward.is_correctness)
+        self.judge = next(reward for reward in self.rewards if reward.is_correctness)
 
     def correct(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         """Completions that are right."""

@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from policies.adapters import acting_weights, with_adapter, without_wrapper
 from policies.gathering import gathered_weights, sharded_modules
+from policies.given import score_completions
 from policies.locate import load_pretrained
 from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.params import PolicyParams
 from policies.prompt_encoding import Prompt, encode_prompt
-from policies.tokenizer import load_tokenizer, open_thinking
+from policies.tokenizer import check_known, load_tokenizer, open_thinking
 from support.errors import ConfigError
 
 
@@ -50,6 +51,8 @@ class Policy(nn.Module):
         self.model_eos_ids = sorted({*(eos if isinstance(eos, list) else [eos])} - {None})
         self.eos_token_ids = sorted({self.tokenizer.eos_token_id, *self.model_eos_ids})
         self.pad_token_id = self.tokenizer.pad_token_id
+        ends = [self.pad_token_id, *self.eos_token_ids]
+        check_known(self.tokenizer, ends, self.vocabulary, f"the tokenizer of {params.model}")
         # The makers' sampling defaults would be written into every exported model's config and warn there.
         self.model.generation_config = GenerationConfig(eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id)
         self.packed, self._packing_verified = params.packing and can_pack(self.model), False
@@ -91,8 +94,16 @@ class Policy(nn.Module):
         """Longest sequence in tokens, if the model states one."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model's embedding knows."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
     def encode(self, prompt: Prompt) -> list[int]:
-        return encode_prompt(self.tokenizer, prompt)
+        """Token ids of a prompt. Raises ConfigError for a token that the model's embedding does not have."""
+        ids = encode_prompt(self.tokenizer, prompt)
+        check_known(self.tokenizer, ids, self.vocabulary, f"the prompt {str(prompt)[:60]!r}")
+        return ids
 
     def decode(self, ids: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]) -> list[str]:
         """Texts without the tokens that end or pad; markers such as </think> stay, since rewards read them."""
@@ -114,49 +125,7 @@ class Policy(nn.Module):
         result: LogprobsAndEntropies = self(self._logprobs, self.model, groups, temperature, entropy_gradient)
         return result
 
-    @torch.no_grad()
-    def score(
-        self,
-        prompts: list[Prompt],
-        completions: list[str],
-        *,
-        temperature: float = 1.0,
-        ended: bool = True,
-        reference: bool = False,
-        rows_at_once: int = 16,
-    ) -> list[Float[Tensor, "tokens"]]:
-        """Log-probs of the tokens of given completions, one tensor per completion.
-
-        Args:
-            prompts: text or messages of each completion.
-            completions: texts, encoded as they stand.
-            temperature: divisor of the logits.
-            ended: whether the end token follows each completion; its log-prob is then the last one.
-            reference: use the reference instead of the policy.
-            rows_at_once: completions per forward pass.
-
-        Raises:
-            ConfigError: for different numbers of prompts and completions.
-        """
-        if len(prompts) != len(completions):
-            raise ConfigError(
-                f"score got {len(prompts)} prompts and {len(completions)} completions; give one prompt per completion."
-            )
-        end = [self.tokenizer.eos_token_id] if ended else []
-        scored: list[Tensor] = []
-        for start in range(0, len(prompts), rows_at_once):
-            ids = [self.encode(prompt) for prompt in prompts[start : start + rows_at_once]]
-            answers = [
-                [*self.tokenizer(text, add_special_tokens=False)["input_ids"], *end]
-                for text in completions[start : start + rows_at_once]
-            ]
-            groups = PromptGroups.of(ids, answers, self.pad_token_id, self.device)
-            if reference:
-                values = self.reference_logprobs(groups, temperature)
-            else:
-                values = self.logprobs(groups, temperature)[0]
-            scored += [row[: len(answer)].float().cpu() for row, answer in zip(values, answers, strict=True)]
-        return scored
+    score = score_completions
 
     def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
         """Call `compute` with the arguments.
@@ -241,7 +210,11 @@ class Policy(nn.Module):
 
     def _require_reference(self) -> None:
         if not self.with_reference:
-            raise RuntimeError("this policy has no reference; build it with with_reference=True.")
+            raise ConfigError(
+                "this policy has no reference, because its module was built with kl.coefficient 0. Build the module with "
+                "a coefficient above 0, however small, if a callback raises it later; for a policy of your own, "
+                "Policy(..., with_reference=True)."
+            )
 
     @torch.no_grad()
     def reset_reference(self) -> None:

@@ -39,3 +39,21 @@ def open_thinking(tokenizer: Any) -> None:
     text = render(tokenizer, "?")[0]
     if not text.rstrip().endswith("<think>"):
         tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
+
+
+def check_known(tokenizer: Any, ids: list[int], vocabulary: int, where: str) -> None:
+    """Refuse token ids beyond the model's embedding, such as those of a token that was added to the tokenizer alone.
+
+    Args:
+        vocabulary: number of rows of the embedding.
+        where: what has the tokens, as the beginning of a sentence.
+
+    Raises:
+        ConfigError: names the token.
+    """
+    if (largest := max(ids, default=0)) >= vocabulary:
+        raise ConfigError(
+            f"{where} has the token {tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, but the model's "
+            f"embedding has {vocabulary} rows. Resize the embedding (resize_token_embeddings) and save model and "
+            "tokenizer together, or use the tokenizer without this token."
+        )

@@ -47,7 +47,8 @@ class FunctionReward(Reward):
         correctness: bool = False,
         span: tuple[float, float, bool] | None = None,
     ) -> None:
-        self.is_correctness = correctness
+        if correctness:
+            self.is_correctness = True
         if span is not None:
             if not span[0] < span[1]:
                 raise ConfigError(f"FunctionReward: span is {span}; its first number must be below its second.")

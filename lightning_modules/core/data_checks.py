@@ -6,9 +6,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.rows import check_rows
 from rewards import Reward
 from rewards.self_check import report_golds
 from support.errors import ConfigError
+from support.prompt_identity import split_fingerprint
 
 Rows = list[dict[str, Any]]
 #: splits of the data module that a stage reads
@@ -21,6 +23,64 @@ def data_splits(trainer: L.Trainer, stage: str) -> dict[str, Rows]:
     if data is None or not hasattr(data, "rows"):
         return {}
     return {split: data.rows(split) for split in SPLITS[stage]}
+
+
+def rows_of(batch: Any, rewards: Sequence[Reward], checked: bool) -> Rows:
+    """The data rows of a loader's batch, whatever collated it.
+
+    Args:
+        batch: a list of rows; a list of prompts; or a dict of columns, as the default collate function makes it.
+        rewards: rewards whose columns every row must have.
+        checked: whether the data module's rows were checked before, so that nothing is left to check.
+
+    Raises:
+        ConfigError: for a batch of another kind, or a row that lacks a prompt or a column.
+    """
+    if isinstance(batch, Mapping):
+        columns = {name: _column(values) for name, values in batch.items()}
+        sizes = {name: len(values) for name, values in columns.items()}
+        if len(set(sizes.values())) != 1:
+            raise ConfigError(
+                f"the columns of the loader's batch have different lengths, {sizes}; give one entry each."
+            )
+        batch = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if checked:
+        return list(batch)
+    if isinstance(batch, (list, tuple)) and all(isinstance(prompt, str) for prompt in batch):
+        batch = [{"prompt": prompt} for prompt in batch]
+    if not isinstance(batch, (list, tuple)) or not batch or not all(isinstance(row, Mapping) for row in batch):
+        raise ConfigError(
+            f"the loader's batch is a {type(batch).__name__}; it must be a list of data rows (dicts with a `prompt`), "
+            "a list of prompts, or a dict of columns. Give the loader collate_fn=list."
+        )
+    rows = check_rows([dict(row) for row in batch], "the loader's batch", default_ids=False)
+    for row in rows:
+        # Draws belong to a row's id; two batches' first rows must not share theirs.
+        row.setdefault("id", split_fingerprint([row["prompt"]])[:16])
+    check_columns({"loader": rows}, rewards)
+    return rows
+
+
+def _column(values: Any) -> list[Any]:
+    """The entries of one column, tensors as numbers, and chat messages that were collated by position put together."""
+    if hasattr(values, "tolist"):
+        entries: list[Any] = values.tolist()
+        return entries
+    if values and all(isinstance(part, Mapping) for part in values):
+        messages = [[dict(zip(part, one, strict=True)) for one in zip(*part.values(), strict=True)] for part in values]
+        return [list(prompt) for prompt in zip(*messages, strict=True)]
+    return list(values)
+
+
+def check_prompt_count(rows: Rows, prompts_per_rollout: int, processes: int) -> None:
+    """Refuse a training batch that does not have the batch plan's number of prompts. Raises ConfigError."""
+    if len(rows) * processes != prompts_per_rollout:
+        several = f" on each of {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"the training loader gave {len(rows)} prompts{several}, but batch.prompts_per_rollout is "
+            f"{prompts_per_rollout}; set the loader's batch_size to {prompts_per_rollout // processes} with "
+            "drop_last=True, or change batch.prompts_per_rollout."
+        )
 
 
 def check_columns(splits: Mapping[str, Rows], rewards: Sequence[Reward]) -> None:

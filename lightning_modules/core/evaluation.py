@@ -15,6 +15,8 @@ class Evaluation:
         pass_k: the k of pass@k, at most `samples`. One number is logged as `pass@k`, a list such as [1, 4, 16] as
             `pass@1`, `pass@4`, `pass@16`.
         sampling: sampling settings that differ from the training's.
+        seed: seed of the samples, the same for every run by default, so that differences between runs with other seeds
+            are differences of their training. None takes the run's seed.
         val_intervals: log 95 % bootstrap intervals over the problems in validation too; the test stage always has them.
     """
 
@@ -22,6 +24,7 @@ class Evaluation:
     pass_k: int | list[int] | None = None
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
     val_intervals: bool = False
+    seed: int | None = 0
 
     def __post_init__(self) -> None:
         ks = list(self.pass_ks.values())

@@ -1,5 +1,7 @@
 """A paragraph instead of an AttributeError for a constructor's argument of the wrong kind."""
 
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -23,6 +25,34 @@ def check_policy(owner: object, policy: Any) -> None:
     """Refuse anything but PolicyParams. Raises ConfigError."""
     model = policy if isinstance(policy, str) else "assets/tiny_reasoner"
     check_part(owner, "policy", policy, PolicyParams, f"PolicyParams({model!r})")
+
+
+class Factory:
+    """A function that makes an optimiser or a scheduler, as a part of a module that can be copied and pickled.
+
+    Pickle cannot keep a lambda; a module that comes out of a pickle without it can sample, but not train.
+    """
+
+    def __init__(self, name: str, function: Callable[[Any], Any] | None) -> None:
+        self.name, self.function = name, function
+
+    def __call__(self, made_from: Any) -> Any:
+        if self.function is None:
+            raise ConfigError(
+                f"this module was pickled with a lambda as its {self.name}, which a pickle cannot keep. Make the module "
+                f"again, or give its {self.name} as functools.partial(torch.optim.AdamW, lr=1e-6) before pickling."
+            )
+        return self.function(made_from)
+
+    def __reduce__(self) -> tuple[type["Factory"], tuple[str, Any]]:
+        try:
+            pickle.dumps(self.function)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            return Factory, (self.name, None)
+        return Factory, (self.name, self.function)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Factory":
+        return self
 
 
 def check_factory(owner: object, name: str, factory: Any, made_from: str) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_modules.core.part_types import check_factory, check_policy
+from lightning_modules.core.part_types import Factory, check_factory, check_policy
 from policies import Policy, PolicyParams
 from policies.sharding import shard
 from support.errors import ConfigError
@@ -28,6 +28,7 @@ class PosttrainModule(L.LightningModule):
     """
 
     with_reference = False
+    _gathered: AbstractContextManager[None] | None = None
     policy: Any  # a Policy; a Scorer for reward and cost models
 
     def __init__(
@@ -47,7 +48,8 @@ class PosttrainModule(L.LightningModule):
             self.save_hyperparameters(logger=False)
         else:
             self._hparams = AttributeDict()
-        self.policy_params, self.optimizer_callable, self.scheduler_callable = policy, optimizer, lr_scheduler
+        self.policy_params, self.optimizer_callable = policy, Factory("optimizer", optimizer)
+        self.scheduler_callable = None if lr_scheduler is None else Factory("lr_scheduler", lr_scheduler)
         self.strict_loading = policy.lora is None
 
     def configure_model(self) -> None:
@@ -99,7 +101,9 @@ class PosttrainModule(L.LightningModule):
 
     def scatter_weights(self) -> None:
         """End the stage that `gather_weights` began."""
+        assert self._gathered is not None
         self._gathered.__exit__(None, None, None)
+        self._gathered = None  # a generator, with which the module could be neither copied nor pickled
 
     def export(self, folder: str | Path) -> None:
         """Write the trained model as a folder that can be loaded again; call it within `whole_weights`."""

@@ -7,13 +7,20 @@ from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.core.data_checks import check_columns, check_golds, check_lengths, data_splits, has_columns
+from lightning_modules.core.data_checks import (
+    check_columns,
+    check_golds,
+    check_lengths,
+    data_splits,
+    has_columns,
+    rows_of,
+)
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.failure_counts import FailureCounts
 from lightning_modules.core.micro_batches import batch_logprobs
 from lightning_modules.core.part_types import check_part
 from lightning_modules.core.posttrain_module import PosttrainModule
-from lightning_modules.core.problem_counts import ProblemCounts
+from lightning_modules.core.problem_counts import ProblemCounts, loader_metrics
 from lightning_modules.core.thinking_stats import ThinkingStats
 from policies import PolicyParams
 from rewards import Reward, as_reward, total_reward
@@ -67,8 +74,12 @@ class SamplingModule(PosttrainModule):
         self.update_token_budget = batch.update_token_budget
         #: batches of the latest validation
         self.last_validation: list[RolloutBatch] = []
+        #: whether the data module's rows were checked; rows of a plain loader are checked batch by batch
+        self.rows_checked = False
         self.thinking_stats: ThinkingStats | None = None
-        self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
+        #: counts of correct samples by the number of the evaluation loader
+        self.problem_counts: dict[int, ProblemCounts] = {}
+        self.failure_counts = FailureCounts()
 
     # ---- prompts to scored completions -------------------------------------------------------------------------------
 
@@ -85,6 +96,11 @@ class SamplingModule(PosttrainModule):
     def evaluation_sampling(self) -> SamplingParams:
         """Sampling settings of validation, test and prediction."""
         return overridden(self.sampling, self.evaluation.sampling)
+
+    @property
+    def evaluation_seed(self) -> int:
+        """Seed of the samples of validation, test and prediction."""
+        return run_seed() if self.evaluation.seed is None else self.evaluation.seed
 
     @property
     def temperature(self) -> float:
@@ -146,9 +162,16 @@ class SamplingModule(PosttrainModule):
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, rows: Rows, stage: str) -> RolloutBatch:
-        """Sample, score and log one batch. Samples depend on (seed, prompt) only, so evaluations are comparable."""
-        with isolated_rng(stage, run_seed()):
+    def evaluate(self, rows: Rows, stage: str, loader: int = 0) -> RolloutBatch:
+        """Sample, score and log one batch.
+
+        Samples depend on `evaluation.seed` and the prompt only, so evaluations are comparable.
+
+        Args:
+            loader: number of the loader that the batch comes from.
+        """
+        rows = rows_of(rows, self.rewards, self.rows_checked)
+        with isolated_rng(stage, self.evaluation_seed):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
             batch.rewards = self.score(batch)
         self.failure_counts.add(batch)
@@ -166,7 +189,9 @@ class SamplingModule(PosttrainModule):
         if grades is not None:
             judged = ~grades.isnan().view(len(rows), -1).any(1)
             judged_rows = [row for row, is_judged in zip(rows, judged.tolist(), strict=True) if is_judged]
-            self.problem_counts.add(judged_rows, (grades >= 1).view(len(rows), -1)[judged])
+            self.problem_counts.setdefault(loader, ProblemCounts()).add(
+                judged_rows, (grades >= 1).view(len(rows), -1)[judged]
+            )
         return batch
 
     def _log_mean(self, name: str, values: Tensor) -> None:
@@ -179,13 +204,13 @@ class SamplingModule(PosttrainModule):
         """Gather the weights and reset the counts of a validation or test."""
         self.gather_weights()
         self.thinking_stats = ThinkingStats.of(self.policy)
-        self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
+        self.problem_counts, self.failure_counts = {}, FailureCounts()
 
     def end_evaluation(self, stage: str) -> None:
         """Log the counts under `stage`/."""
         self.scatter_weights()
         where = {"val": "the validation", "test": "the test"}[stage]
-        metrics = self.problem_counts.metrics(self.evaluation.pass_ks, self.evaluation.with_intervals(stage))
+        metrics = loader_metrics(self.problem_counts, self.evaluation.pass_ks, self.evaluation.with_intervals(stage))
         metrics |= self.failure_counts.metrics(self.all_rewards, where)
         if self.thinking_stats is not None:
             metrics |= self.thinking_stats.metrics()
@@ -197,8 +222,8 @@ class SamplingModule(PosttrainModule):
         self.begin_evaluation()
         self.last_validation = []
 
-    def validation_step(self, rows: Rows, batch_idx: int) -> None:
-        self.last_validation.append(self.evaluate(rows, "val"))
+    def validation_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.last_validation.append(self.evaluate(rows, "val", dataloader_idx))
 
     def on_validation_epoch_end(self) -> None:
         self.end_evaluation("val")
@@ -206,8 +231,8 @@ class SamplingModule(PosttrainModule):
     def on_test_epoch_start(self) -> None:
         self.begin_evaluation()
 
-    def test_step(self, rows: Rows, batch_idx: int) -> None:
-        self.evaluate(rows, "test")
+    def test_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluate(rows, "test", dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         self.end_evaluation("test")
@@ -218,12 +243,13 @@ class SamplingModule(PosttrainModule):
     def on_predict_epoch_end(self) -> None:
         self.scatter_weights()
 
-    def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """A record of every sampled completion (rollouts/completion_records.py).
 
         Prompts to predict need no answers: rewards that read a missing column are skipped.
         """
-        with isolated_rng("predict", run_seed()):
+        rows = rows_of(rows, [], self.rows_checked)
+        with isolated_rng("predict", self.evaluation_seed):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
             applicable = [reward for reward in self.rewards if has_columns(reward, rows)]
             if len(applicable) == len(self.rewards):
@@ -238,6 +264,7 @@ class SamplingModule(PosttrainModule):
 
     def setup(self, stage: str) -> None:
         splits = data_splits(self.trainer, stage)
+        self.rows_checked = bool(splits)
         if stage != "predict":
             check_columns(splits, self.rewards)
             check_golds(splits, self.rewards)

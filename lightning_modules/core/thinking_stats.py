@@ -4,6 +4,7 @@ For a model without a think block only the lengths are measured.
 """
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class ThinkingStats:
 
     def __init__(self, form: ThinkingFormat | None) -> None:
         self.form = form
-        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.sums: dict[str, list[float]] = defaultdict(partial(list, (0.0, 0.0)))
         self.means: dict[str, float] = {}
 
     @classmethod

@@ -1,19 +1,27 @@
 """Modules and parts as another project's Python uses them: plain functions, its own loader, engine and scripts."""
 
 import asyncio
+import copy
 import math
+import shutil
+from functools import partial
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader, default_collate
+from transformers import AutoTokenizer
 
-from lightning_modules import GRPO
+from lightning_modules import GRPO, KLPenalty
+from lightning_modules.core.data_checks import rows_of
+from lightning_modules.core.evaluation import Evaluation
 from objectives import ClopperPearson, GroupNorm
 from policies import LoRA, Policy, PolicyParams
 from rewards import ExactAnswer, Format, FunctionReward, NumericAnswer, PerTask, ShorterBetter
 from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, assemble, written
 from support.errors import ConfigError
-from tests.helpers import build, fit, weights
+from tests.helpers import build, fit, quiet_trainer, sums, weights
 
 PLAN = BatchPlan(prompts_per_rollout=4, group_size=4)
 
@@ -172,3 +180,122 @@ def test_a_written_batch_has_reference_logprobs(reasoner):
 def test_adapters_of_a_policy_score_too(reasoner):
     policy = Policy(PolicyParams(reasoner, lora=LoRA(r=2)), with_reference=True)
     assert len(policy.score(["1+1="], ["2"], reference=True)[0]) == 2
+
+
+def test_gradients_that_are_never_finite_end_a_training_from_python(reasoner):
+    """Skipped updates are no steps: max_steps is never reached, and no callback is attached."""
+
+    class Unlimited(GroupNorm):
+        def __call__(self, rewards, groups, tokens=None, mask=None):
+            return torch.full_like(rewards, torch.nan)
+
+    module = build(reasoner, [vowels], advantage=Unlimited())
+    with (
+        pytest.warns(UserWarning, match="infinite or NaN, so its update was skipped"),
+        pytest.raises(ConfigError, match="infinite or NaN in 3 consecutive rollouts"),
+    ):
+        fit(module, 3, seed=0)
+
+
+def loader(rows, collate=default_collate, size=4, **options):
+    return DataLoader(rows, batch_size=size, collate_fn=collate, **options)
+
+
+def with_loader(module, rows, steps=1, **options):
+    trainer = quiet_trainer(steps)
+    trainer.fit(module, loader(rows, **options))
+    return weights(module)
+
+
+ROWS = [{"prompt": f"{n}+{n}=", "answer": str(2 * n), "level": n} for n in range(8)]
+
+
+def test_a_plain_loader_trains_whatever_collates_its_rows(reasoner):
+    """Lists of rows, dicts of columns (torch's default) and plain prompts are the same data."""
+    trained = []
+    for rows, collate in ((ROWS, list), (ROWS, default_collate), ([row["prompt"] for row in ROWS], default_collate)):
+        L.seed_everything(0)
+        trained.append(with_loader(build(reasoner, [vowels]), rows, collate=collate))
+    assert torch.equal(trained[0], trained[1]) and torch.equal(trained[0], trained[2])
+
+
+def test_chat_messages_survive_the_default_collate_function():
+    chats = [
+        {"prompt": [{"role": "system", "content": f"{n}"}, {"role": "user", "content": f"{n}+{n}="}]} for n in range(2)
+    ]
+    rows = rows_of(default_collate(chats), [], checked=False)
+    assert [row["prompt"] for row in rows] == [chat["prompt"] for chat in chats]
+    assert rows[0]["id"] != rows[1]["id"]
+
+
+@pytest.mark.parametrize(
+    "rows, size, message",
+    [
+        ([{"question": "1+1="}] * 8, 4, r"the loader's batch cannot be used: it has no 'prompt', only \['question'\]"),
+        ([{"prompt": "1+1="}] * 8, 4, r"needs the data column 'answer'"),
+        (ROWS, 3, r"loader gave 3 prompts, but batch\.prompts_per_rollout is 4; set the loader's batch_size to 4"),
+        (ROWS, 8, r"loader gave 8 prompts"),
+        ([3] * 8, 4, r"the loader's batch is a (Tensor|list)"),
+    ],
+)
+def test_a_plain_loader_is_checked_at_its_first_batch(reasoner, rows, size, message):
+    with pytest.raises(ConfigError, match=message):
+        with_loader(build(reasoner, [ExactAnswer()]), rows, size=size)
+
+
+def test_a_module_can_be_copied_and_pickled_after_a_validation(reasoner, tmp_path):
+    for optimizer in (partial(torch.optim.SGD, lr=0.1), lambda parameters: torch.optim.SGD(parameters, lr=0.1)):
+        module = build(reasoner, [vowels], optimizer=optimizer)
+        fit(module, 1, seed=0, validate_every=1)
+        copied = copy.deepcopy(module)
+        assert torch.equal(weights(copied), weights(module))
+        module.trainer = None
+        torch.save(module, tmp_path / "module.pt")
+        restored = torch.load(tmp_path / "module.pt", weights_only=False)
+        assert torch.equal(weights(restored), weights(module))
+        fit(copied, 1, seed=0)
+    with pytest.raises(ConfigError, match="pickled with a lambda as its optimizer"):
+        fit(restored, 1, seed=0)
+
+
+def test_a_penalty_that_is_raised_from_zero_names_the_key(reasoner):
+    module = build(reasoner, [vowels], kl=KLPenalty(0.0))
+    module.kl.coefficient = 0.1
+    with pytest.raises(
+        ConfigError, match=r"built with kl\.coefficient 0\. Build the module with a coefficient above 0"
+    ):
+        fit(module, 1, seed=0)
+
+
+def test_tokens_beyond_the_embedding_are_refused_by_name(reasoner, tmp_path):
+    folder = tmp_path / "added"
+    shutil.copytree(reasoner, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<call>"], special_tokens=False)
+    tokenizer.save_pretrained(folder)
+    policy = Policy(PolicyParams(str(folder)))
+    with pytest.raises(ConfigError, match=r"the prompt '<call>1\+1=' has the token '<call>' with the id \d+"):
+        policy.encode("<call>1+1=")
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"has the token '<padding>' with the id \d+, but the model's embedding has"):
+        Policy(PolicyParams(str(folder)))
+
+
+def test_several_validation_loaders_have_metrics_of_their_own(reasoner):
+    module = build(reasoner, [vowels])
+    trainer = quiet_trainer(1, validate_every=1)
+    trainer.fit(module, loader(ROWS), [loader(ROWS[:4]), loader(ROWS[4:])])
+    names = trainer.callback_metrics
+    assert {"val/reward/dataloader_idx_0", "val/reward/dataloader_idx_1", "val/length/dataloader_idx_1"} <= set(names)
+
+
+def test_evaluations_of_one_model_under_different_seeds_are_equal(reasoner):
+    """Otherwise an interval over seeds holds the noise of sampling, beside the training's differences."""
+    lengths = []
+    for seed, evaluation in ((0, Evaluation()), (1, Evaluation()), (1, Evaluation(seed=None))):
+        L.seed_everything(seed)
+        trainer = quiet_trainer(limit_val_batches=1.0)
+        trainer.validate(build(reasoner, [vowels], evaluation=evaluation), datamodule=sums(seed=1), verbose=False)
+        lengths.append(float(trainer.callback_metrics["val/reward"]))
+    assert lengths[0] == lengths[1] != lengths[2]

@@ -44,11 +44,11 @@ def run(folder, stage, val_batch=64, **evaluation):
 
 def test_metrics_equal_those_of_the_counts(reasoner):
     found, module = run(reasoner, "validate", pass_k=[1, 2, 4], val_batch=5)
-    counts = np.array([c for _, _, c in module.problem_counts.counts])
+    counts = np.array([c for _, _, c in module.problem_counts[0].counts])
     assert len(counts) == 12 and 0 < counts.mean() < 4
     assert found["val/pass@1"] == pytest.approx(counts.mean() / 4)
     assert found["val/pass@4"] == pytest.approx((counts > 0).mean())
-    tasks = np.array([task for task, _, _ in module.problem_counts.counts])
+    tasks = np.array([task for task, _, _ in module.problem_counts[0].counts])
     for level in (1, 2):
         assert found[f"val/pass@4/addition-{level}"] == pytest.approx((counts > 0)[tasks == f"addition-{level}"].mean())
     assert not [name for name in found if name.endswith("/low")]
