@@ -16,8 +16,10 @@ TABLES, MAX_TAG_LENGTH = "mlflow.loggedArtifacts", 8000
 
 
 def table(batch: RolloutBatch, prompts: int) -> dict[str, list[Any]]:
-    """Columns of the first `prompts` groups: prompt, completion, answer, length, finish, rewards, and one advantage
-    per completion if there is one."""
+    """Columns of the first `prompts` groups: prompt, completion, answer, length, finish, rewards, advantage.
+
+    The advantage of a completion is the mean over its tokens where every token has its own.
+    """
     rows = slice(0, prompts * batch.group_size)
     columns: dict[str, list[Any]] = {
         "prompt": [p if isinstance(p, str) else json.dumps(p) for p in batch.column("prompt")[rows]],
@@ -28,8 +30,11 @@ def table(batch: RolloutBatch, prompts: int) -> dict[str, list[Any]]:
     }
     for name, scores in batch.rewards.items():
         columns[f"reward/{name}"] = [None if math.isnan(s) else s for s in scores[rows].tolist()]
-    if batch.advantages is not None and batch.advantages.dim() == 1:
-        columns["advantage"] = batch.advantages[rows].tolist()
+    if batch.advantages is not None:
+        advantages, mask = batch.advantages[rows], batch.action_mask[rows]
+        if advantages.dim() == 2:
+            advantages = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
+        columns["advantage"] = advantages.tolist()
     return columns
 
 
@@ -41,7 +46,7 @@ def newest(tables: list[dict[str, str]]) -> str:
 
 
 class CompletionsTable(L.Callback):
-    """Log tables of completions after every validation and, for training, every n rollouts.
+    """Log tables of completions after every validation, and of the first, every n-th and the last training rollout.
 
     Each table is a separate file, completions/<train|val>_<rollout>.json: appending to one file would rewrite all of it
     every time.
@@ -53,6 +58,7 @@ class CompletionsTable(L.Callback):
 
     def __init__(self, prompts: int = 8, every_n_rollouts: int = 25) -> None:
         self.prompts, self.every_n_rollouts = prompts, every_n_rollouts
+        self._last_logged = 0
 
     def _log(self, trainer: L.Trainer, batch: RolloutBatch, kind: str) -> None:
         if not trainer.is_global_zero:
@@ -70,7 +76,14 @@ class CompletionsTable(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         rollout = getattr(pl_module, "last_rollout", None)
-        if rollout is not None and self.every_n_rollouts and done % self.every_n_rollouts == 0:
+        if rollout is not None and self.every_n_rollouts and (done == 1 or done % self.every_n_rollouts == 0):
+            self._log(trainer, rollout, "train")
+            self._last_logged = done
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        rollout = getattr(pl_module, "last_rollout", None)
+        if rollout is not None and self.every_n_rollouts and done != self._last_logged:
             self._log(trainer, rollout, "train")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:

@@ -4,12 +4,17 @@ import json
 from types import SimpleNamespace
 
 import mlflow
+import pandas
+import pytest
 import torch
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from callbacks import CompletionsTable
-from callbacks.completions import MAX_TAG_LENGTH, TABLES, newest
+from callbacks.completions import MAX_TAG_LENGTH, TABLES, newest, table
+from objectives import KTAE
+from rewards import FunctionReward
 from rollouts import RolloutBatch
+from tests.helpers import build, digits, fit
 
 
 def test_the_tag_holds_the_newest_tables_that_fit():
@@ -20,6 +25,24 @@ def test_the_tag_holds_the_newest_tables_that_fit():
         newest(tables)
     )
     assert json.loads(newest(tables[:3])) == tables[:3]
+
+
+def test_a_short_run_has_tables_with_advantages_of_its_first_and_last_rollout(reasoner, tmp_path):
+    module = build(reasoner, [FunctionReward(digits)])
+    fit(module, 3, [CompletionsTable(prompts=2)], folder=tmp_path, seed=0)
+    tables = sorted((tmp_path / "local/completions").glob("train_*.json"))
+    assert [table.name for table in tables] == ["train_000001.json", "train_000003.json"]
+    frame = pandas.read_json(tables[1], orient="split")
+    expected = module.last_rollout.advantages[:8]
+    assert frame["advantage"].tolist() == pytest.approx(expected.tolist())
+
+
+def test_an_advantage_of_tokens_is_shown_as_its_mean(reasoner):
+    module = build(reasoner, [FunctionReward(digits)], advantage=KTAE())
+    fit(module, 1, seed=0)
+    batch = module.last_rollout
+    row = batch.advantages[3][batch.action_mask[3]]
+    assert table(batch, 2)["advantage"][3] == pytest.approx(float(row.mean()))
 
 
 def test_a_run_with_more_tables_than_a_tag_can_name_goes_on(tmp_path, empty_store, monkeypatch):

@@ -66,6 +66,8 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
             if head == "main.py":
                 assert all(Path(path).is_file() for path in re.findall(r"--config (\S+)", command))
                 main([*given, *small(command, number, reasoner)])
+            elif not given:
+                runpy.run_path(head, run_name="__main__")
             elif given[0] == "cli.inspect":
                 assert inspect.main(given[1:]).is_file()
             elif given[0] == "benchmarks.compare":  # the runs themselves: tests/benchmarks/test_compare.py
