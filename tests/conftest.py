@@ -58,8 +58,10 @@ def empty_store(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, tmp_path_factory, monkeypatch, empty_store):
-    """Nothing a test does may touch the user's cache; and MLflow keeps a connection by its address, so that a relative one would reach the
-    store of an earlier test in another folder."""
+    """Keeps tests away from the user's cache and from each other's MLflow store.
+
+    MLflow keeps a connection by its address: a relative one would reach the store of an earlier test in another folder.
+    """
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

@@ -79,10 +79,15 @@ def test_the_difficulties_of_the_papers_levels(level, value):
 def scored(texts, clause="!AB & AC"):
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     batch = RolloutBatch(
-        prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts),
+        prompt_ids=ids[:1],
+        prompt_mask=ids[:1] == 0,
+        completion_ids=ids,
+        completion_mask=ids == 0,
+        action_mask=ids == 0,
+        behaviour_logprobs=ids.float(),
+        finish_reasons=["eos"] * len(texts),
         rows=[{"id": "1", "prompt": "?", "clause": clause}],
-    )  # fmt: skip
+    )
     batch._completions = texts
     return batch
 

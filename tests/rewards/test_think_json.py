@@ -21,10 +21,16 @@ SCHEMA = json.dumps(
 def scored(reward, texts, answer, opened=False, **row):
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     batch = RolloutBatch(
-        prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts), rows=[{"id": "1", "prompt": "?", "answer": answer} | row],
+        prompt_ids=ids[:1],
+        prompt_mask=ids[:1] == 0,
+        completion_ids=ids,
+        completion_mask=ids == 0,
+        action_mask=ids == 0,
+        behaviour_logprobs=ids.float(),
+        finish_reasons=["eos"] * len(texts),
+        rows=[{"id": "1", "prompt": "?", "answer": answer} | row],
         decoder=lambda ids, mask: ["<think>" if opened else ""] * len(ids),
-    )  # fmt: skip
+    )
     batch._completions = texts
     return reward(batch).tolist()
 

@@ -12,9 +12,15 @@ from benchmarks.model_shapes import SHAPES
 def test_weights_and_adapters_are_counted(shape):
     kind, config = (Qwen2ForCausalLM, Qwen2Config) if shape.bias else (LlamaForCausalLM, LlamaConfig)
     given = config(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads, head_dim=shape.size, tie_word_embeddings=shape.tied,
-    )  # fmt: skip
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        head_dim=shape.size,
+        tie_word_embeddings=shape.tied,
+    )
     with torch.device("meta"):
         model = kind(given)
         assert sum(p.numel() for p in model.parameters()) == shape.weights
