@@ -227,21 +227,26 @@ def test_two_processes_that_are_killed_end_as_undisturbed_ones(method, command, 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
-def test_sigterm_saves_and_says_so(command, tmp_path):
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "terminated"
-    assert finish(start(command("grpo", undisturbed), undisturbed)) == 0
+def signalled(number, command, folder):
+    """GRPO without periodic checkpoints, ended by a signal after rollout 4: (status, checkpoint, log, arguments)."""
     arguments = command("grpo", folder)
     overlay = folder / "overlay.yaml"
     overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
     process = start(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
-    os.kill(process.pid, signal.SIGTERM)
-    assert finish(process) == 143
+    os.kill(process.pid, number)
+    status = finish(process)
     (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
-    assert (
-        damage(saved) is None
-        and f"is in {saved.relative_to(folder)}; continue with --ckpt_path last" in (folder / "log.txt").read_text()
-    )
+    assert damage(saved) is None
+    return status, saved, (folder / "log.txt").read_text(), arguments
+
+
+def test_sigterm_saves_and_says_so(command, tmp_path):
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "terminated"
+    assert finish(start(command("grpo", undisturbed), undisturbed)) == 0
+    status, saved, log, arguments = signalled(signal.SIGTERM, command, folder)
+    assert status == 143
+    assert f"is in {saved.relative_to(folder)}; continue with --ckpt_path last" in log
     assert finish(start([*arguments, "--ckpt_path=last"], folder)) == 0
     assert metrics(folder) == metrics(undisturbed)
 
@@ -298,21 +303,10 @@ def test_one_of_two_processes_trains_the_scorers_while_the_other_waits(command, 
 
 
 def test_one_ctrl_c_saves_and_says_so(command, tmp_path):
-    folder = tmp_path / "interrupted"
-    arguments = command("grpo", folder)
-    overlay = folder / "overlay.yaml"
-    overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
-    process = start(arguments, folder)
-    wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
-    os.kill(process.pid, signal.SIGINT)
-    assert finish(process) == 130
-    (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
-    log = (folder / "log.txt").read_text()
-    assert (
-        damage(saved) is None
-        and "Press Ctrl+C again to stop at once" in log
-        and f"SIGINT: the state after rollout {int(saved.stem[-6:])} is in" in log
-    )
+    status, saved, log, _ = signalled(signal.SIGINT, command, tmp_path / "interrupted")
+    assert status == 130
+    assert "Press Ctrl+C again to stop at once" in log
+    assert f"SIGINT: the state after rollout {int(saved.stem[-6:])} is in" in log
 
 
 class Pause(lightning.Callback):
