@@ -170,7 +170,6 @@ PAPER = Paper(
             "no signal": "train/no_signal",
         },
         expect="Completions per rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the "
-        "sums that "
-        "can be learned.",
+        "sums that can be learned.",
     ),
 )

@@ -157,7 +157,6 @@ PAPER = Paper(
             "live": "train/one_shot_live",
         },
         expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always "
-        "solved; without "
-        "the bonus by less.",
+        "solved; without the bonus by less.",
     ),
 )

@@ -333,8 +333,8 @@ def test_a_run_with_too_many_failures_stops_and_says_why(reasoner, tmp_path):
     judge = Guarded(FailsFor(lambda n: n > 8 and n % 2 == 0, "judge"), max_failure_rate=0.4)
     with pytest.raises(
         ConfigError,
-        match=r"'judge' \(Guarded\) failed for 50% of the 8 completions of this rollout \(4 errors, 0 "
-        r"time-outs\).*40%.*judge is ill at call 16",
+        match=r"'judge' \(Guarded\) failed for 50% of the 8 completions of this rollout "
+        r"\(4 errors, 0 time-outs\).*40%.*judge is ill at call 16",
     ):
         trained(reasoner, tmp_path, [judge])
     assert judge.reward.calls == 16  # the second rollout
