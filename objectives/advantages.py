@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from objectives.shapes import Groups, PerRow, PerToken, TokenIds, TokenMask
 from objectives.statistics import Deviation, Reduce, global_moments, group_statistics, own
 
 
@@ -22,7 +22,7 @@ class Advantage(ABC):
     metrics: dict[str, float] = {}
     #: set before each call by the on-policy module: 1 for correct and 0 for wrong completions (rows,), NaN for unknown;
     #: None without a reward that judges correctness
-    correct: Float[Tensor, "rows"] | None = None
+    correct: PerRow | None = None
     #: set by `prepare`: sums statistics over all processes
     reduce: Reduce = staticmethod(own)
     #: set by `prepare`: ids of the tokens that end or pad a completion
@@ -38,13 +38,7 @@ class Advantage(ABC):
         self.reduce, self.end_tokens = reduce, tuple(end_tokens)
 
     @abstractmethod
-    def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
+    def __call__(self, rewards: PerRow, groups: Groups, tokens: TokenIds, mask: TokenMask) -> PerRow | PerToken:
         """Advantages of all rows of a rollout.
 
         Args:
@@ -81,13 +75,7 @@ class GroupNorm(Advantage):
     eps: float = 1e-4
     deviation: Deviation = "sample"
 
-    def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, rewards: PerRow, groups: Groups, tokens: TokenIds, mask: TokenMask) -> PerRow:
         mean, std, _ = group_statistics(rewards, groups, self.deviation)
         advantages = rewards - mean[groups]
         if self.scale == "group_std":
@@ -104,13 +92,7 @@ class NoBaseline(Advantage):
 
     needs_group = False
 
-    def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, rewards: PerRow, groups: Groups, tokens: TokenIds, mask: TokenMask) -> PerRow:
         return rewards.nan_to_num(0.0)
 
 
@@ -129,13 +111,7 @@ class LeaveOneOut(Advantage):
     scale: Literal["none", "batch_std"] = "none"
     eps: float = 1e-4
 
-    def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, rewards: PerRow, groups: Groups, tokens: TokenIds, mask: TokenMask) -> PerRow:
         advantages = self._against_others(rewards, groups)
         if self.scale == "batch_std":
             _, variance = global_moments(advantages, ~rewards.isnan(), self.reduce)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from objectives.advantages import Advantage, GroupNorm
+from objectives.shapes import Groups, PerRow, PerToken, TokenIds, TokenMask
 from objectives.statistics import Reduce
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
@@ -108,13 +109,7 @@ class KTAE(Advantage):
         super().prepare(reduce, end_tokens)
         self.base.prepare(reduce, end_tokens)
 
-    def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> Float[Tensor, "rows time"]:
+    def __call__(self, rewards: PerRow, groups: Groups, tokens: TokenIds, mask: TokenMask) -> PerToken:
         self.base.correct = self.correct
         base = self.base(rewards, groups, tokens, mask)
         base = (base if base.dim() == 2 else base[:, None]) * mask
@@ -132,7 +127,7 @@ class KTAE(Advantage):
         }
         return base + keys
 
-    def _right(self, rewards: Float[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    def _right(self, rewards: PerRow) -> PerRow:
         """1 for right and 0 for wrong completions; NaN for those that no reward applies to."""
         if self.correct_above is None and self.correct is not None:
             right = self.correct.to(rewards)
@@ -140,9 +135,7 @@ class KTAE(Advantage):
             right = (rewards > (self.correct_above or 0.0)).to(rewards.dtype)
         return right.masked_fill(rewards.isnan(), torch.nan)
 
-    def keys(
-        self, right: Float[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
-    ) -> Float[Tensor, "rows time"]:
+    def keys(self, right: PerRow, tokens: TokenIds, mask: TokenMask) -> PerToken:
         """The keys of one group's tokens; 0 outside the mask, on tokens that end or pad, and on rows with NaN.
 
         Args:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from objectives.advantages import Advantage
+from objectives.shapes import Groups, PerRow, TokenIds, TokenMask
 from objectives.statistics import group_sums
 from support.errors import ConfigError
 
@@ -52,13 +53,7 @@ class PassAtK(Advantage):
         if self.k < 1:
             raise ConfigError(f"PassAtK: k is {self.k}; set it to 1 or more.")
 
-    def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, rewards: PerRow, groups: Groups, tokens: TokenIds, mask: TokenMask) -> PerRow:
         if self.correct_at is None and self.correct is not None:
             scores, correct_at = self.correct.to(rewards), 1.0
         else:

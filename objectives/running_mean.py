@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from objectives.advantages import Advantage
+from objectives.shapes import Groups, PerRow, TokenIds, TokenMask
 from support.errors import ConfigError
 
 
@@ -37,13 +36,7 @@ class RunningMean(Advantage):
         #: b, in units of the returns; None before the first rollout
         self.baseline: float | None = None
 
-    def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, rewards: PerRow, groups: Groups, tokens: TokenIds, mask: TokenMask) -> PerRow:
         valid = rewards.detach()[~rewards.isnan()].cpu().double()
         total, count = self.reduce(torch.stack([valid.sum(), valid.new_tensor(valid.numel())])).tolist()
         if not count:
