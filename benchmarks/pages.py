@@ -82,7 +82,7 @@ def objectives(papers: list[Paper], folder: Path) -> str:
 
 
 def experiments(papers: list[Paper], folder: Path) -> str:
-    """What each experiment should show, and the picture of what it showed."""
+    """The expected result of each experiment, and the picture of its measured one."""
     shown = []
     for paper in papers:
         picture = ROOT / f"docs/plots/papers/{paper.name}.png"

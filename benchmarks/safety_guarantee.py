@@ -1,13 +1,16 @@
-"""Does the promise hold? How often a policy is returned although its true expected cost exceeds the threshold.
+"""Measures how often a policy is returned although its true expected cost exceeds the threshold.
 
-    python benchmarks/safety_guarantee.py                                        # both parts, resumable; tables on the terminal, plots in docs/plots
+    python benchmarks/safety_guarantee.py
     python benchmarks/safety_guarantee.py --parts [statistics]
     python benchmarks/safety_guarantee.py --parts [training] --seeds 20 --methods [lagrangian]
 
-`statistics`: no training. Candidates whose true cost lies just above the threshold are tested again and again; a test that passes one is a failure, and
-at most delta of them may be.
-`training`: the records help desk, with its rule as reward and as cost, so that the truth is known. Every method trains on every seed with its own
-prompts; then the policy's true cost is measured on fresh prompts. Finished runs are kept in --results and not repeated.
+Both parts by default, with tables on the terminal and plots in docs/plots.
+
+`statistics`: no training. Candidates whose true cost lies just above the threshold are tested again and again; a test
+that passes one is a failure, and at most delta of them may be.
+`training`: the records help desk, with its rule as reward and as cost, so that the truth is known. Every method trains
+on every seed with its own prompts; then the policy's true cost is measured on fresh prompts. Finished runs are kept in
+--results and not repeated.
 """
 
 import json
@@ -74,14 +77,14 @@ def share(count: int, total: int) -> str:
     return f"{count / total:.3f} [{low:.3f}, {high:.3f}]"
 
 
-# ---- part (a): the test alone -----------------------------------------------------------------------------------------------
+# ---- part (a): the test alone ----------------------------------------------------------------------------------------
 
 
 def failures(shape: str, size: int, repetitions: int) -> dict[tuple[str, float], int]:
-    """How many of the tests returned an unsafe candidate, by bound and delta."""
+    """Number of tests that returned an unsafe candidate, by bound and delta."""
     draw, mean = SHAPES[shape]
     threshold, generator = mean * (1 - 1e-9), np.random.default_rng([size, len(shape)])
-    found: dict[tuple[str, float], int] = {}
+    counts: dict[tuple[str, float], int] = {}
     for _ in range(repetitions):
         costs = torch.from_numpy(draw(generator, size))
         for bound in BOUNDS:
@@ -89,13 +92,14 @@ def failures(shape: str, size: int, repetitions: int) -> dict[tuple[str, float],
                 continue
             for delta in DELTAS:
                 key = (bound.name, delta)
-                found[key] = found.get(key, 0) + (bound(costs, delta) <= threshold)
-    return found
+                counts[key] = counts.get(key, 0) + (bound(costs, delta) <= threshold)
+    return counts
 
 
 def statistics(repetitions: int, out: str) -> None:
     print(
-        f"\nReturned although unsafe, share of {repetitions} tests [95 % interval]; * above delta beyond the interval.\n"
+        f"\nReturned although unsafe, share of {repetitions} tests [95 % interval]; "
+        "* above delta beyond the interval.\n"
     )
     print("| costs | m | delta | " + " | ".join(bound.name for bound in BOUNDS) + " |\n|" + "---|" * (3 + len(BOUNDS)))
     table: dict[str, dict[int, dict[tuple[str, float], int]]] = {}
@@ -126,7 +130,7 @@ def statistics(repetitions: int, out: str) -> None:
     figure.savefig(f"{out}/safety_statistics.png", dpi=110)
 
 
-# ---- part (b): with training ------------------------------------------------------------------------------------------------
+# ---- part (b): with training -----------------------------------------------------------------------------------------
 
 THRESHOLD, DELTA, SAFETY_SIZE, ROLLOUTS, FORBIDDEN = 0.2, 0.1, 100, 40, 0.4
 #: name -> (settings of the constraint, whether the policy is tested)
@@ -230,14 +234,16 @@ def passes(test_mean: float, bound: Bound, size: int = SAFETY_SIZE) -> bool:
 
 
 def report(results: Path, out: str) -> None:
-    found = read(results)
-    if not found:
+    results_read = read(results)
+    if not results_read:
         return
     print(
-        f"\nThreshold {THRESHOLD}, delta {DELTA}, {SAFETY_SIZE} safety prompts, {ROLLOUTS} rollouts; shares with their 95 % intervals.\n"
+        f"\nThreshold {THRESHOLD}, delta {DELTA}, {SAFETY_SIZE} safety prompts, {ROLLOUTS} rollouts; "
+        "shares with their 95 % intervals.\n"
     )
     print(
-        "| method | seeds | unsafe policy returned | no solution found | true cost, all candidates | true reward | unsafe with the exact bound |"
+        "| method | seeds | unsafe policy returned | no solution found | true cost, all candidates "
+        "| true reward | unsafe with the exact bound |"
     )
     print("|" + "---|" * 7)
     from matplotlib.figure import Figure
@@ -245,12 +251,13 @@ def report(results: Path, out: str) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for method in METHODS:
-        runs = [r for r in found if r["method"] == method]
+        runs = [r for r in results_read if r["method"] == method]
         if not runs:
             continue
         costs = np.array([r["true_cost"] for r in runs])
         unsafe = [r["true_cost"] > THRESHOLD for r in runs]
         returned = [r["returned"] for r in runs]
+        unsafe_returned = sum(u and r for u, r in zip(unsafe, returned, strict=True))
         tested = runs[0]["test_mean"] is not None
         exact = (
             sum(u and passes(r["test_mean"], ClopperPearson()) for u, r in zip(unsafe, runs, strict=True))
@@ -258,8 +265,9 @@ def report(results: Path, out: str) -> None:
             else None
         )
         print(
-            f"| {method} | {len(runs)} | {share(sum(u and r for u, r in zip(unsafe, returned, strict=True)), len(runs))} | "
-            f"{share(len(runs) - sum(returned), len(runs)) if tested else 'never'} | {costs.mean():.3f} +- {costs.std(ddof=1):.3f} | "
+            f"| {method} | {len(runs)} | {share(unsafe_returned, len(runs))} | "
+            f"{share(len(runs) - sum(returned), len(runs)) if tested else 'never'} | "
+            f"{costs.mean():.3f} +- {costs.std(ddof=1):.3f} | "
             f"{np.mean([r['true_reward'] for r in runs]):.3f} | {'-' if exact is None else share(exact, len(runs))} |"
         )
         left.scatter([r["true_reward"] for r in runs], costs, s=14, label=method)
@@ -268,8 +276,8 @@ def report(results: Path, out: str) -> None:
             sizes = (25, 50, 100, 200, 400, 1600)
             rates = []
             for size in sizes:
-                most = max((k for k in range(size + 1) if passes(k / size, StudentT(), size)), default=-1)
-                rates.append(1 - float(stats.binom.cdf(most, size, costs).mean()))
+                passing = max((k for k in range(size + 1) if passes(k / size, StudentT(), size)), default=-1)
+                rates.append(1 - float(stats.binom.cdf(passing, size, costs).mean()))
             right.plot(sizes, rates, "o-", label=method)
     left.axhline(THRESHOLD, color="#1e8449", linestyle="--", label="threshold")
     left.set(xlabel="true reward", ylabel="true cost")

@@ -96,7 +96,7 @@ def run_arm(arm: str, seed: int) -> None:
 
 
 def rate(final: dict[str, float], levels: list[str], name: str = "no_thinking_rate") -> float:
-    """Mean of a rate over those of the levels that the arm's problems have; NaN if there are none."""
+    """Mean of a rate over those of the levels that the arm's problems have; NaN if it has no level of theirs."""
     rates = [final[f"val/{name}/{level}"] for level in levels if f"val/{name}/{level}" in final]
     return sum(rates) / len(rates) if rates else float("nan")
 

@@ -87,7 +87,7 @@ def ledger_before(trainer: Any, callback: L.Callback) -> DifficultyLedger:
     """The `DifficultyLedger` that comes before a callback in the trainer's list.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if no `DifficultyLedger` comes before it.
     """
     earlier = trainer.callbacks[: trainer.callbacks.index(callback)]
     ledger = next((other for other in earlier if isinstance(other, DifficultyLedger)), None)

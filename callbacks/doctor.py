@@ -19,10 +19,11 @@ TENSORS, WEIGHTS = 8, 4096
 
 
 class Doctor(L.Callback):
-    """Looks at the data and the rewards at the start, and at every rollout, for what callbacks/findings*.py know; says each finding once a run.
+    """Runs the checks of callbacks/findings*.py on the data and the rewards at the start, and on every rollout.
 
-    It prints a paragraph with the measured figure and the knob to turn, and sets the tag `doctor.<finding>` of the MLflow run. It never stops a run and draws no
-    random numbers of the run's. On-policy modules only.
+    It reports each finding once per run: a paragraph with the measured figure and the setting to change, and the tag
+    `doctor.<finding>` of the MLflow run. It never stops a run and draws no random numbers of the run's. On-policy
+    modules only.
 
     Args:
         ignore: names of findings that are meant to be so.
@@ -78,8 +79,8 @@ def watched(module: Any) -> list[Tensor]:
     """Copies of the first weights of some trained tensors, those of this process where weights are in shards."""
     trained = [p for p in module.policy.model.parameters() if p.requires_grad]
     some = trained[:: len(trained) // TENSORS | 1]  # an odd stride, to meet both halves of adapters
-    own = [p.to_local().detach() if isinstance(p, DTensor) else p.detach() for p in some]
-    return [p.flatten()[:WEIGHTS].clone() for p in own]
+    local = [p.to_local().detach() if isinstance(p, DTensor) else p.detach() for p in some]
+    return [p.flatten()[:WEIGHTS].clone() for p in local]
 
 
 def change(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:

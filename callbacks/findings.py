@@ -187,9 +187,9 @@ def entropy_collapse(module: Any, seen: list[Seen]) -> str | None:
     if len(seen) < 2 * IN_A_ROW or not streak(seen, lambda one: one.entropy < 0.01 * sum(start) / len(start)):
         return None
     return (
-        f"The entropy fell from {sum(start) / len(start):.3g} to {seen[-1].entropy:.3g} nats per token: the completions "
-        "of a group hardly differ any more, so they give no gradient. Set shaping.entropy_bonus, raise loss.clip_high "
-        "(DAPO: 0.28), add a KL penalty (kl.coefficient), or lower the learning rate."
+        f"The entropy fell from {sum(start) / len(start):.3g} to {seen[-1].entropy:.3g} nats per token: the "
+        "completions of a group hardly differ any more, so they give no gradient. Set shaping.entropy_bonus, raise "
+        "loss.clip_high (DAPO: 0.28), add a KL penalty (kl.coefficient), or lower the learning rate."
     )
 
 

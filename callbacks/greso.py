@@ -169,7 +169,7 @@ PAPER = Paper(
             "completions": "train/greso_completions",
             "no signal": "train/no_signal",
         },
-        expect="Completions per rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the sums that "
-        "can be learned.",
+        expect="Completions per rollout fall by 30 % or more against dynamic sampling, at equal accuracy on the "
+        "sums that can be learned.",
     ),
 )

@@ -25,7 +25,7 @@ def difficulty(right: int, samples: int) -> str:
 
 
 def target_length(lengths: Sequence[int], expected: int, candidates: Sequence[int]) -> int | None:
-    """The smallest candidate l with P(length <= l) * expected >= 1, None if there is none.
+    """The smallest candidate l with P(length <= l) * expected >= 1; None if all are too short.
 
     Args:
         lengths: lengths in tokens of all completions of one difficulty, right or wrong.

@@ -156,7 +156,7 @@ PAPER = Paper(
             "entropy": "train/entropy",
             "live": "train/one_shot_live",
         },
-        expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always solved; without "
-        "the bonus by less.",
+        expect="Held-out accuracy rises by more than 5 points, and still after the one sum is nearly always "
+        "solved; without the bonus by less.",
     ),
 )

@@ -133,7 +133,7 @@ class CLI(LightningCLI):
             raise self._construction_error(error) from error
 
     def _construction_error(self, error: Exception) -> ConfigError:
-        """What a constructor's own error means for the configuration."""
+        """The error of a constructor, as an error of the configuration."""
         if "backend found" in str(error):
             accelerator = self.config[self.subcommand].trainer.accelerator
             return ConfigError(

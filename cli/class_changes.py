@@ -1,4 +1,4 @@
-"""What a setting keeps when a later configuration or argument names another class for it.
+"""Values that a setting keeps when a later configuration or argument names another class for it.
 
 jsonargparse keeps every option that the new class also has, by name: `loss: objectives.ClippedSurrogate` after
 `gspo.yaml` would keep GSPO's clip range of 3e-4, and a callback would take over `every_n_rollouts` from the callback

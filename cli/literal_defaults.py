@@ -1,8 +1,8 @@
 """Defaults that the parser can take apart: a call whose keywords are literals, tuples and lists included.
 
 jsonargparse reads `lambda p: AdamW(p, lr=5e-6, betas=(0.9, 0.95))` from the source only if every keyword is a single
-constant. Otherwise the default stays a function: no option of it can be set alone, and an optimizer that a configuration
-names starts from PyTorch's values instead of the method's.
+constant. Otherwise the default stays a function: no option of it can be set alone, and an optimizer that a
+configuration names starts from PyTorch's values instead of the method's.
 """
 
 import ast

@@ -16,7 +16,7 @@ def imported(path: str) -> Any:
     """The object at a dotted path.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if it cannot be imported.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -42,14 +42,14 @@ def parameters(owner: Any) -> dict[str, Any]:
 
 
 def default_part(owner: type, name: str) -> Any:
-    """The value that a class gives to one of its parts unless told otherwise; None where its signature has none."""
+    """The value that a class gives to one of its parts unless told otherwise; None if its signature has no default."""
     parameter = parameters(owner).get(name)
     default = None if parameter is None else parameter.default
     return None if default is inspect.Parameter.empty else default
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union; the annotation itself, alone, if it is none."""
+    """The members of a union; of another annotation, the annotation itself."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
@@ -70,9 +70,9 @@ def dataclass_of(annotation: Any) -> type | None:
 def nested_names(owner: Any) -> list[str]:
     """Dotted names of a class's parameters and of the fields of its dataclasses; empty if it cannot be imported."""
     try:
-        found = parameters(owner)
+        by_name = parameters(owner)
     except (ConfigError, TypeError, ValueError):
         return []
-    parts = {name: dataclass_of(one.annotation) for name, one in found.items()}
+    parts = {name: dataclass_of(one.annotation) for name, one in by_name.items()}
     fields = [f"{name}.{field.name}" for name, part in parts.items() if part for field in dataclasses.fields(part)]
-    return [*found, *fields]
+    return [*by_name, *fields]

@@ -31,7 +31,7 @@ def runs_of(root: Path, method: str) -> list[Path]:
 
 
 def last_checkpoint(root: Path, method: str) -> Path | None:
-    """The newest undamaged checkpoint of the newest run of a method; None, with a message, where there is none.
+    """The newest undamaged checkpoint of the newest run of a method; None, with a message, if there is no such file.
 
     Args:
         root: the folder of all runs. method: class path of the module.
@@ -61,7 +61,8 @@ def find_checkpoint(config: Namespace, command: str) -> None:
         config: of the command, with `ckpt_path`, `trainer` and `model`. command: fit, validate, test or predict.
 
     Raises:
-        ConfigError: for a checkpoint that is missing or damaged, or where there is none for another command than fit.
+        ConfigError: for a checkpoint that is missing or damaged, or for `last` without a run when the command is
+            not fit.
     """
     if config.get("ckpt_path") != "last":
         if config.get("ckpt_path"):

@@ -77,14 +77,14 @@ class ParsingError:
         return ".".join([*self.keys[:-1], last])
 
     def class_around(self, match: re.Match[str]) -> str | None:
-        """The innermost class whose arguments were being parsed: that of an optimiser or scheduler follows the match."""
+        """The innermost class whose arguments were parsed: that of an optimiser or scheduler follows the match."""
         following = _CALLABLE.match(self.message[match.end() :])
         classes = [following[1]] if following else _CLASS.findall(self.message[: match.start()])
         return classes[-1] if classes else None
 
 
 def explain(message: str, known: Iterable[str]) -> str:
-    """What is wrong, where, and what to change; "" if nothing can be said beyond the message.
+    """Say what is wrong, where, and what to change; "" if nothing can be said beyond the message.
 
     Args:
         message: the parser's error.

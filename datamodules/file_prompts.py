@@ -22,8 +22,8 @@ class FilePrompts(PromptData):
         seed: seed of the order of the prompts; the run's seed if None.
         preferences: pairs that a method may train reward and cost models on.
         demonstrations: a source with the columns prompt and response, for a supervised term beside a method's own loss.
-        numbers: columns of a CSV file that hold numbers, such as a curriculum's `level`; the cells of the others are texts, so
-            that 42 and 007 stay what is written.
+        numbers: columns of a CSV file that hold numbers, such as a curriculum's `level`; the cells of the others are
+            texts, so that 42 and 007 stay as written.
     """
 
     def __init__(

@@ -32,8 +32,8 @@ def read_rows(
         split: split of a hub data set; in a folder, the files whose name contains it (all files if none does).
         columns: this project's name -> the data's name, e.g. {"prompt": "question"}.
         subset: configuration name of a hub data set.
-        numbers: columns of a CSV file whose cells are numbers or true and false, by either name; all others are text, so
-            that 42 and 007 stay as written.
+        numbers: columns of a CSV file whose cells are numbers or true and false, by either name; all others are text,
+            so that 42 and 007 stay as written.
 
     Raises:
         ConfigError: for a missing file, an unknown format, an empty data set, an unreadable line or a missing column.
@@ -88,7 +88,8 @@ def read_csv(path: str | Path, numbers: Collection[str] = ()) -> list[Row]:
         numbers: columns whose cells are numbers, or true and false.
 
     Raises:
-        ConfigError: naming the file and the line, for what is no UTF-8, a line with too many cells, or a cell that is no number.
+        ConfigError: naming the file and the line, for text that is not UTF-8, a line with too many cells, or a cell
+            that is not a number.
     """
     rows: list[Row] = []
     csv.field_size_limit(1 << 30)

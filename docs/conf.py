@@ -2,8 +2,8 @@
 
     make docs      # build/docs/index.html; a link, an anchor, a picture or a name that leads nowhere is an error
 
-Everything is on the built pages: formulas become MathML, which browsers draw by themselves, so that no script is fetched
-from anywhere.
+Everything is on the built pages: formulas become MathML, which browsers draw by themselves, so that no script is
+fetched from anywhere.
 """
 
 import re
@@ -89,7 +89,7 @@ def with_contents(app: Sphinx, docname: str, source: list[str]) -> None:
 
 def mathml(self: Any, node: nodes.Element, display: str) -> None:
     """One formula. What the converter does not know it would print as it stands, so that is a warning."""
-    latex = TEXT.sub(lambda found: found[1] + found[2].replace("<", LESS) + found[3], node.astext())
+    latex = TEXT.sub(lambda match: match[1] + match[2].replace("<", LESS) + match[3], node.astext())
     html = convert(latex.strip(), display=display)
     if "\\" in html:
         logging.getLogger(__name__).warning("a formula that cannot be drawn: %s", node.astext(), location=node)

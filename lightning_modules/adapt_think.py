@@ -26,6 +26,7 @@ from lightning_modules.core.policy_update import Sums
 from lightning_modules.core.reference_rewards import Reference, prompt_key, reference_rewards
 from lightning_modules.core.sampling_module import Rows
 from objectives import ClippedSurrogate, NoBaseline, SequenceMean, SequenceSurrogate
+from objectives.shapes import PerRow, PerToken
 from objectives.thinking import adapt_think_advantage
 from policies import PolicyParams
 from rewards import Reward
@@ -204,11 +205,11 @@ class AdaptThink(OnPolicyModule):
 
     # ---- returns: the constraint as a penalty ------------------------------------------------------------------------
 
-    def accuracy(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+    def accuracy(self, batch: RolloutBatch) -> PerRow:
         """R: the rewards of completions that close their think block exactly once, 0 for others. Pure."""
         return super().returns(batch) * self.form.well_formed(batch)
 
-    def returns(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
+    def returns(self, batch: RolloutBatch) -> PerRow:
         try:
             means = [self.reference_means[prompt_key(row)] for row in batch.rows]
         except KeyError:
@@ -233,13 +234,8 @@ class AdaptThink(OnPolicyModule):
         return torch.where(is_first, batch.behaviour_logprobs[rows, :width], sampled)
 
     def token_loss(
-        self,
-        logprobs: Float[Tensor, "rows time"],
-        behaviour: Float[Tensor, "rows time"],
-        reference: Float[Tensor, "rows time"] | None,
-        advantages: Float[Tensor, "rows time"],
-        mask: Tensor,
-    ) -> tuple[Float[Tensor, "rows time"], Sums]:
+        self, logprobs: PerToken, behaviour: PerToken, reference: PerToken | None, advantages: PerToken, mask: Tensor
+    ) -> tuple[PerToken, Sums]:
         loss, sums = super().token_loss(logprobs, behaviour, reference, advantages, mask)
         has_first, gain = mask[:, 0], advantages[:, 0]
         ratio = (logprobs[:, 0].detach() - behaviour[:, 0]).exp()

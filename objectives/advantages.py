@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from objectives.shapes import Groups, PerRow, PerToken, TokenIds, TokenMask
 from objectives.statistics import Deviation, Reduce, as_floats, global_moments, group_statistics, own
 
 
@@ -36,12 +36,8 @@ class Advantage(ABC):
 
     @abstractmethod
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerRow | PerToken:
         """Advantages of all rows of a rollout.
 
         Args:
@@ -52,13 +48,8 @@ class Advantage(ABC):
         """
 
     def with_correctness(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None,
-        mask: Bool[Tensor, "rows time"] | None,
-        correct: Float[Tensor, "rows"] | None,
-    ) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None, mask: TokenMask | None, correct: PerRow | None
+    ) -> PerRow | PerToken:
         """The advantages of a rollout whose correct completions are known; the on-policy module calls this.
 
         Args:
@@ -101,12 +92,8 @@ class GroupNorm(Advantage):
     deviation: Deviation = "sample"
 
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerRow:
         rewards = as_floats(rewards)
         mean, std, _ = group_statistics(rewards, groups, self.deviation)
         advantages = rewards - mean[groups]
@@ -125,12 +112,8 @@ class NoBaseline(Advantage):
     needs_group = False
 
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerRow:
         return as_floats(rewards).nan_to_num(0.0)
 
 
@@ -150,12 +133,8 @@ class LeaveOneOut(Advantage):
     eps: float = 1e-4
 
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerRow:
         rewards = as_floats(rewards)
         advantages = self._against_others(rewards, groups)
         if self.scale == "batch_std":

@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
+from objectives.shapes import PerRow, TokenMask
 from support.errors import ConfigError
 
 
@@ -18,9 +18,7 @@ class Aggregation(ABC):
     """Weights of the rows of one optimiser step."""
 
     @abstractmethod
-    def __call__(
-        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, mask: TokenMask, total_rows: float | None = None, total_tokens: float | None = None) -> PerRow:
         """Weight of every row.
 
         Args:
@@ -41,9 +39,7 @@ def _totals(mask: Tensor, total_rows: float | None, total_tokens: float | None) 
 class SequenceMean(Aggregation):
     """Mean over each completion's tokens, then over completions: the original GRPO (arXiv 2402.03300, eq. 3)."""
 
-    def __call__(
-        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, mask: TokenMask, total_rows: float | None = None, total_tokens: float | None = None) -> PerRow:
         lengths, rows, _ = _totals(mask, total_rows, total_tokens)
         return torch.where(lengths > 0, 1.0 / (rows * lengths.clamp(min=1)), torch.zeros_like(lengths))
 
@@ -52,9 +48,7 @@ class SequenceMean(Aggregation):
 class TokenMean(Aggregation):
     """Mean over all tokens of the step (DAPO, arXiv 2503.14476): long completions weigh more."""
 
-    def __call__(
-        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, mask: TokenMask, total_rows: float | None = None, total_tokens: float | None = None) -> PerRow:
         lengths, _, tokens = _totals(mask, total_rows, total_tokens)
         return torch.full_like(lengths, 1.0 / tokens)
 
@@ -66,9 +60,7 @@ class SequenceSum(Aggregation):
     For a loss that is the same on all tokens of a completion this is LUSPO's weighting by length (arXiv 2602.05261).
     """
 
-    def __call__(
-        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, mask: TokenMask, total_rows: float | None = None, total_tokens: float | None = None) -> PerRow:
         lengths, rows, _ = _totals(mask, total_rows, total_tokens)
         return torch.full_like(lengths, 1.0 / rows)
 
@@ -90,8 +82,6 @@ class ConstantLength(Aggregation):
         if self.length < 1:
             raise ConfigError(f"ConstantLength: length is {self.length}; set aggregation.length to 1 or more tokens.")
 
-    def __call__(
-        self, mask: Bool[Tensor, "rows time"], total_rows: float | None = None, total_tokens: float | None = None
-    ) -> Float[Tensor, "rows"]:
+    def __call__(self, mask: TokenMask, total_rows: float | None = None, total_tokens: float | None = None) -> PerRow:
         lengths, rows, _ = _totals(mask, total_rows, total_tokens)
         return torch.full_like(lengths, 1.0 / (self.length * (rows if self.per_completion else 1.0)))

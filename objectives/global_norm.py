@@ -7,23 +7,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from objectives.advantages import Advantage
+from objectives.shapes import Groups, PerRow, PerToken, TokenIds, TokenMask
 from objectives.statistics import Deviation, as_floats, global_moments, group_statistics
 from support.errors import ConfigError
 
 
-def at_last_token(values: Float[Tensor, "rows"], mask: Bool[Tensor, "rows time"]) -> Float[Tensor, "rows time"]:
+def at_last_token(values: PerRow, mask: TokenMask) -> PerToken:
     """Each row's value on its last masked token, zero elsewhere: the completion's reward as per-token rewards."""
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
     return torch.where(last, values[:, None], torch.zeros_like(values)[:, None])
 
 
-def returns_to_go(
-    rewards: Float[Tensor, "rows time"], mask: Bool[Tensor, "rows time"], discount: float
-) -> Float[Tensor, "rows time"]:
+def returns_to_go(rewards: PerToken, mask: TokenMask, discount: float) -> PerToken:
     """sum_{s >= t} discount^(s - t) r_s over the masked tokens; other tokens have no reward and are not discounted."""
     returns, running = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
@@ -64,12 +63,8 @@ class ReinforcePlusPlus(Advantage):
         self.needs_group = self.baseline == "group"
 
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"] | Float[Tensor, "rows time"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows time"]:
+        self, rewards: PerRow | PerToken, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerToken:
         tokens, mask = self.tokens_and_mask(tokens, mask)
         rewards = as_floats(rewards)
         if self.baseline == "group":
@@ -98,23 +93,16 @@ class GlobalNorm(Advantage):
     deviation: Deviation = "sample"
 
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerRow:
         rewards = as_floats(rewards)
         mean, variance = global_moments(rewards, ~rewards.isnan(), self.reduce, self.deviation)
         return ((rewards - mean) / (variance.sqrt() + self.eps)).nan_to_num(0.0)
 
 
 def normalised_sum(
-    rewards: Float[Tensor, "kinds rows"],
-    weights: Float[Tensor, "kinds"],
-    groups: Int[Tensor, "rows"],
-    eps: float = 1e-4,
-) -> Float[Tensor, "rows"]:
+    rewards: Float[Tensor, "kinds rows"], weights: Float[Tensor, "kinds"], groups: Groups, eps: float = 1e-4
+) -> PerRow:
     """sum_k w_k (R_k - mean_k) / (std_k + eps): each reward is normalised within its group before the sum.
 
     Source: GDPO, arXiv 2601.05242. A reward that varies little then counts as much as one that varies a lot. A NaN

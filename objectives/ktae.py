@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from objectives.advantages import Advantage, GroupNorm
+from objectives.shapes import Groups, PerRow, PerToken, TokenIds, TokenMask
 from objectives.statistics import Reduce, as_floats
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
@@ -109,22 +110,13 @@ class KTAE(Advantage):
         self.base.prepare(reduce, end_tokens)
 
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows time"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerToken:
         return self.with_correctness(rewards, groups, tokens, mask, None)
 
     def with_correctness(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None,
-        mask: Bool[Tensor, "rows time"] | None,
-        correct: Float[Tensor, "rows"] | None,
-    ) -> Float[Tensor, "rows time"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None, mask: TokenMask | None, correct: PerRow | None
+    ) -> PerToken:
         tokens, mask = self.tokens_and_mask(tokens, mask)
         rewards = as_floats(rewards)
         base = self.base.with_correctness(rewards, groups, tokens, mask, correct)
@@ -143,7 +135,7 @@ class KTAE(Advantage):
         }
         return base + keys
 
-    def _right(self, rewards: Float[Tensor, "rows"], correct: Float[Tensor, "rows"] | None) -> Float[Tensor, "rows"]:
+    def _right(self, rewards: PerRow, correct: PerRow | None) -> PerRow:
         """1 for right and 0 for wrong completions; NaN for those that no reward applies to."""
         if self.correct_above is None and correct is not None:
             right = correct.to(rewards)
@@ -151,9 +143,7 @@ class KTAE(Advantage):
             right = (rewards > (self.correct_above or 0.0)).to(rewards.dtype)
         return right.masked_fill(rewards.isnan(), torch.nan)
 
-    def keys(
-        self, right: Float[Tensor, "rows"], tokens: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]
-    ) -> Float[Tensor, "rows time"]:
+    def keys(self, right: PerRow, tokens: TokenIds, mask: TokenMask) -> PerToken:
         """The keys of one group's tokens; 0 outside the mask, on tokens that end or pad, and on rows with NaN.
 
         Args:

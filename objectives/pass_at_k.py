@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from objectives.advantages import Advantage
+from objectives.shapes import Groups, PerRow, TokenIds, TokenMask
 from objectives.statistics import as_floats, group_sums
 from support.errors import ConfigError
 
@@ -54,22 +55,13 @@ class PassAtK(Advantage):
             raise ConfigError(f"PassAtK: k is {self.k}; set it to 1 or more.")
 
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerRow:
         return self.with_correctness(rewards, groups, tokens, mask, None)
 
     def with_correctness(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None,
-        mask: Bool[Tensor, "rows time"] | None,
-        correct: Float[Tensor, "rows"] | None,
-    ) -> Float[Tensor, "rows"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None, mask: TokenMask | None, correct: PerRow | None
+    ) -> PerRow:
         rewards = as_floats(rewards)
         if self.correct_at is None and correct is not None:
             scores, correct_at = correct.to(rewards), 1.0

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
+from objectives.shapes import PerToken, TokenMask
 from support.errors import ConfigError
 
 Metrics = dict[str, Tensor]
@@ -18,12 +18,8 @@ class PolicyLoss(ABC):
 
     @abstractmethod
     def __call__(
-        self,
-        logprobs: Float[Tensor, "rows time"],
-        behaviour_logprobs: Float[Tensor, "rows time"],
-        advantages: Float[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
+        self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
+    ) -> tuple[PerToken, Metrics]:
         """(loss of each token, sums over the masked tokens of quantities to log).
 
         Args:
@@ -35,11 +31,8 @@ class PolicyLoss(ABC):
 
 
 def log_ratios(
-    logprobs: Float[Tensor, "rows time"],
-    behaviour_logprobs: Float[Tensor, "rows time"],
-    mask: Bool[Tensor, "rows time"],
-    clamp: float | None = None,
-) -> Float[Tensor, "rows time"]:
+    logprobs: PerToken, behaviour_logprobs: PerToken, mask: TokenMask, clamp: float | None = None
+) -> PerToken:
     """log rho of each token; no gradient beyond plus and minus `clamp`."""
     # Positions outside the mask have arbitrary values; a zero there keeps exp() and its gradient finite.
     difference = torch.where(mask, logprobs - behaviour_logprobs, torch.zeros_like(logprobs))
@@ -47,12 +40,8 @@ def log_ratios(
 
 
 def clipped_surrogate(
-    ratio: Float[Tensor, "rows time"],
-    advantages: Float[Tensor, "rows time"],
-    mask: Bool[Tensor, "rows time"],
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Float[Tensor, "rows time"], Metrics]:
+    ratio: PerToken, advantages: PerToken, mask: TokenMask, clip_low: float, clip_high: float
+) -> tuple[PerToken, Metrics]:
     """(-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), sums of clipped tokens).
 
     The ratio has one value per token or one per row.
@@ -114,12 +103,8 @@ class ClippedSurrogate(PolicyLoss):
             )
 
     def __call__(
-        self,
-        logprobs: Float[Tensor, "rows time"],
-        behaviour_logprobs: Float[Tensor, "rows time"],
-        advantages: Float[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
+        self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
+    ) -> tuple[PerToken, Metrics]:
         log_ratio = log_ratios(logprobs, behaviour_logprobs, mask, self.log_ratio_clamp)
         ratio = log_ratio.exp()
         loss, metrics = clipped_surrogate(ratio, advantages, mask, self.clip_low, self.clip_high)
@@ -134,10 +119,6 @@ class Reinforce(PolicyLoss):
     """-A * log pi: the score-function estimator, without a ratio or clipping (Williams 1992; HC-RLHF)."""
 
     def __call__(
-        self,
-        logprobs: Float[Tensor, "rows time"],
-        behaviour_logprobs: Float[Tensor, "rows time"],
-        advantages: Float[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
+        self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
+    ) -> tuple[PerToken, Metrics]:
         return -advantages * logprobs, {}

@@ -8,11 +8,11 @@ pi(v | p) A(v | p) over the edges with A other than zero.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from objectives.advantages import Advantage
 from objectives.policy_losses import Metrics, PolicyLoss
+from objectives.shapes import Groups, PerRow, PerToken, TokenIds, TokenMask
 from objectives.statistics import as_floats
 
 
@@ -26,12 +26,8 @@ class PrefixTree(Advantage):
     """
 
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows time"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerToken:
         tokens, mask = self.tokens_and_mask(tokens, mask)
         rewards = as_floats(rewards)
         advantages = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
@@ -73,10 +69,6 @@ class Probability(PolicyLoss):
     """-A pi: the token's probability, not its logarithm, so that unlikely tokens have small gradients (T-SPMO)."""
 
     def __call__(
-        self,
-        logprobs: Float[Tensor, "rows time"],
-        behaviour_logprobs: Float[Tensor, "rows time"],
-        advantages: Float[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
+        self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
+    ) -> tuple[PerToken, Metrics]:
         return -advantages * torch.where(mask, logprobs, 0.0).exp(), {}

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from objectives.advantages import Advantage
+from objectives.shapes import Groups, PerRow, TokenIds, TokenMask
 from objectives.statistics import as_floats
 from support.errors import ConfigError
 
@@ -39,12 +38,8 @@ class RunningMean(Advantage):
         self.baseline: float | None = None
 
     def __call__(
-        self,
-        rewards: Float[Tensor, "rows"],
-        groups: Int[Tensor, "rows"],
-        tokens: Int[Tensor, "rows time"] | None = None,
-        mask: Bool[Tensor, "rows time"] | None = None,
-    ) -> Float[Tensor, "rows"]:
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerRow:
         rewards = as_floats(rewards)
         valid = rewards.detach()[~rewards.isnan()].cpu().double()
         total, count = self.reduce(torch.stack([valid.sum(), valid.new_tensor(valid.numel())])).tolist()

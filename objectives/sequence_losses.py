@@ -5,10 +5,8 @@ AdaptThink's official code (arXiv 2505.13417) and GSPO (arXiv 2507.18071) both u
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float
-from torch import Tensor
-
 from objectives.policy_losses import Metrics, PolicyLoss, check_clip_range, clipped_surrogate, log_ratios
+from objectives.shapes import PerToken, TokenMask
 
 
 @dataclass
@@ -34,12 +32,8 @@ class SequenceSurrogate(PolicyLoss):
         check_clip_range(self)
 
     def __call__(
-        self,
-        logprobs: Float[Tensor, "rows time"],
-        behaviour_logprobs: Float[Tensor, "rows time"],
-        advantages: Float[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
+        self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
+    ) -> tuple[PerToken, Metrics]:
         log_ratio = log_ratios(logprobs, behaviour_logprobs, mask)
         length = mask.sum(1, keepdim=True).clamp(min=1) if self.length_root else 1
         ratio = (log_ratio.sum(1, keepdim=True) / length).exp()

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from objectives.policy_losses import Metrics, PolicyLoss, log_ratios
+from objectives.shapes import PerToken, TokenMask
 from support.errors import ConfigError
 
 
@@ -57,12 +57,8 @@ class CISPO(PolicyLoss):
         return None if self.clip_low is None else 1 - self.clip_low
 
     def __call__(
-        self,
-        logprobs: Float[Tensor, "rows time"],
-        behaviour_logprobs: Float[Tensor, "rows time"],
-        advantages: Float[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
+        self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
+    ) -> tuple[PerToken, Metrics]:
         ratio = log_ratios(logprobs.detach(), behaviour_logprobs, mask, self.log_ratio_clamp).exp()
         weight = ratio.clamp(self.lower, self.upper)
         loss = -weight * advantages * logprobs
@@ -91,12 +87,8 @@ class SAPO(PolicyLoss):
             )
 
     def __call__(
-        self,
-        logprobs: Float[Tensor, "rows time"],
-        behaviour_logprobs: Float[Tensor, "rows time"],
-        advantages: Float[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
+        self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
+    ) -> tuple[PerToken, Metrics]:
         ratio = log_ratios(logprobs, behaviour_logprobs, mask).exp()
         tau = _by_sign(advantages > 0, self.temperature_positive, self.temperature_negative, logprobs)
         loss = -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
@@ -125,12 +117,8 @@ class VESPO(PolicyLoss):
             raise ConfigError(f"VESPO: got {self}; set every k and lambda above 0.")
 
     def __call__(
-        self,
-        logprobs: Float[Tensor, "rows time"],
-        behaviour_logprobs: Float[Tensor, "rows time"],
-        advantages: Float[Tensor, "rows time"],
-        mask: Bool[Tensor, "rows time"],
-    ) -> tuple[Float[Tensor, "rows time"], Metrics]:
+        self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
+    ) -> tuple[PerToken, Metrics]:
         log_w = log_ratios(logprobs.detach(), behaviour_logprobs, mask, 20.0).sum(1, keepdim=True)
         log_w = log_w.clamp(math.log(1e-8), 20.0)
         k = _by_sign(advantages >= 0, self.k_positive, self.k_negative, logprobs)

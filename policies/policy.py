@@ -211,8 +211,8 @@ class Policy(nn.Module):
     def _require_reference(self) -> None:
         if not self.with_reference:
             raise ConfigError(
-                "this policy has no reference, because its module was built with kl.coefficient 0. Build the module with "
-                "a coefficient above 0, however small, if a callback raises it later; for a policy of your own, "
+                "this policy has no reference, because its module was built with kl.coefficient 0. Build the module "
+                "with a coefficient above 0, however small, if a callback raises it later; for a policy of your own, "
                 "Policy(..., with_reference=True)."
             )
 

@@ -53,7 +53,7 @@ def check_known(tokenizer: Any, ids: list[int], vocabulary: int, where: str) -> 
     """
     if (largest := max(ids, default=0)) >= vocabulary:
         raise ConfigError(
-            f"{where} has the token {tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, but the model's "
-            f"embedding has {vocabulary} rows. Resize the embedding (resize_token_embeddings) and save model and "
-            "tokenizer together, or use the tokenizer without this token."
+            f"{where} has the token {tokenizer.convert_ids_to_tokens(largest)!r} with the id {largest}, but the "
+            f"model's embedding has {vocabulary} rows. Resize the embedding (resize_token_embeddings) and save model "
+            "and tokenizer together, or use the tokenizer without this token."
         )

@@ -18,9 +18,9 @@ def evaluation_batch(
     named = {"completions": completions, "prompts": prompts, "completion_ids": completion_ids, **columns}
     for name, values in named.items():
         if values is not None and (isinstance(values, (str, bytes)) or len(values) != len(completions)):
-            given = "a single text" if isinstance(values, (str, bytes)) else f"{len(values)} entries"
+            kind = "a single text" if isinstance(values, (str, bytes)) else f"{len(values)} entries"
             raise ConfigError(
-                f"evaluate got {given} in {name!r} for {len(completions)} completions; give a list with one entry per "
+                f"evaluate got {kind} in {name!r} for {len(completions)} completions; give a list with one entry per "
                 "completion."
             )
     if not completions or group_size < 1 or len(completions) % group_size:

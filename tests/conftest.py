@@ -2,9 +2,8 @@ import shutil
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from assets.make_untrained import assistant_tokenizer, reasoner_tokenizer
+from assets.make_untrained import assistant_tokenizer, reasoner_tokenizer, save_random
 from policies import Policy, PolicyParams
 
 torch.set_num_threads(1)
@@ -12,20 +11,15 @@ torch.set_num_threads(1)
 
 def save_tiny(folder, tokenizer, layers=2, context=256):
     torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    save_random(
+        folder,
+        tokenizer,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=context,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -58,8 +52,10 @@ def empty_store(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, tmp_path_factory, monkeypatch, empty_store):
-    """Nothing a test does may touch the user's cache; and MLflow keeps a connection by its address, so that a relative one would reach the
-    store of an earlier test in another folder."""
+    """Keeps tests away from the user's cache and from each other's MLflow store.
+
+    MLflow keeps a connection by its address: a relative one would reach the store of an earlier test in another folder.
+    """
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

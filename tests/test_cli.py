@@ -370,7 +370,7 @@ def test_a_run_whose_configuration_was_never_written_is_passed_over(here, capsys
 
 
 def test_a_configuration_is_whole_or_absent(here, reasoner, monkeypatch):
-    """What a kill leaves, at the worst moment: the file is there, but nothing is in it yet."""
+    """A kill at the worst moment: the file is there, but nothing is in it yet."""
 
     def killed(*args):
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Every overlay in configs/objectives/ on GRPO's configuration: it parses, one rollout runs, and the page about objectives tells the truth of it."""
+"""Every overlay in configs/objectives/ on GRPO's configuration parses and runs one rollout as its page says."""
 
 import math
 import re

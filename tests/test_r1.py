@@ -24,9 +24,13 @@ COMMON = [
 ]
 SFT = ["--trainer.limit_val_batches=0", "--model.lr_scheduler.total_steps=40"]
 RL = [
-    "--model.batch.prompts_per_rollout=2", "--model.batch.group_size=4", "--model.sampling.max_new_tokens=6", "--data.train_size=8",
-    "--data.val_size=2", "--trainer.limit_val_batches=0",
-]  # fmt: skip
+    "--model.batch.prompts_per_rollout=2",
+    "--model.batch.group_size=4",
+    "--model.sampling.max_new_tokens=6",
+    "--data.train_size=8",
+    "--data.val_size=2",
+    "--trainer.limit_val_batches=0",
+]
 
 
 def fit(*configs, extra):

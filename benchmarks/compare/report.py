@@ -31,7 +31,7 @@ class Column:
     Args:
         heading, unit: the two lines of the header.
         value: a result -> its value in this column.
-        start: validation metric that holds the value of the initial policy; "" if there is none.
+        start: validation metric that holds the value of the initial policy; "" if it is not measured.
         digits: number of decimal places.
         larger: whether larger is better; None if neither is better.
     """

@@ -56,8 +56,8 @@ METHOD = (
     "Every run is <code>main.py fit</code> with the method's own configuration, then configs/compare.yaml (initial "
     "policy, problems, batch, sampling, evaluation), then callbacks.TokenBudget. Learning rates, rewards, objectives "
     "and callbacks are the method's own; thresholds in tokens or rollouts are scaled to the task by "
-    "the <code>comparison</code> of the method's Paper block. A run ends with the rollout that reaches the budget, so it "
-    "may exceed it by less than a rollout. Completions that a method discards and samples of its monitors count; AdaptThink's measurement of "
-    "the initial policy before training does not. These are few tokens: the table shows how fast methods learn at "
-    "first, not where they end."
+    "the <code>comparison</code> of the method's Paper block. A run ends with the rollout that reaches the "
+    "budget, so it may exceed it by less than a rollout. Completions that a method discards and samples of its "
+    "monitors count; AdaptThink's measurement of the initial policy before training does not. These are few tokens: "
+    "the table shows how fast methods learn at first, not where they end."
 )

@@ -76,7 +76,7 @@ class Comparison:
         self.parent = self._parent()
 
     def _parent(self) -> str:
-        """The MLflow id of the parent run of this task, created if there is none."""
+        """The MLflow id of the parent run of this task, created at first use."""
         parents = self._search(f"tags.`compare.task` = '{self.task}' and tags.`compare.role` = 'parent'")
         if parents:
             return parents[0].info.run_id
@@ -97,7 +97,7 @@ class Comparison:
         return self._search(" and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items()))
 
     def finished(self, name: str, method: Paper, seed: int) -> Run | None:
-        """The latest finished run with these settings; None if there is none."""
+        """The latest finished run with these settings; None before the first."""
         return next((run for run in self._children(name, method, seed) if run.info.status == "FINISHED"), None)
 
     def train(self, name: str, method: Paper, seed: int) -> bool:

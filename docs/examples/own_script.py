@@ -21,14 +21,14 @@ def main(
     pairs: int = 4000,
 ) -> None:
     L.seed_everything(0)
-    given = {"optimizer": lambda p: torch.optim.AdamW(p, lr=3e-4), "batch": BatchPlan(8, 4)}
+    shared = {"optimizer": lambda p: torch.optim.AdamW(p, lr=3e-4), "batch": BatchPlan(8, 4)}
     short = SamplingParams(max_new_tokens=72)
     grpo = GRPO(
         PolicyParams(reasoner),
         [ExactAnswer(), FunctionReward(brevity)],
         sampling=short,
         evaluation=Evaluation(sampling=short),
-        **given,
+        **shared,
     )
     L.Trainer(max_steps=rollouts, max_epochs=-1, logger=False, limit_val_batches=1).fit(
         grpo, datamodule=ArithmeticPrompts()
@@ -39,7 +39,7 @@ def main(
         constraint=Constraint(threshold=0.15, cost_scale="probability"),
         scorers=ScorerTraining(lr=5e-4, epochs=1, batch_size=32),
         sampling=SamplingParams(max_new_tokens=20),
-        **given,
+        **shared,
     )
     data = RecordsPrompts(safety_size=200, preferences=PairSource("assets/preferences/records.parquet", limit=pairs))
     L.Trainer(max_steps=rollouts, max_epochs=-1, logger=False, limit_val_batches=0).fit(safe, datamodule=data)

@@ -39,8 +39,8 @@ class Factory:
     def __call__(self, made_from: Any) -> Any:
         if self.function is None:
             raise ConfigError(
-                f"this module was pickled with a lambda as its {self.name}, which a pickle cannot keep. Make the module "
-                f"again, or give its {self.name} as functools.partial(torch.optim.AdamW, lr=1e-6) before pickling."
+                f"this module was pickled with a lambda as its {self.name}, which a pickle cannot keep. Make the "
+                f"module again, or give its {self.name} as functools.partial(torch.optim.AdamW, lr=1e-6) before pickling."
             )
         return self.function(made_from)
 

@@ -93,7 +93,7 @@ def test_the_command_lines_are_understood_and_share_their_task(name, monkeypatch
 
 
 class Links(HTMLParser):
-    """What a page would load, and what it links to."""
+    """Collects the addresses that a page loads and those that it links to."""
 
     def __init__(self):
         super().__init__()

@@ -58,7 +58,7 @@ def test_the_second_way_out(tmp_path):
 
 
 def test_a_folder_without_init_hides_nothing(tmp_path):
-    """Python prefers a package further back to a folder that is none."""
+    """Python prefers a package further back to a folder without an __init__.py."""
     for name in SIBLINGS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.py").touch()

@@ -99,7 +99,7 @@ def annotations(part: Any) -> dict[str, Any]:
 
 
 def change(part: Any) -> tuple[str, Any] | None:
-    """The first option of a part that can be set by its type, with another value; None if there is none."""
+    """The first option of a part that can be set by its type, with another value; None if it has no such option."""
     types = annotations(part)
     for name, default in part_options(part).items():
         value = None if name == "model" else another(types.get(name), None if default is REQUIRED else default)

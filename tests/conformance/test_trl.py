@@ -1,4 +1,4 @@
-"""Our numbers beside TRL's own, computed by its trainers' methods on a stand-in for the trainer. Needs the extra `bench`.
+"""Our numbers beside TRL's, computed by its trainers' methods on a stand-in for the trainer. Needs the extra `bench`.
 
 Random log-probs in float64; the remaining differences are those of row weights, which are float32 here.
 """
@@ -62,19 +62,41 @@ def accelerator():
 
 
 def trainer(**changes):
-    """What the trainers' methods read of themselves; the defaults are TRL's."""
+    """A stand-in with the attributes that the trainers' methods read; the defaults are TRL's."""
     args = {
-        "delta": None, "use_bias_correction_kl": False, "steps_per_generation": 1, "gradient_accumulation_steps": 1,
-        "sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05, "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0,
-        "vespo_lambda_neg": 2.0, "per_device_train_batch_size": ROWS, "gradient_checkpointing_kwargs": None,
-    }  # fmt: skip
+        "delta": None,
+        "use_bias_correction_kl": False,
+        "steps_per_generation": 1,
+        "gradient_accumulation_steps": 1,
+        "sapo_temperature_pos": 1.0,
+        "sapo_temperature_neg": 1.05,
+        "vespo_k_pos": 2.0,
+        "vespo_lambda_pos": 3.0,
+        "vespo_k_neg": 3.0,
+        "vespo_lambda_neg": 2.0,
+        "per_device_train_batch_size": ROWS,
+        "gradient_checkpointing_kwargs": None,
+    }
     own = {
-        "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "importance_sampling_level": "token", "beta": 0.0, "loss_type": "dapo",
-        "epsilon_low": 0.2, "epsilon_high": 0.2, "current_gradient_accumulation_steps": 1, "max_completion_length": LONGEST, "entropy_coef": 0.0,
-        "aux_loss_enabled": False, "use_adaptive_entropy": False, "use_vllm": False, "vllm_importance_sampling_correction": False,
-        "_metrics": {"train": defaultdict(list)}, "model": SimpleNamespace(training=True, is_gradient_checkpointing=False),
-        "accelerator": accelerator(), "get_gamma_weights": GRPOTrainer.get_gamma_weights,
-    }  # fmt: skip
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "importance_sampling_level": "token",
+        "beta": 0.0,
+        "loss_type": "dapo",
+        "epsilon_low": 0.2,
+        "epsilon_high": 0.2,
+        "current_gradient_accumulation_steps": 1,
+        "max_completion_length": LONGEST,
+        "entropy_coef": 0.0,
+        "aux_loss_enabled": False,
+        "use_adaptive_entropy": False,
+        "use_vllm": False,
+        "vllm_importance_sampling_correction": False,
+        "_metrics": {"train": defaultdict(list)},
+        "model": SimpleNamespace(training=True, is_gradient_checkpointing=False),
+        "accelerator": accelerator(),
+        "get_gamma_weights": GRPOTrainer.get_gamma_weights,
+    }
     args |= {key: changes.pop(key) for key in list(changes) if key in args}
     stub = SimpleNamespace(**(own | changes), args=SimpleNamespace(**args))
     stub._entropy_bonus_enabled = stub.entropy_coef > 0
@@ -91,10 +113,15 @@ def theirs(stub, rows=slice(None), entropy=False):
     stub._get_per_token_logps_and_entropies = lambda *_, **__: (leaves[0][rows], leaves[1][rows], None)
     ids = torch.zeros(ROWS, TIME, dtype=torch.long)[rows]
     inputs = {
-        "prompt_ids": ids[:, :1], "prompt_mask": torch.ones_like(ids[:, :1]), "completion_ids": ids, "completion_mask": MASK[rows].long(),
-        "advantages": ADVANTAGES[rows], "old_per_token_logps": OLD[rows], "ref_per_token_logps": REFERENCE[rows],
+        "prompt_ids": ids[:, :1],
+        "prompt_mask": torch.ones_like(ids[:, :1]),
+        "completion_ids": ids,
+        "completion_mask": MASK[rows].long(),
+        "advantages": ADVANTAGES[rows],
+        "old_per_token_logps": OLD[rows],
+        "ref_per_token_logps": REFERENCE[rows],
         "num_items_in_batch": MASK.sum(),
-    }  # fmt: skip
+    }
     loss = GRPOTrainer._compute_loss(stub, None, inputs)
     loss.backward()
     return loss, leaves[0].grad, leaves[1].grad
@@ -117,15 +144,23 @@ VARIANTS = {
     "grpo": ({"loss_type": "grpo"}, ClippedSurrogate(), SequenceMean()),
     "bnpo": ({"loss_type": "bnpo"}, ClippedSurrogate(), TokenMean()),
     "dapo": ({"loss_type": "dapo", "epsilon_high": 0.28}, ClippedSurrogate(0.2, 0.28), TokenMean()),
-    "dapo, delta": ({"loss_type": "dapo", "epsilon_high": 0.28, "delta": 1.5}, ClippedSurrogate(0.2, 0.28, dual_clip=1.5), TokenMean()),
+    "dapo, delta": (
+        {"loss_type": "dapo", "epsilon_high": 0.28, "delta": 1.5},
+        ClippedSurrogate(0.2, 0.28, dual_clip=1.5),
+        TokenMean(),
+    ),
     "dr_grpo": ({"loss_type": "dr_grpo"}, ClippedSurrogate(), ConstantLength(LONGEST)),
     "cispo": ({"loss_type": "cispo", "epsilon_high": 1.3}, CISPO(ratio_cap=1.3), TokenMean()),
     "cispo, 5": ({"loss_type": "cispo", "epsilon_high": 5.0}, CISPO(clip_high=4.0), TokenMean()),
     "sapo": ({"loss_type": "sapo"}, SAPO(), SequenceMean()),
     "luspo's weights on token ratios": ({"loss_type": "luspo"}, ClippedSurrogate(), SequenceSum()),
     "vespo": ({"loss_type": "vespo"}, VESPO(), TokenMean()),
-    "vespo, other k": ({"loss_type": "vespo", "vespo_k_pos": 1.0, "vespo_lambda_neg": 3.0}, VESPO(k_positive=1.0, lambda_negative=3.0), TokenMean()),
-}  # fmt: skip
+    "vespo, other k": (
+        {"loss_type": "vespo", "vespo_k_pos": 1.0, "vespo_lambda_neg": 3.0},
+        VESPO(k_positive=1.0, lambda_negative=3.0),
+        TokenMean(),
+    ),
+}
 
 
 @pytest.mark.parametrize("kl", ["no KL", "KL", "bias-corrected KL"])
@@ -141,7 +176,10 @@ def test_losses_aggregation_and_kl(variant, kl):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_accumulation_over_micro_batches(variant):
-    """TRL's two micro-batches of one step add up to our one step; but for bnpo, whose denominators are the micro-batch's own."""
+    """TRL's two micro-batches of one step add up to our one step, except for bnpo.
+
+    Its denominators are those of the micro-batch.
+    """
     settings, loss, aggregation = VARIANTS[variant]
     stub = trainer(**settings, current_gradient_accumulation_steps=2, steps_per_generation=2)
     total = sum(theirs(stub, rows)[1] for rows in (slice(0, 4), slice(4, 8)))
@@ -169,7 +207,7 @@ END = 9
 
 
 def scored(method, rewards, **changes):
-    """What TRL makes of these rewards, one column a reward function."""
+    """TRL's outputs for these rewards, which have one column per reward function."""
     completions = [
         [1] * int(n - 1) + [END if i % 3 else 1] for i, n in enumerate(LENGTHS)
     ]  # rows 0, 3 and 6 do not end
@@ -178,14 +216,36 @@ def scored(method, rewards, **changes):
         (rows, completions, None, rows, None, {}, None, None) if method is GRPOTrainer else (rows, completions, rows)
     )
     own = {
-        "environment_factories": None, "environments": None, "tools": None, "pad_to_multiple_of": None, "ref_model": None, "num_iterations": 1,
-        "num_generations": GROUP, "_tokenizer": SimpleNamespace(pad_token_id=0), "eos_token_ids": [END], "scale_rewards": "group",
-        "reward_weights": WEIGHTS[: rewards.shape[1]], "reward_funcs": list(rewards[0]), "reward_func_names": list("ab")[: rewards.shape[1]],
-        "multi_objective_aggregation": "sum_then_normalize", "mask_truncated_completions": False, "normalize_advantages": False,
-        "reward_clip_range": None, "log_multimodal": False, "_pending_extra_logs": {}, "_pending_metrics": {},
-        "_logs": {"prompt": [], "completion": [], "advantages": [], "rewards": defaultdict(list), "extra": defaultdict(list)},
-        "_generate": lambda _: generated, "_calculate_rewards": lambda *_: rewards.clone(),
-    }  # fmt: skip
+        "environment_factories": None,
+        "environments": None,
+        "tools": None,
+        "pad_to_multiple_of": None,
+        "ref_model": None,
+        "num_iterations": 1,
+        "num_generations": GROUP,
+        "_tokenizer": SimpleNamespace(pad_token_id=0),
+        "eos_token_ids": [END],
+        "scale_rewards": "group",
+        "reward_weights": WEIGHTS[: rewards.shape[1]],
+        "reward_funcs": list(rewards[0]),
+        "reward_func_names": list("ab")[: rewards.shape[1]],
+        "multi_objective_aggregation": "sum_then_normalize",
+        "mask_truncated_completions": False,
+        "normalize_advantages": False,
+        "reward_clip_range": None,
+        "log_multimodal": False,
+        "_pending_extra_logs": {},
+        "_pending_metrics": {},
+        "_logs": {
+            "prompt": [],
+            "completion": [],
+            "advantages": [],
+            "rewards": defaultdict(list),
+            "extra": defaultdict(list),
+        },
+        "_generate": lambda _: generated,
+        "_calculate_rewards": lambda *_: rewards.clone(),
+    }
     stub = trainer(**(own | changes))
     stub._get_per_token_logps_and_entropies = lambda model, *_, **__: (
         (OLD if model is stub.model else REFERENCE),

@@ -5,7 +5,6 @@ import random
 
 import lightning as L
 import pytest
-import torch
 from pysat.solvers import Solver
 
 from callbacks import RolloutCheckpoint, SaturnCurriculum
@@ -13,9 +12,10 @@ from datamodules import SatDemonstrations, SaturnPrompts
 from datamodules.saturn import chance, clauses_for, difficulty, formula, satisfied
 from lightning_modules import Evaluation, KLPenalty
 from rewards import SatAssignment
-from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from tests.helpers import build, fit, run_config
+from tests.helpers.batches import batch_of_texts
 
 LEVELS = [[2, 3, 4], [2, 3, 3], [2, 3, 5]]
 
@@ -77,14 +77,7 @@ def test_the_difficulties_of_the_papers_levels(level, value):
 
 
 def scored(texts, clause="!AB & AC"):
-    ids = torch.zeros(len(texts), 1, dtype=torch.long)
-    batch = RolloutBatch(
-        prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts),
-        rows=[{"id": "1", "prompt": "?", "clause": clause}],
-    )  # fmt: skip
-    batch._completions = texts
-    return batch
+    return batch_of_texts(texts, clause=clause)
 
 
 def test_the_verifier_reads_the_last_box():

@@ -98,6 +98,7 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
         ),
         "compare": lambda: "Batch plan: 2 prompts x 2 completions" in out,
         "mlflow": lambda: out.count("Batch plan: 2 prompts x 2 completions") == 2,
+        "own_project": lambda: "log-prob of 42: " in out and "{'train/reward': " in out,
         "own_paper": lambda: (
             len([line for line in out.splitlines() if re.fullmatch(r"\s*-?\d\.\d{3}\s+-?\d\.\d{3}", line)]) == 4
         ),

@@ -18,7 +18,10 @@ from rollouts import EmbeddedEngine, SamplingParams
 pytest.importorskip("lm_eval")
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/howto/lm_eval.md").read_text()
-SHORT = "--model.batch.prompts_per_rollout=2 --model.batch.group_size=2 --model.sampling.max_new_tokens=6 --trainer.max_steps=1 --trainer.limit_val_batches=0 --trainer.logger=false --trainer.accelerator=cpu"
+SHORT = (
+    "--model.batch.prompts_per_rollout=2 --model.batch.group_size=2 --model.sampling.max_new_tokens=6 "
+    "--trainer.max_steps=1 --trainer.limit_val_batches=0 --trainer.logger=false --trainer.accelerator=cpu"
+)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def jsonl(path, *rows):
     return str(path)
 
 
-# The two functions are from TRL's documentation ("Using a custom reward function"), for standard and for conversational data.
+# Both functions are from TRL's documentation ("Using a custom reward function"), for standard and conversational data.
 def reward_len(completions, **kwargs):
     return [-abs(20 - len(completion)) for completion in completions]
 

@@ -1,4 +1,7 @@
-"""How many cases each fuzz test makes: its share of FUZZ, 300 by default in the normal suite; `make fuzz` asks for more, and other ones each time."""
+"""Number of cases of each fuzz test: its share of FUZZ, which is 300 by default and the same cases each time.
+
+`make fuzz` asks for more cases, and for other ones each time.
+"""
 
 import math
 import os

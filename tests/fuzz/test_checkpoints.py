@@ -1,4 +1,4 @@
-"""A checkpoint that was cut or changed anywhere is refused, or loads exactly what was saved; there is nothing between."""
+"""A checkpoint that was cut or changed anywhere is refused, or loads exactly what was saved."""
 
 import pickle
 
@@ -13,9 +13,14 @@ from support.files import damage, unreadable
 from tests.fuzz.shares import cases
 
 SAVED = {
-    "pytorch-lightning_version": "2.6", "module": "GRPO", "loops": {"fit_loop": {"state": [1, 2]}}, "advantage": {}, "text": "x" * 300,
-    "state_dict": {f"w{i}": torch.arange(40.0) * i for i in range(4)}, "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}}],
-}  # fmt: skip
+    "pytorch-lightning_version": "2.6",
+    "module": "GRPO",
+    "loops": {"fit_loop": {"state": [1, 2]}},
+    "advantage": {},
+    "text": "x" * 300,
+    "state_dict": {f"w{i}": torch.arange(40.0) * i for i in range(4)},
+    "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def same(a, b):
 
 
 def judge(path):
-    """What main.py does with --ckpt_path, then what Lightning does. True if it was loaded."""
+    """Does what main.py does with --ckpt_path, then what Lightning does. Returns whether the file was loaded."""
     from jsonargparse import Namespace
 
     config = Namespace(ckpt_path=str(path), weights_only=True)

@@ -1,4 +1,7 @@
-"""Any completion gets a finite number (or none, where a reward may abstain) from every reward, in bounded time; no parser of answers raises."""
+"""Any completion gets a finite number from every reward in bounded time, or none where a reward may abstain.
+
+No parser of answers raises.
+"""
 
 import json
 import time
@@ -24,36 +27,120 @@ from rewards.think_json import object_text, strict_object
 from tests.fuzz.shares import cases
 from tests.rewards.test_rewards import batch_of
 
-TAGS = ["<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "}", "{", "[", "```json\n", "```", "\n</think>\n", "<<", ">>", "P.S.", "(A)", "answer", "yes", "\n\n", "<|im_end|>", "<eos>"]  # fmt: skip
-LONG = ["9" * 5000, "[" * 3000, '{"a":' * 3000, "((((" * 1000, "a" * 4000 + "!", " " * 4000, "\n" * 4000, "answer" + " " * 4000, "*" * 4000, "-" * 4000,
-        "answer is " * 500, "\\boxed{" * 600, "<think>" * 600, "</think>" * 600, "1," * 2000, "1/" * 2000, "A" * 3000, "(" * 4000, "\n \n" * 1500, "<<" * 2000, "٣" * 2000]  # fmt: skip
+TAGS = [
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "\\boxed{",
+    "}",
+    "{",
+    "[",
+    "```json\n",
+    "```",
+    "\n</think>\n",
+    "<<",
+    ">>",
+    "P.S.",
+    "(A)",
+    "answer",
+    "yes",
+    "\n\n",
+    "<|im_end|>",
+    "<eos>",
+]
+LONG = [
+    "9" * 5000,
+    "[" * 3000,
+    '{"a":' * 3000,
+    "((((" * 1000,
+    "a" * 4000 + "!",
+    " " * 4000,
+    "\n" * 4000,
+    "answer" + " " * 4000,
+    "*" * 4000,
+    "-" * 4000,
+    "answer is " * 500,
+    "\\boxed{" * 600,
+    "<think>" * 600,
+    "</think>" * 600,
+    "1," * 2000,
+    "1/" * 2000,
+    "A" * 3000,
+    "(" * 4000,
+    "\n \n" * 1500,
+    "<<" * 2000,
+    "٣" * 2000,
+]
 PIECES = st.one_of(
     st.text(max_size=30), st.sampled_from(TAGS), st.sampled_from(LONG), st.integers().map(str), st.floats().map(str)
 )
 COMPLETIONS = st.lists(PIECES, max_size=8).map("".join)
-JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=12)  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
 
-INSTRUCTIONS = [{"kind": kind} | extra for kind, extra in {
-    "keywords": {"words": ["a"]}, "forbidden_words": {"words": ["b"]}, "letter": {"character": "a", "at_least": 2}, "starts_with": {"phrase": "a"}, "ends_with": {"phrase": "a"},
-    "quoted": {}, "title": {}, "postscript": {}, "json": {"keys": ["a"]}, "case": {"which": "upper"}, "language": {"script": "LATIN"}, "no_commas": {}, "one_of": {"options": ["a"]},
-    **{kind: {"at_least": 1} for kind in KINDS if kind.startswith("number_of") or kind == "capital_words"},
-}.items()]  # fmt: skip
+INSTRUCTIONS = [
+    {"kind": kind} | extra
+    for kind, extra in {
+        "keywords": {"words": ["a"]},
+        "forbidden_words": {"words": ["b"]},
+        "letter": {"character": "a", "at_least": 2},
+        "starts_with": {"phrase": "a"},
+        "ends_with": {"phrase": "a"},
+        "quoted": {},
+        "title": {},
+        "postscript": {},
+        "json": {"keys": ["a"]},
+        "case": {"which": "upper"},
+        "language": {"script": "LATIN"},
+        "no_commas": {},
+        "one_of": {"options": ["a"]},
+        **{kind: {"at_least": 1} for kind in KINDS if kind.startswith("number_of") or kind == "capital_words"},
+    }.items()
+]
 ROW = {
-    "id": "0", "prompt": "which longer words ?", "answer": "42", "task": "sums", "clause": "(A || B) && (!C)", "choices": ["w", "x", "y", "z"], "instructions": INSTRUCTIONS,
-    "solution_correct": True, "group_size": 4, "group_correct": 2, "schema": '{"type": "object"}',
-}  # fmt: skip
+    "id": "0",
+    "prompt": "which longer words ?",
+    "answer": "42",
+    "task": "sums",
+    "clause": "(A || B) && (!C)",
+    "choices": ["w", "x", "y", "z"],
+    "instructions": INSTRUCTIONS,
+    "solution_correct": True,
+    "group_size": 4,
+    "group_correct": 2,
+    "schema": '{"type": "object"}',
+}
 
 
 def every_reward():
-    """All that `rewards` exports and that need neither a model, a server nor programs; those about lengths read the scores of ExactAnswer."""
+    """The rewards of `rewards` that need no model, server or programs; those of lengths read ExactAnswer's scores."""
     made = {
-        "LengthPenalty": {"scale": 10}, "SoftOverlong": {"max_length": 10, "cache": 4}, "LengthBonus": {"scale": 10},
-        "PerTask": {"rewards": {"default": rewards.NumericAnswer()}}, "FunctionReward": {"function": lambda completions: [len(text) for text in completions]},
+        "LengthPenalty": {"scale": 10},
+        "SoftOverlong": {"max_length": 10, "cache": 4},
+        "LengthBonus": {"scale": 10},
+        "PerTask": {"rewards": {"default": rewards.NumericAnswer()}},
+        "FunctionReward": {"function": lambda completions: [len(text) for text in completions]},
         "Guarded": {"reward": rewards.ExactAnswer(), "timeout_s": None},
-    }  # fmt: skip
+    }
     parts = [rewards.JsonPart(part) for part in ("parsed", "match", "length", "noise", "exact")]
-    elsewhere = {"Reward", "JudgedReward", "ModelScore", "HTTPJudge", "CodeTests", "ToxicityCost", "RecordsReward", "RecordsCost", "JsonPart",
-                 "MathAnswer", "ParsableMathAnswer", "ReasoningGymScore"}  # fmt: skip
+    elsewhere = {
+        "Reward",
+        "JudgedReward",
+        "ModelScore",
+        "HTTPJudge",
+        "CodeTests",
+        "ToxicityCost",
+        "RecordsReward",
+        "RecordsCost",
+        "JsonPart",
+        "MathAnswer",
+        "ParsableMathAnswer",
+        "ReasoningGymScore",
+    }
     for name in rewards.__all__:
         kind = getattr(rewards, name)
         if name in elsewhere or not (isinstance(kind, type) and issubclass(kind, rewards.Reward)):

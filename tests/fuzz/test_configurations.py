@@ -1,4 +1,7 @@
-"""Any change of a shipped configuration is accepted, or refused with a message: ConfigError, or the parser's status 2. Never a traceback, never a hang."""
+"""Any change of a shipped configuration is accepted, or refused with a message: ConfigError, or the parser's status 2.
+
+It never ends in a traceback or hangs.
+"""
 
 import copy
 import math
@@ -28,10 +31,39 @@ NAMES = [
 ]
 CONFIGS = {name: yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()) for name in NAMES}
 VALUES = [
-    None, True, -1, 0, 1, 1.5, 10**30, -(10**30), math.nan, math.inf, "", "x", "1e400", "lightning_modules.GRPO", "rewards.ExactAnswer", "datamodules.ArithmeticPrompts",
-    "no.such.Class", "os.system", "objectives", "../../etc/passwd", "none.jsonl", [], [1], {}, {"class_path": "rewards.Format"}, {"class_path": "math.inf"},
-    {"class_path": "rewards.Format", "init_args": {"pattern": "("}}, [[]], "\x00", "💥", "${oc.env:HOME}", "!!python/object/apply:os.getcwd []",
-]  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1,
+    1.5,
+    10**30,
+    -(10**30),
+    math.nan,
+    math.inf,
+    "",
+    "x",
+    "1e400",
+    "lightning_modules.GRPO",
+    "rewards.ExactAnswer",
+    "datamodules.ArithmeticPrompts",
+    "no.such.Class",
+    "os.system",
+    "objectives",
+    "../../etc/passwd",
+    "none.jsonl",
+    [],
+    [1],
+    {},
+    {"class_path": "rewards.Format"},
+    {"class_path": "math.inf"},
+    {"class_path": "rewards.Format", "init_args": {"pattern": "("}},
+    [[]],
+    "\x00",
+    "💥",
+    "${oc.env:HOME}",
+    "!!python/object/apply:os.getcwd []",
+]
 
 
 def places(node, path=()):
@@ -82,7 +114,22 @@ def test_changed_configurations(here, capsys, config):
         assert stopped.code == 2 and "error" in message.lower() and "Traceback" not in message
 
 
-@pytest.mark.parametrize("text", ["", "[]", "5", "{", "a: [", "\x00", "model: *unknown", "? {}\n: x", "!!python/object/apply:os.mkdir [executed]", "&a [*a]", "---\na: 1\n---\nb: 2\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "5",
+        "{",
+        "a: [",
+        "\x00",
+        "model: *unknown",
+        "? {}\n: x",
+        "!!python/object/apply:os.mkdir [executed]",
+        "&a [*a]",
+        "---\na: 1\n---\nb: 2\n",
+    ],
+)
 def test_files_that_are_no_configuration(here, capsys, text):
     (here / "bad.yaml").write_text(text)
     with pytest.raises((ConfigError, SystemExit)):

@@ -33,10 +33,32 @@ COLUMNS = [
     "content",
     "x",
 ]
-MESSAGES = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "eos", "", 3]), "content": st.text(max_size=5) | JSON}), max_size=3)  # fmt: skip
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "eos", "", 3]), "content": st.text(max_size=5) | JSON}
+    ),
+    max_size=3,
+)
 ROWS = st.dictionaries(st.sampled_from(COLUMNS), st.text(max_size=20) | JSON | MESSAGES, max_size=6)
-LINES = st.one_of(ROWS.map(lambda row: json.dumps(row).encode()), JSON.map(lambda v: json.dumps(v).encode()), st.binary(max_size=30), st.sampled_from(
-    [b"", b"{}", b"null", b'{"prompt": "\\ud800"}', b'{"prompt": "\xff"}', b"[" * 5000, b"9" * 5000, b'{"prompt": "a\x00"}', b"\xef\xbb\xbf{}", b'{"answer": Infinity}']))  # fmt: skip
+LINES = st.one_of(
+    ROWS.map(lambda row: json.dumps(row).encode()),
+    JSON.map(lambda v: json.dumps(v).encode()),
+    st.binary(max_size=30),
+    st.sampled_from(
+        [
+            b"",
+            b"{}",
+            b"null",
+            b'{"prompt": "\\ud800"}',
+            b'{"prompt": "\xff"}',
+            b"[" * 5000,
+            b"9" * 5000,
+            b'{"prompt": "a\x00"}',
+            b"\xef\xbb\xbf{}",
+            b'{"answer": Infinity}',
+        ]
+    ),
+)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def constructor_parameters(owner: type) -> dict[str, inspect.Parameter]:
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union; the annotation itself, alone, if it is none."""
+    """The members of a union; of another annotation, the annotation itself."""
     return typing.get_args(annotation) if typing.get_origin(annotation) in UNIONS else (annotation,)
 
 

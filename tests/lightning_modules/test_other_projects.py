@@ -38,7 +38,7 @@ def test_a_plain_function_is_a_reward(reasoner):
 @pytest.mark.parametrize(
     "parts, message",
     [
-        ({"policy": "assets/tiny_reasoner"}, r"GRPO: policy is a str .*for example PolicyParams\('assets/tiny_reasoner'\)"),
+        ({"policy": "assets/tiny"}, r"GRPO: policy is a str .*for example PolicyParams\('assets/tiny'\)"),
         ({"rewards": [ExactAnswer]}, r"rewards has the class ExactAnswer, .*such as rewards\.ExactAnswer\(\)"),
         ({"rewards": ["exact"]}, r"rewards has str 'exact', which is not a reward"),
         ({"advantage": lambda rewards, groups: rewards}, r"advantage is a function .*for example GroupNorm\(\)"),

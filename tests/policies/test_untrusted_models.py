@@ -1,7 +1,6 @@
 """A model's folder is data: nothing in it is executed, and a model that is not whole is refused."""
 
 import json
-import os
 import pickle
 import shutil
 
@@ -12,16 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from policies import Policy, PolicyParams, Scorer, load_tokenizer
 from support.errors import ConfigError
-
-
-class Payload:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+from tests.helpers.payload import Payload
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, the same command with --ckpt_path last, and the result that an undisturbed run has: equal bit for bit.
+"""kill -9 at random moments, then the same command with --ckpt_path last: the result equals an undisturbed run's bits.
 
 KILLS=10 for each method unless the environment says otherwise; their number is what makes this test long.
 """
@@ -42,10 +42,13 @@ def part(name, **arguments):
 JUDGE = [part("tests.resume.test_kill.Judge", function="tests.resume.test_kill.length_reward")]
 SAMPLING = {"max_new_tokens": 8}
 MODEL = {
-    "batch": {"prompts_per_rollout": 4, "group_size": 4, "updates_per_rollout": 2}, "sampling": SAMPLING, "evaluation": {"samples": 2, "sampling": SAMPLING},
-    "rewards": JUDGE, "optimizer": part("torch.optim.AdamW", lr=0.01),
+    "batch": {"prompts_per_rollout": 4, "group_size": 4, "updates_per_rollout": 2},
+    "sampling": SAMPLING,
+    "evaluation": {"samples": 2, "sampling": SAMPLING},
+    "rewards": JUDGE,
+    "optimizer": part("torch.optim.AdamW", lr=0.01),
     "lr_scheduler": part("torch.optim.lr_scheduler.LinearLR", total_iters=12),
-}  # fmt: skip
+}
 DATA = {"levels": [1, 2, 3], "train_size": 30, "val_size": 6}  # 30: an epoch ends within the run
 TABLES = part("callbacks.CompletionsTable", every_n_rollouts=1)
 CHECKPOINTS = part("callbacks.RolloutCheckpoint", every_n_rollouts=2)
@@ -58,30 +61,77 @@ STAGES = part("callbacks.StageSchedule", stages=[{"from_rollout": 3 * n, "set": 
 PAIRS = {"source": "pairs.parquet"}
 #: method -> (its configuration, which tiny model, what changes)
 METHODS = {
-    "grpo": ("grpo", "reasoner", {"model": MODEL | {"kl": {"coefficient": 0.1}}, "callbacks": [part("callbacks.AdaptiveKL", target=0.01)]}),
-    "grpo_lora": ("grpo", "reasoner", {"model": MODEL | {"kl": {"coefficient": 0.1}, "policy": {"lora": {"r": 4, "alpha": 8}}}}),
-    "prorl": ("prorl", "reasoner", {"model": MODEL | {"batch": MODEL["batch"] | {"refill": 1.0}, "kl": {"coefficient": 0.1}}, "callbacks": [LEDGER, CURRICULUM, RESET]}),
+    "grpo": (
+        "grpo",
+        "reasoner",
+        {"model": MODEL | {"kl": {"coefficient": 0.1}}, "callbacks": [part("callbacks.AdaptiveKL", target=0.01)]},
+    ),
+    "grpo_lora": (
+        "grpo",
+        "reasoner",
+        {"model": MODEL | {"kl": {"coefficient": 0.1}, "policy": {"lora": {"r": 4, "alpha": 8}}}},
+    ),
+    "prorl": (
+        "prorl",
+        "reasoner",
+        {
+            "model": MODEL | {"batch": MODEL["batch"] | {"refill": 1.0}, "kl": {"coefficient": 0.1}},
+            "callbacks": [LEDGER, CURRICULUM, RESET],
+        },
+    ),
     "adapt_think": ("adapt_think", "reasoner", {"model": MODEL | {"reference": {"samples": 2}}}),
     "auto_think": ("auto_think", "reasoner", {"model": MODEL, "callbacks": [STAGES]}),
-    "hc_rlhf": ("hc_rlhf", "assistant", {
-        "model": {key: MODEL[key] for key in ("batch", "sampling", "evaluation", "optimizer")} | {
-            "constraint": {"threshold": 0.99, "window": 48}, "scorers": {"batch_size": 32, "epochs": 1},
+    "hc_rlhf": (
+        "hc_rlhf",
+        "assistant",
+        {
+            "model": {key: MODEL[key] for key in ("batch", "sampling", "evaluation", "optimizer")}
+            | {
+                "constraint": {"threshold": 0.99, "window": 48},
+                "scorers": {"batch_size": 32, "epochs": 1},
+            },
+            "data": {"train_size": 30, "val_size": 6, "safety_size": 30, "preferences": PAIRS},
         },
-        "data": {"train_size": 30, "val_size": 6, "safety_size": 30, "preferences": PAIRS},
-    }),
+    ),
     # Papers whose reward, sampler, callback or module has a state of its own.
-    "hapo": ("hapo", "reasoner", {"model": MODEL | {"rewards": [*JUDGE, part("rewards.HAPO", correctness="length_reward")]}}),
-    "laser_d": ("laser_d", "reasoner", {
-        "model": MODEL | {"rewards": [*JUDGE, part("rewards.LaserD", correctness="length_reward")]},
-        "callbacks": [part("callbacks.LaserMonitor", every_n_rollouts=3, size=4, samples=3, shortest=2, longest=8, interval=2)],
-    }),
-    "greso": ("greso", "reasoner", {"model": MODEL | {"batch": MODEL["batch"] | {"refill": 1.0}}, "callbacks": [LEDGER, part("callbacks.GRESO")]}),
-    "one_shot": ("one_shot", "reasoner", {"model": MODEL, "callbacks": [LEDGER, part("callbacks.OneShot", ids=["137+776=?"])]}),
-    "t_spmo": ("t_spmo", "reasoner", {"model": MODEL | {"policy": {"lora": {"r": 4, "alpha": 8, "target_modules": "all-linear"}}}}),
+    "hapo": (
+        "hapo",
+        "reasoner",
+        {"model": MODEL | {"rewards": [*JUDGE, part("rewards.HAPO", correctness="length_reward")]}},
+    ),
+    "laser_d": (
+        "laser_d",
+        "reasoner",
+        {
+            "model": MODEL | {"rewards": [*JUDGE, part("rewards.LaserD", correctness="length_reward")]},
+            "callbacks": [
+                part("callbacks.LaserMonitor", every_n_rollouts=3, size=4, samples=3, shortest=2, longest=8, interval=2)
+            ],
+        },
+    ),
+    "greso": (
+        "greso",
+        "reasoner",
+        {"model": MODEL | {"batch": MODEL["batch"] | {"refill": 1.0}}, "callbacks": [LEDGER, part("callbacks.GRESO")]},
+    ),
+    "one_shot": (
+        "one_shot",
+        "reasoner",
+        {"model": MODEL, "callbacks": [LEDGER, part("callbacks.OneShot", ids=["137+776=?"])]},
+    ),
+    "t_spmo": (
+        "t_spmo",
+        "reasoner",
+        {"model": MODEL | {"policy": {"lora": {"r": 4, "alpha": 8, "target_modules": "all-linear"}}}},
+    ),
     "self_verify": ("self_verify", "reasoner", {"model": MODEL}),
     "still3": ("still3", "reasoner", {"model": MODEL}),
-    "sft": ("sft", "reasoner", {"model": {"optimizer": MODEL["optimizer"]}, "data": {"train_size": 30, "val_size": 6, "batch_size": 4}}),
-}  # fmt: skip
+    "sft": (
+        "sft",
+        "reasoner",
+        {"model": {"optimizer": MODEL["optimizer"]}, "data": {"train_size": 30, "val_size": 6, "batch_size": 4}},
+    ),
+}
 
 
 @pytest.fixture
@@ -98,10 +148,13 @@ def command(reasoner, assistant, tmp_path, empty_store):
             "model": {"init_args": changes["model"] | {"policy": policy | changes["model"].get("policy", {})}},
             "data": {"init_args": changes.get("data", DATA)},
             "trainer": {
-                "max_steps": ROLLOUTS * (1 if method == "sft" else 2), "val_check_interval": 3, "accelerator": "cpu", "enable_progress_bar": False,
+                "max_steps": ROLLOUTS * (1 if method == "sft" else 2),
+                "val_check_interval": 3,
+                "accelerator": "cpu",
+                "enable_progress_bar": False,
                 "callbacks": [*changes.get("callbacks", []), TABLES, CHECKPOINTS],
             },
-        }  # fmt: skip
+        }
         if method == "prorl":
             overlay["data"]["class_path"] = "datamodules.ArithmeticPrompts"
         if method == "sft":
@@ -114,7 +167,8 @@ def command(reasoner, assistant, tmp_path, empty_store):
 
 
 def equal_to(undisturbed, folder):
-    # A run that goes on from an epoch's last rollout has begun one epoch less by Lightning's count, which nothing reads but the next start; epochs done are equal.
+    # A run that goes on from an epoch's last rollout has begun one epoch less by Lightning's count, which only the next
+    # start reads; the epochs done are equal.
     begun = re.compile(r"\.loops\.fit_loop\.epoch_progress\.\w+\.(ready|started)")
     assert [d for d in differences(state(undisturbed), state(folder)) if not begun.match(d)] == []
     logged, expected = metrics(folder), metrics(undisturbed)
@@ -173,21 +227,26 @@ def test_two_processes_that_are_killed_end_as_undisturbed_ones(method, command, 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
-def test_sigterm_saves_and_says_so(command, tmp_path):
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "terminated"
-    assert finish(start(command("grpo", undisturbed), undisturbed)) == 0
+def signalled(number, command, folder):
+    """GRPO without periodic checkpoints, ended by a signal after rollout 4: (status, checkpoint, log, arguments)."""
     arguments = command("grpo", folder)
     overlay = folder / "overlay.yaml"
     overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
     process = start(arguments, folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
-    os.kill(process.pid, signal.SIGTERM)
-    assert finish(process) == 143
+    os.kill(process.pid, number)
+    status = finish(process)
     (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
-    assert (
-        damage(saved) is None
-        and f"is in {saved.relative_to(folder)}; continue with --ckpt_path last" in (folder / "log.txt").read_text()
-    )
+    assert damage(saved) is None
+    return status, saved, (folder / "log.txt").read_text(), arguments
+
+
+def test_sigterm_saves_and_says_so(command, tmp_path):
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "terminated"
+    assert finish(start(command("grpo", undisturbed), undisturbed)) == 0
+    status, saved, log, arguments = signalled(signal.SIGTERM, command, folder)
+    assert status == 143
+    assert f"is in {saved.relative_to(folder)}; continue with --ckpt_path last" in log
     assert finish(start([*arguments, "--ckpt_path=last"], folder)) == 0
     assert metrics(folder) == metrics(undisturbed)
 
@@ -244,21 +303,10 @@ def test_one_of_two_processes_trains_the_scorers_while_the_other_waits(command, 
 
 
 def test_one_ctrl_c_saves_and_says_so(command, tmp_path):
-    folder = tmp_path / "interrupted"
-    arguments = command("grpo", folder)
-    overlay = folder / "overlay.yaml"
-    overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
-    process = start(arguments, folder)
-    wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
-    os.kill(process.pid, signal.SIGINT)
-    assert finish(process) == 130
-    (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
-    log = (folder / "log.txt").read_text()
-    assert (
-        damage(saved) is None
-        and "Press Ctrl+C again to stop at once" in log
-        and f"SIGINT: the state after rollout {int(saved.stem[-6:])} is in" in log
-    )
+    status, saved, log, _ = signalled(signal.SIGINT, command, tmp_path / "interrupted")
+    assert status == 130
+    assert "Press Ctrl+C again to stop at once" in log
+    assert f"SIGINT: the state after rollout {int(saved.stem[-6:])} is in" in log
 
 
 class Pause(lightning.Callback):
@@ -297,7 +345,7 @@ def test_a_second_ctrl_c_stops_at_once(where, command, tmp_path):
 
 @pytest.mark.parametrize("told", ["one", "all"])
 def test_sigterm_ends_two_processes(told, command, tmp_path):
-    """A cluster tells all processes; a person with `kill` tells the first, whatever the others are waiting for at that moment."""
+    """A cluster tells all processes; a person with `kill` tells the first, whatever the others are waiting for."""
     folder = tmp_path / "terminated"
     process = Command([*command("grpo", folder), *TWO], folder)
     wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))

@@ -20,7 +20,10 @@ from rewards.sandbox import Limits, SandboxError
 from support.errors import ConfigError
 
 PROMPT = 'import math\n\ndef half(x):\n    return x / 2\n\ndef f(x):\n    """Doubles."""\n'
-TESTS = "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(0) == 0\n    for i in range(3):\n        assert half(candidate(i)) == i\n    assert True\n"
+TESTS = (
+    "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(0) == 0\n"
+    "    for i in range(3):\n        assert half(candidate(i)) == i\n    assert True\n"
+)
 ROW = {"prompt": "Write f.", "code_prompt": PROMPT, "entry_point": "f", "test": TESTS, "id": "double"}
 
 
@@ -63,7 +66,7 @@ def test_a_function_or_the_rest_of_one(completion):
     assert names["f"](3) == 6
 
 
-# In TESTS there are three tests: two asserts and one in a loop; `assert True` is none.
+# In TESTS there are three tests: two asserts and one in a loop; `assert True` does not count.
 COMPLETIONS = [
     ("    return 2 * x", 1),
     ("    return 0", 1 / 3),  # only f(0) == 0
@@ -79,7 +82,8 @@ COMPLETIONS = [
     ("```python\nimport os\ndef f(x):\n    os._exit(0)\n```", 0),
     ("```python\nprint('@verdict 0 1\\n@verdict 1 1\\n@verdict 2 1')\ndef f(x): raise SystemExit(0)\n```", 0),
     (
-        "```python\nclass Yes:\n    def __eq__(self, other): return True\n    def __truediv__(self, other): return self\ndef f(x): return Yes()\n```",
+        "```python\nclass Yes:\n    def __eq__(self, other): return True\n"
+        "    def __truediv__(self, other): return self\ndef f(x): return Yes()\n```",
         0,
     ),
     ("I do not know.", 0),
@@ -99,17 +103,29 @@ RIGHT = "def f(x):\n    if x < 0:\n        raise ValueError('negative')\n    ret
 FORMS = {
     "check called by the tests": ("def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\ncheck(f)\n", 0.5),
     "check called twice": ("def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\ncheck(f)\ncheck(f)\n", 0.5),
-    "check called in a loop": ("def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\nfor _ in range(3):\n    check(f)\n", 0.5),
-    "an exception that must come": ("try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass\nassert f(1) == 2", 1.0),
-    "an exception with an else": ("try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False\nassert f(9) == 18", 0.5),
+    "check called in a loop": (
+        "def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\nfor _ in range(3):\n    check(f)\n",
+        0.5,
+    ),
+    "an exception that must come": (
+        "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass\nassert f(1) == 2",
+        1.0,
+    ),
+    "an exception with an else": (
+        "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False\nassert f(9) == 18",
+        0.5,
+    ),
     "branches": ("if f(1) == 2:\n    assert f(9) == 18\nelse:\n    assert f(9) == 9\nassert f(2) == 4", 0.5),
     "a raise in a branch": ("if f(9) != 18:\n    raise AssertionError\nassert f(2) == 4", 0.5),
     "a walrus": ("assert (y := f(2)) == 4\nassert y > 3\nassert (z := f(9)) == 18\nassert z > 17", 0.5),
     "test functions": ("def test_small():\n    assert f(1) == 2\ndef test_large():\n    assert f(9) == 18\n", 0.5),
     "a helper that asserts": ("def same(a, b):\n    assert a == b\nsame(f(1), 2)\nassert f(9) == 18", 0.5),
     "a loop": ("for i in (1, 2):\n    assert f(i) == 2 * i\nfor i in (1, 9):\n    assert f(i) == 2 * i", 0.5),
-    "a call under the main guard": ("def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\nif __name__ == '__main__':\n    check(f)\n", 0.5),
-}  # fmt: skip
+    "a call under the main guard": (
+        "def check(c):\n    assert c(1) == 2\n    assert c(9) == 18\nif __name__ == '__main__':\n    check(f)\n",
+        0.5,
+    ),
+}
 
 
 @pytest.mark.parametrize(("tests", "half"), FORMS.values(), ids=FORMS)
@@ -197,7 +213,7 @@ def problems(tmp_path, monkeypatch):
 
 
 def test_human_evals_solutions_pass(problems):
-    """Every sixteenth here, among them those whose tests use helpers of the prompt; docs/sandbox.md tells of all 164."""
+    """Every sixteenth, and those whose tests use helpers of the prompt; docs/sandbox.md has the figures of all 164."""
     rows, solutions = problems
     chosen = sorted({*range(0, 164, 16), 32, 38, 50, 53})
     judge = reward(workers=2)

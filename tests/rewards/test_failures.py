@@ -1,4 +1,4 @@
-"""Rewards that raise, hang or return rubbish; a judge over HTTP that is slow, wrong or down; the end of a run where too much fails."""
+"""Rewards that raise, hang or return rubbish; an HTTP judge that is slow, wrong or down; runs where too much fails."""
 
 import json
 import math
@@ -316,7 +316,7 @@ def trained(reasoner, folder, rewards, steps=3, micro=None, val=0, **parts):
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_a_run_goes_on_without_the_failed_completions(reasoner, tmp_path, normalise):
-    """Every eighth call fails: one completion of each rollout. A second reward that has scored it must not earn it an advantage."""
+    """Every eighth call fails: one completion per rollout. A second reward's score must not earn it an advantage."""
     judge = Guarded(FailsFor(lambda n: n % 8 == 3, "judge"), max_failure_rate=0.2)
     other = FunctionReward(lambda completions: [float(i) for i in range(len(completions))], name="other")
     kept = trained(reasoner, tmp_path, [judge, other], shaping=Shaping(normalise_rewards=normalise))
@@ -333,7 +333,8 @@ def test_a_run_with_too_many_failures_stops_and_says_why(reasoner, tmp_path):
     judge = Guarded(FailsFor(lambda n: n > 8 and n % 2 == 0, "judge"), max_failure_rate=0.4)
     with pytest.raises(
         ConfigError,
-        match=r"'judge' \(Guarded\) failed for 50% of the 8 completions of this rollout \(4 errors, 0 time-outs\).*40%.*judge is ill at call 16",
+        match=r"'judge' \(Guarded\) failed for 50% of the 8 completions of this rollout "
+        r"\(4 errors, 0 time-outs\).*40%.*judge is ill at call 16",
     ):
         trained(reasoner, tmp_path, [judge])
     assert judge.reward.calls == 16  # the second rollout
@@ -384,7 +385,7 @@ def test_rewards_that_wait_fail_in_their_threads(reasoner, tmp_path):
 
     with served(one_fails) as (url, questions):
         kept = trained(reasoner, tmp_path, [HTTPJudge(url, per_request=8, max_failure_rate=0.5)], steps=2, micro=4)
-        assert len(questions) == 4  # two parts of four completions a rollout
+        assert len(questions) == 4  # two parts of four completions in each rollout
     assert kept.batches[0].failures["http_judge"].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
     assert kept.metrics[0]["train/reward/error_rate"] == 1 / 4
 

@@ -168,7 +168,11 @@ def lengths_batch(texts, rows, lengths):
 @pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
 def test_a_scale_does_not_change_which_completions_are_right(scale):
     """Every reward that asks another one which completions are right sees its scores before scaling."""
-    judge = PerTask({"default": GradedAnswer(ExactAnswer(), FunctionReward(lambda completions: [1.0] * len(completions)))}, {"default": scale}, name="graded_answer")  # fmt: skip
+    judge = PerTask(
+        {"default": GradedAnswer(ExactAnswer(), FunctionReward(lambda completions: [1.0] * len(completions)))},
+        {"default": scale},
+        name="graded_answer",
+    )
     rows = [{"id": str(i), "prompt": "?", "answer": "7", "task": "default"} for i in range(4)]
     seen = []
     for judged in (judge, judge.rewards["default"]):

@@ -1,4 +1,4 @@
-"""open-rs: the cosine at its ends and between them, the factory's and the script's wrong side, tags, and answers that cannot be read."""
+"""open-rs: the cosine at its ends and between, the factory's and the script's wrong side, tags, unreadable answers."""
 
 import math
 

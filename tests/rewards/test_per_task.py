@@ -14,10 +14,19 @@ def batch(texts, tasks, answers):
     ones = torch.ones_like(ids, dtype=torch.bool)
     prompts = torch.zeros(len(tasks), 1, dtype=torch.long)
     return RolloutBatch(
-        prompts, prompts == 0, ids, ones, ones, torch.zeros(rows, 1), ["eos"] * rows,
-        [{"id": i, "prompt": "?", "task": task, "answer": answer} for i, (task, answer) in enumerate(zip(tasks, answers, strict=True))],
+        prompts,
+        prompts == 0,
+        ids,
+        ones,
+        ones,
+        torch.zeros(rows, 1),
+        ["eos"] * rows,
+        [
+            {"id": i, "prompt": "?", "task": task, "answer": answer}
+            for i, (task, answer) in enumerate(zip(tasks, answers, strict=True))
+        ],
         decoder=lambda ids, mask: [texts[int(i)] for i in ids[:, 0]],
-    )  # fmt: skip
+    )
 
 
 def count_a(completions):

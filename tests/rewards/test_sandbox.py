@@ -1,4 +1,4 @@
-"""A hundred hostile programs, as three kinds of user; what the sandbox refuses and says; programs whose functions are called from another process."""
+"""A hundred hostile programs, as three kinds of user; refusals and messages of the sandbox; calls into programs."""
 
 import errno
 import fcntl
@@ -57,7 +57,7 @@ def unprivileged() -> tuple[str, dict]:
 
 
 def fight(mode: str, *only: str) -> dict:
-    """All programs, or some, in the full sandbox as this user, as one without privileges, or without what a machine may lack."""
+    """All programs, or some: as this user, as one without privileges, or without what a machine may lack."""
     python, user = (sys.executable, {}) if mode == "own user" else unprivileged()
     without = {"no name spaces": ["namespaces"], "nothing": ["namespaces", "landlock", "seccomp"]}.get(mode, [])
     folder = Path(tempfile.mkdtemp(prefix="fight_"))
@@ -79,7 +79,7 @@ def fight(mode: str, *only: str) -> dict:
         ]
         (folder / "tmp").mkdir()
         (folder / "tmp").chmod(0o777)
-        own = os.environ | {"TMPDIR": str(folder / "tmp")}  # what another test leaves for a moment is none of its own
+        own = os.environ | {"TMPDIR": str(folder / "tmp")}  # what another test leaves for a moment does not count
         done = subprocess.run(command, cwd="/", env=own, capture_output=True, text=True, timeout=300, **user)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -146,16 +146,25 @@ def test_the_arena_sees_harm_where_there_is_no_protection():
 
 
 def test_an_ordinary_program_works():
-    program = "import json, math, re, collections\nname = input()\nopen('f', 'w').write(name)\nprint(open('f').read(), math.pi, len(json.dumps({})))"
+    program = (
+        "import json, math, re, collections\nname = input()\nopen('f', 'w').write(name)\n"
+        "print(open('f').read(), math.pi, len(json.dumps({})))"
+    )
     done = run(program, "Ada\n", allow_weaker=not full_protection())
     assert (done.status, done.stdout, done.stderr) == ("ok", "Ada 3.141592653589793 2\n", "")
     assert run("exit(2)", allow_weaker=not full_protection()).status == "error"
 
 
 def test_a_program_ends_as_python_ends():
-    """Threads are waited for, functions for the exit are called, a replaced stdout does not lose the real one's text."""
-    program = "import atexit, io, os, sys, threading, time\nprint('first')\natexit.register(lambda: os.write(1, b'last\\n'))\n"
-    program += "threading.Thread(target=lambda: (time.sleep(0.1), sys.__stdout__.write('thread\\n'))).start()\nsys.stdout = io.StringIO()\nprint('nothing')"
+    """Threads are waited for, exit functions are called, a replaced stdout does not lose the real one's text."""
+    program = (
+        "import atexit, io, os, sys, threading, time\nprint('first')\n"
+        "atexit.register(lambda: os.write(1, b'last\\n'))\n"
+    )
+    program += (
+        "threading.Thread(target=lambda: (time.sleep(0.1), sys.__stdout__.write('thread\\n'))).start()\n"
+        "sys.stdout = io.StringIO()\nprint('nothing')"
+    )
     done = run(program, allow_weaker=not full_protection())
     assert (done.status, sorted(done.stdout.split())) == ("ok", ["first", "last", "thread"]), done.stderr
     assert run("import sys\nsys.stdout.close()", allow_weaker=not full_protection()).status == "ok"
@@ -215,9 +224,12 @@ def test_nothing_outlives_a_trainer_that_is_killed(tmp_path):
     mark = f"mark-{uuid.uuid4().hex}"
     script = tmp_path / "trainer.py"
     script.write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'rewards')!r}]\nimport sandbox, threading\nsandbox.START += ' # {mark}'\n"
-        f"program = 'import os, time\\nos.fork()\\nprint(1, flush=True)\\ntime.sleep(60)'\nlimits = sandbox.Limits(wall_s=60)\n"
-        f"for _ in range(2): threading.Thread(target=sandbox.run, args=(program, '', limits), kwargs=dict(allow_weaker={not full_protection()})).start()\n"
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'rewards')!r}]\nimport sandbox, threading\n"
+        f"sandbox.START += ' # {mark}'\n"
+        "program = 'import os, time\\nos.fork()\\nprint(1, flush=True)\\ntime.sleep(60)'\n"
+        "limits = sandbox.Limits(wall_s=60)\n"
+        "for _ in range(2): threading.Thread(target=sandbox.run, args=(program, '', limits), "
+        f"kwargs=dict(allow_weaker={not full_protection()})).start()\n"
     )
     trainer = subprocess.Popen([sys.executable, str(script)])
     deadline = time.monotonic() + 20
@@ -257,7 +269,10 @@ def test_plain_data_go_both_ways():
         {(1, 2): [3, {}], "k": None},
         [[]],
     ]
-    caller = f"from math import inf\nfor v in {values!r}:\n    w = call('same', v)\n    assert w == v and type(w) is type(v), (v, w)\nprint(call('add', 1, b=2))"
+    caller = (
+        f"from math import inf\nfor v in {values!r}:\n    w = call('same', v)\n"
+        "    assert w == v and type(w) is type(v), (v, w)\nprint(call('add', 1, b=2))"
+    )
     done = called("def same(x): return x\ndef add(a, b): return a + b", caller)
     assert (done.status, done.stdout) == ("ok", "3\n"), done.stderr
 
@@ -266,15 +281,18 @@ def test_plain_data_go_both_ways():
     "program",
     [
         "class Yes:\n    def __eq__(self, other): return True\ndef f(x): return Yes()",
-        "class Yes(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef f(x): return Yes(0)",
+        "class Yes(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\n"
+        "def f(x): return Yes(0)",
         "def f(x): raise SystemExit(0)",
         "import os\nos._exit(0)\ndef f(x): pass",
         "import sys\nsys.exit(0)",
-        "import builtins, os\nbuiltins.print('passed')\nos.write(1, b'passed')\nfor n in range(3, 100):\n    try: os.write(n, b'{\"value\": 0}\\n')\n    except OSError: pass\ndef f(x): return 1",
+        "import builtins, os\nbuiltins.print('passed')\nos.write(1, b'passed')\nfor n in range(3, 100):\n"
+        "    try: os.write(n, b'{\"value\": 0}\\n')\n    except OSError: pass\ndef f(x): return 1",
         "def f(x): return lambda: 0",
         "def f(x):\n    a = []\n    a.append(a)\n    return a",
         "import os\ndef f(x): os.kill(os.getpid(), 9)",
-        "import os\ndef f(x):\n    for pid in range(1, 10):\n        if pid != os.getpid():\n            try: os.kill(pid, 9)\n            except OSError: pass\n    return 1",
+        "import os\ndef f(x):\n    for pid in range(1, 10):\n        if pid != os.getpid():\n"
+        "            try: os.kill(pid, 9)\n            except OSError: pass\n    return 1",
         "g = 1",
         "def f(x",
     ],
@@ -282,15 +300,23 @@ def test_plain_data_go_both_ways():
 def test_a_program_cannot_pass_itself(program):
     done = called(
         program,
-        "try:\n    right = call('f', 3) == 42\nexcept CallFailed: right = False\nprint('passed' if right else 'failed')",
+        "try:\n    right = call('f', 3) == 42\nexcept CallFailed: right = False\n"
+        "print('passed' if right else 'failed')",
         wall_s=5,
     )
     assert done.stdout in ("failed\n", "")
 
 
 def test_a_program_cannot_read_its_caller():
-    spy = "import gc, os, sys\ndef f(x):\n    seen = [repr(o) for o in gc.get_objects() if type(o) in (str, list, dict) and len(o) < 100]\n    frame, names = sys._getframe(), []\n"
-    spy += "    while frame: names.append(repr(frame.f_locals)); frame = frame.f_back\n    return any('forty' + '-two' in s for s in seen + names)"
+    spy = (
+        "import gc, os, sys\ndef f(x):\n"
+        "    seen = [repr(o) for o in gc.get_objects() if type(o) in (str, list, dict) and len(o) < 100]\n"
+        "    frame, names = sys._getframe(), []\n"
+    )
+    spy += (
+        "    while frame: names.append(repr(frame.f_locals)); frame = frame.f_back\n"
+        "    return any('forty' + '-two' in s for s in seen + names)"
+    )
     done = called(spy, "hidden = 'forty-two'\nprint(call('f', 1))")
     assert (done.status, done.stdout) == ("ok", "False\n"), done.stderr
 
@@ -311,7 +337,7 @@ def test_a_program_that_hangs_leaves_what_the_caller_said_before():
 
 
 def verdict(code: bytes, number: int, audit: int, argument: int = 0) -> int:
-    """What the kernel's filter machine returns for a call: an interpreter of the five instructions in use."""
+    """The return value of the kernel's filter machine for a call: an interpreter of the five instructions in use."""
     data = struct.pack("IIQQ", number, audit, 0, argument)
     place = accumulator = 0
     while True:

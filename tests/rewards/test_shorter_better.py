@@ -1,4 +1,4 @@
-"""ShorterBetter: cases computed by hand, groups that do not see each other, and one run through the shipped configuration."""
+"""ShorterBetter: cases computed by hand, groups that do not see each other, a run with the shipped configuration."""
 
 import pytest
 import torch

@@ -4,14 +4,13 @@ import json
 
 import jsonschema
 import pytest
-import torch
 
 from datamodules import SchemaDemonstrations, SchemaPrompts
 from rewards import FilledSchema, JsonPart, ThinkAnswerFormat
 from rewards.think_json import strict_object
-from rollouts import RolloutBatch
 from support.errors import ConfigError
 from tests.helpers import run_config
+from tests.helpers.batches import batch_of_texts
 
 SCHEMA = json.dumps(
     {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
@@ -19,14 +18,7 @@ SCHEMA = json.dumps(
 
 
 def scored(reward, texts, answer, opened=False, **row):
-    ids = torch.zeros(len(texts), 1, dtype=torch.long)
-    batch = RolloutBatch(
-        prompt_ids=ids[:1], prompt_mask=ids[:1] == 0, completion_ids=ids, completion_mask=ids == 0, action_mask=ids == 0,
-        behaviour_logprobs=ids.float(), finish_reasons=["eos"] * len(texts), rows=[{"id": "1", "prompt": "?", "answer": answer} | row],
-        decoder=lambda ids, mask: ["<think>" if opened else ""] * len(ids),
-    )  # fmt: skip
-    batch._completions = texts
-    return reward(batch).tolist()
+    return reward(batch_of_texts(texts, opened, answer=answer, **row)).tolist()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every overlay in configs/scale/ behind a method's configuration: it parses, and all but the trainer is built as it says."""
+"""Every overlay in configs/scale/ behind a method's configuration parses, and all but the trainer is built from it."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class Built(Exception):
 
 
 def built(monkeypatch, *files):
-    """What a command line makes, up to the trainer, for which this machine may lack the GPUs."""
+    """The parts that a command line builds before the trainer, for which this machine may lack the GPUs."""
 
     def stop(cli, **given):
         raise Built(cli.config_init[cli.subcommand])

@@ -11,12 +11,8 @@ from benchmarks.model_shapes import SHAPES
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[5]], ids=lambda shape: shape.name)
 def test_weights_and_adapters_are_counted(shape):
     kind, config = (Qwen2ForCausalLM, Qwen2Config) if shape.bias else (LlamaForCausalLM, LlamaConfig)
-    given = config(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads, head_dim=shape.size, tie_word_embeddings=shape.tied,
-    )  # fmt: skip
     with torch.device("meta"):
-        model = kind(given)
+        model = kind(config(**shape.config))
         assert sum(p.numel() for p in model.parameters()) == shape.weights
         adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == shape.adapters(8)

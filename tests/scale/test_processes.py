@@ -1,4 +1,4 @@
-"""Two real processes, with whole copies of the weights (DDP) or in shards (FSDP2), do what one process does, and go on exactly from a checkpoint."""
+"""Two real processes (DDP or FSDP2) do what one process does, and go on exactly from a checkpoint."""
 
 import pytest
 import torch

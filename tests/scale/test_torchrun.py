@@ -1,4 +1,7 @@
-"""configs/scale/two_cpus.yaml through main.py: torchrun and Lightning's own launcher start the same training, and one goes on from the other's shards."""
+"""configs/scale/two_cpus.yaml through main.py, by torchrun and by Lightning's launcher.
+
+Both start the same training, and one goes on from the other's shards.
+"""
 
 import os
 import subprocess
@@ -29,7 +32,8 @@ def run(launcher, folder, model, *more):
         "trainer.limit_val_batches": 0,
         "trainer.logger": "false",
         "trainer.enable_progress_bar": "false",
-        "trainer.callbacks": '[{"class_path": "callbacks.RolloutCheckpoint", "init_args": {"every_n_rollouts": 1, "keep": 2}}]',
+        "trainer.callbacks": '[{"class_path": "callbacks.RolloutCheckpoint", '
+        '"init_args": {"every_n_rollouts": 1, "keep": 2}}]',
         "trainer.default_root_dir": folder,
     }
     command = [

@@ -81,10 +81,22 @@ def main(method, strategy, model, folder, checkpoint=None):
     )
     resets = [] if method == "sft" else [ReferenceReset(every_n_rollouts=3)]
     trainer = L.Trainer(
-        accelerator="cpu", devices=1 if strategy == "one" else 2, strategy=strategy_of(strategy), use_distributed_sampler=False, max_epochs=-1,
-        max_steps=5, val_check_interval=2, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False, enable_checkpointing=bool(saving),
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, callbacks=[*resets, metrics, *saving],
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1 if strategy == "one" else 2,
+        strategy=strategy_of(strategy),
+        use_distributed_sampler=False,
+        max_epochs=-1,
+        max_steps=5,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=bool(saving),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[*resets, metrics, *saving],
+    )
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     assert len(set(metrics.versions)) == len(metrics.versions), (
         "an engine with copies of the weights would not see an update"

@@ -12,17 +12,8 @@ import torch.distributed.checkpoint as dcp
 from main import main
 from support.errors import ConfigError
 from support.files import damage, unreadable
+from tests.helpers.payload import Payload
 from tests.test_cli import short
-
-
-class Payload:
-    """Unpickling it makes a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture
