@@ -40,7 +40,7 @@ class Factory:
         if self.function is None:
             raise ConfigError(
                 f"this module was pickled with a lambda as its {self.name}, which a pickle cannot keep. Make the "
-                f"module again, or give its {self.name} as functools.partial(torch.optim.AdamW, lr=1e-6) before pickling."
+                f"module again, or pickle it with {self.name}=functools.partial(torch.optim.AdamW, lr=1e-6)."
             )
         return self.function(made_from)
 
