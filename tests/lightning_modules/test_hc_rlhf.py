@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-import lightning_modules.hc_rlhf.module
+import lightning_modules.hc_rlhf.safety_phase
 import lightning_modules.hc_rlhf.score_models
 from datamodules import RecordsPrompts
 from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest, ScorerTraining, SupervisedTerm
@@ -186,7 +186,7 @@ def inside_the_test(patch):
 
 
 def after_the_test(patch):
-    patch.setattr(lightning_modules.hc_rlhf.module, "publish", killed)
+    patch.setattr(lightning_modules.hc_rlhf.safety_phase, "publish", killed)
 
 
 def _run(arguments, hurt):
