@@ -171,7 +171,7 @@ class SafetyTestPhase(OnPolicyModule):
             f"  generated    {generated}",
             f"  prompts      {len(rows)} of {type(self._data()).__name__}, split {ledger.split[:12]}, shared with none of "
             f"{sum(map(len, seen.by_source.values()))} prompts that were seen",
-            *([f"  unknown      {_unknown(seen)}"] if seen.unknown else []),
+            *([f"  unknown      the prompts seen by {', '.join(sorted(seen.unknown))}"] if seen.unknown else []),
             f"  tests        {len(tests) - 1} other test(s) of these prompts"
             + ("; this verdict is the recorded one, nothing was tested again" if again else ""),
             f"  delta        {spent:.4g} of {limit:.4g} spent on these prompts ({number} test(s) declared), "
