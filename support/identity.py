@@ -24,6 +24,10 @@ from support.files import INSTALLED, fingerprint
 _LIBRARIES = tuple(
     {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
+#: this project's packages; a class or function in them is identified by its file
+_PROJECT = set(
+    "callbacks cli datamodules lightning_modules objectives policies rewards rollouts support tracking".split()
+)
 _CONTAINERS = (dict, list, tuple, set, frozenset, types.MappingProxyType)
 
 
@@ -107,9 +111,8 @@ def _class(kind: type, inner: Any) -> Any:
     """A class by the files that define it and its bases, or, outside this project, by its members."""
     parts: list[Any] = [f"{kind.__module__}.{kind.__qualname__}"]
     for base in kind.__mro__[:-1]:
-        file = _file(base.__module__)
-        if file is not None and file.is_relative_to(INSTALLED):
-            parts.append(_file_hash(file, file.stat().st_mtime_ns))
+        if (file := _project_file(base.__module__)) is not None:
+            parts.append(file)
         elif not _is_library(base.__module__):
             members = {n: m for n, m in vars(base).items() if not n.startswith("__") or callable(m)}
             plain = {n: getattr(m, "__func__", m) for n, m in members.items() if not isinstance(m, _DESCRIPTORS)}
@@ -137,11 +140,10 @@ def _function(function: Any, inner: Any) -> Any:
     place = f"{function.__module__}.{function.__qualname__}"
     closure = [_cell(cell, inner) for cell in function.__closure__ or ()]
     settings = [inner(function.__defaults__), inner(function.__kwdefaults__), closure]
-    file = _file(function.__module__)
     if _is_library(function.__module__):
         return [place, _version(sys.modules.get(function.__module__)), *settings]
-    if file is not None and file.is_relative_to(INSTALLED):
-        return [place, _file_hash(file, file.stat().st_mtime_ns), inner(function.__code__), *settings]
+    if (file := _project_file(function.__module__)) is not None:
+        return [place, file, inner(function.__code__), *settings]
     used = {n: inner(function.__globals__[n]) for n in sorted(_names(function.__code__)) if n in function.__globals__}
     return [place, inner(function.__code__), *settings, used]
 
@@ -162,6 +164,12 @@ def _names(code: types.CodeType) -> set[str]:
 def _file(module: str) -> Path | None:
     file = getattr(sys.modules.get(module), "__file__", None)
     return Path(file).resolve() if file and Path(file).is_file() else None
+
+
+def _project_file(module: str) -> str | None:
+    """The hash of a module's file if it belongs to this project's packages."""
+    file = _file(module) if module.partition(".")[0] in _PROJECT else None
+    return _file_hash(file, file.stat().st_mtime_ns) if file is not None and file.is_relative_to(INSTALLED) else None
 
 
 @functools.cache

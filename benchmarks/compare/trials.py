@@ -61,7 +61,8 @@ def digest(command: list[str]) -> str:
     """
     paths = [part.partition("=")[2] for part in command if part.startswith("--config=")]
     configurations = [yaml.safe_load(shipped(path).read_text()) for path in paths]
-    named = {text for text in _texts([command, configurations]) if text.startswith(("assets/", "./", "/", "runs/"))}
+    texts = _texts([command, configurations]) - {*paths}
+    named = {text for text in texts if text.startswith(("assets/", "./", "/", "runs/"))}
     inputs = {text: _content(shipped(text)) for text in sorted(named)}
     return f"d{fingerprint([command, configurations, inputs, _source_version()])[:12]}"
 

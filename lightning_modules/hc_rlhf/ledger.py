@@ -186,7 +186,7 @@ class Ledger:
 
         Returns:
             The failure probability that this test may use. An interrupted test of the same candidate on the same split
-            continues with what it has spent.
+            continues with what it has spent, and the ledger counts its interruptions.
 
         Raises:
             ConfigError: the tests of these prompts may spend no more.
@@ -195,6 +195,7 @@ class Ledger:
         if same is not None:
             if "verdict" in same:
                 raise ValueError("this test is finished; `find` returns it")
+            self._append({**_kept(same), "interrupted": same.get("interrupted", 0) + 1})
             return float(same["delta"])
         tests = self.tests()
         limit, number, spent = self.budget(delta, allowance)
@@ -219,10 +220,7 @@ class Ledger:
         begun = self._same(candidate, question)
         if begun is None:
             raise ValueError("this test has not begun; call `begin` first")
-        paid: dict[str, Any] = {
-            name: begun[name] for name in ("delta", "declared_delta", "declared_tests") if name in begun
-        }
-        self._append({"candidate": candidate, "question": question, **outcome, **paid})
+        self._append({**outcome, **_kept(begun)})
         return self._same(candidate, question) or {}
 
     def facts(self) -> dict[str, Any]:
@@ -240,6 +238,12 @@ class Ledger:
         event = {"split": self.split, "prompts": sorted(self.prompts), "time": _now(), **facts}
         for journal in self.journals:
             journal.append(event)
+
+
+def _kept(test: dict[str, Any]) -> dict[str, Any]:
+    """What later events of a test repeat from its first."""
+    names = ("candidate", "question", "delta", "declared_delta", "declared_tests", "interrupted")
+    return {name: test[name] for name in names if name in test}
 
 
 def _now() -> str:

@@ -153,6 +153,7 @@ class SafetyTestPhase(OnPolicyModule):
             "delta_left": max(0.0, limit - spent),
             "allowance": number,
             "ledger": journal,
+            "interrupted_before": recorded.get("interrupted", 0),
             "seed": run_seed(),
             **self.models.facts,
             "validation": {

@@ -11,13 +11,14 @@ from torch.utils.data import DataLoader
 
 from lightning_modules.reward_models import CostModel, PreferenceModule, RewardModel
 from policies import LoRA, PolicyParams
-from policies.locate import model_identity
+from policies.locate import locate, model_identity
 from support.errors import ConfigError
 from support.files import cache_folder
 from support.identity import identity_fingerprint
 from support.processes import alone
 from support.prompt_identity import prompt_fingerprints, split_by_prompt
 from support.seeding import derive_seed, isolated_rng, run_seed
+from support.seen_prompts import SeenPrompts
 from tracking.runs import mlflow_runs
 
 Rows = list[dict[str, Any]]
@@ -122,7 +123,8 @@ def trained_scorer(
         "prompts": sorted(prompt_fingerprints(row["prompt"] for row in rows)),
     }
     module.policy.save(temporary, facts)
-    seen = module.seen_prompts()
+    seen = SeenPrompts()
+    seen.update(SeenPrompts.of_model(locate(policy.model), policy.model), through=policy.model)
     seen.add(f"the preference pairs of the {kind} model", [row["prompt"] for row in rows])
     seen.save(temporary)
     shutil.rmtree(folder, ignore_errors=True)

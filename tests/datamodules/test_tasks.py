@@ -106,7 +106,8 @@ def test_files_with_the_hubs_columns(tmp_path, suffix):
     }[suffix]()
     data = FilePrompts(str(path), columns={"prompt": "question"}, val_size=5, safety_size=3)
     assert [len(data.rows(s)) for s in ("train", "safety", "val")] == [12, 3, 5]
-    assert data.rows("train")[0]["prompt"] == "q0" and data.rows("train")[0]["answer"] == "#### 0"
+    first = data.rows("train")[0]
+    assert first["answer"] == f"#### {first['prompt'][1:]}" and data.rows("val")[0]["prompt"] == "q15"
 
 
 def test_the_cells_of_a_csv_file_are_texts_unless_numbers_are_asked_for(tmp_path):
