@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from datamodules import FilePrompts
 from datamodules.records_desk import draw_rows
 from lightning_modules.hc_rlhf import Ledger, verify
 from policies import Policy, PolicyParams
@@ -298,16 +297,3 @@ def test_a_certificate_is_checked_without_its_ledger_too(certified, here):
     """On another machine there is none to compare with."""
     _edit(ledger={"path": str(here / "nowhere/journal.jsonl")})(certified)
     assert verify(certified)["verdict"] == "SAFE"
-
-
-def test_the_safety_split_is_a_random_part_of_the_file(place):
-    def split(seed):
-        data = FilePrompts(str(place.folder / "prompts.jsonl"), val_size=4, safety_size=30, seed=seed)
-        parts = {name: [row["prompt"] for row in data.rows(name)] for name in ("train", "safety", "val")}
-        assert sorted(sum(parts.values(), [])) == sorted(place.prompts) and parts["val"] == place.prompts[-4:]
-        return {place.prompts.index(prompt) for prompt in parts["safety"]}
-
-    drawn = [split(seed) for seed in range(40)]
-    assert drawn[0] == split(0) and len(set(map(frozenset, drawn))) == 40
-    share = sum(len([index for index in part if index < 38]) for part in drawn) / (40 * 30)
-    assert 0.45 < share < 0.55, "half of them are from the first half of the rows before the validation's"
