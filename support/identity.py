@@ -78,12 +78,8 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     if isinstance(value, functools.partial):
         return [name, *map(inner, (value.func, value.args, value.keywords))]
     if inspect.isroutine(value):  # a method, or a function in C
-        return [
-            name,
-            value.__qualname__,
-            inner(getattr(value, "__func__", None)),
-            inner(getattr(value, "__self__", None)),
-        ]
+        parts = [inner(getattr(value, part, None)) for part in ("__func__", "__self__", "__wrapped__")]
+        return [name, value.__qualname__, _version(sys.modules.get(str(value.__module__))), *parts]
     if hasattr(value, "backend_tokenizer") and hasattr(value, "chat_template"):
         return [name, tokenizer_identity(value)]
     if isinstance(value, torch.nn.Module):
@@ -114,21 +110,22 @@ def _class(kind: type, inner: Any) -> Any:
         if (file := _project_file(base.__module__)) is not None:
             parts.append(file)
         elif not _is_library(base.__module__):
-            members = {n: m for n, m in vars(base).items() if not n.startswith("__") or callable(m)}
-            plain = {n: getattr(m, "__func__", m) for n, m in members.items() if not isinstance(m, _DESCRIPTORS)}
-            parts.append(
-                [base.__qualname__, inner(plain), [inner(m.fget) for m in members.values() if _is_property(m)]]
-            )
+            members = {n: m for n, m in vars(base).items() if n != "_abc_impl" and (n[:2] != "__" or callable(m))}
+            parts.append([base.__qualname__, inner({n: _member(m) for n, m in members.items()})])
         else:
             parts.append([base.__qualname__, _version(sys.modules.get(base.__module__))])
     return parts
 
 
-_DESCRIPTORS = (property, types.GetSetDescriptorType, types.MemberDescriptorType)
-
-
-def _is_property(member: Any) -> bool:
-    return isinstance(member, property)
+def _member(member: Any) -> Any:
+    """The functions of a class's member: of a property its getter and setter, of a class method the function."""
+    if isinstance(member, property):
+        return [member.fget, member.fset]
+    if isinstance(member, functools.cached_property):
+        return [member.func]
+    if isinstance(member, (types.GetSetDescriptorType, types.MemberDescriptorType)):
+        return "attribute"
+    return getattr(member, "__func__", member)
 
 
 def _function(function: Any, inner: Any) -> Any:

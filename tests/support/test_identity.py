@@ -1,8 +1,10 @@
 """Identities that caches and the ledger rest on: different for whatever acts differently, equal for equal objects."""
 
 import functools
+import math
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -60,6 +62,42 @@ class Method:
         return [self.value] * len(completions)
 
 
+def cached(value):
+    return functools.lru_cache(closure(value))
+
+
+class Base(ABC):
+    @abstractmethod
+    def make(self):
+        """Overridden."""
+
+
+def of_a_class(value):
+    class Concrete(Base):
+        limit = value
+
+        @property
+        def low(self):
+            return self.limit
+
+        @functools.cached_property
+        def high(self):
+            return self.limit
+
+        @classmethod
+        def make(cls):
+            return cls()
+
+    return Concrete()
+
+
+def with_a_property(value):
+    class Owner:
+        low = property(closure(value))
+
+    return Owner()
+
+
 class Slots:
     __slots__ = ("value",)
 
@@ -83,6 +121,10 @@ PAIRS = {
     "numbers and texts": (lambda value: Settings({"a": value}), 1, "1"),
     "lists and tuples": (lambda value: Settings({"a": value}), [1], (1,)),
     "attributes of containers": (Labelled, "a", "b"),
+    "cached functions": (cached, 1, 2),
+    "attributes of a class": (of_a_class, 1, 2),
+    "properties of a class": (with_a_property, 1, 2),
+    "functions in C": (lambda name: getattr(math, name), "sin", "cos"),
     "slots": (Slots, 1, 2),
     "sets": (lambda value: {"x", value}, "y", "z"),
     "queues": (lambda value: deque([1, value]), 2, 3),
