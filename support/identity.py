@@ -1,7 +1,8 @@
 """Identity of an object by all of its settings, as plain data that can be fingerprinted.
 
-Caches and the ledger of safety tests rest on it, so it must never be equal for two things that act differently. Whatever
-cannot be read (a lock, a socket, a C object without a pickle form) therefore gets a random identity, equal to nothing.
+Caches and the ledger of safety tests rest on it, so it must never be equal for two things that act differently.
+Whatever cannot be read (a lock, a socket, a C object without a pickle form) therefore gets a random identity, equal to
+nothing.
 """
 
 import copyreg
@@ -96,7 +97,7 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
-    """What decides the tokens and texts of a tokenizer: its rules, chat template and special tokens, as plain data."""
+    """The rules, chat template and special tokens of a tokenizer, which decide its tokens and texts, as plain data."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else identity(vars(tokenizer))
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}

@@ -60,7 +60,7 @@ class SeenPrompts:
 
     @classmethod
     def of_model(cls, folder: str | Path, name: str) -> "SeenPrompts":
-        """What the model in a folder saw; a model without a record, or on the hub, counts as unknown.
+        """The prompts that the model in a folder saw; a model without a record, or on the hub, counts as unknown.
 
         Args:
             folder: the located model.

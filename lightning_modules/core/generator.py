@@ -13,7 +13,7 @@ _ORIGIN = {"_name_or_path", "transformers_version", "_commit_hash"}
 
 
 def generator(module: SamplingModule, sampling: SamplingParams) -> dict[str, Any]:
-    """What decides the completions of a module, as plain data; call it within `whole_weights`.
+    """Everything that decides the completions of a module, as plain data; call it within `whole_weights`.
 
     It holds the weights that act (adapters added, with their scale), the model's configuration, tokenizer, chat
     template and end tokens, the sampling settings, the engine with its settings, the precision and the kind of device.

@@ -83,8 +83,8 @@ def check_export(module: SamplingModule, folder: Path, rows: Rows) -> dict[str, 
     if not gap["mean"] <= tolerance:
         raise ConfigError(
             f"the exported policy differs from the tested one by {gap['mean']:.3g} in the mean log-prob per token on "
-            f"{len(rows[:COMPARED])} safety prompts (at most {tolerance:g} allowed), so it is not what was tested and is "
-            f"not exported. The verdict is in the ledger. Set model.policy.dtype: float32, in which merged adapters "
+            f"{len(rows[:COMPARED])} safety prompts (at most {tolerance:g} allowed), so it is not what was tested and "
+            f"is not exported. The verdict is in the ledger. Set model.policy.dtype: float32, in which merged adapters "
             "keep their values, and train and test with a fresh safety split."
         )
     return gap

@@ -113,7 +113,7 @@ class Journal:
         return event
 
     def facts(self) -> dict[str, Any]:
-        """What a certificate says about the journal."""
+        """The entries of a certificate about the journal."""
         events = self.events()
         return {"path": str(self.path), "events": len(events), "hash": events[-1]["hash"] if events else _START}
 
@@ -224,7 +224,7 @@ class Ledger:
         return self._same(candidate, question) or {}
 
     def facts(self) -> dict[str, Any]:
-        """What a certificate says about the ledger: its journal's path, number of events and last fingerprint."""
+        """The entries of a certificate about the ledger: its journal's path, number of events and last fingerprint."""
         return self.journals[0].facts()
 
     @property
@@ -241,7 +241,7 @@ class Ledger:
 
 
 def _kept(test: dict[str, Any]) -> dict[str, Any]:
-    """What later events of a test repeat from its first."""
+    """The facts that later events of a test repeat from its first."""
     names = ("candidate", "question", "delta", "declared_delta", "declared_tests", "interrupted")
     return {name: test[name] for name in names if name in test}
 

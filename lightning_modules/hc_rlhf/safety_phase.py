@@ -1,4 +1,4 @@
-"""Phase 5 of HC-RLHF: the safety test at the end of training or by `main.py test`, its ledger, certificate and export."""
+"""Phase 5 of HC-RLHF: the safety test after training or by `main.py test`, its ledger, certificate and export."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -170,8 +170,8 @@ class SafetyTestPhase(OnPolicyModule):
         report = [
             f"  tested       {tested}",
             f"  generated    {generated}",
-            f"  prompts      {len(rows)} of {type(self._data()).__name__}, split {ledger.split[:12]}, shared with none of "
-            f"{sum(map(len, seen.by_source.values()))} prompts that were seen",
+            f"  prompts      {len(rows)} of {type(self._data()).__name__}, split {ledger.split[:12]}, none of them "
+            f"among the {sum(map(len, seen.by_source.values()))} prompts that were seen",
             *([f"  unknown      the prompts seen by {', '.join(sorted(seen.unknown))}"] if seen.unknown else []),
             f"  tests        {len(tests) - 1} other test(s) of these prompts"
             + ("; this verdict is the recorded one, nothing was tested again" if again else ""),
@@ -237,7 +237,8 @@ def _unknown(seen: SeenPrompts) -> str:
     """A remark about models whose prompts are unknown; "" if there are none."""
     if not seen.unknown:
         return ""
-    return f"Unknown, and therefore not compared with the safety prompts: the prompts seen by {', '.join(sorted(seen.unknown))}."
+    names = ", ".join(sorted(seen.unknown))
+    return f"Unknown, and therefore not compared with the safety prompts: the prompts seen by {names}."
 
 
 def _other_tests(number: int) -> str:

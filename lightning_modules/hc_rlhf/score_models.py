@@ -107,7 +107,7 @@ class ScoreModels:
 
 
 def _seen_by(folder: str, name: str) -> SeenPrompts:
-    """What a scorer saw: the pairs it was trained on, and what the model that it started from saw."""
+    """The prompts that a scorer saw: those of its training pairs, and those of the model that it started from."""
     facts, seen = load_facts(folder), SeenPrompts()
     if "prompts" in facts:
         seen.by_source[f"{name}'s training data"] = set(facts["prompts"])

@@ -81,6 +81,6 @@ def check_disjoint(
         if shared:
             raise ConfigError(
                 f"{len(shared)} of {len(prompts)} prompts of the safety split are also in {name}, e.g. "
-                f"{min(shared)[:80]!r}, so the test would not be independent of the training. Split the data by prompt, "
+                f"{min(shared)[:80]!r}, so the test would not be independent of the training. Split the data by prompt "
                 "and test with the data settings of the training (data.safety_size, data.seed)."
             )
