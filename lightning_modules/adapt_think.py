@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_modules.core.effect_watch import EffectWatch
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.failure_counts import FailureCounts
+from lightning_modules.core.generator import generator
 from lightning_modules.core.on_policy import OnPolicyModule
 from lightning_modules.core.policy_update import Sums
 from lightning_modules.core.reference_rewards import Reference, prompt_key, reference_rewards
@@ -298,13 +299,14 @@ class AdaptThink(OnPolicyModule):
             failures.add(batch)
             return self.accuracy(batch)
 
+        sampling = overridden(self.sampling, self.reference.sampling)
         with self.whole_weights():
             self.reference_means = reference_rewards(
                 data.rows("train"),
                 measure,
                 reference=self.reference,
-                sampling=overridden(self.sampling, self.reference.sampling),
-                policy=self.policy,
+                sampling=sampling,
+                generator=generator(self, sampling),
                 rewards=[identity(reward) for reward in self.rewards],
             )
         failures.metrics(self.all_rewards, "the measurement of the initial policy")

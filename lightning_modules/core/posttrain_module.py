@@ -10,12 +10,15 @@ from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_modules.core.part_types import Factory, check_factory, check_policy
 from policies import Policy, PolicyParams
+from policies.locate import locate
 from policies.sharding import shard
 from support.errors import ConfigError
 from support.seeding import isolated_rng, run_seed
+from support.seen_prompts import SeenPrompts, prompts_of_data
 
 
 class PosttrainModule(L.LightningModule):
@@ -51,6 +54,7 @@ class PosttrainModule(L.LightningModule):
         self.policy_params, self.optimizer_callable = policy, Factory("optimizer", optimizer)
         self.scheduler_callable = None if lr_scheduler is None else Factory("lr_scheduler", lr_scheduler)
         self.strict_loading = policy.lora is None
+        self._seen, self._noted_data, self._noted_start = SeenPrompts(), None, False
 
     def configure_model(self) -> None:
         if getattr(self, "policy", None) is None:
@@ -108,9 +112,44 @@ class PosttrainModule(L.LightningModule):
     def export(self, folder: str | Path) -> None:
         """Write the trained model as a folder that can be loaded again; call it within `whole_weights`."""
         self.policy.save(folder)
+        self.seen_prompts().save(folder)
+
+    # ---- the prompts that the weights have seen ----------------------------------------------------------------------
+
+    def seen_prompts(self) -> SeenPrompts:
+        """Fingerprints of the prompts that this model has seen: its start, the run of its checkpoint, this training.
+
+        What a start or a checkpoint does not state is listed as unknown.
+        """
+        if not self._noted_start:
+            self._noted_start, name = True, self.policy_params.model
+            self._seen.update(SeenPrompts.of_model(locate(name), name), through=name)
+        data = getattr(self.trainer, "datamodule", None) if self._fits else None
+        if data is not None and data is not self._noted_data:
+            self._noted_data = data
+            for source, prompts in prompts_of_data(data).items():
+                self._seen.add(source, prompts)
+        return self._seen
+
+    @property
+    def _fits(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+
+    def _note_rows(self, rows: Any) -> None:
+        """Add the prompts of a batch, where no data module names them before."""
+        if self._fits and getattr(self.trainer, "datamodule", None) is None and isinstance(rows, list):
+            prompts = [row["prompt"] for row in rows if isinstance(row, dict) and "prompt" in row]
+            self._seen.add("the batches of a training without a data module", prompts)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._note_rows(batch)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._note_rows(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
+        checkpoint["seen_prompts"] = self.seen_prompts().state_dict()
         for name in self._rebuilt_from_config():
             del checkpoint["state_dict"][name]
 
@@ -122,6 +161,10 @@ class PosttrainModule(L.LightningModule):
                 "from its weights with another method, export them with callbacks.ExportPolicy and set "
                 "model.policy.model to the exported folder."
             )
+        if "seen_prompts" in checkpoint:
+            self._seen.update(SeenPrompts.from_state_dict(checkpoint["seen_prompts"]))
+        else:
+            self._seen.unknown.add("the run of a checkpoint without fingerprints of its prompts")
         self.configure_model()
         if "state_dict" not in checkpoint:  # a sharded checkpoint, which the strategy loads and checks
             return

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from policies import Policy
 from rollouts import SamplingOverrides, SamplingParams
 from support.errors import ConfigError
-from support.files import atomic_write_text, cache_folder, fingerprint, weights_fingerprint
+from support.files import atomic_write_text, cache_folder, fingerprint
+from support.identity import identity
 from support.processes import gathered
 from support.seeding import isolated_rng, run_seed
 
@@ -49,7 +49,7 @@ def reference_rewards(
     *,
     reference: Reference,
     sampling: SamplingParams,
-    policy: Policy,
+    generator: Any,
     rewards: Any,
 ) -> dict[str, float]:
     """Mean reward of the current policy by prompt; from the cache if it was measured before.
@@ -60,12 +60,12 @@ def reference_rewards(
     Args:
         measure: (rows, samples, sampling) -> rewards of shape (rows * samples,), NaN where one could not be scored.
         sampling: sampling settings, with `reference.sampling` applied.
+        generator: identity of what generates, with this sampling (lightning_modules/core/generator.py).
         rewards: identity of the rewards and their settings, as plain data.
     """
     distinct = {prompt_key(row): row for row in rows}
-    identity = [weights_fingerprint(dict(policy.weights())), policy.tokenizer.chat_template, policy.params.dtype]
-    identity += [fingerprint(distinct), asdict(sampling), reference.samples, run_seed(), rewards]
-    path = cache_folder("adapt_think", f"{fingerprint(identity)}.json")
+    key = fingerprint([generator, fingerprint(map(identity, rows)), reference.samples, run_seed(), rewards])
+    path = cache_folder("adapt_think", f"{key}.json")
     # All processes must decide alike, and the file may become visible to some of them first.
     if all(gathered(reference.cache and path.is_file())):
         cached: dict[str, float] = json.loads(path.read_text())

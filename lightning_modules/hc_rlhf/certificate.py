@@ -60,9 +60,11 @@ def _page(facts: dict[str, Any], picture: str) -> str:
     rule = "at most" if safe else "not shown to be at most"
     promise = (
         "The expected cost of this policy's responses, as the cost model judges them over the distribution of the "
-        f"safety prompts, is {rule} {facts['threshold']:g}, with confidence {1 - facts['delta']:.4g}. This statement "
-        "is about the cost model, not about the judgement of people."
+        f"safety prompts, is {rule} {facts['threshold']:g}, with confidence {1 - facts['delta']:.4g}. Responses are "
+        f"generated {facts['generated']}; with other settings nothing is promised. This statement is about the cost "
+        "model, not about the judgement of people. This page is not signed: whoever can write it can change it."
     )
+    remarks = "".join(f"<p>{html.escape(remark)}</p>" for remark in facts["remarks"])
     rows = "".join(
         f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{_cell(value)}</td></tr>"
         for name, value in facts.items()
@@ -73,7 +75,7 @@ def _page(facts: dict[str, Any], picture: str) -> str:
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{facts["verdict"]}</title>'
-        f"<style>{style}</style><h1>{facts['verdict']}</h1><p>{html.escape(promise)}</p>"
+        f"<style>{style}</style><h1>{facts['verdict']}</h1><p>{html.escape(promise)}</p>{remarks}"
         f'<img alt="{alt}" src="data:image/png;base64,{picture}">'
         f"<table>{rows}</table></html>\n"
     )

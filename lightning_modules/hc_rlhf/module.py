@@ -10,22 +10,19 @@ Chittepu et al., 2025 (arXiv 2506.08266). Given a threshold tau and a failure pr
 """
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.core.on_policy import OnPolicyModule
 from lightning_modules.core.terms import KLPenalty
-from lightning_modules.hc_rlhf.ledger import Ledger
-from lightning_modules.hc_rlhf.publish import publish
-from lightning_modules.hc_rlhf.safety_test import SafetyTest, Verdict, judge
+from lightning_modules.hc_rlhf.safety_phase import SafetyTestPhase, cost_problem
+from lightning_modules.hc_rlhf.safety_test import SafetyTest, Verdict
 from lightning_modules.hc_rlhf.score_models import ScoreModels
 from lightning_modules.hc_rlhf.scorer_training import ScorerTraining
 from lightning_modules.hc_rlhf.settings import Constraint, SupervisedTerm
-from lightning_modules.hc_rlhf.splits import check_splits, safety_data
 from objectives import Advantage, Aggregation, Bound, LeaveOneOut, PolicyLoss, Reinforce, SequenceSum, StudentT
 from objectives.constraint import CostWindow, DualVariable, augmented_cost, inflation
 from policies import PolicyParams
@@ -33,11 +30,9 @@ from policies.supervised import response_loss
 from rewards import Reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
-from support.files import fingerprint, weights_fingerprint
 from support.papers import Paper
 from support.processes import gathered
-from support.prompt_identity import split_fingerprint
-from support.seeding import derive_seed, isolated_rng, run_seed
+from support.seeding import derive_seed, run_seed
 
 
 @dataclass
@@ -61,7 +56,7 @@ class Pessimism:
         return self.mean + self.kappa * self.std
 
 
-class HCRLHF(OnPolicyModule):
+class HCRLHF(SafetyTestPhase):
     """High-confidence safe RLHF; the defaults are the paper's and its official code's.
 
     The data module provides the prompts, a `safety` split, and preference pairs if models have to be trained. The
@@ -172,7 +167,7 @@ class HCRLHF(OnPolicyModule):
 
     def prepare_data(self) -> None:
         """Train missing models, on one process."""
-        check_splits(self._data(), self.models.seen_prompts())
+        self.check_unseen()
         self.models.train_missing(self.policy_params, self._data(), self.trainer)
 
     def setup(self, stage: str) -> None:
@@ -190,17 +185,8 @@ class HCRLHF(OnPolicyModule):
                 f"model.supervised asks for {self.supervised.batch_size} demonstrations per step, and the data module "
                 f"has {len(self._data().rows('demonstration'))}; set data.demonstrations, or remove model.supervised."
             )
-        if stage == "fit" and not self.test_params.skip:
-            spent = len(self._ledger().tests())
-            if spent >= self.test_params.allowance and self.trainer.is_global_zero:
-                print(
-                    f"Note: this safety split has served {spent} test(s) of {self.test_params.allowance} allowed, so "
-                    "this run's test will be refused unless the run reproduces the tested policy exactly. Draw a fresh "
-                    "split (another --seed_everything) or raise model.test.allowance."
-                )
-
-    def _data(self) -> Any:
-        return safety_data(self.trainer, needs_pairs=self.models.incomplete)
+        if stage == "fit" and not self.test_params.skip and self.trainer.is_global_zero:
+            self.warn_if_spent()
 
     # ---- phase 4: candidate selection --------------------------------------------------------------------------------
 
@@ -212,6 +198,9 @@ class HCRLHF(OnPolicyModule):
     def observe(self, batch: RolloutBatch) -> None:
         """Add this rollout's costs to the window, and take one ascent step of lambda for the next rollout."""
         options, costs = self.constraint, batch.rewards["cost"]
+        problems = gathered(cost_problem(costs, batch))
+        if any(problems):  # on every process, so that none waits for another
+            raise ConfigError(next(problem for problem in problems if problem))
         self.window.extend([cost for part in gathered(costs.tolist()) for cost in part])
         kappa = inflation(options.delta, len(self.window), self.safety_size, options.c1, options.c2)
         self.pessimism = Pessimism(self.window.mean, self.window.std, kappa, self.dual.value)
@@ -264,32 +253,6 @@ class HCRLHF(OnPolicyModule):
         self.dual.load_state_dict(checkpoint["constraint"]["dual"])
         self.before, self.after = checkpoint["constraint"]["before"], checkpoint["constraint"]["after"]
 
-    # ---- phase 5: the safety test ------------------------------------------------------------------------------------
-
-    def on_train_end(self) -> None:
-        if self.test_params.skip and self.trainer.is_global_zero:
-            print("NOT TESTED: model.test.skip is set, so nothing is certified and nothing is exported.")
-        if not (self._cut_short or self.test_params.skip):
-            self.safety_test()
-
-    def on_fit_end(self) -> None:
-        """Test a resumed run that was killed in its test: it has no training left, so `on_train_end` is not called."""
-        unfinished = self.verdict is None and not self.test_params.skip and self.trainer.is_global_zero
-        if unfinished and not self._cut_short:
-            self.to(self.trainer.strategy.root_device)
-            self.safety_test()
-
-    @property
-    def _cut_short(self) -> bool:
-        """Whether the training is a trial of a few batches, or was interrupted."""
-        return bool(self.trainer.fast_dev_run or self.trainer.interrupted)  # type: ignore[attr-defined]
-
-    def on_test_end(self) -> None:
-        self.safety_test()
-
-    def _ledger(self) -> Ledger:
-        return Ledger([row["prompt"] for row in self._data().rows("safety")], self.test_params.ledger)
-
     def on_validation_end(self) -> None:
         names = {"reward": "val/reward", "cost": "val/cost"}
         names |= {monitor.name: f"val/{self.metric_name(monitor.name)}" for monitor in self.monitors}
@@ -297,62 +260,6 @@ class HCRLHF(OnPolicyModule):
         self.after = {name: float(logged[metric]) for name, metric in names.items() if metric in logged}
         if self.trainer.global_step == 0:
             self.before = self.after
-
-    @torch.no_grad()
-    def safety_test(self) -> Verdict | None:
-        """Test the policy once on the safety split; export it if it passes.
-
-        Prints the verdict and writes the certificate. Returns None on all processes but the first. Raises ConfigError
-        if this split's allowance is used up.
-        """
-        with self.whole_weights():
-            return self._safety_test() if self.trainer.is_global_zero else None
-
-    def _safety_test(self) -> Verdict:
-        options, models = self.constraint, self.models.facts
-        candidate = weights_fingerprint(dict(self.policy.model.named_parameters()))
-        # Everything that decides the verdict besides the weights and the prompts: other settings are another test.
-        limits = [options.threshold, options.delta, options.cost_scale, self.bound.name, self.bound.assumption]
-        question = fingerprint([models["cost_model"]["id"], *limits, asdict(self.sampling), run_seed()])
-        ledger = self._ledger()
-        with ledger.locked():
-            recorded = ledger.find(candidate, question)
-            if recorded is None:
-                delta = ledger.begin(candidate, question, options.delta, self.test_params.allowance)
-                recorded = ledger.record(candidate, question, self._test(delta))
-            tests = ledger.tests()
-        validation = {
-            name: {"before": self.before[name], "after": value}
-            for name, value in self.after.items()
-            if name in self.before
-        }
-        facts = {
-            "cost_scale": options.cost_scale,
-            "safety_split": ledger.split,
-            "other_splits": {
-                name: split_fingerprint(row["prompt"] for row in self._data().rows(name)) for name in ("train", "val")
-            },
-            "allowance": self.test_params.allowance,
-            "seed": run_seed(),
-            **models,
-            "validation": validation,
-            "config": {name: asdict(getattr(self, name)) for name in ("constraint", "kl", "batch", "sampling")},
-        }
-        self.verdict = publish(self.trainer, recorded, tests, facts, self.test_params.export, self.policy.save)
-        return self.verdict
-
-    def _test(self, delta: float) -> dict[str, Any]:
-        """Sample one response per safety prompt. Returns the costs and the verdict."""
-        with isolated_rng("safety test", run_seed()):
-            batch = self.sample(self._data().rows("safety"), 1, self.sampling)
-        assert self.cost is not None
-        costs = self.cost(batch).cpu()
-        return {
-            "delta": delta,
-            "verdict": asdict(judge(costs, self.constraint.threshold, delta, self.bound)),
-            "truth": {monitor.name: float(monitor(batch).nanmean()) for monitor in self.monitors},
-            "costs": costs.tolist(),
-        }
 
 
 PAPER = Paper(

@@ -23,17 +23,19 @@ def publish(
     recorded: dict[str, Any],
     tests: list[dict[str, Any]],
     facts: dict[str, Any],
+    report: list[str],
     export: str | None,
-    save: Callable[[Path], None],
+    save: Callable[[Path], dict[str, Any]],
 ) -> Verdict:
     """Write the certificate, export the policy if it is SAFE, log both, print the verdict.
 
     Args:
         recorded: the ledger's entry of this test.
-        tests: all entries of the split.
+        tests: all tests of these prompts.
         facts: further entries of the certificate.
+        report: lines that say what was tested, for the terminal.
         export: folder of the exported policy; None means <run folder>/policy.
-        save: writes the policy into a folder.
+        save: writes the policy into a folder, checks it, and returns further entries of its certificate.
     """
     verdict = Verdict(**recorded["verdict"])
     folder = run_folder(trainer)
@@ -41,11 +43,11 @@ def publish(
         "verdict": verdict.text,
         **{name: value for name, value in asdict(verdict).items() if name != "safe"},
         **recorded["truth"],
-        "policy_sha256": recorded["candidate"],
         "tested_at": recorded["time"],
         "tests_on_this_split": len(tests),
         "delta_spent_on_this_split": sum(entry["delta"] for entry in tests),
         **facts,
+        "test": {name: recorded[name] for name in ("split", "candidate", "question")},
     }
     paths = write_certificate(folder / "certificate", facts, torch.tensor(recorded["costs"]))
     exported = None
@@ -53,8 +55,10 @@ def publish(
         exported = Path(export) if export else folder / "policy"
         partial = exported.with_name(exported.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        save(partial)
-        atomic_write_text(partial / CERTIFICATE, json.dumps(facts | {"files": file_hashes(partial)}, indent=1))
+        checked = save(partial)
+        atomic_write_text(
+            partial / CERTIFICATE, json.dumps(facts | checked | {"files": file_hashes(partial)}, indent=1)
+        )
         shutil.rmtree(exported, ignore_errors=True)
         partial.replace(exported)  # the folder appears at once, complete with its certificate
     metrics = {"ucb": verdict.ucb, "mean": verdict.mean, "passed": float(verdict.safe), "threshold": verdict.threshold}
@@ -72,11 +76,18 @@ def publish(
             "bound": verdict.bound,
         }
         register(trainer, exported, {f"safety.{name}": value for name, value in about.items()}, alias="certified")
-    print(_lines(verdict, recorded["truth"], facts, paths[1], exported), flush=True)
+    print(_lines(verdict, recorded["truth"], facts, report, paths[1], exported), flush=True)
     return verdict
 
 
-def _lines(verdict: Verdict, truth: dict[str, float], facts: dict[str, Any], page: Path, exported: Path | None) -> str:
+def _lines(
+    verdict: Verdict,
+    truth: dict[str, float],
+    facts: dict[str, Any],
+    report: list[str],
+    page: Path,
+    exported: Path | None,
+) -> str:
     sign = "<=" if verdict.safe else ">"
     lines = [
         f"\n{verdict.text}: upper bound of the mean cost {verdict.ucb:.4f} {sign} threshold {verdict.threshold:g}",
@@ -91,5 +102,5 @@ def _lines(verdict: Verdict, truth: dict[str, float], facts: dict[str, Any], pag
         f"  monitor      {name} {value:.4f} on the safety prompts (measured, never optimised)"
         for name, value in truth.items()
     ]
-    lines += [f"  certificate  {page}", f"  policy       {exported or 'not exported'}"]
+    lines += [*report, f"  certificate  {page}", f"  exported to  {exported or 'nowhere'}"]
     return "\n".join(lines)

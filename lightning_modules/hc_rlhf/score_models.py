@@ -3,15 +3,17 @@
 from typing import Any
 
 import lightning as L
-import torch
 
 from lightning_modules.hc_rlhf.scorer_training import ScorerTraining, trained_scorer
-from policies import PolicyParams
+from policies import PolicyParams, Scorer
+from policies.locate import locate
 from policies.scorer import load_facts, load_scorer
-from rewards import Reward
+from rewards import HTTPJudge, Reward
 from rewards.models import SPANS, ModelScore, Scale
 from support.errors import ConfigError
 from support.files import fingerprint, weights_fingerprint
+from support.identity import identity_fingerprint, tokenizer_identity
+from support.seen_prompts import SeenPrompts
 
 
 class ScoreModels:
@@ -59,13 +61,18 @@ class ScoreModels:
         """(smallest cost, largest cost, whether nothing lies between them)."""
         return self.cost.span if self.cost is not None else SPANS[self.cost_scale]
 
-    def seen_prompts(self) -> dict[str, list[str]]:
-        """Fingerprints of the prompts that existing models were trained on, as far as their folders state them."""
-        return {
-            f"the {kind} model's training data": load_facts(f).get("prompts", [])
-            for kind, f in self.folders.items()
-            if f
-        }
+    def seen_prompts(self) -> SeenPrompts:
+        """Fingerprints of the prompts that existing models have seen, as far as their folders state them."""
+        seen = SeenPrompts()
+        for kind, folder in self.folders.items():
+            if folder:
+                seen.update(_seen_by(folder, f"the {kind} model"))
+        for part in _with_parts([*self.rewards, *([self.cost] if self.cost is not None else [])]):
+            for scorer in (value for value in vars(part).values() if isinstance(value, Scorer)):
+                seen.update(_seen_by(scorer.params.model, f"the model of the reward {part.name!r}"))
+            if isinstance(part, HTTPJudge):
+                seen.unknown.add(f"the served model of the reward {part.name!r}")
+        return seen
 
     def train_missing(self, policy: PolicyParams, data: Any, trainer: L.Trainer) -> None:
         for kind, folder in self.folders.items():
@@ -81,9 +88,8 @@ class ScoreModels:
         for kind, folder in self.folders.items():
             folder = folder or self._trained(kind, policy, data, trainer)
             scorer, facts = load_scorer(folder)
-            identity = facts.get("id") or weights_fingerprint(scorer.state_dict())
             self.facts[f"{kind}_model"] = {
-                "id": identity,
+                "id": _scorer_identity(scorer),
                 "held_out": facts.get("held_out", "unknown"),
                 "training_prompts": len(facts["prompts"])
                 if "prompts" in facts
@@ -95,22 +101,38 @@ class ScoreModels:
         replacements = {"reward_model": self.rewards, "cost_model": [self.cost] if self.cost is not None else []}
         for kind, parts in replacements.items():
             if parts:
-                self.facts[kind] = {
-                    "id": fingerprint(map(_identity, parts)),
-                    "parts": [_identity(part) for part in parts],
-                }
+                self.facts[kind] = {"id": identity_fingerprint(*parts), "parts": [_described(part) for part in parts]}
         rewards: list[Reward] = self.rewards or [loaded["reward"]]
         return rewards, self.cost if self.cost is not None else loaded["cost"]
 
 
-def _identity(part: Reward) -> str:
-    """A text of everything that decides a reward's scores: class, plain settings, names of functions, model weights."""
+def _seen_by(folder: str, name: str) -> SeenPrompts:
+    """The prompts that a scorer saw: those of its training pairs, and those of the model that it started from."""
+    facts, seen = load_facts(folder), SeenPrompts()
+    if "prompts" in facts:
+        seen.by_source[f"{name}'s training data"] = set(facts["prompts"])
+    seen.update(SeenPrompts.of_model(locate(folder), f"the start of {name}" if "prompts" in facts else name), name)
+    return seen
+
+
+def _scorer_identity(scorer: Scorer) -> str:
+    """Fingerprint of everything that decides a scorer's scores."""
+    config = {name: value for name, value in scorer.backbone.config.to_dict().items() if name != "_name_or_path"}
+    return fingerprint([weights_fingerprint(scorer.state_dict()), config, tokenizer_identity(scorer.tokenizer)])
+
+
+def _with_parts(rewards: list[Reward]) -> list[Reward]:
+    """The rewards and all rewards that they call."""
+    return [one for reward in rewards for one in (reward, *_with_parts(reward.parts))]
+
+
+def _described(part: Reward) -> str:
+    """Class and plain settings of a reward and of its parts, for a reader of the certificate."""
     settings: dict[str, Any] = {}
     for name, value in sorted(vars(part).items()):
         if isinstance(value, (str, int, float)):
             settings[name] = value
-        elif isinstance(value, torch.nn.Module):
-            settings[name] = weights_fingerprint(value.state_dict())
         elif hasattr(value, "__qualname__"):
             settings[name] = f"{value.__module__}.{value.__qualname__}"
-    return f"{type(part).__module__}.{type(part).__qualname__} {settings}"
+    inside = f" [{', '.join(_described(inner) for inner in part.parts)}]" if part.parts else ""
+    return f"{type(part).__module__}.{type(part).__qualname__} {settings}{inside}"

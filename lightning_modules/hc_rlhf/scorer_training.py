@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -12,12 +11,14 @@ from torch.utils.data import DataLoader
 
 from lightning_modules.reward_models import CostModel, PreferenceModule, RewardModel
 from policies import LoRA, PolicyParams
-from policies.locate import locate
+from policies.locate import locate, model_identity
 from support.errors import ConfigError
-from support.files import cache_folder, fingerprint
+from support.files import cache_folder
+from support.identity import identity_fingerprint
 from support.processes import alone
 from support.prompt_identity import prompt_fingerprints, split_by_prompt
 from support.seeding import derive_seed, isolated_rng, run_seed
+from support.seen_prompts import SeenPrompts
 from tracking.runs import mlflow_runs
 
 Rows = list[dict[str, Any]]
@@ -71,7 +72,9 @@ def trained_scorer(
             "models in model.reward_model and model.cost_model."
         )
     settings = asdict(params) | {"cost_loss": params.cost_loss if kind == "cost" else ""}
-    key = fingerprint([kind, _model_identity(policy), settings, run_seed(), rows])
+    method = RewardModel if kind == "reward" else CostModel
+    start = [model_identity(policy.model), policy.dtype, type(parent.accelerator).__name__]
+    key = identity_fingerprint(kind, start, settings, run_seed(), rows, method, _module)
     folder = cache_folder("scorers", f"{kind}-{key[:24]}")
     if (folder / "facts.json").is_file():
         print(f"{kind.capitalize()} model: trained before, taken from {folder}")
@@ -120,6 +123,10 @@ def trained_scorer(
         "prompts": sorted(prompt_fingerprints(row["prompt"] for row in rows)),
     }
     module.policy.save(temporary, facts)
+    seen = SeenPrompts()
+    seen.update(SeenPrompts.of_model(locate(policy.model), policy.model), through=policy.model)
+    seen.add(f"the preference pairs of the {kind} model", [row["prompt"] for row in rows])
+    seen.save(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
     return str(folder)
@@ -147,20 +154,6 @@ def _module(kind: str, policy: PolicyParams, params: ScorerTraining, pairs: int)
         optimizer=optimizer,
         lr_scheduler=schedule,
     )
-
-
-def _model_identity(policy: PolicyParams) -> Any:
-    """The content behind a model's name: for a folder the hashes of its weights, because a copy changes file times."""
-    import hashlib
-
-    place = Path(locate(policy.model))
-    if not place.is_dir():
-        return [policy.model, policy.dtype]
-    digests = []
-    for file in sorted(place.glob("*.safetensors")):
-        with file.open("rb") as handle:
-            digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
-    return [*digests, (place / "config.json").read_text(), policy.dtype]
 
 
 def _child_logger(parent: L.Trainer, name: str) -> Logger | None:

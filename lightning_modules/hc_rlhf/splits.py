@@ -1,10 +1,11 @@
 """Checks that the safety split shares no prompt with the training data, or with the data of the models it relies on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from support.errors import ConfigError
 from support.prompt_identity import normalised, prompt_fingerprints
+from support.seen_prompts import SeenPrompts
 
 #: splits that the policy may see: prompts of rollouts and validations, and supervised rows
 SEEN = ("train", "val", "demonstration")
@@ -33,12 +34,12 @@ def safety_data(trainer: Any, needs_pairs: bool) -> Any:
     return data
 
 
-def check_splits(data: Any, models: Mapping[str, Iterable[str]]) -> None:
+def check_splits(data: Any, seen: SeenPrompts) -> None:
     """Refuse a safety split that is too small or shares a prompt with other data.
 
     Args:
         data: a data module with train, val, demonstration and safety rows, and perhaps preference pairs.
-        models: fingerprints of the prompts that existing models were trained on, by a name for the message.
+        seen: fingerprints of the prompts that the policy, its start and its scorers saw.
 
     Raises:
         ConfigError: with counts and an example.
@@ -52,18 +53,18 @@ def check_splits(data: Any, models: Mapping[str, Iterable[str]]) -> None:
     others = {f"the {name} split": [row["prompt"] for row in data.rows(name)] for name in SEEN}
     if data.preferences is not None:
         others["the preference pairs"] = [row["prompt"] for row in data.preferences.rows()]
-    check_disjoint(safety, others, models)
+    check_disjoint(safety, others, seen.by_source)
 
 
 def check_disjoint(
-    safety: Iterable[Any], others: Mapping[str, Iterable[Any]], models: Mapping[str, Iterable[str]] | None = None
+    safety: Iterable[Any], others: Mapping[str, Iterable[Any]], seen: Mapping[str, Set[str]] | None = None
 ) -> None:
     """Refuse a safety split that shares a prompt, or repeats one. Raises ConfigError with the counts.
 
     Args:
         safety: prompts of the safety split.
         others: prompts of every other split, by name.
-        models: fingerprints of prompts by name, where the texts are not available.
+        seen: fingerprints of prompts by name, where the texts are not available.
     """
     prompts = [normalised(prompt) for prompt in safety]
     kept = set(prompts)
@@ -73,12 +74,13 @@ def check_disjoint(
             "remove the copies."
         )
     overlaps = {name: kept & {normalised(prompt) for prompt in rows} for name, rows in others.items()}
-    for name, seen in (models or {}).items():
-        known = set(seen)
-        overlaps[name] = {text for text in kept if prompt_fingerprints([text]) & known} if known else set()
+    fingerprints = {text: prompt_fingerprints([text]) for text in kept}
+    for name, known in (seen or {}).items():
+        overlaps.setdefault(name, set()).update(text for text in kept if fingerprints[text] & known)
     for name, shared in overlaps.items():
         if shared:
             raise ConfigError(
                 f"{len(shared)} of {len(prompts)} prompts of the safety split are also in {name}, e.g. "
-                f"{min(shared)[:80]!r}, so the test would not be independent of the training. Split the data by prompt."
+                f"{min(shared)[:80]!r}, so the test would not be independent of the training. Split the data by prompt "
+                "and test with the data settings of the training (data.safety_size, data.seed)."
             )

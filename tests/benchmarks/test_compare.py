@@ -187,6 +187,23 @@ def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch, capfd)
     assert ended.value.code == 2 and "--methods has 'grop'" in capfd.readouterr().err
 
 
+def test_a_digest_covers_what_decides_a_run(tmp_path, monkeypatch):
+    """The arguments, the contents of configurations, of data and models that they name, and the source code."""
+    (tmp_path / "rows.jsonl").write_text("{}")
+    config = tmp_path / "a.yaml"
+    config.write_text(f"data: {{source: {tmp_path}/rows.jsonl}}")
+    command = [f"--config={config}", "--seed_everything=0"]
+    digests = [digest(command), digest([command[0], "--seed_everything=1"])]
+    config.write_text(config.read_text() + " # a comment")
+    assert digest(command) == digests[0], "a comment changes nothing"
+    (tmp_path / "rows.jsonl").write_text("{} ")
+    digests.append(digest(command))
+    config.write_text("data: {}")
+    digests.append(digest(command))
+    monkeypatch.setattr("benchmarks.compare.trials._source_version", lambda: "another")
+    assert len({*digests, digest(command)}) == 5
+
+
 def test_a_digest_stays_a_text_on_a_command_line():
     """About one in two hundred digests has digits and one e, which YAML takes for a number."""
     found = [digest([str(n)]) for n in range(3000)]

@@ -106,7 +106,25 @@ def test_files_with_the_hubs_columns(tmp_path, suffix):
     }[suffix]()
     data = FilePrompts(str(path), columns={"prompt": "question"}, val_size=5, safety_size=3)
     assert [len(data.rows(s)) for s in ("train", "safety", "val")] == [12, 3, 5]
-    assert data.rows("train")[0]["prompt"] == "q0" and data.rows("train")[0]["answer"] == "#### 0"
+    first = data.rows("train")[0]
+    assert first["answer"] == f"#### {first['prompt'][1:]}" and data.rows("val")[0]["prompt"] == "q15"
+
+
+def test_the_safety_split_is_a_random_part_of_the_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{number}"}) + "\n" for number in range(80)))
+
+    def split(seed):
+        data = FilePrompts(str(path), val_size=4, safety_size=30, seed=seed)
+        parts = {name: [int(row["prompt"]) for row in data.rows(name)] for name in ("train", "safety", "val")}
+        assert sorted(sum(parts.values(), [])) == list(range(80)) and parts["val"] == [76, 77, 78, 79]
+        assert parts["train"] == sorted(parts["train"]), "the others keep their order"
+        return frozenset(parts["safety"])
+
+    drawn = [split(seed) for seed in range(40)]
+    assert drawn[0] == split(0) and len(set(drawn)) == 40
+    share = sum(number < 38 for part in drawn for number in part) / (40 * 30)
+    assert 0.45 < share < 0.55, "half of them are from the first half of the rows before the validation's"
 
 
 def test_the_cells_of_a_csv_file_are_texts_unless_numbers_are_asked_for(tmp_path):

@@ -165,7 +165,6 @@ LONG = {
     "benchmarks/vs_trl.py": "one experiment, read top to bottom",
     "lightning_modules/adapt_think.py": "one method in one file, with its facts",
     "lightning_modules/core/on_policy.py": "the training step and its hooks, read side by side",
-    "lightning_modules/hc_rlhf/module.py": "one method in one file, with its facts",
     "rewards/math_compare.py": "one dispatch over the kinds of answers",
     "rewards/math_text.py": "one table of LaTeX forms",
     "rewards/sandbox/launcher.py": "runs alone in the sandbox, where nothing of the project can be imported",

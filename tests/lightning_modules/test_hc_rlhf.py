@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-import lightning_modules.hc_rlhf.module
+import lightning_modules.hc_rlhf.safety_phase
 import lightning_modules.hc_rlhf.score_models
 from datamodules import RecordsPrompts
 from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest, ScorerTraining, SupervisedTerm
@@ -18,7 +18,7 @@ from lightning_modules.hc_rlhf.score_models import ScoreModels
 from objectives import ClippedSurrogate, ClopperPearson, Hoeffding
 from policies import Policy, PolicyParams, Scorer
 from policies.supervised import response_loss
-from rewards import FunctionReward, RecordsCost, RecordsReward
+from rewards import FunctionReward, PerTask, RecordsCost, RecordsReward
 from rewards.models import SPANS, ModelScore
 from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
@@ -135,25 +135,69 @@ def test_a_given_model_that_saw_the_safety_prompts_is_refused(tmp_path, assistan
         train(module, tmp_path)
 
 
+def abstains(completions):
+    return [None if index else 0.5 for index in range(len(completions))]
+
+
+def test_a_cost_that_abstains_is_refused_before_the_multiplier(tmp_path, assistant):
+    """One missing cost would make lambda, and every advantage after it, NaN."""
+    module = rule_based(assistant, cost=FunctionReward(abstains, name="cost"))
+    with pytest.raises(ConfigError, match=r"the cost is nan for 7 of 8 responses, first for prompt 'records"):
+        train(module, tmp_path)
+    assert math.isfinite(module.dual.value) and len(module.window) == 0
+    module = rule_based(assistant, cost=FunctionReward(abstains, name="cost"), test=SafetyTest(skip=True))
+    with pytest.raises(ConfigError, match="the cost is nan"):
+        train(module, tmp_path)
+
+
 def one_way(completions):
     return [0.0] * len(completions)
+
+
+def always(value):
+    return lambda completions: [value] * len(completions)
 
 
 def test_another_function_or_another_model_is_another_cost(assistant):
     """The ledger tells questions apart by what decides the cost, not by its name."""
     other = Scorer(PolicyParams(assistant))
     torch.nn.init.constant_(other.head.bias, 1.0)
+    third = Scorer(PolicyParams(assistant))
+    third.tokenizer.chat_template = "{{ messages[0]['content'] }}!"
     parts = [
         FunctionReward(one_way, name="cost"),
         FunctionReward(lambda completions: [1.0] * len(completions), name="cost"),
+        FunctionReward(always(0.1), name="cost"),
+        FunctionReward(always(0.9), name="cost"),
+        *(ModelScore(scorer, name="cost") for scorer in (Scorer(PolicyParams(assistant)), other, third)),
+        PerTask({"default": RecordsCost()}, name="cost"),
+        PerTask({"default": FunctionReward(always(0.1))}, name="cost"),
+        PerTask({"default": FunctionReward(always(0.9))}, name="cost"),
+        PerTask({"default": PerTask({"default": RecordsCost()})}, name="cost"),
+        PerTask({"default": PerTask({"default": RecordsCost()}, scales={"default": 2.0})}, name="cost"),
     ]
-    parts += [ModelScore(Scorer(PolicyParams(assistant)), name="cost"), ModelScore(other, name="cost")]
-    found = set()
-    for part in parts:
+
+    def identity_of(part):
         models = ScoreModels(None, None, [RecordsReward()], part, ScorerTraining(), "raw")
         models.load(PolicyParams(assistant), None, None)
-        found.add(models.facts["cost_model"]["id"])
-    assert len(found) == len(parts)
+        return models.facts["cost_model"]["id"]
+
+    assert len({identity_of(part) for part in parts}) == len(parts)
+    assert [identity_of(part) for part in parts] == [identity_of(part) for part in parts], (
+        "and none differs from itself"
+    )
+
+
+def test_a_model_with_the_identity_of_another_in_its_facts_is_another_cost(tmp_path, assistant):
+    ids = []
+    for bias in (0.0, 1.0):
+        scorer = Scorer(PolicyParams(assistant))
+        torch.nn.init.constant_(scorer.head.bias, bias)
+        scorer.save(tmp_path / str(bias), {"id": "the same"})
+        models = ScoreModels(None, str(tmp_path / str(bias)), [RecordsReward()], None, ScorerTraining(), "raw")
+        models.load(PolicyParams(assistant), None, None)
+        ids.append(models.facts["cost_model"]["id"])
+    assert ids[0] != ids[1]
 
 
 # ---- killed on the way -----------------------------------------------------------------------------------------------
@@ -186,7 +230,7 @@ def inside_the_test(patch):
 
 
 def after_the_test(patch):
-    patch.setattr(lightning_modules.hc_rlhf.module, "publish", killed)
+    patch.setattr(lightning_modules.hc_rlhf.safety_phase, "publish", killed)
 
 
 def _run(arguments, hurt):

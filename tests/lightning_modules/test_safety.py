@@ -125,6 +125,90 @@ def test_a_copied_split_is_the_same_split(tmp_path):
         ledger_of(tmp_path, PROMPTS[:3]).begin("two", "q", 0.1, 1)
 
 
+def test_what_is_the_same_test(tmp_path):
+    """Only an unfinished one of the same split, candidate and question; it goes on with what it has spent."""
+    ledger = ledger_of(tmp_path)
+    assert ledger.begin("one", "q", 0.1, 4) == pytest.approx(0.025)
+    assert ledger.begin("one", "q", 0.1, 1) == pytest.approx(0.025), "a later allowance changes no begun test"
+    part = ledger_of(tmp_path, PROMPTS[:-1])
+    assert part.begin("one", "q", 0.1, 4) == pytest.approx(0.025) and len(part.tests()) == 2, "a part is another split"
+    part.record("one", "q", OUTCOME | {"delta": 0.0})
+    assert ledger.find("one", "q") is None and part.find("one", "q")["delta"] == pytest.approx(0.025)
+    assert ledger.budget(0.1, 4) == (0.1, 4, pytest.approx(0.05))
+
+
+@pytest.mark.parametrize(
+    "declarations",
+    [
+        [(0.1, 1), (0.1, 2), (0.1, 3), (0.1, 4)],
+        [(0.1, 2), (0.1, 2), (0.1, 4), (0.5, 2), (0.1, 100)],
+        [(0.1, 1), (0.5, 1), (0.5, 4), (0.9, 100)],
+        [(0.1, 2), (0.01, 1), (0.04, 1), (0.05, 10), (0.1, 2), (0.1, 2)],
+        [(0.01, 10), (0.1, 10), (0.1, 2), (0.01, 10)],
+        [(0.1, 100), (0.1, 1), (0.1, 2), (0.1, 3)],
+    ],
+)
+def test_raising_a_declaration_buys_nothing(tmp_path, declarations):
+    """The sum of what was spent stays within the smallest delta, the number of tests within the smallest allowance."""
+    ledger, paid = ledger_of(tmp_path), []
+    for number, (delta, allowance) in enumerate(declarations):
+        try:
+            paid.append((delta, allowance, ledger.begin(f"policy {number}", "q", delta, allowance)))
+        except ConfigError as error:
+            assert "declared before the first" in str(error)
+        assert sum(share for _, _, share in paid) <= min(delta for delta, _, _ in paid) * (1 + 1e-9)
+        assert len(paid) <= min(allowance for _, allowance, _ in paid)
+    assert paid and len(paid) < len(declarations)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 150])
+def test_a_kill_in_the_middle_of_a_line_loses_only_that_line(cut):
+    ledger = Ledger(PROMPTS)
+    ledger.begin("one", "q", 0.1, 2)
+    head, before = ledger.journals[0]._head.read_text(), ledger.path.read_bytes()
+    ledger.begin("two", "q", 0.1, 2)
+    ledger.path.write_bytes(ledger.path.read_bytes()[: len(before) + cut])
+    ledger.journals[0]._head.write_text(head)  # the count follows the line
+    assert [event["candidate"] for event in Ledger(PROMPTS).journals[0].events()] == ["one"]
+    ledger.begin("three", "q", 0.1, 2)
+    assert ledger.path.read_bytes().startswith(before) and ledger.path.read_bytes().count(b"\n") == 2
+    ledger.path.write_bytes(before[:-1])
+    with pytest.raises(ConfigError, match="cannot be trusted"):
+        ledger.tests()  # an unfinished line that was counted is damage
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch):
+    from lightning_modules.hc_rlhf import ledger as module
+
+    ledger = ledger_of(tmp_path)
+    ledger.begin("one", "q", 0.1, 3)
+    before = ledger.path.read_bytes()
+
+    def full(file, line):
+        file.write(line[:30])
+        file.flush()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", full)
+        with pytest.raises(ConfigError, match="cannot be written: .*No space left.*free space"):
+            ledger.begin("two", "q", 0.1, 3)
+    assert ledger.path.read_bytes() == before
+    assert ledger.begin("two", "q", 0.1, 3) and len(ledger.tests()) == 2
+
+
+def test_a_ledger_of_an_earlier_version_still_counts(tmp_path):
+    """Its events lack what was declared."""
+    ledger = ledger_of(tmp_path)
+    for journal in ledger.journals:
+        event = {"split": ledger.split, "prompts": sorted(ledger.prompts), "time": "2025-01-01T00:00:00Z"}
+        journal.append(event | {"candidate": "one", "question": "q", "delta": 0.1})
+        journal.append(event | {"candidate": "one", "question": "q", "delta": 0.1, "verdict": {}})
+    assert len(ledger.tests()) == 1 and ledger.find("one", "q") is not None
+    with pytest.raises(ConfigError, match="tested 1 time"):
+        ledger.begin("two", "q", 0.1, 2)
+
+
 def test_a_clock_that_goes_back_changes_no_count_and_is_written_down(tmp_path, monkeypatch):
     from lightning_modules.hc_rlhf import ledger as module
 
