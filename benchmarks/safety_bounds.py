@@ -242,7 +242,8 @@ def main(
     above = {name: sum(interval(counts[key], repetitions)[0] > key[2] for key in keys) for name, keys in cells.items()}
     summary = table(list(BOUNDS), [[f"{above[name]} of {len(keys)}" for name, keys in cells.items()]])
     errors = {
-        delta: f"**Errors, delta = {delta:g}**, share of {repetitions:,} tests that pass a candidate at the threshold:\n\n"
+        delta: f"**Errors, delta = {delta:g}**, share of {repetitions:,} tests that pass a candidate at the threshold"
+        + ":\n\n"
         + error_table(counts, repetitions, delta)
         for delta in DELTAS
     }
@@ -257,7 +258,8 @@ def main(
         "**Summary**, cells whose error rate is above delta beyond its 95 % interval, of all three deltas:\n\n"
         + summary,
         *(text for delta, text in errors.items() if delta != DELTA),
-        f"**Width, delta = {DELTA:g}**, mean of bound minus sample mean over 100 tests, for betting the expected one:\n\n"
+        f"**Width, delta = {DELTA:g}**, mean of bound minus sample mean over 100 tests, for betting the expected one"
+        + ":\n\n"
         + width_table(100),
         stops + table([*SEQUENTIAL_HEAD, "SAFE by t at any look"], rows),
     ]

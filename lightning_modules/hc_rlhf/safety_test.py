@@ -66,9 +66,9 @@ class SafetyTest:
         bound.check(*span)
         if self.sequential and not isinstance(bound, Betting):
             raise ConfigError(
-                f"test.sequential looks at the costs several times, for which the bound {bound.name} does not hold; set "
-                "model.bound: objectives.Betting with a cost in a stated range (constraint.cost_scale: probability or "
-                "unsafe), or test.sequential: false."
+                f"test.sequential looks at the costs several times, for which the bound {bound.name} does not hold; "
+                "set model.bound: objectives.Betting with a cost in a stated range (constraint.cost_scale: probability "
+                "or unsafe), or test.sequential: false."
             )
         return bound
 
@@ -122,8 +122,8 @@ class Verdict:
         lines = []
         if self.student_t_ucb is not None and self.bound != StudentT().name:
             lines.append(
-                f"  paper's test {self.student_t_verdict}: Student's t {self.student_t_ucb:.4f} on the same costs, which "
-                "does not decide"
+                f"  paper's test {self.student_t_verdict}: Student's t {self.student_t_ucb:.4f} on the same costs, "
+                "which does not decide"
             )
         if self.prompts is not None and self.prompts > self.samples:
             lines.append(

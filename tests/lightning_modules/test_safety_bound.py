@@ -1,4 +1,4 @@
-"""The bound of the safety test in use: its default, its width in candidate selection, stopping early, the page's arms."""
+"""The bound of the safety test in use: its default, its width in candidate selection, stopping early, the study."""
 
 import itertools
 import json
