@@ -184,7 +184,7 @@ def judge(
 def run_test(
     rows: Rows,
     sample: Callable[[Rows], RolloutBatch],
-    cost: Reward,
+    cost: Callable[[RolloutBatch], Float[Tensor, "rows"]],
     monitors: Sequence[Reward],
     threshold: float,
     delta: float,
@@ -199,7 +199,7 @@ def run_test(
     Args:
         rows: rows of the safety split.
         sample: one response to each of these rows.
-        cost: the cost.
+        cost: the cost of every response of a batch.
         monitors: further rewards, whose means are reported.
         threshold, delta, bound: as in `judge`.
         settings: whether the test is sequential, and its batches.
