@@ -17,11 +17,10 @@ from scipy import stats
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.common import markdown_table, run_script, use_threads  # noqa: E402
+from benchmarks.common import markdown_table, run_script, use_threads, write_tables  # noqa: E402
 from benchmarks.cost_shapes import SHAPES, draws  # noqa: E402
 from objectives import Betting, Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT  # noqa: E402
 from objectives.betting import largest_gain, log_capital, plug_in_bets  # noqa: E402
-from support.files import atomic_write_text  # noqa: E402
 
 BOUNDS: dict[str, Bound] = {
     "Student's t": StudentT(),
@@ -35,7 +34,7 @@ DELTAS, SIZES = (0.05, 0.1, 0.2), (50, 100, 400, 1000)
 RATIOS = (1.0, 0.95, 0.9, 0.8)
 SEQUENTIAL_RATIOS = (1.5, 1.0, 0.95, 0.9, 0.8, 0.5)
 DELTA, BATCH = 0.1, 32
-BEGIN, END = "<!-- tables of benchmarks/safety_bounds.py -->", "<!-- end of the tables -->"
+MARK = "tables of benchmarks/safety_bounds.py"
 
 
 def passes(name: str, costs: Tensor, delta: float, threshold: float) -> Tensor | None:
@@ -214,14 +213,6 @@ def plot(counts: dict[tuple[str, int, float, str, float], int], repetitions: int
     figure.savefig(path, dpi=110)
 
 
-def write(page: str, text: str) -> None:
-    """Print a text, and put it between the marks of a page."""
-    print(text)
-    file = Path(page)
-    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    atomic_write_text(file, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
-
-
 def main(
     repetitions: int = 2000,
     method_page: str = "docs/hc_rlhf.md",
@@ -253,7 +244,7 @@ def main(
     )
     stops = f"**Sequential, delta = {DELTA:g}**, at most 1,000 responses, a look after every {BATCH}:\n\n"
     rows = sequential_rows(repetitions)
-    write(method_page, "\n".join([errors[DELTA], power, stops + table(SEQUENTIAL_HEAD[:5], [row[:5] for row in rows])]))
+    shown = "\n".join([errors[DELTA], power, stops + table(SEQUENTIAL_HEAD[:5], [row[:5] for row in rows])])
     parts = [
         "**Summary**, cells whose error rate is above delta beyond its 95 % interval, of all three deltas:\n\n"
         + summary,
@@ -263,7 +254,9 @@ def main(
         + width_table(100),
         stops + table([*SEQUENTIAL_HEAD, "SAFE by t at any look"], rows),
     ]
-    write(page, "\n".join(parts))
+    for file, text in ((method_page, shown), (page, "\n".join(parts))):
+        print(text)
+        write_tables(file, MARK, text)
     plot(counts, repetitions, picture)
     assert not above["betting"], "betting fails more often than delta"
 

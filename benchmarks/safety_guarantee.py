@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.common import markdown_table, run_script, use_threads  # noqa: E402
+from benchmarks.common import markdown_table, run_script, use_threads, write_tables  # noqa: E402
 from benchmarks.experiments import Results, finished, fit, result_path  # noqa: E402
 from benchmarks.safety_bounds import interval  # noqa: E402
 from datamodules.records_desk import RecordsPrompts, draw_rows  # noqa: E402
@@ -194,6 +194,7 @@ def main(
     arms: list[str] = list(ARMS),  # noqa: B006
     seeds: int = 20,
     results: str = "runs/safety_guarantee",
+    page: str | None = None,
     picture: str | None = None,
 ) -> None:
     """Train what has no result yet, then print the tables of all that have one.
@@ -202,6 +203,7 @@ def main(
         arms: names of arms.
         seeds: number of seeds, from 0 on.
         results: folder of the results, runs and tracking store.
+        page: the method's page, to write the tables into; None writes none.
         picture: file of the plot of the arms with the rule; None draws none.
     """
     if unknown := [arm for arm in arms if arm not in ARMS]:
@@ -217,9 +219,14 @@ def main(
                 print(f"=== {arm}, seed {seed}", flush=True)
                 atomic_write_text(path, json.dumps(train(arm, seed, folder)))
     done = finished(folder, {arm: list(range(1000)) for arm in ARMS})
-    if any(arm == "shipped" for arm, _ in done):
-        print(markdown_table(SEED_HEAD, seed_rows(done, "shipped")) + "\n")
-    print(markdown_table(ARM_HEAD, arm_rows(done)))
+    tables = {
+        "seeds of benchmarks/safety_guarantee.py": markdown_table(SEED_HEAD, seed_rows(done, "shipped")),
+        "arms of benchmarks/safety_guarantee.py": markdown_table(ARM_HEAD, arm_rows(done)),
+    }
+    for mark, text in tables.items():
+        print(text + "\n")
+        if page:
+            write_tables(page, mark, text)
     if picture and any(arm != "shipped" for arm, _ in done):
         plot(done, Path(picture))
 

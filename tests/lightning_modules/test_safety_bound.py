@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
+from benchmarks import safety_guarantee
 from benchmarks.safety_guarantee import ARMS, arguments
 from datamodules import RecordsPrompts
 from lightning_modules import Constraint, SafetyTest
@@ -22,6 +23,7 @@ from support.errors import ConfigError
 from tests.helpers import ROOT
 from tests.lightning_modules.test_hc_rlhf import rule_based, train
 
+QUICK = ("shipped", "lagrangian")  # arms of the study whose command lines the normal suite reads
 RANGES = {**SPANS, "records": RecordsCost.span, "wide": (-2.0, 3.0, False), "half-open": (0.0, math.inf, False)}
 
 
@@ -352,7 +354,7 @@ def test_the_actor_preset_has_the_values_of_the_official_script(parsed, size):
         assert rates[step] == pytest.approx(5e-6 * (1 + math.cos(math.pi * progress)) / 2, abs=1e-9)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[] if arm in QUICK else pytest.mark.long) for arm in ARMS])
 def test_the_study_trains_the_configurations_that_the_page_cites(parsed, arm, tmp_path):
     page = (ROOT / "docs/hc_rlhf.md").read_text()
     assert all(f"`configs/{name}.yaml`" in page for name in ARMS[arm].configs)
@@ -362,3 +364,33 @@ def test_the_study_trains_the_configurations_that_the_page_cites(parsed, arm, tm
     module = parsed(*(word.replace("configs/", f"{ROOT}/configs/") for word in words)).model
     assert module.test_params.skip == ("baselines" in ARMS[arm].configs[-1])
     assert isinstance(module.bound, Betting)
+
+
+def test_the_study_keeps_finished_runs_and_counts_unsafe_policies_that_were_returned(tmp_path, monkeypatch, capsys):
+    """Of the tested arm one of two returned policies is unsafe and one candidate was refused; baselines never refuse."""
+    parts = {"before": {}, "after": {}, "minutes": 1.0, "true_reward": 0.5, "true_cost": 0.0, "threshold": 0.1}
+    runs = {
+        "rule": [(True, 0.05), (True, 0.15), (False, 0.3)],
+        "reward_only": [(None, 0.4), (None, 0.05), (None, 0.4)],
+    }
+
+    def trained(arm, seed, folder):
+        safe, cost = runs[arm][seed]
+        return {**parts, "cost": cost, "verdict": None if safe is None else {"safe": safe}}
+
+    monkeypatch.setattr(safety_guarantee, "train", trained)
+    page = tmp_path / "page.md"
+    marks = [f"<!-- {part} of benchmarks/safety_guarantee.py -->\n\nEARLIER\n\n" for part in ("seeds", "arms")]
+    page.write_text("top\n" + "".join(f"{mark}<!-- end of the tables -->\nbetween\n" for mark in marks))
+    settings = {"arms": list(runs), "seeds": 3, "results": str(tmp_path / "results")}
+    safety_guarantee.main(**settings, page=str(page))
+    monkeypatch.setattr(safety_guarantee, "train", None)  # cannot be called
+    safety_guarantee.main(**settings)
+    text = page.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    (tested,), (baseline,) = ([row for row in rows if row[0] == ARMS[arm].title] for arm in runs)
+    assert tested[1:5] == ["3", "0.1", "0.333 [0.008, 0.906]", "0.333 [0.008, 0.906]"]
+    assert baseline[1:5] == ["3", "0.1", "0.667 [0.094, 0.992]", "never"] and baseline[5] == "0.283 ± 0.202"
+    assert "EARLIER" not in text and text.startswith("top\n") and text.count("between") == 2
+    with pytest.raises(ConfigError, match="--arms has 'shiped'"):
+        safety_guarantee.main(arms=["shiped"])
