@@ -354,7 +354,7 @@ def test_the_actor_preset_has_the_values_of_the_official_script(parsed, size):
         assert rates[step] == pytest.approx(5e-6 * (1 + math.cos(math.pi * progress)) / 2, abs=1e-9)
 
 
-@pytest.mark.parametrize("arm", [pytest.param(arm, marks=[] if arm in QUICK else pytest.mark.long) for arm in ARMS])
+@pytest.mark.parametrize("arm", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in ARMS])
 def test_the_study_trains_the_configurations_that_the_page_cites(parsed, arm, tmp_path):
     page = (ROOT / "docs/hc_rlhf.md").read_text()
     assert all(f"`configs/{name}.yaml`" in page for name in ARMS[arm].configs)
@@ -367,7 +367,7 @@ def test_the_study_trains_the_configurations_that_the_page_cites(parsed, arm, tm
 
 
 def test_the_study_keeps_finished_runs_and_counts_unsafe_policies_that_were_returned(tmp_path, monkeypatch, capsys):
-    """Of the tested arm one of two returned policies is unsafe and one candidate was refused; baselines never refuse."""
+    """The tested arm returned one safe and one unsafe policy and refused one candidate; the baseline refuses none."""
     parts = {"before": {}, "after": {}, "minutes": 1.0, "true_reward": 0.5, "true_cost": 0.0, "threshold": 0.1}
     runs = {
         "rule": [(True, 0.05), (True, 0.15), (False, 0.3)],
