@@ -198,7 +198,8 @@ def run_test(
 
     Args:
         rows: rows of the safety split.
-        sample: one response to each of these rows.
+        sample: one response to each of these rows, drawn by each row's id (`rollouts.engine.uniforms`); an engine that
+            draws otherwise would repeat its draws in every batch.
         cost: the cost of every response of a batch.
         monitors: further rewards, whose means are reported.
         threshold, delta, bound: as in `judge`.
