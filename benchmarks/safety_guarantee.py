@@ -58,16 +58,17 @@ ARMS = {
 }
 
 
-def arguments(arm: str, seed: int, folder: Path) -> list[str]:
-    """The command line of a run after `fit`. Its ledger is its own, since arms of one seed share the safety prompts."""
+def arguments(arm: str, seed: int) -> list[str]:
+    """The command line of a run after `fit`."""
     configs = [f"--config=configs/{name}.yaml" for name in ARMS[arm].configs]
-    ledger = f"--model.test.ledger={folder}/ledgers/{arm}_{seed}"
-    return [*configs, *ARMS[arm].settings, f"--seed_everything={seed}", ledger]
+    return [*configs, *ARMS[arm].settings, f"--seed_everything={seed}"]
 
 
 def train(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     """One run to a returned policy, or none, and the truth about it."""
-    cli, measured = fit(folder, f"{arm} {seed}", arguments(arm, seed, folder))
+    # Arms of one seed share the safety prompts, and each arm is an experiment of its own, with its own ledger.
+    os.environ["LIGHTNING_POSTTRAIN_CACHE"] = str(folder.resolve() / "cache" / arm)
+    cli, measured = fit(folder, f"{arm} {seed}", arguments(arm, seed))
     module: HCRLHF = cli.model
     return {
         "threshold": module.constraint.threshold,
@@ -211,7 +212,6 @@ def main(
     use_threads()
     folder = Path(results)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("LIGHTNING_POSTTRAIN_CACHE", str(folder.resolve() / "cache"))
     for seed in range(seeds):
         for arm in arms:
             path = result_path(folder, arm, seed)
