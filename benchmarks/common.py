@@ -8,6 +8,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from support.errors import ConfigError  # noqa: E402
+from support.files import atomic_write_text  # noqa: E402
 
 
 def use_threads() -> None:
@@ -21,6 +22,20 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with a header line, a separator and one line per row."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def write_tables(page: str | Path, mark: str, text: str) -> None:
+    """Replace what stands on a page between `<!-- mark -->` and the next `<!-- end of the tables -->`.
+
+    Raises:
+        ConfigError: the page lacks the marks.
+    """
+    begin, end, file = f"<!-- {mark} -->\n", "<!-- end of the tables -->", Path(page)
+    before, found, rest = file.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ConfigError(f"{page} has no line {begin.strip()} before {end}; add both where the tables shall stand.")
+    atomic_write_text(file, f"{before}{begin}\n{text.strip()}\n\n{end}{after}")
 
 
 def run_script(main: Callable[..., Any]) -> None:

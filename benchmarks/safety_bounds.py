@@ -1,6 +1,6 @@
 """Compare the confidence bounds of the safety test: errors, power, width, and what stopping early saves.
 
-    python benchmarks/safety_bounds.py                   # minutes; rewrites the tables of the page and the plot
+    python benchmarks/safety_bounds.py                   # minutes; rewrites the tables of two pages and the plot
 
 No training. Tests are simulated on costs whose true mean is known:
 - at the threshold: a candidate that passes is an error, and at most delta of the tests may be one;
@@ -8,28 +8,19 @@ No training. Tests are simulated on costs whose true mean is known:
 """
 
 import math
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.safety_guarantee import SHAPES, interval  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.common import markdown_table, run_script, use_threads, write_tables  # noqa: E402
+from benchmarks.cost_shapes import SHAPES, draws  # noqa: E402
 from objectives import Betting, Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT  # noqa: E402
 from objectives.betting import largest_gain, log_capital, plug_in_bets  # noqa: E402
-
-#: costs of the 1,000 safety prompts of `main.py fit --config configs/hc_rlhf.yaml` (seed 0): quantiles in steps of
-#: 5 % of the 998 low ones, and the two high ones
-LOW_COSTS = (
-    *(0.0697, 0.0706, 0.0708, 0.0710, 0.0711, 0.0713, 0.0715, 0.0718, 0.0722, 0.0727, 0.0770),
-    *(0.0776, 0.0779, 0.0783, 0.0786, 0.0789, 0.0792, 0.0795, 0.0799, 0.0805, 0.0820),
-)
-HIGH_COSTS = (0.6877, 0.6978)
 
 BOUNDS: dict[str, Bound] = {
     "Student's t": StudentT(),
@@ -43,28 +34,7 @@ DELTAS, SIZES = (0.05, 0.1, 0.2), (50, 100, 400, 1000)
 RATIOS = (1.0, 0.95, 0.9, 0.8)
 SEQUENTIAL_RATIOS = (1.5, 1.0, 0.95, 0.9, 0.8, 0.5)
 DELTA, BATCH = 0.1, 32
-BEGIN, END = "<!-- tables of benchmarks/safety_bounds.py -->", "<!-- end of the tables -->"
-
-
-def shipped(high_share: float) -> tuple[Callable[[np.random.Generator, tuple[int, int]], np.ndarray], float]:
-    """Draws from the costs of the shipped run with this share of high ones, and their true mean."""
-    levels = np.linspace(0, 1, len(LOW_COSTS))
-
-    def draw(generator: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-        low = np.interp(generator.random(size), levels, LOW_COSTS)
-        return np.where(generator.random(size) < high_share, generator.choice(HIGH_COSTS, size), low)
-
-    return draw, float((1 - high_share) * np.trapezoid(LOW_COSTS, levels) + high_share * np.mean(HIGH_COSTS))
-
-
-ALL_SHAPES = SHAPES | {"shipped, 0.2 % high": shipped(0.002), "shipped, 1 % high": shipped(0.01)}
-
-
-def draws(shape: str, size: int, repetitions: int) -> tuple[Tensor, float]:
-    """(costs, repetitions by size; their true mean)."""
-    draw, mean = ALL_SHAPES[shape]
-    generator = np.random.default_rng([size, list(ALL_SHAPES).index(shape)])
-    return torch.from_numpy(draw(generator, (repetitions, size))), mean  # type: ignore[arg-type]
+MARK = "tables of benchmarks/safety_bounds.py"
 
 
 def passes(name: str, costs: Tensor, delta: float, threshold: float) -> Tensor | None:
@@ -94,7 +64,7 @@ def passes(name: str, costs: Tensor, delta: float, threshold: float) -> Tensor |
 def fixed_tests(repetitions: int) -> dict[tuple[str, int, float, str, float], int]:
     """Number of passed tests by shape, number of prompts, delta, bound and ratio."""
     counts = {}
-    for shape in ALL_SHAPES:
+    for shape in SHAPES:
         for size in SIZES:
             costs, mean = draws(shape, size, repetitions)
             for delta in DELTAS:
@@ -105,6 +75,12 @@ def fixed_tests(repetitions: int) -> dict[tuple[str, int, float, str, float], in
                         if result is not None:
                             counts[shape, size, delta, name, ratio] = int(result.sum())
     return counts
+
+
+def interval(count: int, total: int) -> tuple[float, float]:
+    """95 % Clopper-Pearson interval of a share."""
+    low = 0.0 if count == 0 else float(stats.beta.ppf(0.025, count, total - count + 1))
+    return low, 1.0 if count == total else float(stats.beta.ppf(0.975, count + 1, total - count))
 
 
 def short(rate: float, digits: int) -> str:
@@ -119,12 +95,12 @@ def share(count: int, total: int) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]) + "\n"
+    return markdown_table(head, rows) + "\n"
 
 
 def error_table(counts: dict[tuple[str, int, float, str, float], int], repetitions: int, delta: float) -> str:
     rows = []
-    for shape in ALL_SHAPES:
+    for shape in SHAPES:
         for size in SIZES:
             cells = [shape, str(size)]
             for name in BOUNDS:
@@ -137,7 +113,7 @@ def error_table(counts: dict[tuple[str, int, float, str, float], int], repetitio
 
 def power_table(counts: dict[tuple[str, int, float, str, float], int], repetitions: int) -> str:
     rows = []
-    for shape in ALL_SHAPES:
+    for shape in SHAPES:
         for size in SIZES:
             cells = [shape, str(size)]
             for name in BOUNDS:
@@ -150,7 +126,7 @@ def power_table(counts: dict[tuple[str, int, float, str, float], int], repetitio
 def width_table(repetitions: int) -> str:
     """Mean of bound minus sample mean; in brackets what `Betting.width` expects of the true moments."""
     rows = []
-    for shape in ALL_SHAPES:
+    for shape in SHAPES:
         for size in SIZES:
             costs, mean = draws(shape, size, repetitions)
             cells = [shape, str(size)]
@@ -191,40 +167,39 @@ def peeking_t(costs: Tensor, threshold: float) -> Tensor:
     return passed
 
 
-def sequential_table(repetitions: int, size: int = 1000) -> str:
+SEQUENTIAL_HEAD = ["costs", "mean / threshold", "SAFE", "responses", "saved", "SAFE, open end", "responses, open end"]
+
+
+def sequential_rows(repetitions: int, size: int = 1000) -> list[list[str]]:
     """Verdicts and mean numbers of responses; open end: bets that are not tuned to a stated number of responses."""
     rows = []
-    for shape in ALL_SHAPES:
+    for shape in SHAPES:
         costs, mean = draws(shape, size, repetitions)
+        ordered = costs[:, Betting().order(size)]
         for ratio in SEQUENTIAL_RATIOS:
             threshold = mean / ratio * (1 - 1e-9)
             if threshold >= 1:
                 continue
-            ordered = costs[:, Betting().order(size)]
             safe, used = stopping(ordered, threshold, size)
             fixed = passes("betting", costs, DELTA, threshold)
-            assert fixed is not None and torch.equal(safe, fixed)
+            assert fixed is not None and torch.equal(safe, fixed), "stopping early changed a verdict"
             open_safe, open_used = stopping(ordered, threshold, None)
+            responses, open_responses = float(used.double().mean()), float(open_used.double().mean())
             rows.append(
-                [shape, f"{ratio:.0%}".replace("%", " %"), share(int(safe.sum()), repetitions)]
-                + [
-                    f"{float(used.double().mean()):.0f} ({float(used.double().mean()) / size - 1:+.0%})".replace(
-                        "%", " %"
-                    )
-                ]
-                + [share(int(open_safe.sum()), repetitions), f"{float(open_used.double().mean()):.0f}"]
+                [shape, f"{100 * ratio:.0f} %", share(int(safe.sum()), repetitions), f"{responses:.0f}"]
+                + [f"{100 * (1 - responses / size):.0f} %", share(int(open_safe.sum()), repetitions)]
+                + [f"{open_responses:.0f}"]
                 + [share(int(peeking_t(costs, threshold).sum()), repetitions) if ratio >= 1 else ""]
             )
-    head = ["costs", "mean / threshold", "SAFE", "responses", "SAFE, open end", "responses, open end"]
-    return table([*head, "SAFE by t at any look"], rows)
+    return rows
 
 
 def plot(counts: dict[tuple[str, int, float, str, float], int], repetitions: int, path: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 5.6), layout="constrained")
-    axes = figure.subplots(2, len(ALL_SHAPES), sharey="row", sharex=True)
-    for column, shape in enumerate(ALL_SHAPES):
+    axes = figure.subplots(2, len(SHAPES), sharey="row", sharex=True)
+    for column, shape in enumerate(SHAPES):
         for row, ratio in enumerate((1.0, 0.9)):
             for name in BOUNDS:
                 rates = [counts.get((shape, size, DELTA, name, ratio), math.nan) / repetitions for size in SIZES]
@@ -240,39 +215,51 @@ def plot(counts: dict[tuple[str, int, float, str, float], int], repetitions: int
 
 def main(
     repetitions: int = 2000,
+    method_page: str = "docs/hc_rlhf.md",
     page: str = "docs/background/safety_bounds.md",
     picture: str = "docs/plots/safety_bounds.png",
 ) -> None:
-    """Print the tables, write them into the page between its two marks, and draw the plot."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    """Print the tables, write them into the pages between their marks, and draw the plot.
+
+    Args:
+        repetitions: simulated tests per cell.
+        method_page: the method's page, with errors, power and the sequential test at delta 0.1.
+        page: the page about bounds, with the other tables.
+        picture: file of the plot.
+    """
+    use_threads()
     counts = fixed_tests(repetitions)
     cells = {name: [key for key in counts if key[3] == name and key[4] == 1.0] for name in BOUNDS}
     above = {name: sum(interval(counts[key], repetitions)[0] > key[2] for key in keys) for name, keys in cells.items()}
-    summary = [f"{above[name]} of {len(keys)}" for name, keys in cells.items()]
-    parts = ["**Summary**, cells whose error rate is above delta beyond its 95 % interval, of all three deltas:\n"]
-    parts.append(table(list(BOUNDS), [summary]))
-    for delta in DELTAS:
-        parts.append(
-            f"**Errors, delta = {delta:g}**, share of {repetitions:,} tests that pass a candidate at the threshold:\n"
-        )
-        parts.append(error_table(counts, repetitions, delta))
-    parts.append(f"**Power, delta = {DELTA:g}**, share of candidates at 80 / 90 / 95 % of the threshold that pass:\n")
-    parts.append(power_table(counts, repetitions))
-    parts.append(
-        f"**Width, delta = {DELTA:g}**, mean of bound minus sample mean over 100 tests, for betting the expected one:\n"
+    summary = table(list(BOUNDS), [[f"{above[name]} of {len(keys)}" for name, keys in cells.items()]])
+    errors = {
+        delta: f"**Errors, delta = {delta:g}**, share of {repetitions:,} tests that pass a candidate at the threshold"
+        + ":\n\n"
+        + error_table(counts, repetitions, delta)
+        for delta in DELTAS
+    }
+    power = (
+        f"**Power, delta = {DELTA:g}**, share of candidates at 80 / 90 / 95 % of the threshold that pass:\n\n"
+        + power_table(counts, repetitions)
     )
-    parts.append(width_table(100))
-    parts.append(f"**Sequential, delta = {DELTA:g}**, at most 1,000 responses, a look after every {BATCH}:\n")
-    parts.append(sequential_table(repetitions))
-    text = "\n".join(parts)
-    print(text)
+    stops = f"**Sequential, delta = {DELTA:g}**, at most 1,000 responses, a look after every {BATCH}:\n\n"
+    rows = sequential_rows(repetitions)
+    shown = "\n".join([errors[DELTA], power, stops + table(SEQUENTIAL_HEAD[:5], [row[:5] for row in rows])])
+    parts = [
+        "**Summary**, cells whose error rate is above delta beyond its 95 % interval, of all three deltas:\n\n"
+        + summary,
+        *(text for delta, text in errors.items() if delta != DELTA),
+        f"**Width, delta = {DELTA:g}**, mean of bound minus sample mean over 100 tests, for betting the expected one"
+        + ":\n\n"
+        + width_table(100),
+        stops + table([*SEQUENTIAL_HEAD, "SAFE by t at any look"], rows),
+    ]
+    for file, text in ((method_page, shown), (page, "\n".join(parts))):
+        print(text)
+        write_tables(file, MARK, text)
     plot(counts, repetitions, picture)
-    file = Path(page)
-    before, _, rest = file.read_text().partition(BEGIN)
-    file.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
+    assert not above["betting"], "betting fails more often than delta"
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main, as_positional=False)
+    run_script(main)

@@ -1,312 +1,235 @@
-"""Measures how often a policy is returned although its true expected cost exceeds the threshold.
+"""Measure the guarantee in training: how often a policy is returned although its expected cost exceeds the threshold.
 
-    python benchmarks/safety_guarantee.py
-    python benchmarks/safety_guarantee.py --parts [statistics]
-    python benchmarks/safety_guarantee.py --parts [training] --seeds 20 --methods [lagrangian]
+    python benchmarks/safety_guarantee.py --arms '[shipped]' --seeds 10     # 4 minutes per run on a free core
+    python benchmarks/safety_guarantee.py                                   # all arms, 20 seeds: hours on one core
+    python benchmarks/safety_guarantee.py --seeds 0                         # the report only
 
-Both parts by default, with tables on the terminal and plots in docs/plots.
-
-`statistics`: no training. Candidates whose true cost lies just above the threshold are tested again and again; a test
-that passes one is a failure, and at most delta of them may be.
-`training`: the records help desk, with its rule as reward and as cost, so that the truth is known. Every method trains
-on every seed with its own prompts; then the policy's true cost is measured on fresh prompts. Finished runs are kept in
---results and not repeated.
+Each arm is a list of the configurations in configs/, trained by `main.py fit`; nothing of a method is set here.
+Finished runs are kept in --results and not repeated. benchmarks/safety_bounds.py simulates the test alone.
 """
 
 import json
-import math
 import os
-import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import lightning as L  # noqa: E402
-
-from datamodules import RecordsPrompts  # noqa: E402
-from datamodules.records_desk import draw_rows  # noqa: E402
-from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest  # noqa: E402
-from objectives import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT  # noqa: E402
-from policies import PolicyParams  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.common import markdown_table, run_script, use_threads, write_tables  # noqa: E402
+from benchmarks.experiments import Results, finished, fit, result_path  # noqa: E402
+from benchmarks.safety_bounds import interval  # noqa: E402
+from datamodules.records_desk import RecordsPrompts, draw_rows  # noqa: E402
+from lightning_modules import HCRLHF  # noqa: E402
 from rewards import RecordsCost, RecordsReward  # noqa: E402
-from rollouts import BatchPlan, SamplingParams  # noqa: E402
+from support.errors import ConfigError  # noqa: E402
+from support.files import atomic_write_text  # noqa: E402
 from support.seeding import isolated_rng  # noqa: E402
 
-BOUNDS: list[Bound] = [StudentT(), Hoeffding(), EmpiricalBernstein(), ClopperPearson()]
-DELTAS, SIZES = (0.05, 0.1, 0.2), (50, 100, 400, 1600)
-Draw = Callable[[np.random.Generator, int], np.ndarray]
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the study.
+
+    Args:
+        title: text of the table.
+        configs: names in configs/, in the order of the command line.
+        settings: further arguments.
+    """
+
+    title: str
+    configs: tuple[str, ...]
+    settings: tuple[str, ...] = ()
 
 
-def _pareto(generator: np.random.Generator, size: int) -> np.ndarray:
-    """Pareto with tail index 1.2, scaled and cut at 1: most costs tiny, the mean carried by few."""
-    return np.minimum(1.0, 0.01 * (1 + generator.pareto(1.2, size)))
-
-
-def _pareto_mean() -> float:
-    # E[min(1, s X)], X Pareto(a) on [1, inf): s a / (a - 1) * (1 - s^(a-1)) + s^a
-    a, s = 1.2, 0.01
-    return s * a / (a - 1) * (1 - s ** (a - 1)) + s**a
-
-
-#: name -> (draws of costs in [0, 1], their true mean)
-SHAPES: dict[str, tuple[Draw, float]] = {
-    "normal": (lambda g, n: np.clip(g.normal(0.5, 0.1, n), 0, 1), 0.5),
-    "skewed": (lambda g, n: g.beta(0.3, 5.7, n), 0.05),
-    "two-point": (lambda g, n: (g.random(n) < 0.05).astype(float), 0.05),
-    "heavy-tailed": (_pareto, _pareto_mean()),
+#: the shipped scorers, then the rule itself as reward and as cost, so that the cost of the guarantee is the true one
+RULE = ("hc_rlhf", "data/records_rule")
+ARMS = {
+    "shipped": Arm("HC-RLHF, learned reward and cost", ("hc_rlhf",)),
+    "rule": Arm("HC-RLHF, C1 = 1, C2 = 2", RULE),
+    "rule_c1_4": Arm("HC-RLHF, C1 = 4, C2 = 2", RULE, ("--model.constraint.c1=4",)),
+    "lagrangian": Arm("Lagrangian without test", (*RULE, "baselines/lagrangian")),
+    "fixed_penalty": Arm("fixed penalty", (*RULE, "baselines/fixed_penalty")),
+    "reward_only": Arm("reward only", (*RULE, "baselines/reward_only")),
 }
 
 
-def interval(count: int, total: int) -> tuple[float, float]:
-    """95 % Clopper-Pearson interval of a share."""
-    low = 0.0 if count == 0 else float(stats.beta.ppf(0.025, count, total - count + 1))
-    return low, 1.0 if count == total else float(stats.beta.ppf(0.975, count + 1, total - count))
+def arguments(arm: str, seed: int) -> list[str]:
+    """The command line of a run after `fit`."""
+    configs = [f"--config=configs/{name}.yaml" for name in ARMS[arm].configs]
+    return [*configs, *ARMS[arm].settings, f"--seed_everything={seed}"]
+
+
+def train(arm: str, seed: int, folder: Path) -> dict[str, Any]:
+    """One run to a returned policy, or none, and the truth about it."""
+    # Arms of one seed share the safety prompts, and each arm is an experiment of its own, with its own ledger.
+    os.environ["LIGHTNING_POSTTRAIN_CACHE"] = str(folder.resolve() / "cache" / arm)
+    cli, measured = fit(folder, f"{arm} {seed}", arguments(arm, seed))
+    module: HCRLHF = cli.model
+    return {
+        "threshold": module.constraint.threshold,
+        "verdict": None if module.verdict is None else asdict(module.verdict),
+        "before": module.before,
+        "after": module.after,
+        "minutes": measured["minutes"],
+        **truth(module, cli.datamodule, seed),
+    }
+
+
+@torch.no_grad()
+def truth(
+    module: HCRLHF, data: RecordsPrompts, seed: int, forbidden: int = 600, allowed: int = 300
+) -> dict[str, float]:
+    """Expected cost of the guarantee, true cost and true reward on fresh prompts.
+
+    Measured in the two strata that the distribution of the prompts mixes.
+
+    Args:
+        forbidden, allowed: number of prompts of each stratum.
+    """
+    assert module.cost is not None
+    measures = {"cost": module.cost, "true_cost": RecordsCost(), "true_reward": RecordsReward()}
+    means = dict.fromkeys(measures, 0.0)
+    strata = (
+        (draw_rows("val", forbidden, 10_000 + seed, 1.0), data.forbidden),
+        (draw_rows("val", allowed, 20_000 + seed, 0.0), 1 - data.forbidden),
+    )
+    for rows, weight in strata:
+        with isolated_rng("truth", seed):
+            batch = module.sample(rows, 1, module.sampling)
+        for name, measure in measures.items():
+            means[name] += weight * float(measure(batch).mean())
+    return means
+
+
+# ---- the report -----------------------------------------------------------------------------------------------------
 
 
 def share(count: int, total: int) -> str:
+    """Rate and its 95 % interval."""
     low, high = interval(count, total)
     return f"{count / total:.3f} [{low:.3f}, {high:.3f}]"
 
 
-# ---- part (a): the test alone ----------------------------------------------------------------------------------------
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def failures(shape: str, size: int, repetitions: int) -> dict[tuple[str, float], int]:
-    """Number of tests that returned an unsafe candidate, by bound and delta."""
-    draw, mean = SHAPES[shape]
-    threshold, generator = mean * (1 - 1e-9), np.random.default_rng([size, len(shape)])
-    counts: dict[tuple[str, float], int] = {}
-    for _ in range(repetitions):
-        costs = torch.from_numpy(draw(generator, size))
-        for bound in BOUNDS:
-            if isinstance(bound, ClopperPearson) and shape != "two-point":
-                continue
-            for delta in DELTAS:
-                key = (bound.name, delta)
-                counts[key] = counts.get(key, 0) + (bound(costs, delta) <= threshold)
-    return counts
+def is_returned(run: dict[str, Any]) -> bool:
+    """Whether the run hands out a policy: it passed its test, or there was none."""
+    return run["verdict"] is None or bool(run["verdict"]["safe"])
 
 
-def statistics(repetitions: int, out: str) -> None:
-    print(
-        f"\nReturned although unsafe, share of {repetitions} tests [95 % interval]; "
-        "* above delta beyond the interval.\n"
-    )
-    print("| costs | m | delta | " + " | ".join(bound.name for bound in BOUNDS) + " |\n|" + "---|" * (3 + len(BOUNDS)))
-    table: dict[str, dict[int, dict[tuple[str, float], int]]] = {}
-    for shape in SHAPES:
-        table[shape] = {size: failures(shape, size, repetitions) for size in SIZES}
-        for size in SIZES:
-            for delta in DELTAS:
-                cells = []
-                for bound in BOUNDS:
-                    count = table[shape][size].get((bound.name, delta))
-                    cells.append(
-                        "-"
-                        if count is None
-                        else share(count, repetitions) + (" *" if interval(count, repetitions)[0] > delta else "")
-                    )
-                print(f"| {shape} | {size} | {delta:g} | " + " | ".join(cells) + " |", flush=True)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axis, shape in zip(figure.subplots(1, len(SHAPES), sharey=True), SHAPES, strict=True):
-        for bound in BOUNDS:
-            rates = [table[shape][size].get((bound.name, 0.1), math.nan) / repetitions for size in SIZES]
-            axis.plot(SIZES, rates, "o-", label=bound.name)
-        axis.axhline(0.1, color="#1e8449", linestyle="--", label="delta = 0.1")
-        axis.set(xscale="log", xlabel="safety prompts", title=f"{shape} costs")
-    figure.axes[0].set_ylabel("unsafe policy returned")
-    figure.axes[0].legend(fontsize=7)
-    figure.savefig(f"{out}/safety_statistics.png", dpi=110)
-
-
-# ---- part (b): with training -----------------------------------------------------------------------------------------
-
-THRESHOLD, DELTA, SAFETY_SIZE, ROLLOUTS, FORBIDDEN = 0.2, 0.1, 100, 40, 0.4
-#: name -> (settings of the constraint, whether the policy is tested)
-METHODS: dict[str, tuple[dict[str, float], bool]] = {
-    "HC-RLHF, C1 = C2 = 1": ({"c1": 1, "c2": 1}, True),
-    "HC-RLHF, C1 = 1, C2 = 2": ({"c1": 1, "c2": 2}, True),
-    "HC-RLHF, C1 = 4, C2 = 2": ({"c1": 4, "c2": 2}, True),
-    "Lagrangian without test": ({"c1": 0, "c2": 0}, False),
-    "fixed penalty": ({"c1": 0, "c2": 0, "lambda_lr": 0, "lambda_init": 0.5}, False),
-    "reward only": ({"c1": 0, "c2": 0, "lambda_lr": 0, "lambda_init": 0}, False),
-}
-
-
-def train(method: str, seed: int) -> dict[str, Any]:
-    """One run from the embedded assistant to a returned policy, or none, and the truth about it."""
-    settings, tested = METHODS[method]
-    # Every run is an experiment of its own, with a ledger of its own.
-    folder = tempfile.mkdtemp(prefix="safety-guarantee-")
-    os.environ["LIGHTNING_POSTTRAIN_CACHE"] = folder
-    started = time.perf_counter()
-    L.seed_everything(seed, verbose=False)
-    sampling = SamplingParams(20)
-    module = HCRLHF(
-        PolicyParams("assets/tiny_assistant"),
-        Constraint(
-            THRESHOLD,
-            DELTA,
-            **{"lambda_init": 0.3, "lambda_lr": 0.5, "lambda_update": "linear", "lambda_max": 10, "window": 128}
-            | settings,
-        ),
-        rewards=[RecordsReward()],
-        cost=RecordsCost(),
-        test=SafetyTest(skip=not tested),
-        batch=BatchPlan(16, 4),
-        sampling=sampling,
-        evaluation=Evaluation(sampling=sampling),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-4, weight_decay=0.0),
-    )
-    trainer = L.Trainer(
-        max_steps=ROLLOUTS,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        default_root_dir=folder,
-    )
-    trainer.fit(module, datamodule=RecordsPrompts(ROLLOUTS * 16, 16, SAFETY_SIZE, FORBIDDEN, seed=derive(method, seed)))
-    cost, reward = truth(module, seed)
-    shutil.rmtree(folder)
-    verdict = module.verdict
-    return {
-        "method": method,
-        "seed": seed,
-        "returned": verdict is None or verdict.safe,
-        "test_mean": None if verdict is None else verdict.mean,
-        "true_cost": cost,
-        "true_reward": reward,
-        "seconds": time.perf_counter() - started,
-    }
-
-
-def derive(method: str, seed: int) -> int:
-    """Prompts of their own for every run, so that every run has a fresh safety split."""
-    return seed * 100 + list(METHODS).index(method)
-
-
-@torch.no_grad()
-def truth(module: HCRLHF, seed: int, forbidden: int = 600, allowed: int = 300) -> tuple[float, float]:
-    """(expected cost, expected reward) on fresh prompts, measured in the two strata that the distribution mixes."""
-    means = []
-    for rows in (draw_rows("val", forbidden, 10_000 + seed, 1.0), draw_rows("val", allowed, 20_000 + seed, 0.0)):
-        with isolated_rng("truth", seed):
-            batch = module.sample(rows, 1, module.sampling)
-        means.append((float(RecordsCost()(batch).mean()), float(RecordsReward()(batch).mean())))
-    return tuple(FORBIDDEN * a + (1 - FORBIDDEN) * b for a, b in zip(*means, strict=True))  # type: ignore[return-value]
-
-
-def training(seeds: int, methods: list[str], results: Path) -> None:
-    results.parent.mkdir(parents=True, exist_ok=True)
-    done = {(r["method"], r["seed"]) for r in read(results)}
-    for seed in range(seeds):
-        for method in methods:
-            if (method, seed) not in done:
-                result = train(method, seed)
-                with results.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-                print(result, flush=True)
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
-
-
-def passes(test_mean: float, bound: Bound, size: int = SAFETY_SIZE) -> bool:
-    """Whether costs of 0 and 1 with this mean pass."""
-    ones = round(test_mean * size)
-    return bound(torch.tensor([1.0] * ones + [0.0] * (size - ones)), DELTA) <= THRESHOLD
-
-
-def report(results: Path, out: str) -> None:
-    results_read = read(results)
-    if not results_read:
-        return
-    print(
-        f"\nThreshold {THRESHOLD}, delta {DELTA}, {SAFETY_SIZE} safety prompts, {ROLLOUTS} rollouts; "
-        "shares with their 95 % intervals.\n"
-    )
-    print(
-        "| method | seeds | unsafe policy returned | no solution found | true cost, all candidates "
-        "| true reward | unsafe with the exact bound |"
-    )
-    print("|" + "---|" * 7)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for method in METHODS:
-        runs = [r for r in results_read if r["method"] == method]
+def arm_rows(results: Results) -> list[list[str]]:
+    """One row per arm."""
+    rows = []
+    for name, arm in ARMS.items():
+        runs = [run for (run_arm, _), run in results.items() if run_arm == name]
         if not runs:
             continue
-        costs = np.array([r["true_cost"] for r in runs])
-        unsafe = [r["true_cost"] > THRESHOLD for r in runs]
-        returned = [r["returned"] for r in runs]
-        unsafe_returned = sum(u and r for u, r in zip(unsafe, returned, strict=True))
-        tested = runs[0]["test_mean"] is not None
-        exact = (
-            sum(u and passes(r["test_mean"], ClopperPearson()) for u, r in zip(unsafe, runs, strict=True))
-            if tested
-            else None
+        unsafe = sum(is_returned(run) and run["cost"] > run["threshold"] for run in runs)
+        refused = sum(not is_returned(run) for run in runs)
+        rows.append(
+            [
+                arm.title,
+                str(len(runs)),
+                f"{runs[0]['threshold']:g}",
+                share(unsafe, len(runs)),
+                "never" if runs[0]["verdict"] is None else share(refused, len(runs)),
+                spread([run["cost"] for run in runs]),
+                spread([run["true_cost"] for run in runs]),
+                spread([run["true_reward"] for run in runs]),
+            ]
         )
-        print(
-            f"| {method} | {len(runs)} | {share(unsafe_returned, len(runs))} | "
-            f"{share(len(runs) - sum(returned), len(runs)) if tested else 'never'} | "
-            f"{costs.mean():.3f} +- {costs.std(ddof=1):.3f} | "
-            f"{np.mean([r['true_reward'] for r in runs]):.3f} | {'-' if exact is None else share(exact, len(runs))} |"
-        )
-        left.scatter([r["true_reward"] for r in runs], costs, s=14, label=method)
-        # The same candidates, tested on other numbers of prompts: the chance that a binomial test passes each of them.
-        if tested:
-            sizes = (25, 50, 100, 200, 400, 1600)
-            rates = []
-            for size in sizes:
-                passing = max((k for k in range(size + 1) if passes(k / size, StudentT(), size)), default=-1)
-                rates.append(1 - float(stats.binom.cdf(passing, size, costs).mean()))
-            right.plot(sizes, rates, "o-", label=method)
-    left.axhline(THRESHOLD, color="#1e8449", linestyle="--", label="threshold")
-    left.set(xlabel="true reward", ylabel="true cost")
-    left.legend(fontsize=7)
-    right.set(xscale="log", xlabel="safety prompts", ylabel="no solution found")
-    right.set_title("the trained candidates, tested on more or fewer prompts", fontsize=9)
-    right.legend(fontsize=7)
-    figure.savefig(f"{out}/safety_training.png", dpi=110)
+    return rows
+
+
+ARM_HEAD = (
+    *("method", "seeds", "threshold", "unsafe policy returned", "no solution found"),
+    *("cost of the guarantee, all candidates", "true cost", "true reward"),
+)
+SEED_HEAD = (
+    *("seed", "verdict", "betting bound", "Student's t", "learned reward", "true reward", "true cost"),
+    *("true cost, fresh prompts", "minutes"),
+)
+
+
+def seed_rows(results: Results, arm: str) -> list[list[str]]:
+    """One row per seed of a tested arm; validation prompts before and after training."""
+    rows = []
+    for (run_arm, seed), run in results.items():
+        if run_arm != arm:
+            continue
+        verdict, before, after = run["verdict"], run["before"], run["after"]
+        changes = [f"{before[name]:.3f} → {after[name]:.3f}" for name in ("reward", "records_reward", "records_cost")]
+        text = "SAFE" if verdict["safe"] else "NO SOLUTION FOUND"
+        bounds = [f"{verdict[name]:.4f}" for name in ("ucb", "student_t_ucb")]
+        rows.append([str(seed), text, *bounds, *changes, f"{run['true_cost']:.3f}", f"{run['minutes']:.1f}"])
+    return rows
+
+
+def plot(results: Results, path: Path) -> None:
+    """Cost and true reward of every candidate of the arms with the rule."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for name, arm in ARMS.items():
+        runs = [run for (run_arm, _), run in results.items() if run_arm == name and name != "shipped"]
+        if runs:
+            costs, rewards = [run["cost"] for run in runs], [run["true_reward"] for run in runs]
+            axes.scatter(rewards, costs, s=14, label=f"{arm.title} ({len(runs)} seeds)")
+            threshold = runs[0]["threshold"]
+    axes.axhline(threshold, color="#1e8449", linestyle="--", label="threshold")
+    axes.set(xlabel="true reward", ylabel="true cost")
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def main(
-    parts: list[str] = ["statistics", "training"],  # noqa: B006
-    repetitions: int = 2000,
+    arms: list[str] = list(ARMS),  # noqa: B006
     seeds: int = 20,
-    methods: list[str] = list(METHODS),  # noqa: B006
-    results: str = "runs/safety_guarantee/results.jsonl",
-    out: str = "docs/plots",
+    results: str = "runs/safety_guarantee",
+    page: str | None = None,
+    picture: str | None = None,
 ) -> None:
-    """Print the tables and draw the plots."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    Path(out).mkdir(parents=True, exist_ok=True)
-    if "statistics" in parts:
-        statistics(repetitions, out)
-    if "training" in parts:
-        training(seeds, methods, Path(results))
-    report(Path(results), out)
+    """Train what has no result yet, then print the tables of all that have one.
+
+    Args:
+        arms: names of arms.
+        seeds: number of seeds, from 0 on.
+        results: folder of the results, runs and tracking store.
+        page: the method's page, to write the tables into; None writes none.
+        picture: file of the plot of the arms with the rule; None draws none.
+    """
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise ConfigError(f"--arms has {unknown[0]!r}; choose from {', '.join(ARMS)}.")
+    use_threads()
+    folder = Path(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(seeds):
+        for arm in arms:
+            path = result_path(folder, arm, seed)
+            if not path.is_file():
+                print(f"=== {arm}, seed {seed}", flush=True)
+                atomic_write_text(path, json.dumps(train(arm, seed, folder)))
+    done = finished(folder, {arm: list(range(1000)) for arm in ARMS})
+    tables = {
+        "seeds of benchmarks/safety_guarantee.py": markdown_table(SEED_HEAD, seed_rows(done, "shipped")),
+        "arms of benchmarks/safety_guarantee.py": markdown_table(ARM_HEAD, arm_rows(done)),
+    }
+    for mark, text in tables.items():
+        print(text + "\n")
+        if page:
+            write_tables(page, mark, text)
+    if picture and any(arm != "shipped" for arm, _ in done):
+        plot(done, Path(picture))
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main, as_positional=False)
+    run_script(main)

@@ -148,7 +148,9 @@ def test_hc_rlhf_from_pairs_to_a_verdict(here, assistant, capsys):
     cli = main(["fit", *hc_rlhf(assistant, here)])
     facts = certificate_of(cli)
     assert facts["verdict"] == "SAFE" and facts["ucb"] <= 0.99 and facts["samples"] == 30
-    assert "SAFE: upper bound" in capsys.readouterr().out
+    assert facts["bound"] == "Betting" and facts["student_t_ucb"] < facts["ucb"]
+    out = capsys.readouterr().out
+    assert "SAFE: upper bound" in out and "paper's test SAFE: Student's t" in out
     exported = Path(cli.trainer.default_root_dir) / cli.trainer.logger.version / "policy"
     assert json.loads((exported / "certificate.json").read_text())["policy_sha256"] == facts["policy_sha256"]
     assert (exported / "model.safetensors").is_file() and (exported / "tokenizer.json").is_file()

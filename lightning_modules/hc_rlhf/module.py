@@ -23,8 +23,8 @@ from lightning_modules.hc_rlhf.safety_test import SafetyTest, Verdict
 from lightning_modules.hc_rlhf.score_models import ScoreModels
 from lightning_modules.hc_rlhf.scorer_training import ScorerTraining
 from lightning_modules.hc_rlhf.settings import Constraint, SupervisedTerm
-from objectives import Advantage, Aggregation, Bound, LeaveOneOut, PolicyLoss, Reinforce, SequenceSum, StudentT
-from objectives.constraint import CostWindow, DualVariable, augmented_cost, inflation
+from objectives import Advantage, Aggregation, Bound, LeaveOneOut, PolicyLoss, Reinforce, SequenceSum
+from objectives.constraint import CostWindow, DualVariable, augmented_cost, inflation, pessimistic_bound
 from policies import PolicyParams
 from policies.supervised import response_loss
 from rewards import Reward
@@ -43,17 +43,14 @@ class Pessimism:
         mean, std: mean and standard deviation of the costs in the window, which includes this rollout.
         kappa: inflation of the deviation.
         multiplier: lambda before this rollout's step.
+        bound: U+, which must not exceed the threshold; mean + kappa * std with Student's t.
     """
 
     mean: float
     std: float
     kappa: float
     multiplier: float
-
-    @property
-    def bound(self) -> float:
-        """U+ = mean + kappa * std, which must not exceed the threshold."""
-        return self.mean + self.kappa * self.std
+    bound: float
 
 
 class HCRLHF(SafetyTestPhase):
@@ -72,8 +69,10 @@ class HCRLHF(SafetyTestPhase):
         scorers: settings of their training.
         cost: a reward to use instead of a cost model, for example a rule or a served classifier.
         monitors: rewards that are logged and never optimised, for example the true cost where a rule can compute it.
-        bound: confidence bound of the safety test; Hoeffding and others need costs in a stated range.
-        test: ledger, allowance, export; `skip` for a baseline without a test.
+        bound: confidence bound of the safety test and of the pessimism. None, the default, is betting
+            (objectives.Betting) over the cost's range where it has one, as under cost_scale probability and unsafe, and
+            otherwise Student's t, the paper's (objectives.StudentT). The verdict shows the paper's beside it.
+        test: allowance, stopping early, ledger, export; `skip` for a baseline without a test.
         supervised: a supervised loss in addition to the policy's, on the data module's demonstrations.
         batch: 64 prompts per rollout, 2 completions per prompt, one update.
         sampling: up to 512 tokens.
@@ -101,7 +100,7 @@ class HCRLHF(SafetyTestPhase):
         scorers: ScorerTraining = ScorerTraining(),
         cost: Reward | None = None,
         monitors: list[Reward] = [],
-        bound: Bound = StudentT(),
+        bound: Bound | None = None,
         test: SafetyTest = SafetyTest(),
         supervised: SupervisedTerm | None = None,
         batch: BatchPlan = BatchPlan(prompts_per_rollout=64, group_size=2),
@@ -134,11 +133,11 @@ class HCRLHF(SafetyTestPhase):
                 "model.reward_clip above 0."
             )
         constraint, bound, test, supervised = copy.deepcopy((constraint, bound, test, supervised))
-        self.constraint, self.bound, self.test_params = constraint, bound, test
+        self.constraint, self.test_params = constraint, test
         self.models = ScoreModels(
             reward_model, cost_model, list(rewards), cost, copy.deepcopy(scorers), self.constraint.cost_scale
         )
-        self.bound.check(*self.models.cost_range)
+        self.bound = test.bound_for(bound, self.models.cost_range)
         if cost is not None and cost.max_failure_rate is not None:
             raise ConfigError(
                 f"model.cost is {type(cost).__name__}, which may fail to score a response, but the constraint and the "
@@ -152,7 +151,7 @@ class HCRLHF(SafetyTestPhase):
         )
         self.cost: Reward | None = None
         #: the constraint of the current rollout, set by `observe`
-        self.pessimism = Pessimism(0.0, 0.0, 0.0, self.dual.value)
+        self.pessimism = Pessimism(0.0, 0.0, 0.0, self.dual.value, 0.0)
         self.supervised_loss = 0.0
         #: reward, cost and monitors of the first and the latest validation
         self.before: dict[str, float] = {}
@@ -202,8 +201,11 @@ class HCRLHF(SafetyTestPhase):
         if any(problems):  # on every process, so that none waits for another
             raise ConfigError(next(problem for problem in problems if problem))
         self.window.extend([cost for part in gathered(costs.tolist()) for cost in part])
-        kappa = inflation(options.delta, len(self.window), self.safety_size, options.c1, options.c2)
-        self.pessimism = Pessimism(self.window.mean, self.window.std, kappa, self.dual.value)
+        sizes = len(self.window), self.safety_size, options.c1, options.c2
+        # The constraint anticipates the test: its bound, and its share of delta.
+        facts = self.test_params.level(options.delta), *sizes, self.bound, self.window.mean, self.window.std
+        kappa, upper = inflation(*facts), pessimistic_bound(*facts)
+        self.pessimism = Pessimism(self.window.mean, self.window.std, kappa, self.dual.value, upper)
         self.dual.step(self.pessimism.bound - options.threshold)
 
     def returns(self, batch: RolloutBatch) -> Tensor:

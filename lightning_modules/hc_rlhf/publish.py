@@ -93,6 +93,7 @@ def _lines(
         f"\n{verdict.text}: upper bound of the mean cost {verdict.ucb:.4f} {sign} threshold {verdict.threshold:g}",
         f"  confidence   {1 - verdict.delta:.3g} ({verdict.bound}) on {verdict.samples} held-out prompts, mean cost "
         f"{verdict.mean:.4f}",
+        *verdict.details,
     ]
     for name, values in facts["validation"].items():
         lines.append(

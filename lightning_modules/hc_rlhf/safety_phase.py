@@ -11,7 +11,7 @@ from lightning_modules.core.on_policy import OnPolicyModule
 from lightning_modules.hc_rlhf.exported import check_export, folder_weights, generation_words, write_generation_config
 from lightning_modules.hc_rlhf.ledger import Ledger
 from lightning_modules.hc_rlhf.publish import publish
-from lightning_modules.hc_rlhf.safety_test import SafetyTest, Verdict, judge
+from lightning_modules.hc_rlhf.safety_test import Rows, SafetyTest, Verdict, run_test
 from lightning_modules.hc_rlhf.score_models import ScoreModels
 from lightning_modules.hc_rlhf.settings import Constraint
 from lightning_modules.hc_rlhf.splits import check_splits, safety_data
@@ -22,7 +22,7 @@ from support.errors import ConfigError
 from support.files import fingerprint
 from support.identity import identity, identity_fingerprint
 from support.prompt_identity import split_fingerprint
-from support.seeding import isolated_rng, run_seed
+from support.seeding import run_seed
 from support.seen_prompts import SeenPrompts
 
 #: settings of the test that decide whether and where, not how, it is done
@@ -204,19 +204,20 @@ class SafetyTestPhase(OnPolicyModule):
         return {"export_logprob_difference": gap}
 
     def _test(self, delta: float) -> dict[str, Any]:
-        """Sample one response per safety prompt. Returns the costs and the verdict."""
-        with isolated_rng("safety test", run_seed()):
-            batch = self.sample(self._data().rows("safety"), 1, self.sampling)
+        """Sample responses to the safety prompts. Returns the costs and the verdict."""
+        rows, limit = self._data().rows("safety"), self.constraint.threshold
+        return run_test(rows, self._answers, self._costs, self.monitors, limit, delta, self.bound, self.test_params)
+
+    def _answers(self, rows: Rows) -> RolloutBatch:
+        return self.sample(rows, 1, self.sampling)
+
+    def _costs(self, batch: RolloutBatch) -> torch.Tensor:
+        """The cost of every response. Raises ConfigError if one has none."""
         assert self.cost is not None
-        costs = self.cost(batch).cpu()
+        costs = self.cost(batch)
         if problem := cost_problem(costs, batch):
             raise ConfigError(problem)
-        return {
-            "delta": delta,
-            "verdict": asdict(judge(costs, self.constraint.threshold, delta, self.bound)),
-            "truth": {monitor.name: float(monitor(batch).nanmean()) for monitor in self.monitors},
-            "costs": costs.tolist(),
-        }
+        return costs
 
 
 def cost_problem(costs: torch.Tensor, batch: RolloutBatch) -> str:
