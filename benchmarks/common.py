@@ -31,9 +31,9 @@ def write_tables(page: str | Path, mark: str, text: str) -> None:
         ConfigError: the page lacks the marks.
     """
     begin, end, file = f"<!-- {mark} -->\n", "<!-- end of the tables -->", Path(page)
-    before, found, rest = file.read_text(encoding="utf-8").partition(begin)
+    before, opened, rest = file.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
-    if not (found and closed):
+    if not (opened and closed):
         raise ConfigError(f"{page} has no line {begin.strip()} before {end}; add both where the tables shall stand.")
     atomic_write_text(file, f"{before}{begin}\n{text.strip()}\n\n{end}{after}")
 

@@ -16,8 +16,8 @@ class FilePrompts(PromptData):
         val_source: another source for validation; by default the last `val_size` rows of the training split.
         val_split: split of `val_source`.
         val_size: number of held-out rows.
-        safety_size: number of rows, drawn at random by the seed from those before the held-out ones, that are kept for a
-            safety test.
+        safety_size: number of rows, drawn at random by the seed from those before the held-out ones, that are kept for
+            a safety test.
         columns: this project's column name -> the data's, e.g. {prompt: question}.
         required: columns that every row must have.
         seed: seed of the order of the prompts; the run's seed if None.

@@ -17,7 +17,7 @@ from support.seeding import derive_seed, run_seed
 def drawn_places(total: int, size: int, seed: int) -> dict[int, None]:
     """`size` of the places 0 to total - 1, drawn at random by the seed, in the order of the draw, as keys.
 
-    A safety split must be a random sample of the prompts: files are often sorted, so that their last rows are of a kind.
+    A safety split must be a random sample of the prompts: files are often sorted, so their last rows are of a kind.
     """
     return dict.fromkeys(random.Random(derive_seed("safety split", seed)).sample(range(total), size))
 

@@ -221,7 +221,7 @@ class SafetyTestPhase(OnPolicyModule):
 
 
 def cost_problem(costs: torch.Tensor, batch: RolloutBatch) -> str:
-    """A message about responses whose cost abstained or is not a finite number; "" if there are none."""
+    """A message about responses whose cost abstained or is not a finite number; "" without such responses."""
     missing = ~costs.isfinite()
     if not bool(missing.any()):
         return ""
@@ -235,7 +235,7 @@ def cost_problem(costs: torch.Tensor, batch: RolloutBatch) -> str:
 
 
 def _unknown(seen: SeenPrompts) -> str:
-    """A remark about models whose prompts are unknown; "" if there are none."""
+    """A remark about models whose prompts are unknown; "" without such models."""
     if not seen.unknown:
         return ""
     names = ", ".join(sorted(seen.unknown))
@@ -243,7 +243,7 @@ def _unknown(seen: SeenPrompts) -> str:
 
 
 def _other_tests(number: int) -> str:
-    """A remark about the other tests of these prompts; "" if there are none."""
+    """A remark about the other tests of these prompts; "" for the first test."""
     if not number:
         return ""
     return (

@@ -294,6 +294,6 @@ def test_verify_refuses(certified, damage, message):
 
 
 def test_a_certificate_is_checked_without_its_ledger_too(certified, here):
-    """On another machine there is none to compare with."""
+    """On another machine the ledger is missing."""
     _edit(ledger={"path": str(here / "nowhere/journal.jsonl")})(certified)
     assert verify(certified)["verdict"] == "SAFE"
