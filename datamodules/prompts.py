@@ -84,6 +84,7 @@ class PromptData(L.LightningDataModule, ABC):
         rows = self.rows("train")
         draw = (batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size)
         sampler = PromptSampler(len(rows), *draw) if self.sampler is None else self.sampler(rows, *draw)
+        sampler.updates = batch.updates_per_rollout
         return PromptLoader(rows, sampler)
 
     def _evaluation_loader(self, split: str) -> DataLoader[Row]:

@@ -18,9 +18,10 @@ from objectives import SequenceMean
 from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from rollouts.engine import uniforms
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
-from support.seeding import derive_seed, run_seed
+from support.seeding import isolated_rng, run_seed
 
 
 class SGRPO(OnPolicyModule):
@@ -71,8 +72,9 @@ class SGRPO(OnPolicyModule):
 
     def loss_mask(self, batch: RolloutBatch) -> Bool[Tensor, "rows time"]:
         mask = super().loss_mask(batch)
-        seed = derive_seed("s-grpo", run_seed(), self.global_rank, self.rollouts_done)
-        uniform = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)).to(mask.device)
+        with isolated_rng("s-grpo", run_seed(), self.rollouts_done):
+            uniform = uniforms(batch.rows, batch.group_size, self.sampling.max_new_tokens, mask.device)
+        uniform = uniform[:, : mask.shape[1]]
         chosen = mask & ((uniform < self.share) | (mask.cumsum(1) <= self.cutoff))
         return chosen if self.most is None else chosen & (chosen.cumsum(1) <= self.most)
 

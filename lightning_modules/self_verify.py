@@ -31,7 +31,7 @@ from rewards.self_verify import Verdict
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
-from support.processes import gathered, summed
+from support.processes import gathered, in_one_order, part_of_process, summed
 from support.seeding import isolated_rng, run_seed
 
 
@@ -122,16 +122,16 @@ class SelfVerify(OnPolicyModule):
     def prompts(self, rows: Rows) -> Rows:
         """Replace some of the prompts by questions from the buffer, in a random order.
 
-        Each process takes its own part of one common draw of questions.
+        All processes mix the whole rollout alike, and each takes its own part.
         """
-        wanted = round(self.verification.share * len(rows))
-        processes, rank = self.trainer.world_size, self.global_rank
-        questions = self.buffer.draw(wanted * processes, run_seed(), self.rollouts_done)
-        questions = questions[rank * wanted : (rank + 1) * wanted]
-        mixed = questions + rows[len(questions) :]
+        updates = self.batch.updates_per_rollout
+        whole = in_one_order(gathered(rows), updates)
+        questions = self.buffer.draw(round(self.verification.share * len(whole)), run_seed(), self.rollouts_done)
+        mixed = questions + whole[len(questions) :]
         # The updates of a rollout take its prompts in this order; after the shuffle each update has both kinds.
-        with isolated_rng("mixed prompts", run_seed(), rank, self.rollouts_done):
-            return [mixed[i] for i in torch.randperm(len(mixed)).tolist()]
+        with isolated_rng("mixed prompts", run_seed(), self.rollouts_done):
+            mixed = [mixed[i] for i in torch.randperm(len(mixed)).tolist()]
+        return part_of_process(mixed, self.global_rank, self.trainer.world_size, updates)
 
     def questions(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         """Rows that are verdicts."""
@@ -148,8 +148,10 @@ class SelfVerify(OnPolicyModule):
     def observe(self, batch: RolloutBatch) -> None:
         """Add the solutions of all processes to the buffer, with their correctness; skip those without an answer."""
         scores, size = self.judge.unscaled(batch.rewards[self.judge.name], batch).tolist(), batch.group_size
-        solutions, questions = answers(batch), []
+        solutions, by_prompt = answers(batch), []
         for prompt, row in enumerate(batch.rows):
+            questions: list[dict[str, Any]] = []
+            by_prompt.append(questions)
             if row.get("solution_correct") is not None:
                 continue
             group = range(prompt * size, (prompt + 1) * size)
@@ -159,7 +161,8 @@ class SelfVerify(OnPolicyModule):
             for i in usable:
                 question = verify_row(row, solutions[i], self.verification.prompt)
                 questions.append(question | truth | {"solution_correct": scores[i] >= 1})
-        self.buffer.add([row for rows in gathered(questions) for row in rows], self.rollouts_done)
+        whole = in_one_order(gathered(by_prompt), self.batch.updates_per_rollout)
+        self.buffer.add([row for rows in whole for row in rows], self.rollouts_done)
 
     def advantages(self, batch: RolloutBatch) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
         advantages, verdicts = super().advantages(batch), self.questions(batch)
@@ -220,7 +223,7 @@ class SelfVerify(OnPolicyModule):
 
     def evaluate(self, rows: Rows, stage: str) -> RolloutBatch:
         batch = super().evaluate(rows, stage)
-        with isolated_rng("verdicts", run_seed(), self.global_rank, len(self.votes)):
+        with isolated_rng("verdicts", run_seed()):
             verdicts, scores = self.judged(batch)
         correct = (self.judge.unscaled(batch.rewards[self.judge.name], batch) >= 1).tolist()
         said, size = self.verdict.verdicts(verdicts), batch.group_size
@@ -240,7 +243,7 @@ class SelfVerify(OnPolicyModule):
 
     def predict_step(self, rows: Rows, batch_idx: int) -> list[dict[str, Any]]:
         """Prompts with the completion that the weighted vote chooses, and its score s."""
-        with isolated_rng("predict", run_seed(), self.global_rank, batch_idx):
+        with isolated_rng("predict", run_seed()):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
             _, scores = self.judged(batch)
         chosen = zip(rows, self.vote(batch, scores, self.verification.exponent), strict=True)

@@ -5,7 +5,7 @@ Each function gives the same result on every process, and all processes must cal
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,6 +44,36 @@ def gathered(item: Any) -> list[Any]:
     items: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(items, item)
     return items
+
+
+def part_of_process(items: Sequence[Any], rank: int, processes: int, updates: int = 1) -> list[Any]:
+    """The items of a whole rollout that belong to one process: a contiguous part of every update.
+
+    An update on several processes thereby has the same items as on one.
+
+    Args:
+        items: of all processes, in the order of one process; a multiple of `processes` times `updates`.
+        rank, processes: rank of the process and number of processes.
+        updates: number of equal, contiguous parts of the whole that are updates.
+    """
+    per_update, size = len(items) // updates, len(items) // (updates * processes)
+    starts = range(rank * size, updates * per_update, per_update)
+    return [item for start in starts for item in items[start : start + size]]
+
+
+def in_one_order(parts: Sequence[Sequence[Any]], updates: int = 1) -> list[Any]:
+    """The items of all processes in the order of one process; the inverse of `part_of_process`.
+
+    Args:
+        parts: items of every process, in the order of their ranks.
+        updates: as in `part_of_process`.
+    """
+    keyed = [
+        ((place // max(1, math.ceil(len(part) / updates)), rank, place), item)
+        for rank, part in enumerate(parts)
+        for place, item in enumerate(part)
+    ]
+    return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
 
 
 def summed(values: Tensor) -> Tensor:
