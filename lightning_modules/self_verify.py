@@ -225,12 +225,16 @@ class SelfVerify(OnPolicyModule):
         batch = super().evaluate(rows, stage)
         with isolated_rng("verdicts", run_seed()):
             verdicts, scores = self.judged(batch)
-        correct = (self.judge.unscaled(batch.rewards[self.judge.name], batch) >= 1).tolist()
+        grades = self.judge.unscaled(batch.rewards[self.judge.name], batch).tolist()
+        correct = [None if math.isnan(grade) else grade >= 1 for grade in grades]
         said, size = self.verdict.verdicts(verdicts), batch.group_size
         weighted, majority = self.vote(batch, scores, self.verification.exponent), self.vote(batch, scores, 0.0)
         for i, (chosen, most_frequent) in enumerate(zip(weighted, majority, strict=True)):
             group = slice(i * size, (i + 1) * size)
-            pairs = list(zip(said[group], correct[group], strict=True))
+            if correct[chosen] is None or correct[most_frequent] is None:
+                continue  # as pass@k, votes count problems that could be judged
+            pairs = [(verdict, truth) for verdict, truth in zip(said[group], correct[group], strict=True)]
+            pairs = [pair for pair in pairs if pair[1] is not None]
             self.votes.append({"vote": correct[chosen], "majority": correct[most_frequent], "pairs": pairs})
         return batch
 

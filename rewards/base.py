@@ -28,6 +28,8 @@ class Failure:
     message: str
 
 
+#: parameters of a reward function that TRL's trainers supply themselves, beside those that are supplied here
+TRLS_OWN = {"trainer_state", "log_extra", "log_metric", "environments"}
 #: codes of the failures in `RolloutBatch.failures`
 FAILURES: dict[Literal["error", "timeout"], int] = {"error": 1, "timeout": 2}
 
@@ -207,6 +209,12 @@ class FunctionReward(Reward):
     def check_columns(self, row: dict[str, Any]) -> None:
         provided = {"prompts", "completions", "completion_ids"}
         parameters = inspect.signature(self.function).parameters.values()
+        if trls := [p.name for p in parameters if p.default is p.empty and p.name in TRLS_OWN and p.name not in row]:
+            raise ConfigError(
+                f"the reward function {self.name!r} has the parameter {trls[0]!r}, which TRL's trainer fills in and no "
+                "data column holds. Here a function gets prompts, completions, completion_ids and the data columns; "
+                f"remove the parameter or give it a default, such as {trls[0]}=None."
+            )
         needs(
             self,
             row,

@@ -44,8 +44,8 @@ class JudgedReward(Reward):
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         """Mean number of tokens of the right and of the wrong completions."""
-        correct, lengths = self.correct(batch), batch.lengths.float()
-        return means({"length/correct": lengths[correct], "length/wrong": lengths[~correct]})
+        judged, lengths = self.judged(batch), batch.lengths.float()
+        return means({"length/correct": lengths[judged >= 1], "length/wrong": lengths[judged < 1]})
 
 
 def means(values: dict[str, Tensor]) -> dict[str, float]:

@@ -222,22 +222,29 @@ class LaserDE(LaserD):
         super().__init__(alpha, correctness, weight, name)
         self.wrong, self.ngram, self.times = wrong, ngram, times
 
-    def repeats(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        """True for completions that repeat themselves."""
-        if self.ngram is None:
-            return torch.zeros_like(batch.lengths, dtype=torch.bool)
-        texts = (ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True))
-        return torch.tensor([loops(tokens, self.ngram, self.times) for tokens in texts], device=batch.lengths.device)
-
-    def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+    def explores(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+        """True for wrong completions in the format that are longer than their target."""
         scores, judge = self.given(batch), batch.judges.get(self.correctness)
         plain = scores if judge is None else judge.without_scale(scores, batch)
         is_wrong = torch.isclose(plain, torch.full_like(plain, self.wrong)) & ~self.correct(batch)
-        explores = is_wrong & (batch.lengths > self.targets_of(batch))
-        return super().earns(batch) | (explores & ~self.repeats(batch))
+        return is_wrong & (batch.lengths > self.targets_of(batch))
+
+    def repeats(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+        """True for completions that would explore but repeat themselves; each is tested once per batch."""
+        tested = batch.tested.setdefault(self.name, {})
+        repeats = torch.zeros_like(batch.lengths, dtype=torch.bool)
+        for row in self.explores(batch).nonzero().flatten().tolist() if self.ngram is not None else ():
+            if row not in tested:
+                tokens = batch.completion_ids[row][batch.completion_mask[row]].tolist()
+                tested[row] = loops(tokens, self.ngram, self.times)
+            repeats[row] = tested[row]
+        return repeats
+
+    def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+        return super().earns(batch) | (self.explores(batch) & ~self.repeats(batch))
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        return super().metrics(batch) | means({"laser_repeats": self.repeats(batch)})
+        return super().metrics(batch) | means({"laser_repeats": self.repeats(batch)[self.explores(batch)]})
 
 
 LASER = Paper(

@@ -18,6 +18,7 @@ from lightning_modules.core.resumed_settings import (
     refuse_other_optimizer,
     schedule,
 )
+from lightning_modules.core.trainer_checks import check_trainer
 from policies import Policy, PolicyParams
 from policies.sharding import shard
 from support.errors import ConfigError
@@ -55,6 +56,12 @@ class PosttrainModule(L.LightningModule):
         self._saved_settings: Settings = {}  # of the checkpoint's run, until they are compared
         self._saved_schedulers: list[dict[str, Any]] = []
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """No callbacks; it is Lightning's first call in a run, before its own checks, and so the place for ours."""
+        if self.trainer.state.fn == "fit":
+            check_trainer(self.trainer, self)
+        return []
+
     def configure_model(self) -> None:
         if getattr(self, "policy", None) is None:
             # Makes the initial adapters independent of earlier random draws.
@@ -80,6 +87,11 @@ class PosttrainModule(L.LightningModule):
             raise ConfigError(
                 f"the optimiser refuses its settings: {error}; change the keys under model.optimizer."
             ) from error
+        if isinstance(optimizer, torch.optim.LBFGS) and not self.automatic_optimization:
+            raise ConfigError(
+                "model.optimizer is LBFGS, which evaluates the loss several times per step, but a rollout's update "
+                "computes it once. Use another optimiser, such as torch.optim.AdamW."
+            )
         self.optimizer_settings = optimizer_settings(optimizer)
         scheduler = None if self.scheduler_callable is None else self.scheduler_callable(optimizer)
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
