@@ -26,7 +26,7 @@ from rewards import Reward
 from rollouts import BatchPlan, Mode, RolloutBatch, SamplingOverrides, SamplingParams, needs_thinking
 from support.errors import ConfigError
 from support.papers import Paper
-from support.processes import summed
+from support.processes import means, summed
 
 
 @dataclass
@@ -197,25 +197,31 @@ class AutoThink(OnPolicyModule):
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         counts, table, lengths = self.mode_counts(batch), self.mode_rewards, batch.lengths.float()
-        naive, shaped = (values.masked_fill(counts.unknown, torch.nan) for values in self.mode_rewards_of(batch, counts))
+        naive, shaped = (
+            values.masked_fill(counts.unknown, torch.nan) for values in self.mode_rewards_of(batch, counts)
+        )
         penalties = (0.0, 0.0)
         if self.stage == 1:
             penalties = balance_penalties(counts.thinking_fraction, table.gamma, table.slope)
-        metrics = {
-            "stage": float(self.stage),
-            "thinking_rate": counts.thinking_fraction,
-            "unclosed_rate": float((counts.modes == Mode.UNCLOSED).float().mean()),
-            "balance_thinking": penalties[0],
-            "balance_no_thinking": penalties[1],
-            "reward_std_naive": float(group_statistics(naive, batch.groups)[1].mean()),
-            "reward_std_shaped": float(group_statistics(shaped, batch.groups)[1].mean()),
-            "reward_shaped": float(shaped.nanmean().nan_to_num()),
+        rows = {
+            "unclosed_rate": counts.modes == Mode.UNCLOSED,
+            "reward_std_naive": group_statistics(naive, batch.groups)[1],
+            "reward_std_shaped": group_statistics(shaped, batch.groups)[1],
+            "reward_shaped": shaped,
         }
-        for name, rows in (("no_thinking", ~counts.thinking), ("thinking", counts.thinking)):
-            judged = rows & ~counts.unknown
-            metrics[f"accuracy/{name}"] = float(counts.correct[judged].float().mean()) if bool(judged.any()) else 0.0
-            metrics[f"length/{name}"] = float(lengths[rows].mean()) if bool(rows.any()) else 0.0
-        return metrics
+        for name, of_mode in (("no_thinking", ~counts.thinking), ("thinking", counts.thinking)):
+            rows[f"accuracy/{name}"] = counts.correct[of_mode & ~counts.unknown]
+            rows[f"length/{name}"] = lengths[of_mode]
+        return (
+            dict.fromkeys(rows, 0.0)
+            | means(rows)
+            | {
+                "stage": float(self.stage),
+                "thinking_rate": counts.thinking_fraction,
+                "balance_thinking": penalties[0],
+                "balance_no_thinking": penalties[1],
+            }
+        )
 
 
 PAPER = Paper(

@@ -21,6 +21,7 @@ from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from rollouts.engine import uniforms
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
+from support.processes import summed
 from support.seeding import isolated_rng, run_seed
 
 
@@ -79,7 +80,8 @@ class SGRPO(OnPolicyModule):
         return chosen if self.most is None else chosen & (chosen.cumsum(1) <= self.most)
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        return {"loss_tokens": float(self.loss_mask(batch).sum() / batch.action_mask.sum().clamp(min=1))}
+        learned, sampled = summed(torch.stack([self.loss_mask(batch).sum(), batch.action_mask.sum()])).tolist()
+        return {"loss_tokens": learned / max(sampled, 1)}
 
 
 PAPER = Paper(

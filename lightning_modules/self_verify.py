@@ -31,7 +31,7 @@ from rewards.self_verify import Verdict
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
-from support.processes import gathered, in_one_order, part_of_process, summed
+from support.processes import gathered, in_one_order, means, part_of_process, summed
 from support.seeding import isolated_rng, run_seed
 
 
@@ -178,13 +178,16 @@ class SelfVerify(OnPolicyModule):
         if questions:
             metrics["buffer_correct"] = sum(row["solution_correct"] for row in questions) / len(questions)
             metrics["buffer_age"] = sum(self.rollouts_done - row["rollout"] for row in questions) / len(questions)
-        if (is_question := self.questions(batch)).any():
-            truths = batch.column("solution_correct")
-            pairs = [(v, c) for v, c in zip(self.verdict.verdicts(batch), truths, strict=True) if c is not None]
-            metrics["verify_accuracy"] = sum(verdict is truth for verdict, truth in pairs) / len(pairs)
-            metrics["yes_rate"] = sum(verdict is True for verdict, _ in pairs) / len(pairs)
-            metrics["questions"] = float(is_question.float().mean())
-        return metrics
+        truths = batch.column("solution_correct")
+        pairs = [(v, c) for v, c in zip(self.verdict.verdicts(batch), truths, strict=True) if c is not None]
+        of_questions = means(
+            {
+                "verify_accuracy": torch.tensor([verdict is truth for verdict, truth in pairs], dtype=torch.bool),
+                "yes_rate": torch.tensor([verdict is True for verdict, _ in pairs], dtype=torch.bool),
+                "questions": self.questions(batch),
+            }
+        )
+        return metrics | of_questions if of_questions["questions"] else metrics
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -22,6 +22,7 @@ from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from rollouts.engine import uniforms
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
+from support.processes import summed
 
 
 class TSPMO(OnPolicyModule):
@@ -111,11 +112,11 @@ class TSPMO(OnPolicyModule):
         return beginnings
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        metrics = {"loss_tokens": float(self.loss_mask(batch).sum() / batch.action_mask.sum().clamp(min=1))}
-        if self.replay:
-            replayed = batch.action_mask[len(batch.action_mask) // 2 :]
-            metrics["extra_tokens"] = float(replayed.sum())
-        return metrics
+        replayed = batch.action_mask[len(batch.action_mask) // 2 :]
+        masks = (self.loss_mask(batch), batch.action_mask, replayed)
+        learned, sampled, extra = summed(torch.stack([mask.sum() for mask in masks])).tolist()
+        metrics = {"loss_tokens": learned / max(sampled, 1)}
+        return metrics | {"extra_tokens": float(extra)} if self.replay else metrics
 
 
 PAPER = Paper(

@@ -19,12 +19,13 @@ from torch import Tensor
 from rewards.answers import ExactAnswer, Format
 from rewards.base import Failure, Reward
 from rewards.failures import inner_scores, lowest_rate
-from rewards.judged import JudgedReward, means
+from rewards.judged import JudgedReward
 from rewards.repetition import loops
 from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
+from support.processes import means
 
 BUCKETS = ("easy", "medium", "hard")
 

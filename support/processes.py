@@ -1,4 +1,4 @@
-"""Communication between the processes of one run: gathered objects, sums and maxima.
+"""Communication between the processes of one run: gathered objects, sums, means and maxima.
 
 Each function gives the same result on every process, and all processes must call it. In a run of one process, or inside
 `alone`, they return what they were given.
@@ -88,6 +88,23 @@ def summed(values: Tensor) -> Tensor:
     if not _connected():
         return values
     return _reduced(values, torch.distributed.ReduceOp.SUM)
+
+
+def means(values: dict[str, Tensor]) -> dict[str, float]:
+    """The mean of each tensor's entries over all processes, without NaN; a name without entries is left out.
+
+    Args:
+        values: tensors of any size by name. A process may lack a name that others have.
+    """
+    parts = gathered(
+        {name: (float(entries.double().nansum()), int((~entries.isnan()).sum())) for name, entries in values.items()}
+    )
+    names = dict.fromkeys(name for part in parts for name in part)
+    sums = {
+        name: [sum(column) for column in zip(*(part[name] for part in parts if name in part), strict=True)]
+        for name in names
+    }
+    return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def maximum(value: float) -> float:

@@ -1,5 +1,6 @@
 """The base class of modules that sample and score completions: validation, test and prediction of every method."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from policies import PolicyParams
 from rewards import Reward, total_reward
 from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams, completion_records, overridden
 from support.errors import ConfigError
+from support.processes import means
 from support.seeding import isolated_rng, run_seed
 
 Rows = list[dict[str, Any]]
@@ -62,6 +64,8 @@ class SamplingModule(PosttrainModule):
         self.last_validation: list[RolloutBatch] = []
         self.thinking_stats: ThinkingStats | None = None
         self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
+        #: values of the current evaluation's rows by metric; NaN does not apply
+        self.row_values: defaultdict[str, list[Tensor]] = defaultdict(list)
 
     # ---- prompts to scored completions -------------------------------------------------------------------------------
 
@@ -142,11 +146,11 @@ class SamplingModule(PosttrainModule):
             batch.rewards = self.score(batch)
         self.failure_counts.add(batch)
         if self.rewards:
-            self._log_mean(f"{stage}/reward", total_reward(self.rewards, batch.rewards, batch.failures))
+            self.row_values["reward"].append(total_reward(self.rewards, batch.rewards, batch.failures))
         for name, scores in batch.rewards.items():
-            self._log_mean(f"{stage}/{self.metric_name(name)}", scores)
-        self._log_mean(f"{stage}/length", batch.lengths)
-        self._log_mean(f"{stage}/truncated", batch.truncated)
+            self.row_values[self.metric_name(name)].append(scores)
+        self.row_values["length"].append(batch.lengths)
+        self.row_values["truncated"].append(batch.truncated)
         judge = self.correctness_reward()
         grades = None if judge is None else judge.unscaled(batch.rewards[judge.name], batch)
         if self.thinking_stats is not None:
@@ -158,23 +162,20 @@ class SamplingModule(PosttrainModule):
             self.problem_counts.add(judged_rows, (grades >= 1).view(len(rows), -1)[judged])
         return batch
 
-    def _log_mean(self, name: str, values: Tensor) -> None:
-        values = values.float()
-        values = values[~values.isnan()]
-        if len(values):
-            self.log(name, values.mean(), batch_size=len(values), on_epoch=True, sync_dist=True)
-
     def begin_evaluation(self) -> None:
         """Gather the weights and reset the counts of a validation or test."""
         self.gather_weights()
         self.thinking_stats = ThinkingStats.of(self.policy)
         self.problem_counts, self.failure_counts = ProblemCounts(), FailureCounts()
+        self.row_values.clear()
 
     def end_evaluation(self, stage: str) -> None:
         """Log the counts under `stage`/."""
         self.scatter_weights()
         where = {"val": "the validation", "test": "the test"}[stage]
-        metrics = self.problem_counts.metrics(self.evaluation.pass_ks, self.evaluation.with_intervals(stage))
+        # Lightning's own means over processes round the number of rows down where it is odd.
+        metrics = means({name: torch.cat(values) for name, values in self.row_values.items()})
+        metrics |= self.problem_counts.metrics(self.evaluation.pass_ks, self.evaluation.with_intervals(stage))
         metrics |= self.failure_counts.metrics(self.all_rewards, where)
         if self.thinking_stats is not None:
             metrics |= self.thinking_stats.metrics()
