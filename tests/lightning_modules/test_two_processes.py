@@ -14,14 +14,15 @@ METHODS = [
 ]
 
 
-def agree(names, strategy, models, folder, monkeypatch):
+def agree(names, strategy, models, folder, monkeypatch, steps, seconds):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    two_processes_methods.main(names, "one", models, str(folder))
+    two_processes_methods.main(names, "one", models, str(folder), steps)
     log = folder / "log.txt"
     with pytest.MonkeyPatch.context() as patch:
         # A ledger of its own: the run of one process has tested the same safety split.
         patch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(folder / "cache"))
-        codes = run_on_two(two_processes_methods.main, names, strategy, models, str(folder), log=log)
+        arguments = (names, strategy, models, str(folder), steps)
+        codes = run_on_two(two_processes_methods.main, *arguments, log=log, seconds=seconds)
     assert codes == [0, 0], log.read_text()[-4000:]
     for name in names:
         one = torch.load(folder / f"{name} one 0.pt")
@@ -41,14 +42,14 @@ def agree(names, strategy, models, folder, monkeypatch):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_do_what_one_does(strategy, reasoner, assistant, tmp_path, monkeypatch):
-    agree(CHEAP[strategy], strategy, [reasoner, assistant], tmp_path, monkeypatch)
+    agree(CHEAP[strategy], strategy, [reasoner, assistant], tmp_path, monkeypatch, steps=4, seconds=240)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_every_method_does_on_two_processes_what_it_does_on_one(strategy, reasoner, assistant, tmp_path, monkeypatch):
     assert {*two_processes_methods.cases(reasoner), "sft", "hc_rlhf"} == set(METHODS)
-    agree(METHODS, strategy, [reasoner, assistant], tmp_path, monkeypatch)
+    agree(METHODS, strategy, [reasoner, assistant], tmp_path, monkeypatch, steps=6, seconds=1200)
 
 
 def test_two_processes_whiten_step_and_stop_together(reasoner, tmp_path):

@@ -100,7 +100,7 @@ def cases(model):
     }  # fmt: skip
 
 
-def fit(name, strategy, model, folder):
+def fit(name, strategy, model, folder, steps=6):
     """Train one case. Returns its final weights, metrics and number of filling passes."""
     L.seed_everything(0, verbose=False)
     if name in ("sft", "hc_rlhf"):
@@ -118,7 +118,7 @@ def fit(name, strategy, model, folder):
     core.policy_update.micro_batches = counted
     trainer = L.Trainer(
         accelerator="cpu", devices=1 if strategy == "one" else 2, strategy=train.strategy_of(strategy),
-        use_distributed_sampler=False, max_epochs=-1, max_steps=6, val_check_interval=3, check_val_every_n_epoch=None,
+        use_distributed_sampler=False, max_epochs=-1, max_steps=steps, val_check_interval=2, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, callbacks=[*further, found],
     )  # fmt: skip
@@ -126,19 +126,15 @@ def fit(name, strategy, model, folder):
         trainer.fit(module, datamodule=data)
     finally:
         core.policy_update.micro_batches = passes
-    with module.whole_weights():
-        parts = [weight.detach() for weight in module.policy.parameters()]
-        parts = [part.full_tensor() if isinstance(part, DTensor) else part for part in parts]
-    return {
-        "weights": torch.cat([part.flatten() for part in parts]),
-        "metrics": found.metrics,
-        "fillers": found.fillers,
-    }
+    with module.whole_weights():  # they are whole within it only
+        parts = [weight.detach() for weight in module.trained_parameters()]
+        weights = torch.cat([(part.full_tensor() if isinstance(part, DTensor) else part).flatten() for part in parts])
+    return {"weights": weights, "metrics": found.metrics, "fillers": found.fillers}
 
 
-def main(names, strategy, models, folder):
+def main(names, strategy, models, folder, steps=6):
     torch.set_num_threads(1)
     for name in names:
-        found = fit(name, strategy, models[name == "hc_rlhf"], folder)
+        found = fit(name, strategy, models[name == "hc_rlhf"], folder, steps)
         rank = torch.distributed.get_rank() if strategy != "one" else 0
         torch.save(found, Path(folder) / f"{name} {strategy} {rank}.pt")
