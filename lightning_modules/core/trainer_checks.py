@@ -11,22 +11,33 @@ from support.errors import ConfigError
 
 #: precision that on-policy training supports; weights in another dtype are a setting of the policy
 PRECISIONS = ("32-true", "bf16-mixed")
-#: callbacks of Lightning by class name, and why they do nothing useful here
+#: callbacks of Lightning by class name: what is wrong with them here, and what to do instead
 CALLBACKS = {
-    "StochasticWeightAveraging": "copies the module before the model is loaded, and so averages nothing; use "
-    "lightning.pytorch.callbacks.EMAWeightAveraging",
-    "LearningRateFinder": "searches for an attribute `lr` and steps on losses that a rollout does not return; compare "
-    "short runs with different model.optimizer.lr",
-    "BatchSizeFinder": "searches for an attribute `batch_size`; batch sizes are in model.batch, and a pass that does not "
-    "fit into memory is halved by itself",
-    "BackboneFinetuning": "needs an attribute `backbone`; train adapters instead with model.policy.lora",
-    "ModelPruning": "prunes weights that generation reads elsewhere; prune the exported model instead",
+    "StochasticWeightAveraging": (
+        "copies the module before the model is loaded, and so averages nothing",
+        "Use lightning.pytorch.callbacks.EMAWeightAveraging in its place",
+    ),
+    "LearningRateFinder": (
+        "searches for an attribute `lr` and for a loss that a rollout does not return",
+        "Remove it, and compare short runs with different model.optimizer.lr",
+    ),
+    "BatchSizeFinder": (
+        "searches for an attribute `batch_size`",
+        "Remove it, and set model.batch; a pass that does not fit into memory is halved by itself",
+    ),
+    "BackboneFinetuning": (
+        "searches for an attribute `backbone`",
+        "Remove it, and set model.policy.lora to train few weights",
+    ),
+    "ModelPruning": ("prunes weights that generation reads elsewhere", "Remove it, and prune the exported model"),
 }
+#: the same, for modules that take their own optimiser steps
 MANUAL = {
-    "GradientAccumulationScheduler": "accumulates over batches, but every rollout is updated with all its passes; raise "
-    "model.batch.prompts_per_rollout, and bound memory with model.batch.update_token_budget",
+    "GradientAccumulationScheduler": (
+        "accumulates over batches, but a rollout is updated with all its passes",
+        "Remove it, and raise model.batch.prompts_per_rollout; model.batch.update_token_budget bounds the memory",
+    ),
 }
-
 
 def check_trainer(trainer: L.Trainer, module: Any) -> None:
     """Refuse a trainer whose options the module cannot honour.
@@ -39,9 +50,10 @@ def check_trainer(trainer: L.Trainer, module: Any) -> None:
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         name = type(callback).__name__
-        reason = CALLBACKS.get(name) or (None if module.automatic_optimization else MANUAL.get(name))
-        if reason is not None:
-            raise ConfigError(f"trainer.callbacks holds {name}, which {reason}, and remove {name}.")
+        refused = CALLBACKS if module.automatic_optimization else CALLBACKS | MANUAL
+        if name in refused:
+            fault, remedy = refused[name]
+            raise ConfigError(f"trainer.callbacks holds {name}, which {fault}. {remedy}.")
         monitor = getattr(callback, "monitor", None)
         if str(monitor).startswith("val/") and trainer.limit_val_batches == 0:
             raise ConfigError(
