@@ -39,6 +39,7 @@ MANUAL = {
     ),
 }
 
+
 def check_trainer(trainer: L.Trainer, module: Any) -> None:
     """Refuse a trainer whose options the module cannot honour.
 

@@ -77,26 +77,30 @@ def settings(**changes):
     } | changes
 
 
-def cases(model):
-    """Name -> (module, further callbacks), made when it is called."""
+def cases(model, **changes):
+    """Name -> (module, further callbacks), made when it is called; `changes` go before a case's own settings."""
+
+    def parts(**own):
+        return settings(**(own | changes))
+
     plain = PolicyParams(model)
     adapters = PolicyParams(model, lora=LoRA(r=4, alpha=8))
     two_updates = BatchPlan(8, 4, update_token_budget=56, updates_per_rollout=2)
     in_reward = KLPenalty(coefficient=0.05, estimator="k1", placement="reward")
-    without_kl = {key: value for key, value in settings().items() if key != "kl"}
+    without_kl = {key: value for key, value in parts().items() if key != "kl"}
     copies = BatchPlan(8, 4, update_token_budget=56)
     return {
-        "grpo": lambda: (GRPO(plain, **settings()), []),
-        "grpo, two updates": lambda: (GRPO(plain, **settings(batch=two_updates)), []),
-        "grpo, adapters": lambda: (GRPO(adapters, **settings(kl=in_reward)), []),
-        "one_shot": lambda: (GRPO(plain, **settings(batch=copies)), [OneShot(ids=[ArithmeticPrompts([1, 2], 24, 5, seed=1).rows("train")[3]["id"]])]),
-        "s_grpo": lambda: (SGRPO(plain, cutoff=2, share=0.4, **settings()), []),
+        "grpo": lambda: (GRPO(plain, **parts()), []),
+        "grpo, two updates": lambda: (GRPO(plain, **parts(batch=two_updates)), []),
+        "grpo, adapters": lambda: (GRPO(adapters, **parts(kl=in_reward)), []),
+        "one_shot": lambda: (GRPO(plain, **parts(batch=copies)), [OneShot(ids=[ArithmeticPrompts([1, 2], 24, 5, seed=1).rows("train")[3]["id"]])]),
+        "s_grpo": lambda: (SGRPO(plain, cutoff=2, share=0.4, **parts()), []),
         "t_spmo": lambda: (TSPMO(adapters, **without_kl), []),
-        "prorl": lambda: (ProRL(plain, **settings()), []),
-        "still3": lambda: (Still3(plain, select="responses", **settings()), []),
-        "adapt_think": lambda: (AdaptThink(plain, reference=Reference(samples=2), **settings(kl=in_reward)), []),
-        "auto_think": lambda: (AutoThink(plain, stage=3, **settings()), []),
-        "self_verify": lambda: (SelfVerify(plain, verification=Verification(share=0.5), **settings(batch=two_updates)), []),
+        "prorl": lambda: (ProRL(plain, **parts()), []),
+        "still3": lambda: (Still3(plain, select="responses", **parts()), []),
+        "adapt_think": lambda: (AdaptThink(plain, reference=Reference(samples=2), **parts(kl=in_reward)), []),
+        "auto_think": lambda: (AutoThink(plain, stage=3, **parts()), []),
+        "self_verify": lambda: (SelfVerify(plain, verification=Verification(share=0.5), **parts(batch=two_updates)), []),
     }  # fmt: skip
 
 
