@@ -234,7 +234,9 @@ class LaserDE(LaserD):
         """True for completions that would explore but repeat themselves; each is tested once per batch."""
         tested = batch.tested.setdefault(self.name, {})
         repeats = torch.zeros_like(batch.lengths, dtype=torch.bool)
-        for row in self.explores(batch).nonzero().flatten().tolist() if self.ngram is not None else ():
+        if self.ngram is None:
+            return repeats
+        for row in self.explores(batch).nonzero().flatten().tolist():
             if row not in tested:
                 tokens = batch.completion_ids[row][batch.completion_mask[row]].tolist()
                 tested[row] = loops(tokens, self.ngram, self.times)

@@ -74,6 +74,7 @@ def apply_changes(
     scheduler = None if make_scheduler is None else make_scheduler(optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # steps of a scheduler without steps of the optimiser
-        for _ in range(steps if scheduler is not None else 0):
-            scheduler.step()
+        for _ in range(steps):
+            if scheduler is not None:
+                scheduler.step()
     return scheduler, list(dict.fromkeys(changes))

@@ -5,8 +5,6 @@ docs/howto/lightning_options.md lists every option.
 
 from typing import Any
 
-import lightning as L
-
 from support.errors import ConfigError
 
 #: precision that on-policy training supports; weights in another dtype are a setting of the policy
@@ -40,16 +38,16 @@ MANUAL = {
 }
 
 
-def check_trainer(trainer: L.Trainer, module: Any) -> None:
+def check_trainer(trainer: Any, module: Any) -> None:
     """Refuse a trainer whose options the module cannot honour.
 
     Args:
-        trainer: about to fit. module: a PosttrainModule.
+        trainer: Lightning's, about to fit. module: a PosttrainModule.
 
     Raises:
         ConfigError: one paragraph with the option and what to set instead.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         name = type(callback).__name__
         refused = CALLBACKS if module.automatic_optimization else CALLBACKS | MANUAL
         if name in refused:
@@ -72,18 +70,18 @@ def check_trainer(trainer: L.Trainer, module: Any) -> None:
             "set data.train_size to the number of prompts to overfit, or use callbacks.OneShot, and limit validation "
             "with trainer.limit_val_batches."
         )
-    divides_itself = type(trainer.datamodule).__module__.startswith("datamodules.")  # type: ignore[attr-defined]
+    divides_itself = type(trainer.datamodule).__module__.startswith("datamodules.")
     connector = trainer._accelerator_connector
     if connector.is_distributed and divides_itself and connector.use_distributed_sampler:
         raise ConfigError(
-            f"trainer.use_distributed_sampler is true, but {type(trainer.datamodule).__name__} "  # type: ignore[attr-defined]
+            f"trainer.use_distributed_sampler is true, but {type(trainer.datamodule).__name__} "
             "divides its rows among the processes itself; set it to false."
         )
     if not module.automatic_optimization:
         _check_manual(trainer, type(module).__name__)
 
 
-def _check_manual(trainer: L.Trainer, method: str) -> None:
+def _check_manual(trainer: Any, method: str) -> None:
     """The options that a module with its own optimiser steps cannot honour."""
     if trainer.accumulate_grad_batches != 1:
         raise ConfigError(
