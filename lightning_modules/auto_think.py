@@ -88,8 +88,8 @@ class AutoThink(OnPolicyModule):
     """AutoThink; the defaults are the paper's first stage and its official code's.
 
     callbacks.StageSchedule advances `stage`, or each stage is a run of its own (configs/auto_think/). The module
-    overrides the hooks `prompt_tokens` (the ellipsis), `score` (the text that is graded if a completion closes its block
-    several times), `returns` (the tables), `metrics` and `observe`;
+    overrides the hooks `prompt_tokens` (the ellipsis), `score` (the text that is graded if a block is closed several
+    times), `returns` (the tables), `metrics` and `observe`;
     `configure_model` finds the think block.
 
     Args:

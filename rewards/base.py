@@ -209,21 +209,13 @@ class FunctionReward(Reward):
     def check_columns(self, row: dict[str, Any]) -> None:
         provided = {"prompts", "completions", "completion_ids"}
         parameters = inspect.signature(self.function).parameters.values()
-        if trls := [p.name for p in parameters if p.default is p.empty and p.name in TRLS_OWN and p.name not in row]:
+        required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        if trls := [name for name in required if name in TRLS_OWN and name not in row]:
             raise ConfigError(
                 f"the reward function {self.name!r} has the parameter {trls[0]!r}, which TRL's trainer fills in and no "
-                "data column holds. Here a function gets prompts, completions, completion_ids and the data columns; "
-                f"remove the parameter or give it a default, such as {trls[0]}=None."
+                f"data column holds; remove it, or give it a default such as {trls[0]}=None."
             )
-        needs(
-            self,
-            row,
-            *(
-                p.name
-                for p in parameters
-                if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in provided
-            ),
-        )
+        needs(self, row, *(name for name in required if name not in provided))
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         arguments: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}

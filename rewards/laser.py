@@ -20,7 +20,7 @@ from rewards.answers import ExactAnswer, Format
 from rewards.base import Failure, Reward
 from rewards.failures import inner_scores, lowest_rate
 from rewards.judged import JudgedReward
-from rewards.repetition import loops
+from rewards.repetition import looping_rows
 from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
@@ -231,17 +231,9 @@ class LaserDE(LaserD):
         return is_wrong & (batch.lengths > self.targets_of(batch))
 
     def repeats(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        """True for completions that would explore but repeat themselves; each is tested once per batch."""
-        tested = batch.tested.setdefault(self.name, {})
-        repeats = torch.zeros_like(batch.lengths, dtype=torch.bool)
-        if self.ngram is None:
-            return repeats
-        for row in self.explores(batch).nonzero().flatten().tolist():
-            if row not in tested:
-                tokens = batch.completion_ids[row][batch.completion_mask[row]].tolist()
-                tested[row] = loops(tokens, self.ngram, self.times)
-            repeats[row] = tested[row]
-        return repeats
+        """True for completions that would explore but repeat themselves."""
+        explores = self.explores(batch) & (self.ngram is not None)
+        return looping_rows(batch, explores, self.ngram or 1, self.times, self.name)
 
     def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         return super().earns(batch) | (self.explores(batch) & ~self.repeats(batch))

@@ -50,7 +50,8 @@ def apply_changes(
     """Apply the settings in which this run differs from the checkpoint's to the restored optimiser.
 
     Args:
-        saved, current: from `optimizer_settings`, with `scheduler` from `schedule`, of the checkpoint's run and of this one.
+        saved, current: of the checkpoint's run and of this one, from `optimizer_settings` with `scheduler` from
+            `schedule`.
         optimizer: with the restored state; its parameter groups are changed.
         make_scheduler: constructs this run's scheduler; None without one.
         steps: number of steps of the scheduler before the checkpoint.

@@ -98,5 +98,5 @@ def _check_manual(trainer: Any, method: str) -> None:
         raise ConfigError(
             f"trainer.precision is {trainer.precision!r}, but {method} trains with {' or '.join(PRECISIONS)}: sampling "
             "and scoring must agree on the log-probs, and gradients are clipped by their true norm. Set "
-            "trainer.precision to bf16-mixed for speed; model.policy.dtype: bfloat16 also stores the weights in 16 bits."
+            "trainer.precision to bf16-mixed for speed; model.policy.dtype: bfloat16 stores the weights in 16 bits too."
         )

@@ -1,4 +1,4 @@
-"""What holds for every method: unscored completions, the learning rate's steps, the count of tokens, the KL term."""
+"""Every method: unscored completions, the learning rate's steps, the count of tokens, the KL of forced tokens."""
 
 import lightning as L
 import pytest

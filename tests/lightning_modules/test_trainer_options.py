@@ -1,4 +1,4 @@
-"""Lightning's options: each works or is refused in one paragraph, as the table in docs/howto/lightning_options.md says."""
+"""Lightning's options: each works or is refused in one paragraph, as docs/howto/lightning_options.md says."""
 
 import inspect
 import re

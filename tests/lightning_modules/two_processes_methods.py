@@ -24,7 +24,6 @@ from lightning_modules import (
     Reference,
     SelfVerify,
     Still3,
-    Verification,
     core,
 )
 from policies import LoRA, PolicyParams
@@ -77,6 +76,10 @@ def settings(**changes):
     } | changes
 
 
+def prompts():
+    return ArithmeticPrompts([1, 2], 24, 5, seed=1)
+
+
 def cases(model, **changes):
     """Name -> (module, further callbacks), made when it is called; `changes` go before a case's own settings."""
 
@@ -93,14 +96,14 @@ def cases(model, **changes):
         "grpo": lambda: (GRPO(plain, **parts()), []),
         "grpo, two updates": lambda: (GRPO(plain, **parts(batch=two_updates)), []),
         "grpo, adapters": lambda: (GRPO(adapters, **parts(kl=in_reward)), []),
-        "one_shot": lambda: (GRPO(plain, **parts(batch=copies)), [OneShot(ids=[ArithmeticPrompts([1, 2], 24, 5, seed=1).rows("train")[3]["id"]])]),
+        "one_shot": lambda: (GRPO(plain, **parts(batch=copies)), [OneShot(ids=[prompts().rows("train")[3]["id"]])]),
         "s_grpo": lambda: (SGRPO(plain, cutoff=2, share=0.4, **parts()), []),
         "t_spmo": lambda: (TSPMO(adapters, **without_kl), []),
         "prorl": lambda: (ProRL(plain, **parts()), []),
         "still3": lambda: (Still3(plain, select="responses", **parts()), []),
         "adapt_think": lambda: (AdaptThink(plain, reference=Reference(samples=2), **parts(kl=in_reward)), []),
         "auto_think": lambda: (AutoThink(plain, stage=3, **parts()), []),
-        "self_verify": lambda: (SelfVerify(plain, verification=Verification(share=0.5), **parts(batch=two_updates)), []),
+        "self_verify": lambda: (SelfVerify(plain, **parts(batch=two_updates)), []),
     }  # fmt: skip
 
 
@@ -111,7 +114,7 @@ def fit(name, strategy, model, folder, steps=6):
         (module, data), further = train.made(name, model), []
     else:
         module, further = cases(model)[name]()
-        data = ArithmeticPrompts([1, 2], 24, 5, seed=1)
+        data = prompts()
     found, passes = Found(), core.policy_update.micro_batches
 
     def counted(*arguments, **options):
@@ -122,8 +125,8 @@ def fit(name, strategy, model, folder, steps=6):
     core.policy_update.micro_batches = counted
     trainer = L.Trainer(
         accelerator="cpu", devices=1 if strategy == "one" else 2, strategy=train.strategy_of(strategy),
-        use_distributed_sampler=False, max_epochs=-1, max_steps=steps, val_check_interval=2, check_val_every_n_epoch=None,
-        num_sanity_val_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        use_distributed_sampler=False, max_epochs=-1, max_steps=steps, val_check_interval=2,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, callbacks=[*further, found],
     )  # fmt: skip
     try:

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from callbacks import LaserMonitor, RolloutCheckpoint
 from callbacks.laser_monitor import difficulty, target_length
-from rewards import FunctionReward, GradedAnswer, Laser, LaserD, LaserDE, laser, total_reward
+from rewards import FunctionReward, GradedAnswer, Laser, LaserD, LaserDE, repetition, total_reward
 from rewards.repetition import loops
 from rollouts import SamplingParams
 from support.errors import ConfigError
@@ -83,7 +83,7 @@ def test_a_wrong_answer_in_form_may_explore_unless_it_repeats_itself():
 def test_only_what_could_explore_is_searched_for_repetitions_and_once(monkeypatch):
     """A search takes a tenth of a second for a completion of 16,384 tokens."""
     searched = []
-    monkeypatch.setattr(laser, "loops", lambda tokens, *sizes: bool(searched.append(len(tokens))))
+    monkeypatch.setattr(repetition, "loops", lambda tokens, *sizes: bool(searched.append(len(tokens))))
     right_wrong_malformed = [1, -0.5, -1, -0.5]
     batch = batch_of([18, 17, 16, 4], right_wrong_malformed, name="graded_answer")
     reward = LaserDE()
