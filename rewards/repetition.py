@@ -37,7 +37,7 @@ def loops(tokens: Sequence[int], n: int = 4, times: int = 3) -> bool:
 
 
 def looping_rows(batch: RolloutBatch, rows: Bool[Tensor, "rows"], n: int, times: int, key: str) -> Bool[Tensor, "rows"]:
-    """Which of the given completions repeat themselves; each is searched once per batch.
+    """The completions, among some, that repeat themselves; each is searched once per batch.
 
     Args:
         rows: the completions to search; False for the others.

@@ -1,6 +1,6 @@
 """Lightning's options that a training here cannot honour, refused before anything is loaded.
 
-docs/howto/lightning_options.md lists every option.
+docs/lightning_options.md lists every option.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Lightning's options: each works or is refused in one paragraph, as docs/howto/lightning_options.md says."""
+"""Lightning's options: each works or is refused in one paragraph, as docs/lightning_options.md says."""
 
 import inspect
 import re
@@ -16,7 +16,7 @@ from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from tests.helpers import build, digits, quiet_trainer, sums, weights
 
-PAGE = Path(__file__).parents[2] / "docs/howto/lightning_options.md"
+PAGE = Path(__file__).parents[2] / "docs/lightning_options.md"
 #: quiet_trainer's own settings, which barebones refuses
 UNSET = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"))
 EPOCHS = {"max_epochs": 2, "max_steps": -1, "limit_train_batches": 1}

@@ -126,7 +126,8 @@ def fit(name, strategy, model, folder, steps=6):
     trainer = L.Trainer(
         accelerator="cpu", devices=1 if strategy == "one" else 2, strategy=train.strategy_of(strategy),
         use_distributed_sampler=False, max_epochs=-1, max_steps=steps, val_check_interval=2,
-        check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, callbacks=[*further, found],
     )  # fmt: skip
     try:
