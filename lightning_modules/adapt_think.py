@@ -300,7 +300,9 @@ class AdaptThink(OnPolicyModule):
             batch = self.sample(rows, samples, sampling)
             batch.rewards = self.score(batch)
             failures.add(batch)
-            return self.accuracy(batch)
+            # Without a KL penalty: the initial policy is the reference, and processes whose weights are in shards would
+            # have to compute the reference equally often, whereas their numbers of prompts differ.
+            return self.totals(batch) * self.form.well_formed(batch)
 
         with self.whole_weights():
             self.reference_means = reference_rewards(
