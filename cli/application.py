@@ -14,11 +14,9 @@ from transformers.utils import logging as transformers_logging
 import datamodules  # noqa: F401  (its classes by their short names: --data ArithmeticPrompts)
 import rewards  # noqa: F401
 from cli.default_callbacks import with_defaults
-from cli.parameters import imported
 from cli.parser import make_parser
 from cli.plan_report import describe
 from cli.resume import find_checkpoint, refuse_unreadable
-from lightning_modules import OnPolicyModule
 from support.errors import ConfigError
 from tracking.run_names import method_and_paper, run_name
 
@@ -98,12 +96,6 @@ class CLI(LightningCLI):
             config.weights_only = True  # a checkpoint is data, from wherever it came
         find_checkpoint(config, str(self.subcommand))
         refuse_unreadable(config)
-        on_policy = issubclass(imported(config.model.class_path), OnPolicyModule)
-        if on_policy and config.trainer.gradient_clip_val is not None:
-            raise ConfigError(
-                f"trainer.gradient_clip_val is {config.trainer.gradient_clip_val}, but {config.model.class_path} clips "
-                "its gradients itself. Remove it and set model.max_grad_norm."
-            )
         self.method, self.paper = method_and_paper(config.get("config") or [], config.model.class_path)
         self._name_run(config)
 
@@ -173,3 +165,10 @@ def config_error_behind(error: BaseException) -> ConfigError | None:
     while cause is not None and not isinstance(cause, ConfigError):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def lightning_refusal(error: BaseException) -> ConfigError | None:
+    """Lightning's own refusal of a setting, such as a callback that watches an unknown metric, as one paragraph."""
+    if isinstance(error, MisconfigurationException) or "conditioned on metric" in str(error):
+        return ConfigError(f"Lightning refuses a setting of trainer: {' '.join(str(error).split())}")
+    return None

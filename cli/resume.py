@@ -33,6 +33,9 @@ def runs_of(root: Path, method: str) -> list[Path]:
 def last_checkpoint(root: Path, method: str) -> Path | None:
     """The newest undamaged checkpoint of the newest run of a method; None, with a message, if there is no such file.
 
+    A run that was itself resumed and has saved nothing yet counts as the run that it goes on from: loggers other than
+    MLflow's give a resumed run a folder of its own.
+
     Args:
         root: the folder of all runs. method: class path of the module.
     """
@@ -40,18 +43,29 @@ def last_checkpoint(root: Path, method: str) -> Path | None:
     if not runs:
         print(f"--ckpt_path last: {method} has no run under {root} yet, so training starts from the beginning.")
         return None
-    checkpoints = runs[0].glob("checkpoints/rollout_*.ckpt")
-    for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        fault = damage(path)
-        if fault is None:
-            print(f"Last checkpoint of {method}: {path}")
-            return path
-        print(f"--ckpt_path last: {path} is damaged ({fault}); trying the one before it.")
+    folder: Path | None = runs[0]
+    visited: set[Path] = set()
+    while folder is not None and folder not in visited:
+        visited.add(folder)
+        checkpoints = folder.glob("checkpoints/rollout_*.ckpt")
+        for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            fault = damage(path)
+            if fault is None:
+                print(f"Last checkpoint of {method}: {path}")
+                return path
+            print(f"--ckpt_path last: {path} is damaged ({fault}); trying the one before it.")
+        folder = _continued_run(folder)
     print(
         f"--ckpt_path last: the newest run of {method}, {runs[0]}, has no undamaged checkpoint, "
         "so training starts from the beginning."
     )
     return None
+
+
+def _continued_run(folder: Path) -> Path | None:
+    """The folder of the run that a run was resumed from; None if it was not resumed."""
+    saved = yaml.safe_load((folder / "config_fit.yaml").read_text(encoding="utf-8")) or {}
+    return Path(saved["ckpt_path"]).parents[1] if saved.get("ckpt_path") else None
 
 
 def find_checkpoint(config: Namespace, command: str) -> None:

@@ -73,9 +73,18 @@ class PromptData(L.LightningDataModule, ABC):
             source = getattr(self, "source", None)
             where = f"the {split} split of {type(self).__name__}" + (f" ({source})" if source else "")
             required = ("prompt", "response") if split == "demonstration" else self.required
-            may_be_empty = split in ("safety", "demonstration")
+            if split == "val" and not rows and self._validates():
+                raise ConfigError(
+                    f"{where} has no rows to validate on; set data.val_size to 1 or more, correct the file or the "
+                    "split's name, or set trainer.limit_val_batches to 0 for a run without validation."
+                )
+            may_be_empty = split in ("safety", "demonstration", "val")
             self._rows[split] = check_rows(rows, where, required) if rows or not may_be_empty else []
         return self._rows[split]
+
+    def _validates(self) -> bool:
+        """Whether the trainer's stage reads held-out rows."""
+        return self.trainer is None or self.trainer.state.fn != "fit" or self.trainer.limit_val_batches != 0
 
     def setup(self, stage: str) -> None:
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("val",)}[stage]:
@@ -93,6 +102,7 @@ class PromptData(L.LightningDataModule, ABC):
         rows = self.rows("train")
         draw = (batch.prompts_per_rollout, self.seed, self.trainer.global_rank, self.trainer.world_size)
         sampler = PromptSampler(len(rows), *draw) if self.sampler is None else self.sampler(rows, *draw)
+        sampler.updates = batch.updates_per_rollout
         return PromptLoader(rows, sampler)
 
     def _evaluation_loader(self, split: str) -> DataLoader[Row]:

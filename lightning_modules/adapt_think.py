@@ -37,6 +37,7 @@ from rollouts.first_tokens import FirstTokens, next_token_logprobs
 from support.errors import ConfigError
 from support.identity import identity
 from support.papers import Paper
+from support.processes import means
 
 
 @dataclass
@@ -267,17 +268,16 @@ class AdaptThink(OnPolicyModule):
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         assert batch.advantages is not None
         modes, accuracy = self.form.modes(batch), self.accuracy(batch)
-        metrics = {
-            "forced_fraction": self.forced_rows / self.batch.group_size,
-            "p_close_first": float(torch.cat(self.closing).mean()),
-            "thinking_rate": float((modes == Mode.THINKING).float().mean()),
-            "unclosed_rate": float((modes == Mode.UNCLOSED).float().mean()),
-            "advantage": float(batch.advantages.mean()),
-        }
         at_once = modes == Mode.NO_THINKING
-        for name, rows in (("no_thinking", at_once), ("thinking", ~at_once)):
-            metrics[f"reward/{name}"] = float(accuracy[rows].nanmean()) if bool(rows.any()) else 0.0
-        return metrics
+        by_mode = {"reward/no_thinking": accuracy[at_once], "reward/thinking": accuracy[~at_once]}
+        metrics = {
+            "p_close_first": torch.cat(self.closing),
+            "thinking_rate": modes == Mode.THINKING,
+            "unclosed_rate": modes == Mode.UNCLOSED,
+            "advantage": batch.advantages,
+        }
+        absent = dict.fromkeys(by_mode, 0.0) | {"forced_fraction": self.forced_rows / self.batch.group_size}
+        return absent | means(metrics | by_mode)
 
     # ---- the reference -----------------------------------------------------------------------------------------------
 
@@ -297,7 +297,9 @@ class AdaptThink(OnPolicyModule):
             batch = self.sample(rows, samples, sampling)
             batch.rewards = self.score(batch)
             failures.add(batch)
-            return self.accuracy(batch)
+            # Without a KL penalty: the initial policy is the reference, and processes whose weights are in shards would
+            # have to compute the reference equally often, whereas their numbers of prompts differ.
+            return self.totals(batch) * self.form.well_formed(batch)
 
         sampling = overridden(self.sampling, self.reference.sampling)
         with self.whole_weights():

@@ -7,7 +7,7 @@ mode then (1) keep both modes alive, (2) raise the accuracy, (3) shorten. Eqs. 2
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,11 +23,10 @@ from objectives.statistics import group_statistics
 from objectives.thinking import balance_penalties, balanced_reward, length_shaped, naive_reward
 from policies import PolicyParams
 from rewards import Reward
-from rewards.answers import answers
 from rollouts import BatchPlan, Mode, RolloutBatch, SamplingOverrides, SamplingParams, needs_thinking
 from support.errors import ConfigError
 from support.papers import Paper
-from support.processes import summed
+from support.processes import means, summed
 
 
 @dataclass
@@ -38,8 +37,10 @@ class ModeRewards:
         gamma: stage 1: fraction of a mode above which its reward is lowered.
         slope: stage 1: slope of that penalty (the paper's lambda).
         alpha, beta: stage 3: strength of shaping by length for correct and for wrong completions.
-        unparsed_no_thinking: reward for answering at once without an answer: 0 in the official code, which is more
-            than a wrong answer earns; -1 makes both equal.
+        unparsed_no_thinking: reward for answering at once without an answer that can be extracted: 0 in the official
+            code, which is more than a wrong answer earns; -1 makes both equal.
+        answer: text that is graded if a completion writes </think> several times: after the last one, or between the
+            first and the second (the official code).
     """
 
     gamma: float = 0.5
@@ -47,8 +48,11 @@ class ModeRewards:
     alpha: float = 0.05
     beta: float = 0.05
     unparsed_no_thinking: float = 0.0
+    answer: Literal["last", "first"] = "last"
 
     def __post_init__(self) -> None:
+        if self.answer not in ("last", "first"):
+            raise ConfigError(f"model.mode_rewards.answer is {self.answer!r}; set it to 'last' or 'first'.")
         if not 0 <= self.gamma <= 1 or min(self.slope, self.alpha, self.beta) < 0:
             raise ConfigError(
                 "model.mode_rewards needs gamma from 0 to 1 and slope, alpha and beta of 0 or more, got "
@@ -63,13 +67,15 @@ class ModeCounts:
     Fields:
         modes: mode of every row.
         correct: rows that closed their think block and are right.
-        parsed: rows that closed their think block and give an answer.
+        parsed: rows that closed their think block and give an answer that the judge can extract.
+        unknown: rows that could not be judged.
         thinking_fraction: z, over the rollout's completions on all processes.
     """
 
     modes: Tensor
     correct: Bool[Tensor, "rows"]
     parsed: Bool[Tensor, "rows"]
+    unknown: Bool[Tensor, "rows"]
     thinking_fraction: float
 
     @property
@@ -82,7 +88,8 @@ class AutoThink(OnPolicyModule):
     """AutoThink; the defaults are the paper's first stage and its official code's.
 
     callbacks.StageSchedule advances `stage`, or each stage is a run of its own (configs/auto_think/). The module
-    overrides the hooks `prompt_tokens` (the ellipsis), `returns` (the tables), `metrics` and `observe`;
+    overrides the hooks `prompt_tokens` (the ellipsis), `score` (the text that is graded if a block is closed several
+    times), `returns` (the tables), `metrics` and `observe`;
     `configure_model` finds the think block.
 
     Args:
@@ -144,11 +151,23 @@ class AutoThink(OnPolicyModule):
         """Modes, answers and their correctness. All processes take part."""
         modes = self.form.modes(batch)
         closed, thinking = modes != Mode.UNCLOSED, modes != Mode.NO_THINKING
-        parsed = closed & torch.tensor([bool(text) for text in answers(batch)], device=modes.device)
+        extracted = self.judge.extracted(self._graded(batch))
+        parsed = closed & torch.tensor([bool(text) for text in extracted], device=modes.device)
         scores = self.judge.unscaled(batch.rewards[self.judge.name].to(modes.device), batch)
         correct = (scores >= 1) & closed
         count = summed(torch.tensor([float(thinking.sum()), float(len(thinking))]))
-        return ModeCounts(modes, correct, parsed, float(count[0] / count[1]))
+        return ModeCounts(modes, correct, parsed, scores.isnan(), float(count[0] / count[1]))
+
+    def _graded(self, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with the texts that are graded; it shares the scores with the batch itself."""
+        if self.mode_rewards.answer == "last":
+            return batch
+        return replace(batch, _completions=["</think>".join(text.split("</think>")[:2]) for text in batch.completions])
+
+    def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
+        if self.judge.name not in batch.rewards:
+            batch.rewards[self.judge.name] = self.judge(self._graded(batch))
+        return super().score(batch)
 
     def mode_rewards_of(self, batch: RolloutBatch, counts: ModeCounts) -> tuple[Tensor, Tensor]:
         """(rewards of the plain table, rewards of the stage), each (rows,)."""
@@ -156,7 +175,8 @@ class AutoThink(OnPolicyModule):
         naive = naive_reward(counts.correct, counts.thinking, counts.parsed, table.unparsed_no_thinking)
         reward = naive
         if self.stage == 3:
-            reward = length_shaped(reward, counts.correct, batch.lengths, batch.groups, table.alpha, table.beta)
+            lengths = batch.lengths.float().masked_fill(counts.unknown, torch.nan)  # no part of the means
+            reward = length_shaped(reward, counts.correct, lengths, batch.groups, table.alpha, table.beta)
         if self.stage == 1:
             fraction = counts.thinking_fraction
             reward = balanced_reward(reward, counts.correct, counts.thinking, fraction, table.gamma, table.slope)
@@ -178,25 +198,31 @@ class AutoThink(OnPolicyModule):
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         counts, table, lengths = self.mode_counts(batch), self.mode_rewards, batch.lengths.float()
-        naive, shaped = self.mode_rewards_of(batch, counts)
+        naive, shaped = (
+            values.masked_fill(counts.unknown, torch.nan) for values in self.mode_rewards_of(batch, counts)
+        )
         penalties = (0.0, 0.0)
         if self.stage == 1:
             penalties = balance_penalties(counts.thinking_fraction, table.gamma, table.slope)
-        metrics = {
-            "stage": float(self.stage),
-            "thinking_rate": counts.thinking_fraction,
-            "unclosed_rate": float((counts.modes == Mode.UNCLOSED).float().mean()),
-            "balance_thinking": penalties[0],
-            "balance_no_thinking": penalties[1],
-            "reward_std_naive": float(group_statistics(naive, batch.groups)[1].mean()),
-            "reward_std_shaped": float(group_statistics(shaped, batch.groups)[1].mean()),
-            "reward_shaped": float(shaped.mean()),
+        rows = {
+            "unclosed_rate": counts.modes == Mode.UNCLOSED,
+            "reward_std_naive": group_statistics(naive, batch.groups)[1],
+            "reward_std_shaped": group_statistics(shaped, batch.groups)[1],
+            "reward_shaped": shaped,
         }
-        for name, rows in (("no_thinking", ~counts.thinking), ("thinking", counts.thinking)):
-            present = bool(rows.any())
-            metrics[f"accuracy/{name}"] = float(counts.correct[rows].float().mean()) if present else 0.0
-            metrics[f"length/{name}"] = float(lengths[rows].mean()) if present else 0.0
-        return metrics
+        for name, of_mode in (("no_thinking", ~counts.thinking), ("thinking", counts.thinking)):
+            rows[f"accuracy/{name}"] = counts.correct[of_mode & ~counts.unknown]
+            rows[f"length/{name}"] = lengths[of_mode]
+        return (
+            dict.fromkeys(rows, 0.0)
+            | means(rows)
+            | {
+                "stage": float(self.stage),
+                "thinking_rate": counts.thinking_fraction,
+                "balance_thinking": penalties[0],
+                "balance_no_thinking": penalties[1],
+            }
+        )
 
 
 PAPER = Paper(

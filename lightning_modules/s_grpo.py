@@ -18,9 +18,11 @@ from objectives import SequenceMean
 from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from rollouts.engine import uniforms
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
-from support.seeding import derive_seed, run_seed
+from support.processes import summed
+from support.seeding import isolated_rng, run_seed
 
 
 class SGRPO(OnPolicyModule):
@@ -71,13 +73,15 @@ class SGRPO(OnPolicyModule):
 
     def loss_mask(self, batch: RolloutBatch) -> Bool[Tensor, "rows time"]:
         mask = super().loss_mask(batch)
-        seed = derive_seed("s-grpo", run_seed(), self.global_rank, self.rollouts_done)
-        uniform = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)).to(mask.device)
+        with isolated_rng("s-grpo", run_seed(), self.rollouts_done):
+            uniform = uniforms(batch.rows, batch.group_size, self.sampling.max_new_tokens, mask.device)
+        uniform = uniform[:, : mask.shape[1]]
         chosen = mask & ((uniform < self.share) | (mask.cumsum(1) <= self.cutoff))
         return chosen if self.most is None else chosen & (chosen.cumsum(1) <= self.most)
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        return {"loss_tokens": float(self.loss_mask(batch).sum() / batch.action_mask.sum().clamp(min=1))}
+        learned, sampled = summed(torch.stack([self.loss_mask(batch).sum(), batch.action_mask.sum()])).tolist()
+        return {"loss_tokens": learned / max(sampled, 1)}
 
 
 PAPER = Paper(

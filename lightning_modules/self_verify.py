@@ -31,7 +31,7 @@ from rewards.self_verify import Verdict
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
-from support.processes import gathered, summed
+from support.processes import gathered, in_one_order, means, part_of_process, summed
 from support.seeding import isolated_rng, run_seed
 
 
@@ -122,16 +122,16 @@ class SelfVerify(OnPolicyModule):
     def prompts(self, rows: Rows) -> Rows:
         """Replace some of the prompts by questions from the buffer, in a random order.
 
-        Each process takes its own part of one common draw of questions.
+        All processes mix the whole rollout alike, and each takes its own part.
         """
-        wanted = round(self.verification.share * len(rows))
-        processes, rank = self.trainer.world_size, self.global_rank
-        questions = self.buffer.draw(wanted * processes, run_seed(), self.rollouts_done)
-        questions = questions[rank * wanted : (rank + 1) * wanted]
-        mixed = questions + rows[len(questions) :]
+        updates = self.batch.updates_per_rollout
+        whole = in_one_order(gathered(rows), updates)
+        questions = self.buffer.draw(round(self.verification.share * len(whole)), run_seed(), self.rollouts_done)
+        mixed = questions + whole[len(questions) :]
         # The updates of a rollout take its prompts in this order; after the shuffle each update has both kinds.
-        with isolated_rng("mixed prompts", run_seed(), rank, self.rollouts_done):
-            return [mixed[i] for i in torch.randperm(len(mixed)).tolist()]
+        with isolated_rng("mixed prompts", run_seed(), self.rollouts_done):
+            mixed = [mixed[i] for i in torch.randperm(len(mixed)).tolist()]
+        return part_of_process(mixed, self.global_rank, self.trainer.world_size, updates)
 
     def questions(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
         """Rows that are verdicts."""
@@ -148,8 +148,10 @@ class SelfVerify(OnPolicyModule):
     def observe(self, batch: RolloutBatch) -> None:
         """Add the solutions of all processes to the buffer, with their correctness; skip those without an answer."""
         scores, size = self.judge.unscaled(batch.rewards[self.judge.name], batch).tolist(), batch.group_size
-        solutions, questions = answers(batch), []
+        solutions, by_prompt = answers(batch), []
         for prompt, row in enumerate(batch.rows):
+            questions: list[dict[str, Any]] = []
+            by_prompt.append(questions)
             if row.get("solution_correct") is not None:
                 continue
             group = range(prompt * size, (prompt + 1) * size)
@@ -159,7 +161,8 @@ class SelfVerify(OnPolicyModule):
             for i in usable:
                 question = verify_row(row, solutions[i], self.verification.prompt)
                 questions.append(question | truth | {"solution_correct": scores[i] >= 1})
-        self.buffer.add([row for rows in gathered(questions) for row in rows], self.rollouts_done)
+        whole = in_one_order(gathered(by_prompt), self.batch.updates_per_rollout)
+        self.buffer.add([row for rows in whole for row in rows], self.rollouts_done)
 
     def advantages(self, batch: RolloutBatch) -> Float[Tensor, "rows"] | Float[Tensor, "rows time"]:
         advantages, verdicts = super().advantages(batch), self.questions(batch)
@@ -175,13 +178,16 @@ class SelfVerify(OnPolicyModule):
         if questions:
             metrics["buffer_correct"] = sum(row["solution_correct"] for row in questions) / len(questions)
             metrics["buffer_age"] = sum(self.rollouts_done - row["rollout"] for row in questions) / len(questions)
-        if (is_question := self.questions(batch)).any():
-            truths = batch.column("solution_correct")
-            pairs = [(v, c) for v, c in zip(self.verdict.verdicts(batch), truths, strict=True) if c is not None]
-            metrics["verify_accuracy"] = sum(verdict is truth for verdict, truth in pairs) / len(pairs)
-            metrics["yes_rate"] = sum(verdict is True for verdict, _ in pairs) / len(pairs)
-            metrics["questions"] = float(is_question.float().mean())
-        return metrics
+        truths = batch.column("solution_correct")
+        pairs = [(v, c) for v, c in zip(self.verdict.verdicts(batch), truths, strict=True) if c is not None]
+        of_questions = means(
+            {
+                "verify_accuracy": torch.tensor([verdict is truth for verdict, truth in pairs], dtype=torch.bool),
+                "yes_rate": torch.tensor([verdict is True for verdict, _ in pairs], dtype=torch.bool),
+                "questions": self.questions(batch),
+            }
+        )
+        return metrics | of_questions if of_questions["questions"] else metrics
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -220,14 +226,18 @@ class SelfVerify(OnPolicyModule):
 
     def evaluate(self, rows: Rows, stage: str, loader: int = 0) -> RolloutBatch:
         batch = super().evaluate(rows, stage, loader)
-        with isolated_rng("verdicts", self.evaluation_seed, self.global_rank, len(self.votes)):
+        with isolated_rng("verdicts", self.evaluation_seed):
             verdicts, scores = self.judged(batch)
-        correct = (self.judge.unscaled(batch.rewards[self.judge.name], batch) >= 1).tolist()
+        grades = self.judge.unscaled(batch.rewards[self.judge.name], batch).tolist()
+        correct = [None if math.isnan(grade) else grade >= 1 for grade in grades]
         said, size = self.verdict.verdicts(verdicts), batch.group_size
         weighted, majority = self.vote(batch, scores, self.verification.exponent), self.vote(batch, scores, 0.0)
         for i, (chosen, most_frequent) in enumerate(zip(weighted, majority, strict=True)):
             group = slice(i * size, (i + 1) * size)
-            pairs = list(zip(said[group], correct[group], strict=True))
+            if correct[chosen] is None or correct[most_frequent] is None:
+                continue  # as pass@k, votes count problems that could be judged
+            pairs = [(verdict, truth) for verdict, truth in zip(said[group], correct[group], strict=True)]
+            pairs = [pair for pair in pairs if pair[1] is not None]
             self.votes.append({"vote": correct[chosen], "majority": correct[most_frequent], "pairs": pairs})
         return batch
 
@@ -240,7 +250,7 @@ class SelfVerify(OnPolicyModule):
 
     def predict_step(self, rows: Rows, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Prompts with the completion that the weighted vote chooses, and its score s."""
-        with isolated_rng("predict", self.evaluation_seed, self.global_rank, batch_idx):
+        with isolated_rng("predict", self.evaluation_seed):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
             _, scores = self.judged(batch)
         chosen = zip(rows, self.vote(batch, scores, self.verification.exponent), strict=True)

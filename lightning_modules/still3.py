@@ -78,18 +78,18 @@ class Still3(OnPolicyModule):
         return (self.judge.unscaled(batch.rewards[self.judge.name], batch) >= 1).to(batch.completion_ids.device)
 
     def loss_mask(self, batch: RolloutBatch) -> Bool[Tensor, "rows time"]:
-        return (
-            super().loss_mask(batch)
-            & selected_rows(batch.lengths, self.correct(batch), batch.groups, self.select)[:, None]
-        )
+        judged = ~batch.rewards[self.judge.name].isnan().to(batch.lengths.device)
+        selected = selected_rows(batch.lengths, self.correct(batch), batch.groups, self.select, judged)
+        return super().loss_mask(batch) & selected[:, None]
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         correct, lengths, learned = self.correct(batch), batch.lengths.double(), self.loss_mask(batch).any(1)
+        wrong_rows = ~correct & ~batch.rewards[self.judge.name].isnan().to(lengths.device)
         words = [action_count(text) for text in batch.completions]
         actions = torch.tensor(words, dtype=torch.float64, device=lengths.device)
         rows = torch.ones_like(lengths)
         values = [rows, ~batch.truncated, learned, actions, actions > 0]
-        values += [correct, ~correct, lengths * correct, lengths * ~correct]
+        values += [correct, wrong_rows, lengths * correct, lengths * wrong_rows]
         # Sums over all processes, so that all processes log the same names, also those without a right completion.
         sums = summed(torch.stack([value.double().sum() for value in values])).tolist()
         total, finished, used, keywords, acting, right, wrong, right_tokens, wrong_tokens = sums

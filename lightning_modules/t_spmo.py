@@ -19,8 +19,10 @@ from objectives import PrefixTree, Probability, TokenMean
 from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
+from rollouts.engine import uniforms
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
+from support.processes import summed
 
 
 class TSPMO(OnPolicyModule):
@@ -98,22 +100,23 @@ class TSPMO(OnPolicyModule):
         # If no reward applies, all completions are equal candidates.
         totals = torch.where(totals.isnan().all(1, keepdim=True), 0.0, totals)
         beginnings: list[list[int]] = []
-        for prompt, group in enumerate(totals):
+        draws = uniforms(batch.rows, 1, 3, torch.device("cpu")).tolist()
+        for prompt, (group, (side, choice, place)) in enumerate(zip(totals, draws, strict=True)):
             scored = group[~group.isnan()]
-            extreme = scored.max() if torch.rand(()) < 0.5 else scored.min()
+            extreme = scored.max() if side < 0.5 else scored.min()
             candidates = torch.nonzero(group == extreme).flatten()
-            row = int(candidates[int(torch.randint(len(candidates), ()))])
-            cut = int(torch.randint(int(lengths[prompt, row]), ()))
+            row = int(candidates[int(choice * len(candidates))])
+            cut = int(place * int(lengths[prompt, row]))
             tokens = batch.completion_ids[prompt * batch.group_size + row, :cut].tolist()
             beginnings += [tokens] * batch.group_size
         return beginnings
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        metrics = {"loss_tokens": float(self.loss_mask(batch).sum() / batch.action_mask.sum().clamp(min=1))}
-        if self.replay:
-            replayed = batch.action_mask[len(batch.action_mask) // 2 :]
-            metrics["extra_tokens"] = float(replayed.sum())
-        return metrics
+        replayed = batch.action_mask[len(batch.action_mask) // 2 :]
+        masks = (self.loss_mask(batch), batch.action_mask, replayed)
+        learned, sampled, extra = summed(torch.stack([mask.sum() for mask in masks])).tolist()
+        metrics = {"loss_tokens": learned / max(sampled, 1)}
+        return metrics | {"extra_tokens": float(extra)} if self.replay else metrics
 
 
 PAPER = Paper(

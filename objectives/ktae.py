@@ -126,12 +126,14 @@ class KTAE(Advantage):
         for group in range(int(groups.max()) + 1):
             rows = groups == group
             keys[rows] = self.keys(right[rows], tokens[rows], mask[rows]).to(keys.dtype)
-        count, key_sum, base_sum = int(mask.sum()), keys.abs().sum(), base.abs().sum()
+        saturated = keys.abs() > 0.99 * self.top
+        sums = torch.stack([entries.double().sum() for entries in (mask, keys, keys.abs(), base.abs(), saturated)])
+        count, signed, absolute, base_sum, saturations = self.reduce(sums).tolist()
         self.metrics = {
-            "key": float(keys.sum() / max(count, 1)),
-            "key_abs": float(key_sum / max(count, 1)),
-            "key_saturated": float((keys.abs() > 0.99 * self.top).sum() / max(count, 1)),
-            "key_share": float(key_sum / (key_sum + base_sum)) if key_sum + base_sum > 0 else 0.0,
+            "key": signed / max(count, 1),
+            "key_abs": absolute / max(count, 1),
+            "key_saturated": saturations / max(count, 1),
+            "key_share": absolute / (absolute + base_sum) if absolute + base_sum > 0 else 0.0,
         }
         return base + keys
 

@@ -50,11 +50,9 @@ class PrefixTree(Advantage):
             nodes = nodes.index_put((rows,), children)
             if len(edges) == len(rows):
                 break  # every completion is alone on its path, so no further edge has an advantage
-        depths = torch.nonzero(advantages)[:, 1]
-        self.metrics = {
-            "edges": float(len(depths)),
-            "edge_depth": float(depths.double().mean()) if len(depths) else 0.0,
-        }
+        depths = torch.nonzero(advantages)[:, 1].double()
+        count, total = self.reduce(torch.stack([depths.new_tensor(len(depths)), depths.sum()])).tolist()
+        self.metrics = {"edges": count, "edge_depth": total / max(count, 1)}
         return advantages
 
 

@@ -10,7 +10,11 @@ Selection = Literal["none", "questions", "responses"]
 
 
 def selected_rows(
-    lengths: Int[Tensor, "rows"], correct: Bool[Tensor, "rows"], groups: Int[Tensor, "rows"], how: Selection
+    lengths: Int[Tensor, "rows"],
+    correct: Bool[Tensor, "rows"],
+    groups: Int[Tensor, "rows"],
+    how: Selection,
+    judged: Bool[Tensor, "rows"] | None = None,
 ) -> Bool[Tensor, "rows"]:
     """The rows that carry loss.
 
@@ -21,12 +25,14 @@ def selected_rows(
         how: none keeps all rows; questions keeps the groups whose right completions are longer on average than their
             wrong ones; responses keeps the longest right and the shortest wrong completion of every group if the former
             is longer. Groups that are all right or all wrong are kept by none only.
+        judged: rows whose correctness is known, all of them if None; the others count as neither right nor wrong.
     """
     if how == "none":
         return torch.ones_like(correct)
+    judged = torch.ones_like(correct) if judged is None else judged
     keep = torch.zeros_like(correct)
     for group in groups.unique().tolist():
-        right, wrong = ((groups == group) & kind for kind in (correct, ~correct))
+        right, wrong = ((groups == group) & judged & kind for kind in (correct, ~correct))
         if not right.any() or not wrong.any():
             continue
         if how == "questions" and lengths[right].float().mean() > lengths[wrong].float().mean():

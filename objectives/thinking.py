@@ -76,7 +76,7 @@ def balanced_reward(
 def length_shaped(
     rewards: Float[Tensor, "rows"],
     correct: Bool[Tensor, "rows"],
-    lengths: Int[Tensor, "rows"],
+    lengths: Float[Tensor, "rows"] | Int[Tensor, "rows"],
     groups: Int[Tensor, "rows"],
     alpha: float = 0.05,
     beta: float = 0.05,
@@ -84,7 +84,8 @@ def length_shaped(
     """AutoThink's stage 3, eq. 6: a correct completion earns e^(-alpha y) - 1 more, a wrong one 1 - e^(-beta y).
 
     y is the z-score of the length (sample deviation) among the prompt's right completions, or among its wrong ones,
-    with both modes pooled. A completion that is the only one of its kind gets nothing.
+    with both modes pooled. A completion that is the only one of its kind gets nothing. Rows whose length is NaN do not
+    count.
     """
     # A prompt's correct and wrong completions are groups of their own.
     subset = 2 * groups + correct.long()

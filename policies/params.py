@@ -21,6 +21,14 @@ class LoRA:
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
 
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1 or not self.target_modules:
+            raise ConfigError(
+                f"policy.lora has r {self.r}, alpha {self.alpha}, dropout {self.dropout} and target_modules "
+                f"{self.target_modules!r}; it needs r of 1 or more, alpha above 0, dropout from 0 to below 1, and "
+                "target_modules. To train all weights, set policy.lora to null."
+            )
+
 
 @dataclass
 class PolicyParams:

@@ -26,6 +26,8 @@ class Failure:
     message: str
 
 
+#: parameters of a reward function that TRL's trainers supply themselves, beside those that are supplied here
+TRLS_OWN = {"trainer_state", "log_extra", "log_metric", "environments"}
 #: codes of the failures in `RolloutBatch.failures`
 FAILURES: dict[Literal["error", "timeout"], int] = {"error": 1, "timeout": 2}
 

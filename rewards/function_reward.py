@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.base import Reward, needs
+from rewards.base import TRLS_OWN, Reward, needs
 from rewards.scores import as_scores
 from rollouts import RolloutBatch
 from support.errors import ConfigError
@@ -60,15 +60,13 @@ class FunctionReward(Reward):
     def check_columns(self, row: dict[str, Any]) -> None:
         provided = {"prompts", "completions", "completion_ids"}
         parameters = inspect.signature(self.function).parameters.values()
-        needs(
-            self,
-            row,
-            *(
-                p.name
-                for p in parameters
-                if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in provided
-            ),
-        )
+        required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        if trls := [name for name in required if name in TRLS_OWN and name not in row]:
+            raise ConfigError(
+                f"the reward function {self.name!r} has the parameter {trls[0]!r}, which TRL's trainer fills in and no "
+                f"data column holds; remove it, or give it a default such as {trls[0]}=None."
+            )
+        needs(self, row, *(name for name in required if name not in provided))
 
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         arguments: dict[str, Any] = {"prompts": batch.column("prompt"), "completions": batch.completions}

@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rewards.base import Reward
-from rewards.judged import JudgedReward, means
+from rewards.judged import JudgedReward
 from rewards.repetition import places
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
-from support.processes import gathered
+from support.processes import gathered, means
 
 Lengths = Float[Tensor, "rows"]
 

@@ -1,13 +1,12 @@
-"""The base class of rewards that read which completions are right from another reward; means over all processes."""
+"""The base class of rewards that read which completions are right from another reward."""
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from rewards.base import Reward
 from rollouts import RolloutBatch
 from support.errors import ConfigError
-from support.processes import gathered
+from support.processes import means
 
 
 class JudgedReward(Reward):
@@ -44,12 +43,5 @@ class JudgedReward(Reward):
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
         """Mean number of tokens of the right and of the wrong completions."""
-        correct, lengths = self.correct(batch), batch.lengths.float()
-        return means({"length/correct": lengths[correct], "length/wrong": lengths[~correct]})
-
-
-def means(values: dict[str, Tensor]) -> dict[str, float]:
-    """The mean of each tensor's entries over all processes; a name without entries is left out."""
-    parts = gathered({name: (float(entries.double().sum()), entries.numel()) for name, entries in values.items()})
-    sums = {name: torch.tensor([part[name] for part in parts], dtype=torch.float64).sum(0).tolist() for name in values}
-    return {name: total / count for name, (total, count) in sums.items() if count}
+        judged, lengths = self.judged(batch), batch.lengths.float()
+        return means({"length/correct": lengths[judged >= 1], "length/wrong": lengths[judged < 1]})

@@ -19,12 +19,13 @@ from torch import Tensor
 from rewards.answers import ExactAnswer, Format
 from rewards.base import Failure, Reward
 from rewards.failures import inner_scores, lowest_rate
-from rewards.judged import JudgedReward, means
-from rewards.repetition import loops
+from rewards.judged import JudgedReward
+from rewards.repetition import looping_rows
 from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
+from support.processes import means
 
 BUCKETS = ("easy", "medium", "hard")
 
@@ -222,22 +223,23 @@ class LaserDE(LaserD):
         super().__init__(alpha, correctness, weight, name)
         self.wrong, self.ngram, self.times = wrong, ngram, times
 
-    def repeats(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        """True for completions that repeat themselves."""
-        if self.ngram is None:
-            return torch.zeros_like(batch.lengths, dtype=torch.bool)
-        texts = (ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True))
-        return torch.tensor([loops(tokens, self.ngram, self.times) for tokens in texts], device=batch.lengths.device)
-
-    def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+    def explores(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+        """True for wrong completions in the format that are longer than their target."""
         scores, judge = self.given(batch), batch.judges.get(self.correctness)
         plain = scores if judge is None else judge.without_scale(scores, batch)
         is_wrong = torch.isclose(plain, torch.full_like(plain, self.wrong)) & ~self.correct(batch)
-        explores = is_wrong & (batch.lengths > self.targets_of(batch))
-        return super().earns(batch) | (explores & ~self.repeats(batch))
+        return is_wrong & (batch.lengths > self.targets_of(batch))
+
+    def repeats(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+        """True for completions that would explore but repeat themselves."""
+        explores = self.explores(batch) & (self.ngram is not None)
+        return looping_rows(batch, explores, self.ngram or 1, self.times, self.name)
+
+    def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
+        return super().earns(batch) | (self.explores(batch) & ~self.repeats(batch))
 
     def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        return super().metrics(batch) | means({"laser_repeats": self.repeats(batch)})
+        return super().metrics(batch) | means({"laser_repeats": self.repeats(batch)[self.explores(batch)]})
 
 
 LASER = Paper(

@@ -11,12 +11,13 @@ from typing import Literal
 
 from rewards.answers import MathAnswer
 from rewards.base import Reward
-from rewards.judged import JudgedReward, means
+from rewards.judged import JudgedReward
 from rewards.math_text import is_text
 from rewards.quantities import quantity
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
+from support.processes import means
 
 
 class CosineLength(JudgedReward):

@@ -3,6 +3,12 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from rollouts import RolloutBatch
+
 
 def places(tokens: Sequence[int], n: int) -> dict[tuple[int, ...], list[int]]:
     """Every n-gram -> its start positions, in order."""
@@ -28,3 +34,20 @@ def loops(tokens: Sequence[int], n: int = 4, times: int = 3) -> bool:
         if len(starts) >= times and close and len(set(gram)) > 1:
             return True
     return len(tokens) >= 4 * n and any(len(starts) > 1 for starts in places(tokens, 2 * n).values())
+
+
+def looping_rows(batch: RolloutBatch, rows: Bool[Tensor, "rows"], n: int, times: int, key: str) -> Bool[Tensor, "rows"]:
+    """The completions, among some, that repeat themselves; each is searched once per batch.
+
+    Args:
+        rows: the completions to search; False for the others.
+        n, times: as in `loops`.
+        key: under which the batch keeps what was found.
+    """
+    tested, repeating = batch.tested.setdefault(key, {}), torch.zeros_like(rows)
+    for row in rows.nonzero().flatten().tolist():
+        if row not in tested:
+            tokens = batch.completion_ids[row][batch.completion_mask[row]].tolist()
+            tested[row] = loops(tokens, n, times)
+        repeating[row] = tested[row]
+    return repeating

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.judged import JudgedReward, means
+from rewards.judged import JudgedReward
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 from support.papers import Experiment, Paper
+from support.processes import means
 
 
 class ShorterBetter(JudgedReward):

@@ -58,6 +58,8 @@ class RolloutBatch:
     own_first: Int[Tensor, "rows"] | None = None
     decoder: Callable[[Tensor, Tensor], list[str]] | None = field(default=None, repr=False)
     _completions: list[str] | None = field(default=None, repr=False)
+    #: by name of a reward, results by row of tests too costly to repeat; not passed on to other batches
+    tested: dict[str, dict[int, bool]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         prompts, completions = self.prompt_ids.shape[0], self.completion_ids.shape[0]

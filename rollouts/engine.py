@@ -15,7 +15,11 @@ from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
 from support.identity import identity
+from support.processes import gathered, in_one_order
 from support.seeding import derive_seed
+
+#: column of a row that occurs several times in a rollout: its number among the occurrences
+COPY = "copy_in_rollout"
 
 Prompts = list[list[int]]
 DRAWN = 2**20  # maximum number of logits that tokens are drawn from at once
@@ -78,21 +82,48 @@ def check_prompts(policy: Policy, prompts: Prompts, sampling: SamplingParams) ->
         )
 
 
+def with_copy_numbers(rows: list[dict[str, Any]], rank: int, updates: int) -> list[dict[str, Any]]:
+    """The rows, those whose id occurs more than once in the whole rollout with their number among the occurrences.
+
+    All processes take part: copies of a prompt on different processes, or sampled one part after the other, draw
+    different completions only if they are told apart.
+
+    Args:
+        rows: the prompts of this process.
+        rank: of this process.
+        updates: number of updates that the rollout is divided into.
+    """
+    keys = gathered([str(row.get("id")) for row in rows])
+    counts, numbers = Counter[str](), []
+    for owner, key in in_one_order([[(owner, key) for key in keys] for owner, keys in enumerate(keys)], updates):
+        if owner == rank:
+            numbers.append(counts[key])
+        counts[key] += 1
+    copied = {key for key, count in counts.items() if count > 1}
+    return [
+        {name: value for name, value in row.items() if name != COPY}
+        | ({COPY: number} if str(row.get("id")) in copied else {})
+        for row, number in zip(rows, numbers, strict=True)
+    ]
+
+
 def uniforms(
     rows: list[dict[str, Any]], group_size: int, time: int, device: torch.device
 ) -> Float[Tensor, "rows time"]:
     """Random numbers in [0, 1) that decide every token.
 
-    They depend on the generator's state at the call, the prompt's `id`, the completion and the step, so that a
-    completion depends neither on the prompts beside it nor on the process that draws it.
+    They depend on the generator's state at the call, the prompt's `id` and its number among the copies of this prompt,
+    the completion and the step, so that a completion depends neither on the prompts beside it nor on the process that
+    draws it.
 
     Args:
-        rows: the data rows; rows with the same id get different numbers.
+        rows: the data rows; rows with the same id get different numbers. `with_copy_numbers` counts the copies of a
+            whole rollout; without it the copies of this call are counted.
     """
     call, seen, numbers = int(torch.randint(2**62, ())), Counter[str](), []
     for row in rows:
         key = str(row.get("id"))
-        generator = torch.Generator().manual_seed(derive_seed(call, key, seen[key]))
+        generator = torch.Generator().manual_seed(derive_seed(call, key, row.get(COPY, seen[key])))
         seen[key] += 1
         numbers.append(torch.rand(group_size, time, generator=generator))
     return torch.cat(numbers).to(device)

@@ -1,11 +1,11 @@
-"""Communication between the processes of one run: gathered objects, sums and maxima.
+"""Communication between the processes of one run: gathered objects, sums, means and maxima.
 
 Each function gives the same result on every process, and all processes must call it. In a run of one process, or inside
 `alone`, they return what they were given.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,36 @@ def gathered(item: Any) -> list[Any]:
     return items
 
 
+def part_of_process(items: Sequence[Any], rank: int, processes: int, updates: int = 1) -> list[Any]:
+    """The items of a whole rollout that belong to one process: a contiguous part of every update.
+
+    An update on several processes thereby has the same items as on one.
+
+    Args:
+        items: of all processes, in the order of one process; a multiple of `processes` times `updates`.
+        rank, processes: rank of the process and number of processes.
+        updates: number of equal, contiguous parts of the whole that are updates.
+    """
+    per_update, size = len(items) // updates, len(items) // (updates * processes)
+    starts = range(rank * size, updates * per_update, per_update)
+    return [item for start in starts for item in items[start : start + size]]
+
+
+def in_one_order(parts: Sequence[Sequence[Any]], updates: int = 1) -> list[Any]:
+    """The items of all processes in the order of one process; the inverse of `part_of_process`.
+
+    Args:
+        parts: items of every process, in the order of their ranks.
+        updates: as in `part_of_process`.
+    """
+    keyed = [
+        ((place // max(1, math.ceil(len(part) / updates)), rank, place), item)
+        for rank, part in enumerate(parts)
+        for place, item in enumerate(part)
+    ]
+    return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
+
+
 def summed(values: Tensor) -> Tensor:
     """The element-wise sum of `values` over all processes, without a gradient.
 
@@ -58,6 +88,23 @@ def summed(values: Tensor) -> Tensor:
     if not _connected():
         return values
     return _reduced(values, torch.distributed.ReduceOp.SUM)
+
+
+def means(values: dict[str, Tensor]) -> dict[str, float]:
+    """The mean of each tensor's entries over all processes, without NaN; a name without entries is left out.
+
+    Args:
+        values: tensors of any size by name. A process may lack a name that others have.
+    """
+    parts = gathered(
+        {name: (float(entries.double().nansum()), int((~entries.isnan()).sum())) for name, entries in values.items()}
+    )
+    names = dict.fromkeys(name for part in parts for name in part)
+    sums = {
+        name: [sum(column) for column in zip(*(part[name] for part in parts if name in part), strict=True)]
+        for name in names
+    }
+    return {name: total / count for name, (total, count) in sums.items() if count}
 
 
 def maximum(value: float) -> float:

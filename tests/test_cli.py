@@ -288,6 +288,12 @@ def test_mistakes_are_explained(here, reasoner, argument, first):
         (["--model.max_grad_norm=-1"], "max_grad_norm is -1"),
         (["--model.optimizer.lr=-1"], "refuses its settings"),
         (["--trainer.gradient_clip_val=1.0"], "set model.max_grad_norm"),
+        (["--model.policy.lora.r=0"], "policy.lora has r 0"),
+        (["--data.val_size=0"], "set trainer.limit_val_batches to 0 for a run without validation"),
+        (
+            ["--model.rewards=[rewards.FunctionReward]", "--model.rewards.function=tests.test_cli.from_trl"],
+            "has the parameter 'trainer_state', which TRL's trainer fills in",
+        ),
         (["--model.loss=objectives.ClippedSurrogate", "--model.loss.clip_low=-1"], "set 0 <= clip_low"),
         (["--model.sampling.max_new_tokens=254"], "exceeds the model's context of 256"),
         (["--ckpt_path=runs/none.ckpt"], "runs/none.ckpt cannot be used"),
@@ -309,6 +315,15 @@ def test_wrong_values_end_in_one_paragraph(here, reasoner, changes, message, cap
 
 def needs_colour(completions, colour):
     return [0.0] * len(completions)
+
+
+def from_trl(completions, trainer_state):
+    return [0.0] * len(completions)
+
+
+def test_a_run_without_validation_needs_no_held_out_rows(here, reasoner):
+    cli = main(["fit", *short(reasoner, "--data.val_size=0", "--trainer.limit_val_batches=0")])
+    assert cli.trainer.global_step == 2
 
 
 def test_hc_rlhf_refuses_a_bound_that_does_not_fit_before_training(here, assistant):

@@ -7,14 +7,16 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from support.errors import ConfigError
+from support.processes import part_of_process
 from support.seeding import derive_seed
 
 
 class PromptSampler(Sampler[list[int]]):
     """Batches of row indices, each row at most once per epoch; rows that fill no batch wait for the next.
 
-    Every process draws the same global batch and keeps its own contiguous part of it, so a prompt's group stays on one
-    process and the prompts of rollout n do not depend on the number of processes. Subclasses override `draw`.
+    Every process draws the same global batch and keeps its own part of each of its updates, so a prompt's group stays
+    on one process and the prompts of rollout n, and of each update, do not depend on the number of processes.
+    Subclasses override `draw`.
 
     Args:
         size: number of rows in the data set.
@@ -43,6 +45,8 @@ class PromptSampler(Sampler[list[int]]):
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.processes = rank, processes
+        #: number of updates that a rollout is divided into
+        self.updates = 1
         self.epoch = self.position = 0
         self._latest_order: tuple[int, list[int]] = (-1, [])  # (number of the pass, its order)
 
@@ -51,11 +55,10 @@ class PromptSampler(Sampler[list[int]]):
         return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        rows_per_process = self.batch_size // self.processes
         while self.position < len(self):
             rows = self.draw(self.epoch * len(self) + self.position)
             self.position += 1
-            yield rows[self.rank * rows_per_process : (self.rank + 1) * rows_per_process]
+            yield part_of_process(rows, self.rank, self.processes, self.updates)
         self.position, self.epoch = 0, self.epoch + 1
 
     def draw(self, rollout: int) -> list[int]:

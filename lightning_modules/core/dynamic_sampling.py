@@ -14,6 +14,7 @@ from torch import Tensor
 
 from objectives.statistics import group_statistics
 from rollouts import RolloutBatch
+from support.processes import summed
 
 Rows = list[dict[str, Any]]
 
@@ -57,7 +58,7 @@ def refilled(
 
     Returns:
         (the batch, everything that was sampled, metrics). `no_signal` and `no_signal_left` are fractions of the groups,
-        `extra_tokens` is the number of additional tokens.
+        `extra_prompts` and `extra_tokens` are numbers of additional prompts and tokens, over all processes.
     """
     signal = has_signal(returns(batch), batch)
     without = float((~signal).float().mean())
@@ -74,10 +75,11 @@ def refilled(
         without = float((~signal).float().mean())
         for prompt in torch.nonzero(signal).flatten().tolist()[: len(missing)]:
             places[missing.pop(0)] = offset + prompt
+    extra_prompts, extra_tokens = summed(torch.tensor([float(used), float(tokens)])).tolist()
     metrics |= {
         "no_signal_left": len(missing) / len(batch.rows),
-        "extra_prompts": float(used),
-        "extra_tokens": float(tokens),
+        "extra_prompts": extra_prompts,
+        "extra_tokens": extra_tokens,
     }
     sampled = RolloutBatch.concatenate(parts)
     return sampled.take(places) if used else batch, sampled, metrics

@@ -34,6 +34,7 @@ from objectives.policy_losses import log_ratios
 from policies import PolicyParams
 from rewards import Reward, correct_rows, total_reward, without_failed
 from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
+from rollouts.engine import with_copy_numbers
 from support.allocator import keep_freed_memory
 from support.errors import ConfigError
 from support.processes import summed
@@ -110,6 +111,8 @@ class OnPolicyModule(SamplingModule):
         self.generated_tokens = 0
         #: consecutive rollouts so far with an update whose gradient was infinite or NaN, and how many end the training
         self.non_finite_rollouts, self.non_finite_patience = 0, 3
+        #: number of steps of the learning-rate scheduler so far, counted without one too
+        self.scheduler_steps = 0
         #: number of further prompts that dynamic sampling draws at once, see `refilled`; callbacks may set it
         self.refill_size: Callable[[int, float], int] = exactly
 
@@ -123,7 +126,8 @@ class OnPolicyModule(SamplingModule):
         with isolated_rng("rollout", run_seed(), self.rollouts_done):
             started = time.perf_counter()
             with self.whole_weights():
-                batch = overlapped_rollout(self.rollout, self.prompts(rows), self.rewards, self._prompts_at_once)
+                rows = with_copy_numbers(self.prompts(rows), self.global_rank, self.batch.updates_per_rollout)
+                batch = overlapped_rollout(self.rollout, rows, self.rewards, self._prompts_at_once)
                 sampled = time.perf_counter()
                 batch.rewards = self.score(batch)
                 drawn = all_sampled = batch
@@ -283,6 +287,7 @@ class OnPolicyModule(SamplingModule):
             may_halve=not self.update_budget_halved,
         )
         metrics = update.run()
+        self.scheduler_steps += update.steps.scheduler_steps
         self.update_token_budget, self.update_budget_halved = update.token_budget, not update.may_halve
         return metrics
 
@@ -334,6 +339,9 @@ class OnPolicyModule(SamplingModule):
 
     # ---- the trainer's stages ----------------------------------------------------------------------------------------
 
+    def scheduler_steps_so_far(self) -> int:
+        return self.scheduler_steps
+
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.batch.check_processes(self.trainer.world_size)
@@ -374,6 +382,7 @@ class OnPolicyModule(SamplingModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["non_finite_rollouts"] = self.non_finite_rollouts
         checkpoint["generated_tokens"] = self.generated_tokens
+        checkpoint["scheduler_steps"] = self.scheduler_steps
         checkpoint["advantage"] = self.advantage.state_dict()
         checkpoint["rewards"] = {reward.name: reward.state_dict() for reward in self.rewards}
 
@@ -381,6 +390,7 @@ class OnPolicyModule(SamplingModule):
         super().on_load_checkpoint(checkpoint)
         self.non_finite_rollouts = checkpoint.get("non_finite_rollouts", 0)
         self.generated_tokens = checkpoint.get("generated_tokens", 0)
+        self.scheduler_steps = checkpoint.get("scheduler_steps", 0)
         self.advantage.load_state_dict(checkpoint.get("advantage", {}))
         for reward in self.rewards:
             reward.load_state_dict(checkpoint.get("rewards", {}).get(reward.name, {}))

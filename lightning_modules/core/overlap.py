@@ -4,6 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 from rewards import Reward
 from rollouts import RolloutBatch
 
@@ -14,6 +16,8 @@ def overlapped_rollout(
     rollout: Callable[[Rows], RolloutBatch], rows: Rows, rewards: list[Reward], prompts_at_once: int
 ) -> RolloutBatch:
     """Generate part by part; rewards that wait for others score one part on a thread while the next is generated.
+
+    Every part begins with the generator of the first, so that draws do not depend on how the rows are divided.
 
     Args:
         rewards: all rewards; those that do not wait are left to the caller.
@@ -27,8 +31,9 @@ def overlapped_rollout(
         return rollout(rows)
     parts = []
     with ThreadPoolExecutor(len(waiting) * 2) as pool:
-        scores = []
+        scores, generator = [], torch.get_rng_state()
         for start in range(0, len(rows), prompts_at_once):
+            torch.set_rng_state(generator)
             part = rollout(rows[start : start + prompts_at_once])
             parts.append(part)
             scores.append({reward.name: pool.submit(reward, part) for reward in waiting})

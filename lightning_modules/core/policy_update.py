@@ -61,6 +61,8 @@ class Steps:
     scheduler: Any
     backward: Callable[[Tensor], None]
     max_grad_norm: float | None
+    #: number of calls of `step_scheduler`
+    scheduler_steps: int = 0
 
     def step(self) -> float:
         """Take one optimiser step; skip it if the gradient is not finite. Returns the norm before clipping."""
@@ -76,6 +78,7 @@ class Steps:
 
     def step_scheduler(self) -> None:
         """Advance the learning rate by one step."""
+        self.scheduler_steps += 1
         if self.scheduler is not None:
             self.scheduler.step()
 

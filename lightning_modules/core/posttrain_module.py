@@ -13,6 +13,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_modules.core.part_types import Factory, check_factory, check_policy
+from lightning_modules.core.resumed_settings import (
+    Settings,
+    apply_changes,
+    optimizer_settings,
+    refuse_other_optimizer,
+    schedule,
+)
+from lightning_modules.core.trainer_checks import check_trainer
 from policies import Policy, PolicyParams
 from policies.locate import locate
 from policies.sharding import shard
@@ -55,6 +63,15 @@ class PosttrainModule(L.LightningModule):
         self.scheduler_callable = None if lr_scheduler is None else Factory("lr_scheduler", lr_scheduler)
         self.strict_loading = policy.lora is None
         self._seen, self._noted_data, self._noted_start = SeenPrompts(), None, False
+        self.optimizer_settings: Settings = {}  # of this run, as constructed
+        self._saved_settings: Settings = {}  # of the checkpoint's run, until they are compared
+        self._saved_schedulers: list[dict[str, Any]] = []
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """No callbacks; it is Lightning's first call in a run, before its own checks, and so the place for ours."""
+        if self.trainer.state.fn == "fit":
+            check_trainer(self.trainer, self)
+        return []
 
     def configure_model(self) -> None:
         if getattr(self, "policy", None) is None:
@@ -81,12 +98,49 @@ class PosttrainModule(L.LightningModule):
             raise ConfigError(
                 f"the optimiser refuses its settings: {error}; change the keys under model.optimizer."
             ) from error
-        if self.scheduler_callable is None:
+        if isinstance(optimizer, torch.optim.LBFGS) and not self.automatic_optimization:
+            raise ConfigError(
+                "model.optimizer is LBFGS, which evaluates the loss several times per step, but a rollout's update "
+                "computes it once. Use another optimiser, such as torch.optim.AdamW."
+            )
+        self.optimizer_settings = optimizer_settings(optimizer)
+        scheduler = None if self.scheduler_callable is None else self.scheduler_callable(optimizer)
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ConfigError(
+                "model.lr_scheduler is ReduceLROnPlateau, which waits for a metric, but schedulers step once per "
+                "optimiser step. Use another scheduler, such as torch.optim.lr_scheduler.CosineAnnealingLR, or lower "
+                "the learning rate by resuming with a smaller model.optimizer.lr."
+            )
+        if scheduler is not None:
+            self.optimizer_settings["scheduler"] = schedule(scheduler)
+        self._check_optimizer()
+        if scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler_callable(optimizer), "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def scheduler_steps_so_far(self) -> int:
+        """Number of steps that the learning-rate scheduler has taken, or would have taken if there were one."""
+        return self.trainer.global_step
+
+    def _check_optimizer(self) -> None:
+        """Refuse a checkpoint of another optimiser, as soon as both are known."""
+        if self.optimizer_settings and self._saved_settings:
+            refuse_other_optimizer(self._saved_settings, self.optimizer_settings)
+
+    def on_train_start(self) -> None:
+        if not self._saved_settings:
+            return
+        saved, self._saved_settings = self._saved_settings, {}
+        optimizer, schedulers = self.trainer.optimizers[0], self.trainer.strategy.lr_scheduler_configs
+        scheduler, changes = apply_changes(
+            saved, self.optimizer_settings, optimizer, self.scheduler_callable, self.scheduler_steps_so_far()
+        )
+        if scheduler is not None:
+            schedulers[0].scheduler = scheduler
+        elif schedulers:
+            schedulers[0].scheduler.load_state_dict(self._saved_schedulers[0])
+        if changes and self.trainer.is_global_zero:
+            print(f"Resumed with other optimiser settings than the checkpoint's run: {'; '.join(changes)}", flush=True)
 
     def _rebuilt_from_config(self) -> set[str]:
         """Names of weights that a checkpoint leaves out because loading the model restores them."""
@@ -150,6 +204,7 @@ class PosttrainModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
         checkpoint["seen_prompts"] = self.seen_prompts().state_dict()
+        checkpoint["optimizer_settings"] = self.optimizer_settings
         for name in self._rebuilt_from_config():
             del checkpoint["state_dict"][name]
 
@@ -165,6 +220,11 @@ class PosttrainModule(L.LightningModule):
             self._seen.update(SeenPrompts.from_state_dict(checkpoint["seen_prompts"]))
         else:
             self._seen.unknown.add("the run of a checkpoint without fingerprints of its prompts")
+        if checkpoint.get("optimizer_settings"):
+            # Lightning would restore the scheduler's settings too, or fail at those of another class.
+            self._saved_settings = checkpoint["optimizer_settings"]
+            self._saved_schedulers, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []), []
+            self._check_optimizer()
         self.configure_model()
         if "state_dict" not in checkpoint:  # a sharded checkpoint, which the strategy loads and checks
             return

@@ -50,19 +50,6 @@ class ProblemCounts:
         return pass_metrics([count for counts in gathered(self.counts) for count in counts], pass_ks, intervals)
 
 
-def loader_metrics(by_loader: dict[int, ProblemCounts], pass_ks: dict[str, int], intervals: bool) -> dict[str, float]:
-    """pass@k over the problems of all loaders, and for several loaders of each, as <name>/dataloader_idx_<number>."""
-    together = ProblemCounts()
-    for counts in by_loader.values():
-        together.counts += counts.counts
-    metrics = together.metrics(pass_ks, intervals)
-    numbers = sorted({number for numbers in gathered(sorted(by_loader)) for number in numbers})
-    for number in numbers if len(numbers) > 1 else []:
-        of_loader = by_loader.get(number, ProblemCounts()).metrics(pass_ks, intervals)
-        metrics |= {f"{name}/dataloader_idx_{number}": value for name, value in of_loader.items()}
-    return metrics
-
-
 def pass_metrics(counts: list[tuple[str, int, int]], pass_ks: dict[str, int], intervals: bool) -> dict[str, float]:
     """Means over the problems by metric name, overall and by task.
 

@@ -1,5 +1,6 @@
 """The base class of modules that sample and score completions: validation, test and prediction of every method."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from lightning_modules.core.data_checks import (
 )
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.failure_counts import FailureCounts
+from lightning_modules.core.loader_metrics import loader_means, loader_pass_rates
 from lightning_modules.core.micro_batches import batch_logprobs
 from lightning_modules.core.part_types import check_part
 from lightning_modules.core.posttrain_module import PosttrainModule
-from lightning_modules.core.problem_counts import ProblemCounts, loader_metrics
+from lightning_modules.core.problem_counts import ProblemCounts
 from lightning_modules.core.thinking_stats import ThinkingStats
 from policies import PolicyParams
 from rewards import Reward, as_reward, total_reward
@@ -80,6 +82,8 @@ class SamplingModule(PosttrainModule):
         #: counts of correct samples by the number of the evaluation loader
         self.problem_counts: dict[int, ProblemCounts] = {}
         self.failure_counts = FailureCounts()
+        #: values of the current evaluation's rows by loader and metric; NaN does not apply
+        self.row_values: defaultdict[tuple[int, str], list[Tensor]] = defaultdict(list)
 
     # ---- prompts to scored completions -------------------------------------------------------------------------------
 
@@ -175,12 +179,11 @@ class SamplingModule(PosttrainModule):
             batch = self.sample(rows, self.evaluation.samples, self.evaluation_sampling)
             batch.rewards = self.score(batch)
         self.failure_counts.add(batch)
+        values = {self.metric_name(name): scores for name, scores in batch.rewards.items()}
         if self.rewards:
-            self._log_mean(f"{stage}/reward", total_reward(self.rewards, batch.rewards, batch.failures))
-        for name, scores in batch.rewards.items():
-            self._log_mean(f"{stage}/{self.metric_name(name)}", scores)
-        self._log_mean(f"{stage}/length", batch.lengths)
-        self._log_mean(f"{stage}/truncated", batch.truncated)
+            values["reward"] = total_reward(self.rewards, batch.rewards, batch.failures)
+        for name, of_rows in (values | {"length": batch.lengths, "truncated": batch.truncated}).items():
+            self.row_values[loader, name].append(of_rows)
         judge = self.correctness_reward()
         grades = None if judge is None else judge.unscaled(batch.rewards[judge.name], batch)
         if self.thinking_stats is not None:
@@ -194,23 +197,22 @@ class SamplingModule(PosttrainModule):
             )
         return batch
 
-    def _log_mean(self, name: str, values: Tensor) -> None:
-        values = values.float()
-        values = values[~values.isnan()]
-        if len(values):
-            self.log(name, values.mean(), batch_size=len(values), on_epoch=True, sync_dist=True)
-
     def begin_evaluation(self) -> None:
         """Gather the weights and reset the counts of a validation or test."""
         self.gather_weights()
         self.thinking_stats = ThinkingStats.of(self.policy)
         self.problem_counts, self.failure_counts = {}, FailureCounts()
+        self.row_values.clear()
 
     def end_evaluation(self, stage: str) -> None:
         """Log the counts under `stage`/."""
         self.scatter_weights()
         where = {"val": "the validation", "test": "the test"}[stage]
-        metrics = loader_metrics(self.problem_counts, self.evaluation.pass_ks, self.evaluation.with_intervals(stage))
+        # Lightning's own means over processes round the number of rows down where it is odd.
+        metrics = loader_means(self.row_values)
+        metrics |= loader_pass_rates(
+            self.problem_counts, self.evaluation.pass_ks, self.evaluation.with_intervals(stage)
+        )
         metrics |= self.failure_counts.metrics(self.all_rewards, where)
         if self.thinking_stats is not None:
             metrics |= self.thinking_stats.metrics()

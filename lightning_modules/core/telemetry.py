@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rewards import Reward, total_reward
 from rollouts import RolloutBatch
-from support.processes import summed
+from support.processes import process_count, summed
 
 #: metrics on the progress line
 SHOWN = {"train/reward", "train/length", "train/kl", "perf/rollout_tokens_per_s"}
@@ -68,9 +68,9 @@ def throughput(
     Args:
         drawn: the rollout before any selection.
         learned: the rows that the update learned from.
-        metrics: `extra_tokens` among them counts tokens generated in addition to `drawn`.
+        metrics: `extra_tokens` among them counts tokens that all processes generated in addition to `drawn`.
     """
-    generated = float(drawn.lengths.sum()) + metrics.get("extra_tokens", 0.0)
+    generated = float(drawn.lengths.sum()) + metrics.get("extra_tokens", 0.0) / process_count()
     values = {
         "perf/rollout_tokens_per_s": generated / rollout_seconds,
         "perf/update_tokens_per_s": float(learned.lengths.sum()) / update_seconds,

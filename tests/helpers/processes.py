@@ -29,16 +29,26 @@ def start(target: Callable[..., object], *arguments: Any, log: Path, **environme
 def finish(process: Any, seconds: float = 300) -> int:
     """Wait for its end. Returns the exit status."""
     process.join(seconds)
-    assert process.exitcode is not None, "the run hangs"
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError(f"the run hangs: it has not ended after {seconds:.0f} seconds")
     return process.exitcode
 
 
-def run_on_two(target: Callable[..., object], *arguments: Any, log: Path) -> list[int]:
-    """`target` on two processes that find each other as those of torchrun do. Returns their exit statuses."""
+def run_on_two(target: Callable[..., object], *arguments: Any, log: Path, seconds: float = 300) -> list[int]:
+    """`target` on two processes that find each other as those of torchrun do. Returns their exit statuses.
+
+    Args:
+        seconds: time limit, after which both are killed and the test fails.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [start(target, *arguments, log=log, RANK=rank, LOCAL_RANK=rank, **group) for rank in ("0", "1")]
-    return [finish(process) for process in ranks]
+    try:
+        return [finish(process, seconds) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()

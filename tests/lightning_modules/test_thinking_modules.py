@@ -12,8 +12,8 @@ from lightning_modules import GRPO, AdaptThink, AutoThink, Evaluation, Forcing, 
 from lightning_modules.core import thinking_stats
 from lightning_modules.core.reference_rewards import prompt_key
 from policies import PolicyParams
-from rewards import ExactAnswer, FunctionReward, LengthPenalty
-from rollouts import BatchPlan, Mode, SamplingParams
+from rewards import ExactAnswer, FunctionReward, LengthPenalty, NumericAnswer
+from rollouts import BatchPlan, Mode, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from tests.helpers import adamw, build, fit, sums, weights
 
@@ -174,6 +174,46 @@ class Rates(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.rates.append(float(trainer.callback_metrics["train/thinking_rate"]))
+
+
+@pytest.mark.parametrize(("unparsed", "expected"), [(None, 0.0), (-1.0, -1.0)])
+def test_an_answer_at_once_from_which_nothing_can_be_extracted(reasoner, unparsed, expected):
+    """The official code's 0 by default: more than a wrong answer, which earns -1."""
+    table = ModeRewards() if unparsed is None else ModeRewards(unparsed_no_thinking=unparsed)
+    module = auto(reasoner, [NumericAnswer()], stage=2, mode_rewards=table)
+    assert graded(module, ["</think>I cannot tell", "</think>12", "</think>13"], "12") == [expected, 2, -1]
+    # What thinks earns 0 either way, and so does what never closes its block.
+    assert graded(module, ["well</think>I cannot tell", "well</think>13", "well"], "12") == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(None, [-1, 2, 2]), ("first", [2, -1, 2])])
+def test_what_is_graded_if_a_completion_closes_its_block_twice(reasoner, answer, expected):
+    """After the last one by default; the official code takes what stands between the first and the second."""
+    table = ModeRewards() if answer is None else ModeRewards(answer=answer)
+    module = auto(reasoner, [NumericAnswer()], stage=2, mode_rewards=table)
+    texts = ["</think>12</think>13", "</think>13</think>12", "</think>12"]
+    assert graded(module, texts, "12") == expected
+    with pytest.raises(ConfigError, match="set it to 'last' or 'first'"):
+        ModeRewards(answer="second")
+
+
+def graded(module, texts, answer):
+    """Returns of completions with these texts."""
+    module.configure_model()
+    policy = module.policy
+    ids = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    width = max(map(len, ids))
+    tokens = torch.tensor([row + [policy.pad_token_id] * (width - len(row)) for row in ids])
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids])
+    prompt = torch.tensor([module.prompt_tokens({"prompt": "5+7=?"})])
+    batch = RolloutBatch(
+        prompt_ids=prompt, prompt_mask=prompt >= 0, completion_ids=tokens, completion_mask=mask, action_mask=mask,
+        behaviour_logprobs=mask.float(), finish_reasons=["eos"] * len(texts),
+        rows=[{"id": "1", "prompt": "5+7=?", "answer": answer}], decoder=policy.decode,
+    )  # fmt: skip
+    batch._completions = texts
+    batch.rewards = module.score(batch)
+    return module.returns(batch).tolist()
 
 
 def test_a_mechanism_without_effect_is_pointed_out_once(reasoner):

@@ -1,9 +1,55 @@
-"""Two processes: whitening over both, equal weights, pass rates and level, and a stop at the same step."""
+"""Two processes: every method does what it does on one; whitening, pass rates and stops go over both."""
 
+import pytest
 import torch
 
 from tests.helpers.processes import run_on_two
-from tests.lightning_modules import two_processes, two_processes_failing
+from tests.lightning_modules import two_processes, two_processes_failing, two_processes_methods
+
+#: the cases in which faults were found, and all others
+CHEAP = {"ddp": ["grpo", "one_shot", "adapt_think"], "fsdp2": ["grpo"]}
+METHODS = [
+    *("grpo", "grpo, two updates", "grpo, adapters", "one_shot", "s_grpo", "t_spmo", "prorl", "still3"),
+    *("adapt_think", "auto_think", "self_verify", "sft", "hc_rlhf"),
+]
+
+
+def agree(names, strategy, models, folder, monkeypatch, steps, seconds):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    two_processes_methods.main(names, "one", models, str(folder), steps)
+    log = folder / "log.txt"
+    with pytest.MonkeyPatch.context() as patch:
+        # A ledger of its own: the run of one process has tested the same safety split.
+        patch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(folder / "cache"))
+        arguments = (names, strategy, models, str(folder), steps)
+        codes = run_on_two(two_processes_methods.main, *arguments, log=log, seconds=seconds)
+    assert codes == [0, 0], log.read_text()[-4000:]
+    for name in names:
+        one = torch.load(folder / f"{name} one 0.pt")
+        ranks = [torch.load(folder / f"{name} {strategy} {rank}.pt") for rank in (0, 1)]
+        for two in ranks:
+            assert torch.allclose(one["weights"], two["weights"], atol=1e-5, rtol=0), name
+            assert len(one["metrics"]) == len(two["metrics"]) > 2
+            for expected, found in zip(one["metrics"], two["metrics"], strict=True):
+                assert found == pytest.approx(expected, abs=1e-4, nan_ok=True), name
+        if name != "sft":
+            assert one["fillers"] == 0, "one process has nothing to equalise"
+            assert max(metrics["train/grad_norm"] for metrics in one["metrics"] if "train/grad_norm" in metrics) > 1e-3
+    assert any(torch.load(folder / f"{name} {strategy} {rank}.pt")["fillers"] for name in names for rank in (0, 1)), (
+        "no passes were unequal"
+    )
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_do_what_one_does(strategy, reasoner, assistant, tmp_path, monkeypatch):
+    agree(CHEAP[strategy], strategy, [reasoner, assistant], tmp_path, monkeypatch, steps=4, seconds=240)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_every_method_does_on_two_processes_what_it_does_on_one(strategy, reasoner, assistant, tmp_path, monkeypatch):
+    assert {*two_processes_methods.cases(reasoner), "sft", "hc_rlhf"} == set(METHODS)
+    agree(METHODS, strategy, [reasoner, assistant], tmp_path, monkeypatch, steps=6, seconds=1200)
 
 
 def test_two_processes_whiten_step_and_stop_together(reasoner, tmp_path):

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 
 from callbacks import LaserMonitor, RolloutCheckpoint
 from callbacks.laser_monitor import difficulty, target_length
-from rewards import FunctionReward, GradedAnswer, Laser, LaserD, LaserDE, total_reward
+from rewards import FunctionReward, GradedAnswer, Laser, LaserD, LaserDE, repetition, total_reward
 from rewards.repetition import loops
 from rollouts import SamplingParams
 from support.errors import ConfigError
@@ -74,7 +74,26 @@ def test_a_wrong_answer_in_form_may_explore_unless_it_repeats_itself():
     for reward, expected in ((LaserDE(), [0, -0.5, -1, -0.5]), (LaserDE(ngram=None), [0, 0, -1, -0.5])):
         reward.targets["hard"] = 10
         assert total(GradedAnswer(), reward, batch) == expected
-    assert LaserDE().metrics(batch)["laser_repeats"] == 0.25
+    reward = LaserDE()
+    assert "laser_repeats" not in reward.metrics(batch), "without a target nothing is long enough to explore"
+    reward.targets["hard"] = 10
+    assert reward.metrics(batch)["laser_repeats"] == 0.5
+
+
+def test_only_what_could_explore_is_searched_for_repetitions_and_once(monkeypatch):
+    """A search takes a tenth of a second for a completion of 16,384 tokens."""
+    searched = []
+    monkeypatch.setattr(repetition, "loops", lambda tokens, *sizes: bool(searched.append(len(tokens))))
+    right_wrong_malformed = [1, -0.5, -1, -0.5]
+    batch = batch_of([18, 17, 16, 4], right_wrong_malformed, name="graded_answer")
+    reward = LaserDE()
+    reward.targets = dict.fromkeys(reward.targets, 10)
+    batch.rewards[reward.name] = reward(batch)
+    reward.metrics(batch), reward.observe(batch)
+    assert searched == [17]
+    again = batch_of([12], [-0.5], name="graded_answer")
+    reward(again)
+    assert searched == [17, 12], "another batch is searched anew"
 
 
 def test_what_a_repetition_is():
