@@ -21,6 +21,7 @@ from cli.resume import find_checkpoint, refuse_unreadable
 from lightning_modules import OnPolicyModule
 from support.errors import ConfigError
 from tracking.run_names import method_and_paper, run_name
+from tracking.runs import continue_from
 
 TRACKING_URI = "sqlite:///mlflow.db"
 #: Trainer arguments that differ from Lightning's defaults. One batch is one rollout, so every rollout is logged;
@@ -85,6 +86,11 @@ class CLI(LightningCLI):
             {f"trainer.{name}": value for name, value in (TRAINER_DEFAULTS | {"logger": logger}).items()}
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line, and keep its words."""
+        self.words = [str(word) for word in args] if isinstance(args, list) else sys.argv[1:]
+        super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning lets a checkpoint's hyper-parameters override the command line silently."""
 
@@ -94,8 +100,9 @@ class CLI(LightningCLI):
         if self.subcommand == "plan":
             _detach_from_machine(config)
             return
-        if config.get("weights_only") is None:
-            config.weights_only = True  # a checkpoint is data, from wherever it came
+        # A checkpoint is data, from wherever it came. A configuration may come with it, so it cannot say otherwise.
+        if config.get("weights_only") is None or not self._unsafe_on_command_line():
+            config.weights_only = True
         find_checkpoint(config, str(self.subcommand))
         refuse_unreadable(config)
         on_policy = issubclass(imported(config.model.class_path), OnPolicyModule)
@@ -106,6 +113,9 @@ class CLI(LightningCLI):
             )
         self.method, self.paper = method_and_paper(config.get("config") or [], config.model.class_path)
         self._name_run(config)
+
+    def _unsafe_on_command_line(self) -> bool:
+        return any(word.partition("=")[0] == "--weights_only" for word in self.words)
 
     def _name_run(self, config: Namespace) -> None:
         """Name the MLflow run by method, model, data and seed, unless the configuration names it."""
@@ -150,7 +160,9 @@ class CLI(LightningCLI):
         """The trainer with the default callbacks."""
         trainer = self._get(self.config_init, "trainer")
         trainer["callbacks"] = with_defaults(trainer, self.method, self.paper)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        continue_from(trainer, self.config_init[self.subcommand].get("ckpt_path"))
+        return trainer
 
 
 def _detach_from_machine(config: Namespace) -> None:

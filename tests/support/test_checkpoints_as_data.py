@@ -10,8 +10,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from main import main
+from support.checkpoints import damage, unreadable
 from support.errors import ConfigError
-from support.files import damage, unreadable
 from tests.test_cli import short
 
 
