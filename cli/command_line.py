@@ -140,7 +140,8 @@ def _own(config: Path) -> Path:
 
 
 def _classes(value: Any) -> set[str]:
-    """The class paths in a configuration that are not this project's, Lightning's or PyTorch's."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    classes = {repr(item) for key, item in inner if key == "class_path" and not str(item).startswith(KNOWN)}
-    return classes.union(*(_classes(item) for _, item in inner))
+    """The classes and functions that a configuration names, other than this project's, Lightning's and PyTorch's."""
+    items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    named = {repr(item) for key, item in items if key in ("class_path", "function") and isinstance(item, str)}
+    foreign = {name for name in named if not name.strip("'\"").startswith(KNOWN)}
+    return foreign.union(*(_classes(item) for _, item in items))

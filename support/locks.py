@@ -15,7 +15,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class FolderLock:
-    """The lock <folder>.lock. The operating system releases it when the process ends, however it ends.
+    """The lock .<folder>.lock beside a folder. The operating system releases it when the process ends, however it ends.
 
     It belongs to the process (POSIX): processes that it starts neither hold it nor keep it.
 
@@ -24,7 +24,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder.with_name(f"{folder.name}.lock")
+        self.folder, self.path = folder, folder.with_name(f".{folder.name}.lock")
         self._handle: int | None = None
 
     def take(self) -> None:

@@ -13,7 +13,7 @@ from support.errors import ConfigError
 from support.files import atomic_write_text
 
 #: the file of a run's number among the runs of its root folder
-NUMBER = "run.json"
+NUMBER = ".run.json"
 
 
 def run_folder(trainer: L.Trainer) -> Path:
