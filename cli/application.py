@@ -1,5 +1,6 @@
 """The command line itself: Lightning's, with this project's defaults, earlier checks, and the command `plan`."""
 
+import errno
 import os
 import sys
 import traceback
@@ -36,6 +37,7 @@ TRAINER_DEFAULTS = {
     "enable_checkpointing": True,
     "use_distributed_sampler": False,  # the data modules divide their rows among the processes themselves
 }
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 if not sys.stderr.isatty():  # progress bars that last a second leave fragments in a log
     transformers_logging.disable_progress_bar()
 
@@ -185,3 +187,13 @@ def config_error_behind(error: BaseException) -> ConfigError | None:
     while cause is not None and not isinstance(cause, ConfigError):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def disk_error(error: BaseException) -> ConfigError | None:
+    """What a full disk, or a file that must not be written, means for the user; None for other errors."""
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in DISK_ERRORS:
+        return None
+    return ConfigError(
+        f"{error.filename} cannot be written: {error.strerror}. Free disk space, make the place writable, or choose "
+        "another one with --trainer.default_root_dir; then continue with --ckpt_path last."
+    )
