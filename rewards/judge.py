@@ -81,8 +81,8 @@ class HTTPJudge(Reward):
     """Scores of an HTTP endpoint, which replies to POST {"prompts": [...], "completions": [...], <column>: [...]}.
 
     The reply is {"scores": [...]} or the list itself. A reply that is late, is not such a list, or contains anything
-    but a number of at most 1e15 for a completion is a failure of those completions. Time-outs, broken connections, malformed
-    replies and the statuses 429 and 5xx are retried; other statuses are not.
+    but a number of at most 1e15 for a completion is a failure of those completions. Time-outs, broken connections,
+    malformed replies and the statuses 429 and 5xx are retried; other statuses are not.
 
     Args:
         url: URL of the endpoint, http:// or https://.

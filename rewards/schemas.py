@@ -22,7 +22,7 @@ def _validator(schema: str) -> Any:
 
 
 def schema_fault(schema: str) -> str:
-    """What is wrong with a schema; empty for a valid one whose references all lead to a part of itself."""
+    """The fault of a schema; empty for a valid one whose references all lead to a part of itself."""
     import jsonschema
     from referencing.exceptions import Unresolvable
 

@@ -173,8 +173,10 @@ def test_a_checkpoint_names_no_file_to_delete(here):
 
 def test_no_state_sets_an_attribute_that_it_names():
     """Every callback with a state: what it does not write itself does not become an attribute."""
-    made = {"FixedKL": (0.1,), "AdaptiveKL": (0.1,), "ReferenceReset": (2,), "OneShot": (["a"],), "RunFacts": (None, None),
-            "StageSchedule": ([callbacks.Stage(0)],), "ScheduledKL": (0.1, 0.2, 3), "ExportPolicy": ("x",)}  # fmt: skip
+    made = {
+        "FixedKL": (0.1,), "AdaptiveKL": (0.1,), "ReferenceReset": (2,), "OneShot": (["a"],), "ExportPolicy": ("x",),
+        "RunFacts": (None, None), "StageSchedule": ([callbacks.Stage(0)],), "ScheduledKL": (0.1, 0.2, 3),
+    }  # fmt: skip
     tried = set()
     for name in callbacks.__all__:
         kind = getattr(callbacks, name)
