@@ -9,24 +9,28 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from support.checkpoints import InPlaceCheckpointIO, rollouts_of, sweep, write_manifest
 from support.errors import ConfigError
-from support.files import flush_to_disk, remove
+from support.files import flush_to_disk, remove, remove_unfinished
+from support.locks import FolderLock
 from tracking.logger import PatientMLFlowLogger
-from tracking.runs import run_folder
+from tracking.runs import run_folder, settle_run_folder
 
 
 class RolloutCheckpoint(Checkpoint):
     """Save the whole training state every n rollouts, at the end, and on SIGTERM (cluster preemption) or Ctrl+C.
 
     Lightning's ModelCheckpoint counts optimiser steps and only checks at the end of a rollout, so with several steps
-    per rollout it saves seldom or never. This callback writes a temporary file, flushes it to disk and renames it, so a
-    file with the final name is always complete. Where a validation follows a rollout, the state after the validation is
-    saved, so that a resumed run neither skips nor repeats it; SIGTERM therefore waits for the validation to end. Ctrl+C
-    does the same; a second Ctrl+C stops at once and saves nothing.
+    per rollout it saves seldom or never. This callback writes a temporary file beside its place, flushes it to disk and
+    renames it, so a file with the final name is always complete. What a killed run left unfinished is removed at the
+    next start, and a lock (.<folder>.lock) lets one run at a time write there. Where a validation follows a rollout, the
+    state after the validation is saved, so that a resumed run neither skips nor repeats it; SIGTERM therefore waits for
+    the validation to end. Ctrl+C does the same; a second Ctrl+C stops at once and saves nothing.
 
     Args:
         every_n_rollouts: rollouts between two checkpoints; 0 saves only at the end and on a stop signal.
@@ -48,14 +52,18 @@ class RolloutCheckpoint(Checkpoint):
         self.last_saved = -1
         self.saved: list[str] = []  # file names in the folder
         self.asked_by = 0  # number of the signal that asked for a stop; 0 if none did
+        self.lock: FolderLock | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"saved": self.saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.saved = list(state_dict["saved"])
+        # Files of these names are deleted later, and a checkpoint may come from elsewhere.
+        self.saved = [name for name in state_dict["saved"] if rollouts_of(str(name)) >= 0]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.fast_dev_run:
+            self._occupy(trainer)
         # Lightning's handler, installed after this hook, would notify the other processes from inside the handler,
         # while they wait for another collective, and would end a validation half-way.
         trainer._signal_connector._sigterm_notifier_fn = self._note
@@ -64,6 +72,27 @@ class RolloutCheckpoint(Checkpoint):
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
             signal.signal(signal.SIGINT, self._interrupted)
+
+    def _occupy(self, trainer: L.Trainer) -> None:
+        """Lock the folder, and remove what a killed run left there. Raises ConfigError if another run has it."""
+        settle_run_folder(trainer)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = InPlaceCheckpointIO()
+        problem = None
+        if trainer.is_global_zero:
+            self.lock = FolderLock(self._folder(trainer))
+            try:
+                self.lock.take()
+                sweep(self._folder(trainer))
+                remove_unfinished(run_folder(trainer))
+            except ConfigError as error:
+                problem = str(error)
+        if (problem := trainer.strategy.broadcast(problem)) is not None:
+            raise ConfigError(problem)
+
+    def _free(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
 
     def _note(self, signum: int, *_: Any) -> None:
         self.asked_by = signum
@@ -80,6 +109,7 @@ class RolloutCheckpoint(Checkpoint):
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         if signal.getsignal(signal.SIGINT) == self._interrupted:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._free()
 
     def _asked(self, trainer: L.Trainer) -> bool:
         """Whether any process was asked to stop; tells all processes."""
@@ -109,9 +139,12 @@ class RolloutCheckpoint(Checkpoint):
                     # Before the checkpoint gets its name: its rollouts will not be trained, and so not logged, again.
                     logger.keep()
             if trainer.is_global_zero:
+                if temporary.is_dir():
+                    write_manifest(temporary)
                 flush_to_disk(temporary)
-                if path.is_dir():
-                    # A folder of shards, saved again after a validation; renaming does not replace a folder.
+                if path.exists() and (path.is_dir() or temporary.is_dir()):
+                    # A folder of shards, saved again after a validation, or a file of that name; renaming does not
+                    # replace a folder, or a file by a folder.
                     os.replace(path, path.with_suffix(".replaced"))
                 os.replace(temporary, path)
                 remove(path.with_suffix(".replaced"))
@@ -172,6 +205,7 @@ class RolloutCheckpoint(Checkpoint):
 
         The state is not saved here: at this point Lightning has counted one rollout more than a resumed run would.
         """
+        self._free()
         if (
             isinstance(exception, SIGTERMException)
             and trainer.state.fn == "fit"

@@ -87,8 +87,8 @@ class ReferenceReset(L.Callback):
         return {name: getattr(self, name) for name in ("history", "curves", "best", "waited", "pending")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        self.history, self.curves = state_dict["history"], state_dict["curves"]
+        self.best, self.waited, self.pending = state_dict["best"], state_dict["waited"], state_dict["pending"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         check_reference(pl_module, self)

@@ -93,5 +93,5 @@ class RunSummary(L.Callback):
         """The contents of a run folder: the latest checkpoint first, then everything else by name."""
         checkpoints = sorted(folder.glob("checkpoints/rollout_*.ckpt"))
         checkpoint_line = [f"checkpoints/{checkpoints[-1].name}, {len(checkpoints)} kept"] if checkpoints else []
-        others = sorted(path for path in folder.iterdir() if path.name != "checkpoints")
+        others = sorted(path for path in folder.iterdir() if path.name != "checkpoints" and path.name[0] != ".")
         return checkpoint_line + [f"{path.name}/" if path.is_dir() else path.name for path in others]

@@ -1,5 +1,6 @@
 """The command line itself: Lightning's, with this project's defaults, earlier checks, and the command `plan`."""
 
+import errno
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ from cli.plan_report import describe
 from cli.resume import find_checkpoint, refuse_unreadable
 from support.errors import ConfigError
 from tracking.run_names import method_and_paper, run_name
+from tracking.runs import continue_from
 
 TRACKING_URI = "sqlite:///mlflow.db"
 #: Trainer arguments that differ from Lightning's defaults. One batch is one rollout, so every rollout is logged;
@@ -33,6 +35,7 @@ TRAINER_DEFAULTS = {
     "enable_checkpointing": True,
     "use_distributed_sampler": False,  # the data modules divide their rows among the processes themselves
 }
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 if not sys.stderr.isatty():  # progress bars that last a second leave fragments in a log
     transformers_logging.disable_progress_bar()
 
@@ -83,6 +86,11 @@ class CLI(LightningCLI):
             {f"trainer.{name}": value for name, value in (TRAINER_DEFAULTS | {"logger": logger}).items()}
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line, and keep its words."""
+        self.words = [str(word) for word in args] if isinstance(args, list) else sys.argv[1:]
+        super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning lets a checkpoint's hyper-parameters override the command line silently."""
 
@@ -92,12 +100,16 @@ class CLI(LightningCLI):
         if self.subcommand == "plan":
             _detach_from_machine(config)
             return
-        if config.get("weights_only") is None:
-            config.weights_only = True  # a checkpoint is data, from wherever it came
+        # A checkpoint is data, from wherever it came. A configuration may come with it, so it cannot say otherwise.
+        if config.get("weights_only") is None or not self._unsafe_on_command_line():
+            config.weights_only = True
         find_checkpoint(config, str(self.subcommand))
         refuse_unreadable(config)
         self.method, self.paper = method_and_paper(config.get("config") or [], config.model.class_path)
         self._name_run(config)
+
+    def _unsafe_on_command_line(self) -> bool:
+        return any(word.partition("=")[0] == "--weights_only" for word in self.words)
 
     def _name_run(self, config: Namespace) -> None:
         """Name the MLflow run by method, model, data and seed, unless the configuration names it."""
@@ -142,7 +154,9 @@ class CLI(LightningCLI):
         """The trainer with the default callbacks."""
         trainer = self._get(self.config_init, "trainer")
         trainer["callbacks"] = with_defaults(trainer, self.method, self.paper)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        continue_from(trainer, self.config_init[self.subcommand].get("ckpt_path"))
+        return trainer
 
 
 def _detach_from_machine(config: Namespace) -> None:
@@ -172,3 +186,13 @@ def lightning_refusal(error: BaseException) -> ConfigError | None:
     if isinstance(error, MisconfigurationException) or "conditioned on metric" in str(error):
         return ConfigError(f"Lightning refuses a setting of trainer: {' '.join(str(error).split())}")
     return None
+
+
+def disk_error(error: BaseException) -> ConfigError | None:
+    """What a full disk, or a file that must not be written, means for the user; None for other errors."""
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in DISK_ERRORS:
+        return None
+    return ConfigError(
+        f"{error.filename} cannot be written: {error.strerror}. Free disk space, make the place writable, or choose "
+        "another one with --trainer.default_root_dir; then continue with --ckpt_path last."
+    )

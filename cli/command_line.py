@@ -7,14 +7,18 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cli.own_configurations import is_own
+from cli.resume import runs_of
+from cli.yaml_files import read_yaml
 from support.errors import ConfigError
 from support.files import INSTALLED, shipped
 
 STAGES = ("fit", "validate", "test", "predict")
 COMMANDS = (*STAGES, "plan")
 EXAMPLE = "python main.py fit --config configs/grpo.yaml"
+#: packages whose classes are not listed when a configuration from elsewhere is refused
+KNOWN = ("callbacks.", "datamodules.", "lightning.", "lightning_modules.", "objectives.", "policies.", "rewards.",
+         "rollouts.", "torch.", "tracking.")  # fmt: skip
 #: other projects' commands -> ours
 SYNONYMS = {"train": "fit", "eval": "validate", "evaluate": "validate", "generate": "predict"}
 
@@ -76,22 +80,6 @@ def _values(args: list[str], *options: str) -> list[str]:
     return values
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that occurs twice in one mapping, where YAML silently takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} occurs twice in this mapping", problem_mark=key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
 def _check_config(name: str) -> None:
     """Refuse a configuration file that does not exist or is not valid YAML."""
     path = Path(name).expanduser()
@@ -99,19 +87,7 @@ def _check_config(name: str) -> None:
         meant = _similar_config(path)
         hint = f"Did you mean --config {meant}?" if meant else f"Check the path; an example is: {EXAMPLE}"
         raise ConfigError(f"the configuration {path.absolute()} does not exist. {hint}")
-    try:
-        yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        if "\\t" in problem:
-            hint = "Indent with spaces instead of tabs."
-        elif "occurs twice" in problem:
-            hint = "Join the two into one."
-        else:
-            hint = "Correct this line." if mark else "Save the file as UTF-8."
-        raise ConfigError(f"{name} is not valid YAML{place}: {problem}. {hint}") from error
+    read_yaml(path)
 
 
 def _similar_config(path: Path) -> Path | None:
@@ -132,13 +108,13 @@ def _similar_config(path: Path) -> Path | None:
 def _saved_config(checkpoint: str, root: Path, command: str) -> Path:
     """The configuration that a checkpoint's run has saved; that of the newest run for `last`."""
     if checkpoint == "last":
-        runs = sorted(root.glob("*/config_fit.yaml"), key=lambda path: path.stat().st_mtime)
+        runs = runs_of(root)
         if not runs:
             raise ConfigError(
                 f"--ckpt_path last: there is no run under {root} and no --config, so there is nothing to {command}. "
                 f"Train first: {EXAMPLE}"
             )
-        return runs[-1]
+        return _own(runs[0] / "config_fit.yaml")
     path = Path(checkpoint)
     if not path.exists():
         raise ConfigError(f"the checkpoint {path.absolute()} does not exist. Correct the path after --ckpt_path.")
@@ -148,4 +124,24 @@ def _saved_config(checkpoint: str, root: Path, command: str) -> Path:
             f"{checkpoint} comes without the configuration that it was trained with; a run keeps it as {config}. "
             "Name the configuration with --config."
         )
-    return config
+    return _own(config)
+
+
+def _own(config: Path) -> Path:
+    """The configuration, if this installation wrote it: the classes that it names are code that would run."""
+    if is_own(config):
+        return config
+    classes = sorted(_classes(read_yaml(config)))
+    raise ConfigError(
+        f"this installation did not write {config}, the configuration beside the checkpoint, and the classes that it "
+        f"names are code that would run: {', '.join(classes) or 'none'}. Read it, and if you trust it, name it with "
+        f"--config {config}"
+    )
+
+
+def _classes(value: Any) -> set[str]:
+    """The classes and functions that a configuration names, other than this project's, Lightning's and PyTorch's."""
+    items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    named = {repr(item) for key, item in items if key in ("class_path", "function") and isinstance(item, str)}
+    foreign = {name for name in named if not name.strip("'\"").startswith(KNOWN)}
+    return foreign.union(*(_classes(item) for _, item in items))

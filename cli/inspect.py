@@ -15,6 +15,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pyarrow.lib import ArrowException
+
 from support.errors import ConfigError
 from support.files import atomic_write_text
 
@@ -89,18 +91,48 @@ def read(path: Path) -> list[dict[str, Any]]:
             f"the file {path} does not exist. "
             "Write one with: python main.py predict --ckpt_path runs/RUN/checkpoints/FILE.ckpt"
         )
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
 
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-    else:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if not rows or not all("tokens" in row and "logprobs" in row for row in rows):
+            rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        else:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        problem = "it is empty" if not rows else ""
+    except (ValueError, RecursionError, OSError, ArrowException) as error:  # JSON, UTF-8 and Parquet that is none
+        rows, problem = [], f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    for number, row in enumerate(rows, 1):
+        if not problem and (fault := _fault(row)):
+            problem = f"row {number}: {fault}"
+    if problem:
         raise ConfigError(
-            f"{path} holds no completions with tokens and log-probs. Name the predictions.jsonl of an on-policy "
-            "method, or a rollout recorded by callbacks.RolloutRecorder."
+            f"{path} holds no completions with tokens and log-probs ({problem}). Name the predictions.jsonl of an "
+            "on-policy method, or a rollout recorded by callbacks.RolloutRecorder."
         )
     return rows
+
+
+def _fault(row: Any) -> str | None:
+    """What is wrong with a record; None for a completion as rollouts/completion_records.py writes them."""
+    if not isinstance(row, dict):
+        return f"it is {str(row)[:40]!r}"
+    if missing := [name for name in ("tokens", "logprobs", "prompt", "length", "finish", "id") if name not in row]:
+        return f"it has no {missing[0]!r}"
+    tokens = row["tokens"]
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        return "its 'tokens' are not texts"
+    for name in ("logprobs", "reference_logprobs", "advantage"):
+        values = row.get(name)
+        if isinstance(values, list) and not (len(values) == len(tokens) and all(map(_is_number, values))):
+            return f"its {name!r} is not one number per token"
+        if not isinstance(values, list) and values is not None and not (name == "advantage" and _is_number(values)):
+            return f"its {name!r} is {str(values)[:40]!r}"
+    wrong = [n for n, value in row.items() if n.startswith("reward/") and value is not None and not _is_number(value)]
+    return f"its {wrong[0]!r} is not a number" if wrong else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300)
 
 
 def main(arguments: list[str] | None = None) -> Path:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from policies import PolicyParams
 from policies.adapters import with_adapter
+from policies.config_checks import check_config
 from policies.fused import TILE
 from policies.locate import locate
 from support.errors import ConfigError
@@ -41,18 +42,22 @@ class ModelSize:
         Raises:
             ConfigError: for a model whose config.json cannot be read.
         """
-        try:
-            config = AutoConfig.from_pretrained(locate(params.model))
-        except OSError as error:
-            raise ConfigError(
-                f"the config.json of {params.model} cannot be read: {str(error).splitlines()[0]}. "
-                "Correct model.policy.model."
-            ) from error
         dtype = getattr(torch, params.dtype)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-            if params.lora is not None:
-                model = with_adapter(model, params.lora)
+        try:
+            place = locate(params.model)
+            check_config(place)
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+                if params.lora is not None:
+                    model = with_adapter(model, params.lora)
+        except ConfigError:
+            raise
+        except Exception as error:  # the libraries raise many types; all of them mean that no model can be made of it
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(
+                f"the config.json of {params.model} cannot be read: {reason}. Correct model.policy.model."
+            ) from error
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         return cls(config, sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), dtype.itemsize)
 

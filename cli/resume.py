@@ -3,16 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from cli.yaml_files import read_yaml
+from support.checkpoints import damage, newest_first, unreadable
 from support.errors import ConfigError
-from support.files import damage, unreadable
+from support.locks import FolderLock
 from support.moved import present_path
+from tracking.runs import in_order
 
 
-def runs_of(root: Path, method: str) -> list[Path]:
-    """Folders of the runs of a method, newest first.
+def runs_of(root: Path, method: str | None = None) -> list[Path]:
+    """Folders of the runs of a method, or of all methods, the one that was started last at the beginning.
+
+    A run whose configuration cannot be read is passed over with a line.
 
     Args:
         root: the folder of all runs. method: class path of the module.
@@ -20,18 +25,17 @@ def runs_of(root: Path, method: str) -> list[Path]:
     runs = []
     for config in root.glob("*/config_fit.yaml"):
         try:
-            saved = yaml.safe_load(config.read_text(encoding="utf-8"))
-            class_path = str(((saved or {}).get("model") or {}).get("class_path"))
-        except (yaml.YAMLError, OSError, UnicodeDecodeError, AttributeError) as error:
+            class_path = str(((read_yaml(config) or {}).get("model") or {}).get("class_path"))
+        except (ConfigError, OSError, AttributeError) as error:
             print(f"--ckpt_path last: {config} cannot be read ({type(error).__name__}), so its run is passed over.")
             continue
-        if present_path(class_path) == present_path(method):
-            runs.append(config)
-    return [config.parent for config in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
+        if method is None or present_path(class_path) == present_path(method):
+            runs.append(config.parent)
+    return in_order(runs)[::-1]
 
 
 def last_checkpoint(root: Path, method: str) -> Path | None:
-    """The newest undamaged checkpoint of the newest run of a method; None, with a message, if there is no such file.
+    """The undamaged checkpoint of most rollouts of the newest run of a method; None, with a message, without any.
 
     A run that was itself resumed and has saved nothing yet counts as the run that it goes on from: loggers other than
     MLflow's give a resumed run a folder of its own.
@@ -47,8 +51,7 @@ def last_checkpoint(root: Path, method: str) -> Path | None:
     visited: set[Path] = set()
     while folder is not None and folder not in visited:
         visited.add(folder)
-        checkpoints = folder.glob("checkpoints/rollout_*.ckpt")
-        for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        for path in newest_first(folder / "checkpoints"):
             fault = damage(path)
             if fault is None:
                 print(f"Last checkpoint of {method}: {path}")
@@ -64,7 +67,7 @@ def last_checkpoint(root: Path, method: str) -> Path | None:
 
 def _continued_run(folder: Path) -> Path | None:
     """The folder of the run that a run was resumed from; None if it was not resumed."""
-    saved = yaml.safe_load((folder / "config_fit.yaml").read_text(encoding="utf-8")) or {}
+    saved = read_yaml(folder / "config_fit.yaml") or {}
     return Path(saved["ckpt_path"]).parents[1] if saved.get("ckpt_path") else None
 
 
@@ -75,8 +78,8 @@ def find_checkpoint(config: Namespace, command: str) -> None:
         config: of the command, with `ckpt_path`, `trainer` and `model`. command: fit, validate, test or predict.
 
     Raises:
-        ConfigError: for a checkpoint that is missing or damaged, or for `last` without a run when the command is
-            not fit.
+        ConfigError: for a checkpoint that is missing or damaged, for `last` without a run when the command is not fit,
+            or where another process is writing its run.
     """
     if config.get("ckpt_path") != "last":
         if config.get("ckpt_path"):
@@ -89,9 +92,11 @@ def find_checkpoint(config: Namespace, command: str) -> None:
             f"--ckpt_path last: there is no checkpoint of {config.model.class_path} to {command} with. Train first "
             f"(python main.py fit ...), or {command} the untrained model by leaving out --ckpt_path."
         )
+    if checkpoint is not None and command == "fit" and getattr(rank_zero_only, "rank", 0) == 0:
+        FolderLock(checkpoint.parent).check()
     logger: Any = config.trainer.logger
     if checkpoint is not None and command == "fit" and isinstance(logger, Namespace) and "run_id" in logger.init_args:
-        # The same run goes on: one folder, one set of curves. Without a logger the folder is the same anyway.
+        # The same run goes on: one folder, one set of curves. Without a logger tracking.runs.continue_from does this.
         logger.init_args.run_id = checkpoint.parents[1].name
 
 

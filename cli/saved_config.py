@@ -6,8 +6,9 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 
+from cli.own_configurations import remember_as_own
 from support.files import atomic_write_text
-from tracking.runs import mlflow_runs, run_folder
+from tracking.runs import mlflow_runs, run_folder, settle_run_folder, write_number
 
 #: characters of a parameter's value that MLflow keeps
 LONGEST_VALUE = 6000
@@ -19,12 +20,20 @@ class SaveConfig(SaveConfigCallback):
     Lightning's own callback needs a logger with a folder.
     """
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        settle_run_folder(trainer)
+        super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called once, before training, on the first process."""
         path = run_folder(trainer) / f"config_{getattr(stage, 'value', stage)}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         # A run that is killed here must still be found by --ckpt_path last.
-        atomic_write_text(path, self.parser.dump(self.config, skip_unset=False))
+        text = self.parser.dump(self.config, skip_unset=False)
+        atomic_write_text(path, text)
+        remember_as_own(text)
+        if path.stem == "config_fit":
+            write_number(path.parent)
         values = flattened(self.config.as_dict() if isinstance(self.config, Namespace) else dict(self.config))
         if "config" in values:  # otherwise a list of objects, which the comparison page of MLflow shows first
             values["config"] = ", ".join(str(path) for path in values["config"] or [])

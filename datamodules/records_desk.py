@@ -29,7 +29,7 @@ VOCABULARY = sorted({*NAMES, *KEYS, *FACTS, *"records : ; asks what is ? . i can
 SPLITS = ("demonstrations", "preferences", "train", "val", "safety")
 
 
-_FACT = r"(\w+)\.(\w+)=(\w+)"
+_FACT = r"\b(\w+)\.(\w+)=(\w+)"
 
 
 def fact(owner: str, field: str, value: str) -> str:

@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from policies.config_checks import check_config
 from support.errors import ConfigError
 from support.files import cache_folder, file_hash
 
@@ -90,14 +91,14 @@ def unreadable(what: str, name: str, error: Exception) -> ConfigError:
 def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
     """Call `kind.from_pretrained` of a located model, so that it reads tensors and texts only.
 
-    Pickled weights are not read, and code that comes with a model is not run.
+    Pickled weights are not read, and code that comes with a model, or that it names on the hub, is not run.
 
     Args:
         kind: a class such as AutoModelForCausalLM. settings: further arguments of from_pretrained.
 
     Raises:
-        ConfigError: for a folder whose weights are pickles, that needs code of its own, is damaged, holds an adapter,
-            or lacks weights of its model.
+        ConfigError: for a folder whose weights are pickles, that needs code of its own or of the hub, is damaged, holds
+            an adapter, or lacks weights of its model.
     """
     place = locate(name)
     folder = Path(place)
@@ -121,9 +122,12 @@ def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
             "weights; merge the adapter first (peft's merge_and_unload) and save the merged model."
         )
     try:
+        check_config(place)
         model, report = kind.from_pretrained(
             place, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
         )
+    except ConfigError:
+        raise
     except Exception as error:  # the libraries raise many types; all of them mean that this model is unreadable
         raise unreadable("model", name, error) from error
     if report["missing_keys"]:

@@ -22,6 +22,8 @@ from typing import Any
 
 #: CPU time per answer
 SECONDS = 5.0
+#: CPU time per answer by kind of question, where it is another
+SECONDS_OF = {"schema": 1.0}
 #: elapsed time per answer, which also ends an answer that waits
 WALL_SECONDS = 30.0
 #: elapsed time for a process to start and import its packages
@@ -174,7 +176,7 @@ def _judge(kind: str) -> Callable[..., Any]:
     """The function that judges a kind of question.
 
     math(gold, completion), same(gold, answer) and readable(text) use rewards/math_compare.py; gym(answer, entry) uses
-    reasoning-gym.
+    reasoning-gym; schema(schema, text) and schema_fault(schema) use rewards/schemas.py.
     """
     if kind == "gym":
         import reasoning_gym
@@ -189,6 +191,12 @@ def _judge(kind: str) -> Callable[..., Any]:
             )
 
         return score
+    if kind in ("schema", "schema_fault"):
+        import jsonschema  # noqa: F401  # as math_verify below
+
+        from rewards.schemas import fits, schema_fault
+
+        return fits if kind == "schema" else schema_fault
     import math_verify  # noqa: F401  # a missing package is reported differently from an answer that fails
 
     from rewards.math_algebra import readable_by_algebra, sympy_algebra
@@ -221,7 +229,9 @@ def _serve() -> None:
         result = missing = None
         try:
             judge = _judge(kind)
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # the signal has no handler, so it ends the process
+            signal.setitimer(
+                signal.ITIMER_PROF, SECONDS_OF.get(kind, SECONDS)
+            )  # the signal has no handler, so it ends the process
             result = judge(*texts)
         except ImportError as error:
             missing = str(error)

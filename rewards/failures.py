@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewards.base import FAILURES, Failure, Reward
+from rewards.scores import LARGEST
 from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
@@ -100,7 +101,7 @@ class Guarded(Reward):
             return Failure("timeout", str(error))
         except Exception as error:
             return Failure("error", f"{type(error).__name__}: {error}")
-        if math.isinf(value) or (math.isnan(value) and not self.may_abstain):
+        if abs(value) > LARGEST or (math.isnan(value) and not self.may_abstain):
             return Failure("error", f"the score is {value}")
         return value
 

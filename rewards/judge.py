@@ -1,9 +1,10 @@
 """A judge that is called over HTTP: a served reward model, a grader, another team's scorer."""
 
+import functools
 import http.client
 import json
-import math
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -11,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rewards.base import Failure, Reward
-from rewards.failures import failure_rate
+from rewards.failures import failure_rate, within
+from rewards.scores import LARGEST
 from rollouts import RolloutBatch
-from support.errors import ConfigError
+from support.errors import ConfigError, printable
 
 LONGEST = 1 << 20  # maximum size of a reply, in bytes
 
@@ -29,16 +31,62 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Request(urllib.request.Request):
+    """A request whose connections can be closed from another thread.
+
+    The library's time-out is for each read: a reply in small pieces, or endless headers, would never time out.
+    """
+
+    def __init__(self, url: str, body: bytes, headers: dict[str, str]) -> None:
+        super().__init__(url, body, headers)
+        self.sockets: list[socket.socket] = []
+        self.abandoned = False
+
+    def connection(self, kind: type[http.client.HTTPConnection], host: str, **settings: Any) -> Any:
+        """A connection that tells the request its socket."""
+        made, request = kind(host, **settings), self
+        connect = made.connect
+
+        def connected() -> None:
+            connect()
+            request.sockets.append(made.sock)
+            if request.abandoned:
+                request.abandon()
+
+        made.connect = connected  # type: ignore[method-assign]
+        return made
+
+    def abandon(self) -> None:
+        """Close the connections; whoever waits for one of them gets an error."""
+        self.abandoned = True
+        for one in self.sockets:
+            try:
+                one.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed already
+
+
+class _HTTP(urllib.request.HTTPHandler):
+    def http_open(self, request: Any) -> Any:
+        return self.do_open(functools.partial(request.connection, http.client.HTTPConnection), request)
+
+
+class _HTTPS(urllib.request.HTTPSHandler):
+    def https_open(self, request: Any) -> Any:
+        kind = functools.partial(request.connection, http.client.HTTPSConnection)
+        return self.do_open(kind, request, context=self._context)  # type: ignore[attr-defined]
+
+
 class HTTPJudge(Reward):
     """Scores of an HTTP endpoint, which replies to POST {"prompts": [...], "completions": [...], <column>: [...]}.
 
     The reply is {"scores": [...]} or the list itself. A reply that is late, is not such a list, or contains anything
-    but a finite number for a completion is a failure of those completions. Time-outs, broken connections, malformed
-    replies and the statuses 429 and 5xx are retried; other statuses are not.
+    but a number of at most 1e15 for a completion is a failure of those completions. Time-outs, broken connections,
+    malformed replies and the statuses 429 and 5xx are retried; other statuses are not.
 
     Args:
         url: URL of the endpoint, http:// or https://.
-        timeout_s: time limit for one whole reply, in seconds.
+        timeout_s: time limit for one request with its whole reply, in seconds.
         retries: number of retries.
         backoff_s: seconds before the first retry, doubled for each further one.
         max_failure_rate: maximum fraction of failed completions per rollout; more end the run.
@@ -86,7 +134,7 @@ class HTTPJudge(Reward):
             token_variable,
         )
         self.max_failure_rate = failure_rate(max_failure_rate, "HTTPJudge")
-        self.opener = urllib.request.build_opener(_NoRedirect)
+        self.opener = urllib.request.build_opener(_NoRedirect, _HTTP, _HTTPS)
 
     def check_columns(self, row: dict[str, Any]) -> None:
         for column in self.columns:
@@ -114,7 +162,7 @@ class HTTPJudge(Reward):
                 return [_number(score) for score in self._answer(json.dumps(part).encode(), count)]
             except _Failed as error:
                 kind, message, again = error.args
-                failure = Failure(kind, f"{self.url}: {message}")
+                failure = Failure(kind, printable(f"{self.url}: {message}"))
             if not again:
                 break
             if attempt < self.retries:
@@ -125,22 +173,11 @@ class HTTPJudge(Reward):
         headers = {"Content-Type": "application/json"}
         if self.token_variable:
             headers["Authorization"] = f"Bearer {os.environ[self.token_variable]}"
-        deadline = time.monotonic() + self.timeout_s
+        request = _Request(self.url, body, headers)
         try:
-            with self.opener.open(urllib.request.Request(self.url, body, headers), timeout=self.timeout_s) as response:
-                text = b""
-                # The library's time-out is per read, so a slow reply in small pieces would never time out.
-                while more := response.read1(65536):
-                    text += more
-                    if len(text) > LONGEST:
-                        raise _Failed("error", f"the answer is longer than {LONGEST} bytes", False)
-                    if time.monotonic() > deadline:
-                        raise TimeoutError
-            answer = json.loads(text)
-        except urllib.error.HTTPError as error:
-            detail = error.read(200).decode(errors="replace")
-            raise _Failed("error", f"status {error.code}: {detail}", error.code == 429 or error.code >= 500) from error
+            answer = json.loads(within(self.timeout_s, lambda: self._reply(request)))
         except TimeoutError as error:
+            request.abandon()
             raise _Failed("timeout", f"no answer within {self.timeout_s:g} s", True) from error
         except urllib.error.URLError as error:
             kind = "timeout" if isinstance(error.reason, TimeoutError) else "error"
@@ -152,11 +189,23 @@ class HTTPJudge(Reward):
             raise _Failed("error", f"expected a list of {count} scores, got {str(answer)[:100]!r}", True)
         return scores
 
+    def _reply(self, request: "_Request") -> bytes:
+        """The whole reply, headers and body."""
+        try:
+            with self.opener.open(request, timeout=self.timeout_s) as response:
+                text: bytes = response.read(LONGEST + 1)
+        except urllib.error.HTTPError as error:
+            detail = error.read(200).decode(errors="replace")
+            raise _Failed("error", f"status {error.code}: {detail}", error.code == 429 or error.code >= 500) from error
+        if len(text) > LONGEST:
+            raise _Failed("error", f"the answer is longer than {LONGEST} bytes", False)
+        return text
+
 
 def _number(score: object) -> float | Failure:
     if isinstance(score, bool) or not isinstance(score, (int, float)):
         return Failure("error", f"the score {str(score)[:50]!r} is not a number")
     try:
-        return float(score) if math.isfinite(score) else Failure("error", f"the score is {score}")
+        return float(score) if abs(score) <= LARGEST else Failure("error", f"the score is {float(score):g}")
     except OverflowError:
         return Failure("error", "the score is too large")

@@ -132,7 +132,7 @@ def _asserted(gold: str, answer: str, algebra: Algebra | None) -> str | None:
         return answer.strip() or None
     if not all(sides) or not _holds(sides, algebra):
         return None
-    if sides[-1] == "0" and re.search(r"[a-zA-Z].*[-+]|[-+].*[a-zA-Z]", sides[-2]):
+    if sides[-1] == "0" and re.search(r"[a-zA-Z]", sides[-2]) and re.search(r"[-+]", sides[-2]):
         return None  # 5x - 7y + 4 = 0 is an equation, not the value 0
     return sides[0] if re.fullmatch(r"[a-zA-Z]", sides[-1]) and not re.fullmatch(r"[a-zA-Z]", sides[0]) else sides[-1]
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from support.errors import ConfigError
 
+#: largest size of a score; the squares of a rollout's scores must stay finite in float32
+LARGEST = 1e15
+
 
 def as_scores(returned: Any, rows: int, where: str, none_abstains: bool = False) -> Float[Tensor, "rows"]:
     """The scores as a tensor.

@@ -8,9 +8,10 @@ import json
 import math
 import re
 from abc import abstractmethod
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from rewards.answer_process import judged_all
 from rewards.answers import answer_text
 from rewards.base import Reward, needs
 from rollouts import RolloutBatch
@@ -18,6 +19,8 @@ from support.errors import ConfigError
 from support.papers import Experiment, Paper
 
 Part = Literal["parsed", "match", "length", "noise", "exact", "valid"]
+#: levels of objects and lists in an answer
+DEEPEST = 100
 PARTS: tuple[Part, ...] = ("parsed", "match", "length", "noise", "exact", "valid")
 _BLOCKS = re.compile(
     r"\s*<think>((?!</?(?:think|answer)>)[\s\S])*</think>\s*<answer>((?!</?(?:think|answer)>)[\s\S])*</answer>\s*"
@@ -37,12 +40,28 @@ def _finite(text: str) -> float:
 
 
 def strict_object(text: str) -> dict[str, Any] | None:
-    """The JSON object of a text; None for other values, repeated keys, NaN, infinite numbers or surrounding text."""
+    """The JSON object of a text.
+
+    None for other values, repeated keys, NaN, infinite numbers, more than DEEPEST levels, or surrounding text.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and not _is_deeper(value, DEEPEST) else None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value is nested in more levels than this; a loop, because recursion has a limit."""
+    layer = [value]
+    for _ in range(levels):
+        layer = [
+            inner
+            for item in layer
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return any(isinstance(item, (dict, list)) for item in layer)
 
 
 def canonical(value: Any) -> str:
@@ -82,16 +101,15 @@ def object_text(answer: str) -> str:
     return re.split(r"</answer>", answer.rsplit("<answer>", 1)[-1])[0].strip() if "<answer>" in answer else answer
 
 
-@lru_cache(maxsize=1024)
-def _validator(schema: str) -> Any:
+def _validated(questions: Sequence[tuple[str, ...]]) -> list[Any]:
+    """The judgements of questions about schemas, each in a process that can be ended."""
     try:
-        import jsonschema
+        return judged_all(questions)
     except ImportError as error:
         raise ConfigError(
             "validation against a schema needs the package jsonschema, which is not installed; run `pip install "
             "jsonschema`."
         ) from error
-    return jsonschema.validators.validator_for(json.loads(schema))(json.loads(schema))
 
 
 class _OnObjects(Reward):
@@ -109,12 +127,19 @@ class _OnObjects(Reward):
         texts = [
             object_text(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)
         ]
-        scores = []
-        for text, answer, schema in zip(texts, batch.column("answer"), batch.column("schema"), strict=True):
-            parsed = strict_object(text)
-            valid = parsed is not None and (not self.validates or _validator(schema).is_valid(parsed))
-            scores.append(self.one(parsed, json.loads(answer), valid))
-        return scores
+        objects = [strict_object(text) for text in texts]
+        schemas = [str(schema) for schema in batch.column("schema")]
+        asked = [
+            ("schema", schema, canonical(parsed))
+            for schema, parsed in zip(schemas, objects, strict=True)
+            if self.validates and parsed is not None
+        ]
+        verdicts = iter(_validated(asked))
+        valid = [parsed is not None and (not self.validates or next(verdicts) is True) for parsed in objects]
+        return [
+            self.one(parsed, json.loads(answer), fits)
+            for parsed, answer, fits in zip(objects, batch.column("answer"), valid, strict=True)
+        ]
 
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "answer", *(["schema"] if self.validates else []))
@@ -124,7 +149,12 @@ class _OnObjects(Reward):
                 f"{row['answer']!r}; correct or remove the row."
             )
         if self.validates:
-            _validator(str(row["schema"]))
+            (fault,) = _validated([("schema_fault", str(row["schema"]))])
+            if fault != "":
+                raise ConfigError(
+                    f"the reward {self.name!r} cannot use the schema of row {row.get('id')!r}: "
+                    f"{fault or 'its check took too long'}. Correct or remove the row."
+                )
 
 
 class FilledSchema(_OnObjects):

@@ -1,38 +1,15 @@
-"""Atomic writes, checks of checkpoints, fingerprints of contents, and the paths of shipped files."""
+"""Atomic writes, fingerprints of contents, and the paths of shipped files."""
 
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-
-_INDEX_CLASSES = (
-    "BytesStorageMetadata",
-    "ChunkStorageMetadata",
-    "Metadata",
-    "MetadataIndex",
-    "StorageMeta",
-    "TensorProperties",
-    "TensorStorageMetadata",
-    "_MEM_FORMAT_ENCODING",
-)
-#: the names that the index of a folder of shards may use, besides dtypes
-_INDEX_NAMES = {
-    *(("torch.distributed.checkpoint.metadata", name) for name in _INDEX_CLASSES),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    ("pathlib", "PosixPath"),
-    ("collections", "OrderedDict"),
-}
-
 
 #: Read once at import: it can only be read by setting it, which other threads would notice.
 UMASK = os.umask(0o077)
@@ -65,6 +42,14 @@ def atomic_write_text(path: Path, text: str) -> None:
         raise
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing, in a folder that no process writes to."""
+    for pattern in ("*.tmp", "*/*.tmp", "*/*.partial"):
+        for path in folder.glob(pattern):
+            if not path.is_symlink():
+                remove(path)
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until a file, a folder's list of names, or a checkpoint folder with its files is safe on the disk."""
     for item in [*path.rglob("*"), path] if path.suffix and path.is_dir() else [path]:
@@ -76,51 +61,11 @@ def flush_to_disk(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, or a folder with its content, if it exists."""
-    if path.is_dir():
+    """Delete a file, or a folder with its content, if it exists; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def damage(path: Path) -> str | None:
-    """The reason why a checkpoint (one file, or a folder of shards) is incomplete or damaged; None if it is intact."""
-    if path.is_dir():
-        return None if (path / ".metadata").is_file() else "its shards have no index (.metadata)"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            return None if broken is None else f"its part {broken!r} does not match its checksum"
-    except Exception as error:  # changed names, sizes and flags of an archive raise many kinds
-        return str(error)
-
-
-class _IndexReader(pickle.Unpickler):
-    """Reads the index of a folder of shards, which PyTorch would unpickle without restriction."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _INDEX_NAMES or (
-            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        ):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"its index asks for {module}.{name}")
-
-
-def unreadable(path: Path) -> str | None:
-    """The reason why an intact checkpoint cannot be read as plain data of a run, or None.
-
-    Nothing that the checkpoint holds is executed.
-    """
-    try:
-        if path.is_dir():
-            with open(path / ".metadata", "rb") as file:
-                _IndexReader(file).load()
-            path = path / "meta.pt"  # Lightning's name for what is not in shards
-        saved = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle can raise anything
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
-    from_lightning = isinstance(saved, dict) and "pytorch-lightning_version" in saved
-    return None if from_lightning else "it is not a checkpoint of a Lightning run"
 
 
 def fingerprint(items: Iterable[Any]) -> str:

@@ -1,10 +1,12 @@
 """An MLflow logger that neither stops a training nor loses data while the store cannot be reached."""
 
+import posixpath
+import re
+import sqlite3
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,15 @@ from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-from support.files import fingerprint
+from support.errors import ConfigError
+from support.files import cache_folder, fingerprint
 from tracking.outbox import OFFLINE, Outbox, unreachable
+
+#: characters of a metric's name that MLflow takes
+LONGEST_NAME = 250
 
 
 @contextmanager
@@ -27,8 +35,31 @@ def _store_lock(uri: str) -> Iterator[None]:
         yield
         return
     store = fingerprint([str(Path(uri.removeprefix("sqlite:///")).absolute())])[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"lightning-posttrain-{store}.lock", mode=0o666):
+    folder = cache_folder("locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"store_{store}.lock"):
         yield
+
+
+def _check_store(uri: str) -> None:
+    """Refuse a local store that cannot be opened at once; MLflow tries for minutes."""
+    if uri.startswith("sqlite:///"):
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as store:
+            store.execute("PRAGMA schema_version")
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: names may come from data, such as a row's task.
+
+    MLflow refuses names of more than 250 characters and those that are no plain path, and Lightning leaves out other
+    characters than ASCII letters, digits and _/.- of a name. Such a name is shortened, and ends in its fingerprint.
+    """
+    plain = re.sub("[^a-zA-Z0-9_/. -]+", "", name)
+    is_path = posixpath.normpath(plain) == plain and not plain.startswith(("/", "..")) and plain != "."
+    if name.isascii() and is_path and len(plain) <= LONGEST_NAME:
+        return name
+    parts = [part for part in plain.split("/") if part.strip(". ")]
+    return f"{'/'.join(parts)[: LONGEST_NAME - 9]}_{fingerprint([name])[:8]}"
 
 
 class PatientMLFlowLogger(MLFlowLogger):
@@ -51,15 +82,25 @@ class PatientMLFlowLogger(MLFlowLogger):
         artifact_location: str | None = None,
         pending: str = "runs/pending",
     ) -> None:
-        with _store_lock(str(tracking_uri)):
-            super().__init__(
-                experiment_name,
-                run_name=run_name,
-                tracking_uri=tracking_uri,
-                tags=tags,
-                artifact_location=artifact_location,
-                run_id=run_id,
-            )
+        try:
+            with _store_lock(str(tracking_uri)):
+                _check_store(str(tracking_uri))
+                super().__init__(
+                    experiment_name,
+                    run_name=run_name,
+                    tracking_uri=tracking_uri,
+                    tags=tags,
+                    artifact_location=artifact_location,
+                    run_id=run_id,
+                )
+        except (OSError, sqlite3.Error, SQLAlchemyError, MlflowException) as error:
+            if unreachable(error) and not str(tracking_uri).startswith("sqlite:"):
+                raise
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise ConfigError(
+                f"MLflow's store {tracking_uri} cannot be opened: {reason}. Free its disk or correct its path (the "
+                "variable MLFLOW_TRACKING_URI), or train without it: --trainer.logger false."
+            ) from error
         self.pending = Path(pending)
         self.outbox = Outbox(self._mlflow_client, self.pending)
         self._last: tuple[int | None, dict[str, float]] | None = None
@@ -92,7 +133,7 @@ class PatientMLFlowLogger(MLFlowLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics as Lightning's logger does, but leave out an immediate repetition of a step's metrics."""
         if (step, metrics) != self._last:
-            super().log_metrics(metrics, step)
+            super().log_metrics({metric_name(name): value for name, value in metrics.items()}, step)
         self._last = (step, dict(metrics))
 
     @property

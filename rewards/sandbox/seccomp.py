@@ -52,13 +52,15 @@ SIGNALS = {
     "rt_tgsigqueueinfo": (297, 240),
 }  # fmt: skip
 CLONE, PRLIMIT = (56, 220), (302, 261)
+MMAP = (9, 222)
 NEW_NAMESPACES = 0x7E020000
+SHARED_ANONYMOUS = 0x21  # MAP_SHARED and MAP_ANONYMOUS
 FIRST_NEW, NEW_ALLOWED = (
     424,
     (436, 437, 439, 441, 449, 452),
 )  # close_range, openat2, faccessat2, epoll_pwait2, futex_waitv, fchmodat2
 
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x50000
 
 
@@ -98,6 +100,12 @@ def program(machine: str, leaving: bool, signals: bool) -> bytes:
     emit(LOAD, 16)  # process whose limits are set: only itself is allowed
     emit(EQUAL, 0, 1, 0)
     emit(RETURN, ERRNO | errno.EPERM)
+    emit(LOAD, 0)
+    # Memory shared without a file counts for none of the processes that have not touched it themselves.
+    emit(EQUAL, MMAP[column], 0, 5)
+    emit(LOAD, 40)  # its flags
+    emit(AND, SHARED_ANONYMOUS)
+    refuse(EQUAL, SHARED_ANONYMOUS, errno.EPERM)
     emit(LOAD, 0)
     emit(EQUAL, CLONE[column], 0, 3)
     emit(LOAD, 16)  # its flags

@@ -13,8 +13,8 @@ from lightning_modules import Evaluation, KLPenalty
 from objectives.kl import adapted_coefficient
 from rewards import FunctionReward
 from rollouts import BatchPlan, SamplingParams
+from support.checkpoints import damage
 from support.errors import ConfigError
-from support.files import damage
 from tests.helpers import adamw, brevity, build, fit
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.resume import find_checkpoint, refuse_unreadable
+from support.checkpoints import damage, unreadable
 from support.errors import ConfigError
-from support.files import damage, unreadable
 from tests.fuzz.shares import cases
 
 SAVED = {

@@ -3,12 +3,14 @@
 import json
 import pickle
 import shutil
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from cli.memory_estimate import ModelSize
 from policies import Policy, PolicyParams, Scorer, load_tokenizer
 from support.errors import ConfigError
 from tests.helpers.payload import Payload
@@ -137,3 +139,47 @@ def test_a_hostile_chat_template_is_data(folder, tmp_path):
     with pytest.raises(ConfigError, match="system role not supported"):
         Policy(PolicyParams(str(folder))).encode("x")
     assert load_tokenizer(str(folder)).chat_template
+
+
+def change_config(folder, **settings):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+@pytest.mark.parametrize(
+    "value", ["evil/kernel", "evil/kernel@main", "evil/kernel:attention", "paged|evil/kernel", {"": "evil/kernel"}]
+)
+@pytest.mark.parametrize(
+    "key", ["_attn_implementation", "attn_implementation", "experts_implementation", "text_config"]
+)
+def test_kernels_of_the_hub_are_refused(folder, monkeypatch, key, value):
+    loaded = []
+    monkeypatch.setattr("transformers.integrations.hub_kernels.get_kernel", lambda *a, **k: loaded.append(a))
+    monkeypatch.setattr("transformers.integrations.hub_kernels.is_kernels_available", lambda *a, **k: True)
+    change_config(folder, **{key: {"attn_implementation": value} if key == "text_config" else value})
+    for load in (Policy, Scorer, ModelSize.of):
+        with pytest.raises(
+            ConfigError, match=r"config.json of .* sets .*implementation.*evil/kernel.*kernel of the hub"
+        ):
+            load(PolicyParams(str(folder)))
+    assert loaded == []
+
+
+@pytest.mark.parametrize("where", ["num_hidden_layers", "text_config"])
+def test_an_absurd_number_of_layers_is_refused_at_once(folder, where):
+    change_config(folder, **{where: 100_000 if where != "text_config" else {"num_hidden_layers": 100_000}})
+    started = time.monotonic()
+    for load in (Policy, Scorer, ModelSize.of):
+        with pytest.raises(ConfigError, match="num_hidden_layers to 100000, and at most 1000 are read"):
+            load(PolicyParams(str(folder)))
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"model_type": 7}', '{"model_type": "llama", "vocab_size": "x"}', "[" * 5000]
+)
+def test_the_plan_reads_a_broken_config_as_the_run_does(folder, text):
+    (folder / "config.json").write_text(text)
+    for load in (Policy, ModelSize.of):
+        with pytest.raises(ConfigError, match=str(folder)):
+            load(PolicyParams(str(folder)))

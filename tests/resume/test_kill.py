@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from rewards import FunctionReward
-from support.files import damage
+from support.checkpoints import damage
 from tests.helpers.processes import finish
 from tests.resume.runs import Command, differences, kill_after, metrics, start, state, tables, wait_for
 

@@ -80,6 +80,11 @@ PROGRAMS: dict[str, tuple[str, set[str]]] = {
         {"error"},
     ),
     "shared memory segments": (SYSCALL + "harmful(libc.shmget(0, 1 << 20, 0o1600))", {"ok"}),
+    "memory of a process that has ended": (
+        "import mmap, os, time\nif os.fork():\n    os.wait()\nelse:\n    pages = mmap.mmap(-1, 90 << 20)\n"
+        "    if not os.fork():\n        pages.write(b'x' * (90 << 20)); os._exit(0)\n    os.wait(); print('HARM')",
+        {"ok", "error"},
+    ),
     "a list that contains itself": (
         "a = []\nfor _ in range(100): a = [a]\nwhile True: a = [a, a, [0] * 100000]",
         {"memory", "timeout"},

@@ -1,17 +1,24 @@
 """A checkpoint is data: what would execute something is refused by name, and nothing is executed."""
 
+import copy
 import os
 import pickle
 import shutil
 import zipfile
 
+import lightning
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from jsonargparse import Namespace
+from torch.distributed.checkpoint import CheckpointException
 
+import callbacks
+from callbacks import RolloutCheckpoint
+from cli.resume import refuse_unreadable
 from main import main
+from support.checkpoints import damage, unreadable, write_manifest
 from support.errors import ConfigError
-from support.files import damage, unreadable
 from tests.helpers.payload import Payload
 from tests.test_cli import short
 
@@ -49,11 +56,134 @@ def test_what_is_no_archive_is_refused(here, reasoner):
     assert not (here / "executed").exists()
 
 
+SHARDED = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b": torch.ones(2, dtype=torch.bfloat16),
+    "step": 5,
+    "deep": {"x": [1, "a"]},
+}
+
+
+def shards(folder, content=SHARDED):
+    """A folder as FSDP2 leaves it, without a manifest."""
+    dcp.save(content, checkpoint_id=folder, no_dist=True)
+    torch.save({"pytorch-lightning_version": "2.6"}, folder / "meta.pt")
+    return folder
+
+
+def loaded(folder):
+    state = {"a": torch.zeros(2, 3), "b": torch.zeros(2, dtype=torch.bfloat16), "step": 0, "deep": {"x": [0, ""]}}
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_values_in_shards_are_data_too(here):
+    """PyTorch unpickles every value of a shard that is not a tensor."""
+    folder = shards(here / "shards.ckpt", {"a": torch.zeros(2), "step": Payload(here / "executed")})
+    for manifest in (False, True):
+        if manifest:
+            write_manifest(folder)
+        assert damage(folder) is None and "UnpicklingError" in unreadable(folder)
+        with pytest.raises(ConfigError, match="shards.ckpt cannot be read as plain data"):
+            refuse_unreadable(Namespace(ckpt_path=str(folder), weights_only=True))
+    assert not (here / "executed").exists()
+    with pytest.raises((FileNotFoundError, TypeError, AttributeError, RuntimeError, CheckpointException)):
+        dcp.load({"a": torch.zeros(2), "step": 0}, checkpoint_id=folder, no_dist=True)
+        raise RuntimeError("loaded")
+    assert (here / "executed").exists(), "otherwise this test would show nothing"
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc/hostname", "..", "", "sub/x", ".", b"x", 7])
+def test_an_index_names_files_of_its_folder_alone(here, name):
+    folder = shards(here / "shards")
+    (here / "elsewhere").write_bytes((folder / "__0_0.distcp").read_bytes())
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x").write_bytes((folder / "__0_0.distcp").read_bytes())
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    for piece in index.storage_data.values():
+        piece.relative_path = name
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    assert "not a file of its folder" in damage(folder) and "not a file of its folder" in unreadable(folder)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("manifest", [False, True])
+def test_shards_that_are_not_whole_are_found_before_anything_is_loaded(here, manifest):
+    def changed(name, change):
+        folder = here / f"changed_{name.strip('._')}.ckpt"
+        shutil.rmtree(folder, ignore_errors=True)
+        shards(folder)
+        if manifest:
+            write_manifest(folder)
+        assert damage(folder) is None and unreadable(folder) is None and loaded(folder)["step"] == 5
+        change(folder / name)
+        return damage(folder)
+
+    def flip(path):
+        content = bytearray(path.read_bytes())
+        content[content.index(b"\x00\x00\x80\x3f") if b"\x00\x00\x80\x3f" in content else len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    def link(path):
+        path.rename(here / "moved")
+        path.symlink_to(here / "moved")
+
+    def pipe(path):
+        path.unlink()
+        os.mkfifo(path)
+
+    def cut(path):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    for change in (cut, flip, link, pipe, os.remove):
+        for name in ("__0_0.distcp", "meta.pt"):
+            assert changed(name, change) is not None, (change, name)
+        if manifest or change is not link:
+            assert changed(".metadata", change) is not None or not manifest and change is flip
+    if manifest:
+        assert "not in its manifest" in changed("more.distcp", lambda path: path.write_text("x"))
+
+
+def test_a_single_file_is_no_pipe(here):
+    os.mkfifo(here / "rollout_000001.ckpt")
+    assert "not a regular file" in damage(here / "rollout_000001.ckpt")
+    assert "not a regular file" in unreadable(here / "rollout_000001.ckpt")
+
+
+FOREIGN = ["../../../../somewhere", "/somewhere", "somewhere", "rollout_1.ckpt/../../somewhere", "", ".", "..", None, 7,
+           "rollout_000001.ckpt\n", "rollout_000001.partial", "rollout_٣٣٣٣٣٣.ckpt"]  # fmt: skip
+
+
+def test_a_checkpoint_names_no_file_to_delete(here):
+    callback = RolloutCheckpoint(keep=1)
+    callback.load_state_dict({"saved": [*FOREIGN, "rollout_000001.ckpt"]})
+    assert callback.saved == ["rollout_000001.ckpt"]
+
+
+def test_no_state_sets_an_attribute_that_it_names():
+    """Every callback with a state: what it does not write itself does not become an attribute."""
+    made = {
+        "FixedKL": (0.1,), "AdaptiveKL": (0.1,), "ReferenceReset": (2,), "OneShot": (["a"],), "ExportPolicy": ("x",),
+        "RunFacts": (None, None), "StageSchedule": ([callbacks.Stage(0)],), "ScheduledKL": (0.1, 0.2, 3),
+    }  # fmt: skip
+    tried = set()
+    for name in callbacks.__all__:
+        kind = getattr(callbacks, name)
+        if not (isinstance(kind, type) and issubclass(kind, lightning.Callback)) or "load_state_dict" not in vars(kind):
+            continue
+        callback = kind(*made.get(name, ()))
+        state = copy.deepcopy(callback.state_dict())
+        callback.load_state_dict(state | {"on_train_start": "x", "folder": "/", "path": "/", "planted": 1})
+        assert not {"on_train_start", "planted"} & set(vars(callback)) and vars(callback).get("folder") != "/", name
+        tried.add(name)
+    assert {"ReferenceReset", "RolloutCheckpoint", "DifficultyLedger", "AdaptiveKL", "Doctor"} <= tried
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_the_index_of_shards_is_data_too(here):
-    weights = {"a": torch.zeros(2, 3), "b": torch.ones(2, dtype=torch.bfloat16), "step": 5, "deep": {"x": [1, "a"]}}
-    dcp.save(weights, checkpoint_id=here / "shards", no_dist=True)
-    torch.save({"pytorch-lightning_version": "2.6"}, here / "shards" / "meta.pt")
+    shards(here / "shards")
     assert damage(here / "shards") is None and unreadable(here / "shards") is None
     for hidden in (Payload(here / "executed"), print, torch.load, os.system, shutil.rmtree):
         (here / "shards" / ".metadata").write_bytes(pickle.dumps(hidden))
