@@ -189,7 +189,7 @@ def lightning_refusal(error: BaseException) -> ConfigError | None:
 
 
 def disk_error(error: BaseException) -> ConfigError | None:
-    """What a full disk, or a file that must not be written, means for the user; None for other errors."""
+    """One paragraph about a full disk, or a file that must not be written; None for other errors."""
     if not isinstance(error, OSError) or error.filename is None or error.errno not in DISK_ERRORS:
         return None
     return ConfigError(

@@ -99,7 +99,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         else:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         problem = "it is empty" if not rows else ""
-    except (ValueError, RecursionError, OSError, ArrowException) as error:  # JSON, UTF-8 and Parquet that is none
+    except (ValueError, RecursionError, OSError, ArrowException) as error:  # not JSON, not UTF-8 or not Parquet
         rows, problem = [], f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     for number, row in enumerate(rows, 1):
         if not problem and (fault := _fault(row)):
@@ -113,7 +113,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _fault(row: Any) -> str | None:
-    """What is wrong with a record; None for a completion as rollouts/completion_records.py writes them."""
+    """The fault of a record; None for a completion as rollouts/completion_records.py writes them."""
     if not isinstance(row, dict):
         return f"it is {str(row)[:40]!r}"
     if missing := [name for name in ("tokens", "logprobs", "prompt", "length", "finish", "id") if name not in row]:

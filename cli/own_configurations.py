@@ -1,4 +1,4 @@
-"""Which saved configurations this installation wrote itself.
+"""The saved configurations that this installation wrote itself.
 
 A configuration names classes, and a class is code. The one beside a checkpoint is therefore used without asking only if
 a run of this installation wrote it: the cache holds the SHA-256 of each.

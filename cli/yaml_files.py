@@ -31,8 +31,8 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        ConfigError: for a file that is not text in UTF-8 or not valid YAML, with a repeated key, whose aliases stand for
-            more than MOST_VALUES values or for themselves, or that is nested too deeply.
+        ConfigError: for a file that is not text in UTF-8 or not valid YAML, with a repeated key, whose aliases stand
+            for more than MOST_VALUES values or for themselves, or that is nested too deeply.
     """
     try:
         loader = _UniqueKeys(path.read_text(encoding="utf-8"))

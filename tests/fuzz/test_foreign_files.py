@@ -1,4 +1,7 @@
-"""Shards, ledgers, exported folders, pending files, recorded rollouts and schemas that were changed anywhere: refused, or read as they were."""
+"""Shards, ledgers, exported folders, pending files, recorded rollouts and schemas that were changed anywhere.
+
+They are refused, or read as they were.
+"""
 
 import json
 import shutil
@@ -20,7 +23,8 @@ from tests.fuzz.test_completions import JSON
 from tracking.pending_file import Pending, read_pending, write_pending
 
 #: (place as a fraction, bytes that are taken out, bytes that are put in)
-CHANGES = st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=20) | st.sampled_from([b"..", b"/", b"\n", b"{", b"9" * 400, b"c"]))  # fmt: skip
+PUT_IN = st.sampled_from([b"..", b"/", b"\n", b"{", b"9" * 400, b"c"])
+CHANGES = st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=20) | PUT_IN)
 
 
 def changed(content, change):
@@ -156,11 +160,12 @@ def test_pending_files(tmp_path, change):
         assert {method for method, _, _ in pending.writes} <= {"set_tag", "log_metric"}
 
 
+KEYWORDS = "$ref $id $schema $defs a type pattern properties items not anyOf enum minimum".split()
 SCHEMAS = st.recursive(
     JSON | st.sampled_from(["#", "#/$defs/a", "http://127.0.0.1:9/x", "(", "^(a+)+$", "object", "string"]),
-    lambda inner: st.dictionaries(st.sampled_from(["$ref", "$id", "$schema", "$defs", "a", "type", "pattern", "properties", "items", "not", "anyOf", "enum", "minimum"]), inner, max_size=3) | st.lists(inner, max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=3) | st.lists(inner, max_size=2),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @cases("schemas")

@@ -19,7 +19,10 @@ from tests.rewards.test_complexity import STEEPEST, growth, seconds
 MADE = {
     ("rewards.answers", "pattern"): [],  # the user's own, of the configuration
     ("rewards.code", "head"): ["^def f\\(", "(?m)^def f\\b"],
-    ("rewards.instructions", "f'(?<!\\\\w){re.escape(word)}(?!\\\\w)'"): ["(?<!\\w)answer(?!\\w)", "(?<!\\w)aaa(?!\\w)"],
+    ("rewards.instructions", "f'(?<!\\\\w){re.escape(word)}(?!\\\\w)'"): [
+        "(?<!\\w)answer(?!\\w)",
+        "(?<!\\w)aaa(?!\\w)",
+    ],
     ("rewards.instructions", "f'^[^\\\\S\\\\n]*{re.escape(marker)}\\\\s*\\\\S'"): ["(?m)^[^\\S\\n]*P\\.S\\.\\s*\\S"],
     ("rewards.quantities", "f'([-+]?)\\\\s?({_CURRENCY})\\\\s?'"): [f"([-+]?)\\s?({quantities._CURRENCY})\\s?"],
     ("rewards.still3", "f\"\\\\b(?:{'|'.join(map(re.escape, words))})\\\\b\""): ["\\b(?:wait|let me|therefore)\\b"],
@@ -28,7 +31,9 @@ MADE = {
     ("datamodules.records_desk", "_FACT"): [records_desk._FACT],
     ("datamodules.records_desk", "_FACT + ' \\\\.'"): [records_desk._FACT + " \\."],
     ("datamodules.records_desk", "_REFUSAL + ' \\\\.'"): [records_desk._REFUSAL + " \\."],
-    ("datamodules.records_desk", "_REFUSAL + ' but ' + _FACT + ' \\\\.'"): [f"{records_desk._REFUSAL} but {records_desk._FACT} \\."],
+    ("datamodules.records_desk", "_REFUSAL + ' but ' + _FACT + ' \\\\.'"): [
+        f"{records_desk._REFUSAL} but {records_desk._FACT} \\."
+    ],
 }  # fmt: skip
 #: read no text of others: the parser's own messages, and the project's own files
 OWN_TEXTS = ("cli.suggestions", "support.papers")
@@ -94,7 +99,7 @@ def pieces(pattern):
 
 
 def calls(pattern, methods):
-    """What is measured: the pattern as it is used."""
+    """The pattern as it is used, to be measured."""
 
     def call(text):
         for method in methods:
