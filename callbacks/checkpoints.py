@@ -29,8 +29,8 @@ class RolloutCheckpoint(Checkpoint):
     per rollout it saves seldom or never. This callback writes a temporary file beside its place, flushes it to disk and
     renames it, so a file with the final name is always complete. What a killed run left unfinished is removed at the
     next start, and a lock (.<folder>.lock) lets one run at a time write there. Where a validation follows a rollout,
-    the state after the validation is saved, so that a resumed run neither skips nor repeats it; SIGTERM therefore waits for
-    the validation to end. Ctrl+C does the same; a second Ctrl+C stops at once and saves nothing.
+    the state after the validation is saved, so that a resumed run neither skips nor repeats it; SIGTERM therefore waits
+    for the validation to end. Ctrl+C does the same; a second Ctrl+C stops at once and saves nothing.
 
     Args:
         every_n_rollouts: rollouts between two checkpoints; 0 saves only at the end and on a stop signal.

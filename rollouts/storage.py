@@ -76,16 +76,27 @@ def read_rollout(
     Raises:
         ConfigError: for a file that is not a recorded rollout.
     """
+    faults = (OSError, KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError, RecursionError)
     try:
         table = pyarrow.parquet.read_table(path)
         facts = json.loads((table.schema.metadata or {})[ABOUT])
-    except (OSError, KeyError, pyarrow.ArrowInvalid) as error:
+        return _restored(table.to_pydict(), int(facts["group_size"]), pad, decoder)
+    except (*faults, pyarrow.ArrowException) as error:
         raise ConfigError(
-            f"{path} is not a rollout that callbacks.RolloutRecorder wrote ({type(error).__name__}: {error}); give the "
-            "path of a Parquet file in a run's rollouts folder."
+            f"{path} is not a rollout that callbacks.RolloutRecorder wrote ({type(error).__name__}: {str(error)[:200]});"
+            " give the path of a Parquet file in a run's rollouts folder."
         ) from error
-    columns = table.to_pydict()
-    size, completions = facts["group_size"], columns["completion_ids"]
+
+
+def _restored(
+    columns: dict[str, list[Any]], size: int, pad: int, decoder: Callable[[Tensor, Tensor], list[str]] | None
+) -> RolloutBatch:
+    """The batch of a file's columns.
+
+    Args:
+        columns: by name, one entry per completion. size: completions per prompt.
+    """
+    completions = columns["completion_ids"]
     lengths = torch.tensor([len(ids) for ids in completions])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
 

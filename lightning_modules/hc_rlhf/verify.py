@@ -98,7 +98,7 @@ def _read(folder: Path) -> dict[str, Any]:
             raise ValueError(f"without a valid entry {', '.join(map(repr, wrong))}")
         if not isinstance(facts["ledger"].get("path"), str):
             raise ValueError("without the path of its ledger")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{folder} has no readable certificate ({error!r}); name a folder that this version of HC-RLHF exported "
             "after a passed test, e.g. runs/<run>/policy."

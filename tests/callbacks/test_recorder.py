@@ -120,3 +120,27 @@ def test_what_cannot_be_recorded_or_read_is_said(reasoner, tmp_path):
     for name in ("other.parquet", "none.parquet"):
         with pytest.raises(ConfigError, match="is not a rollout"):
             read_rollout(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "column, values",
+    [
+        ("completion_ids", [["x"], ["y"], ["z"], ["w"]]),  # texts for token ids
+        ("actions", [[True], [True, False], [], []]),  # other lengths than the completions
+        ("row", ["{", "{", "{", "{"]),
+        ("row", ["[" * 100_000] * 4),
+        ("prompt_ids", [None, None, None, None]),
+    ],
+)
+def test_a_recorded_rollout_that_somebody_changed_is_refused_in_a_paragraph(tmp_path, column, values):
+    columns = {
+        "completion_ids": [[1], [2], [3], [4]], "actions": [[True]] * 4, "row": ["{}"] * 4, "prompt_ids": [[1]] * 4,
+        "logprobs": [[0.0]] * 4, "finish": ["eos"] * 4, "completion": ["x"] * 4,
+    }  # fmt: skip
+    about = {b"rollout": b'{"group_size": 2}'}
+    whole, other = tmp_path / "whole.parquet", tmp_path / "changed.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns).replace_schema_metadata(about), whole)
+    assert read_rollout(whole).completion_ids.tolist() == [[1], [2], [3], [4]]
+    pyarrow.parquet.write_table(pyarrow.table(columns | {column: values}).replace_schema_metadata(about), other)
+    with pytest.raises(ConfigError, match="is not a rollout that callbacks.RolloutRecorder wrote"):
+        read_rollout(other)
