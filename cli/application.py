@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -115,7 +116,13 @@ class CLI(LightningCLI):
         """Name the MLflow run by method, model, data and seed, unless the configuration names it."""
         logger = config.trainer.logger
         is_mlflow = isinstance(logger, Namespace) and logger.get("class_path", "").endswith("MLFlowLogger")
-        if not is_mlflow or logger.init_args.get("run_name"):
+        if not is_mlflow:
+            return
+        if given_name := logger.init_args.get("run_name"):
+            saved = [path for path in config.get("config") or [] if Path(str(path)).name == "config_fit.yaml"]
+            if saved and self.subcommand != "fit" and not given_name.startswith(f"{self.subcommand} "):
+                # The name is that of the training run whose configuration this is.
+                logger.init_args.run_name = f"{self.subcommand} {given_name}"
             return
         # MLflow draws its names from the generator that seeding has just fixed: all runs of a seed would have one name.
         data = config.get("data")

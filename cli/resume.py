@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from cli.saved_config import flattened
 from cli.yaml_files import read_yaml
 from support.checkpoints import damage, newest_first, unreadable
 from support.errors import ConfigError
@@ -34,20 +35,66 @@ def runs_of(root: Path, method: str | None = None) -> list[Path]:
     return in_order(runs)[::-1]
 
 
-def last_checkpoint(root: Path, method: str) -> Path | None:
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings of method and data by dotted name.
+
+    Args:
+        config: a run's configuration, as a dict or a Namespace.
+    """
+    whole = config.as_dict() if isinstance(config, Namespace) else config or {}
+    return flattened({part: whole.get(part) for part in ("model", "data")})
+
+
+def changed_settings(saved: Any, config: Any) -> dict[str, tuple[Any, Any]]:
+    """(value of a saved run, value now) of the settings of method and data that differ, by dotted name."""
+    old, new = settings_of(saved), settings_of(config)
+    return {name: (old[name], new[name]) for name in new if name in old and _plain(old[name]) != _plain(new[name])}
+
+
+def _plain(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def _most_alike(runs: list[Path], config: Namespace) -> Path:
+    """The newest run whose method has the same parts (loss, advantage, rewards, ...); the newest run without such a run.
+
+    Args:
+        runs: of one method, newest first.
+    """
+    for folder in runs:
+        changed = changed_settings(read_yaml(folder / "config_fit.yaml"), config)
+        if not any(name.startswith("model.") and name.endswith("class_path") for name in changed):
+            return folder
+    return runs[0]
+
+
+def _say_what_changed(folder: Path, config: Namespace, shown: int = 6) -> None:
+    """Print the settings in which a run that goes on differs from its saved configuration."""
+    changed = changed_settings(read_yaml(folder / "config_fit.yaml"), config)
+    if changed:
+        named = "; ".join(f"{name} is {new}, was {old}" for name, (old, new) in list(changed.items())[:shown])
+        more = f"; and {len(changed) - shown} more" if len(changed) > shown else ""
+        print(f"--ckpt_path last: the run goes on with other settings than it began with: {named}{more}.")
+
+
+def last_checkpoint(root: Path, method: str, config: Namespace | None = None) -> Path | None:
     """The undamaged checkpoint of most rollouts of the newest run of a method; None, with a message, without any.
+
+    Of several runs, the newest one counts whose method has the same parts as now.
 
     A run that was itself resumed and has saved nothing yet counts as the run that it goes on from: loggers other than
     MLflow's give a resumed run a folder of its own.
 
     Args:
         root: the folder of all runs. method: class path of the module.
+        config: of the command; without it the newest run of the method counts.
     """
     runs = runs_of(root, method)
     if not runs:
         print(f"--ckpt_path last: {method} has no run under {root} yet, so training starts from the beginning.")
         return None
-    folder: Path | None = runs[0]
+    newest = runs[0] if config is None else _most_alike(runs, config)
+    folder: Path | None = newest
     visited: set[Path] = set()
     while folder is not None and folder not in visited:
         visited.add(folder)
@@ -59,7 +106,7 @@ def last_checkpoint(root: Path, method: str) -> Path | None:
             print(f"--ckpt_path last: {path} is damaged ({fault}); trying the one before it.")
         folder = _continued_run(folder)
     print(
-        f"--ckpt_path last: the newest run of {method}, {runs[0]}, has no undamaged checkpoint, "
+        f"--ckpt_path last: the newest run of {method}, {newest}, has no undamaged checkpoint, "
         "so training starts from the beginning."
     )
     return None
@@ -85,13 +132,15 @@ def find_checkpoint(config: Namespace, command: str) -> None:
         if config.get("ckpt_path"):
             _refuse_damaged(Path(config.ckpt_path))
         return
-    checkpoint = last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path)
+    checkpoint = last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path, config)
     config.ckpt_path = None if checkpoint is None else str(checkpoint)
     if checkpoint is None and command != "fit":
         raise ConfigError(
             f"--ckpt_path last: there is no checkpoint of {config.model.class_path} to {command} with. Train first "
             f"(python main.py fit ...), or {command} the untrained model by leaving out --ckpt_path."
         )
+    if checkpoint is not None and command == "fit":
+        _say_what_changed(checkpoint.parents[1], config)
     if checkpoint is not None and command == "fit" and getattr(rank_zero_only, "rank", 0) == 0:
         FolderLock(checkpoint.parent).check()
     logger: Any = config.trainer.logger

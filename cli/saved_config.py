@@ -12,6 +12,8 @@ from tracking.runs import mlflow_runs, run_folder, settle_run_folder, write_numb
 
 #: characters of a parameter's value that MLflow keeps
 LONGEST_VALUE = 6000
+#: characters of a tag's name that MLflow keeps
+LONGEST_NAME = 250
 
 
 class SaveConfig(SaveConfigCallback):
@@ -41,8 +43,12 @@ class SaveConfig(SaveConfigCallback):
             client.log_artifact(run, str(path), "config")
             known = client.get_run(run).data.params
             for key, value in values.items():
+                text = str(value)[:LONGEST_VALUE]
                 if key not in known:  # the logger would cut values at 250 characters
-                    client.log_param(run, key, str(value)[:LONGEST_VALUE])
+                    client.log_param(run, key, text)
+                elif known[key] != text and key.startswith(("model.", "data.")):
+                    # MLflow never changes a parameter; what acts after a resume is a tag of the same name.
+                    client.set_tag(run, f"resumed.{key}"[:LONGEST_NAME], text)
 
 
 def flattened(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -377,6 +377,34 @@ def test_the_last_run_goes_on(here, reasoner, assistant):
         )
 
 
+def test_last_goes_on_with_the_method_that_is_asked_for(here, reasoner, capsys):
+    """Of two runs of one class, the one with the same loss goes on; what differs from its beginning is said."""
+    other_loss = ["--model.loss=objectives.SAPO"]
+    first = main(["fit", *short(reasoner, *other_loss, "--trainer.limit_val_batches=0")])
+    main(["fit", *short(reasoner, "--trainer.limit_val_batches=0")])
+    capsys.readouterr()
+    changes = ["--trainer.max_steps=3", "--model.max_grad_norm=0.5", "--ckpt_path=last"]
+    resumed = main(["fit", *short(reasoner, *other_loss, "--trainer.limit_val_batches=0"), *changes])
+    assert resumed.trainer.logger.version == first.trainer.logger.version and resumed.trainer.global_step == 3
+    out = capsys.readouterr().out
+    assert "goes on with other settings than it began with: model.init_args.max_grad_norm is 0.5, was 1.0." in out
+    client, _ = experiment()
+    run = client.get_run(first.trainer.logger.version)
+    name = "model.init_args.max_grad_norm"
+    assert run.data.params[name] == "1.0" and run.data.tags[f"resumed.{name}"] == "0.5"
+
+
+def test_a_prediction_is_named_so_without_a_configuration_too(here, reasoner):
+    trained = main(["fit", *short(reasoner, "--trainer.limit_val_batches=0")])
+    main(
+        ["predict", f"--ckpt_path={next(here.glob('runs/*/checkpoints/*.ckpt'))}", "--trainer.limit_predict_batches=1"]
+    )
+    client, runs = experiment()
+    names = [client.get_run(run).data.tags["mlflow.runName"] for run in runs["run_id"]]
+    training = client.get_run(trained.trainer.logger.version).data.tags["mlflow.runName"]
+    assert sorted(names) == sorted([training, f"predict {training}"])
+
+
 def test_a_run_whose_configuration_was_never_written_is_passed_over(here, capsys):
     (here / "runs/killed").mkdir(parents=True)
     (here / "runs/killed/config_fit.yaml").touch()

@@ -392,5 +392,12 @@ class OnPolicyModule(SamplingModule):
         self.generated_tokens = checkpoint.get("generated_tokens", 0)
         self.scheduler_steps = checkpoint.get("scheduler_steps", 0)
         self.advantage.load_state_dict(checkpoint.get("advantage", {}))
+        states = checkpoint.get("rewards", {})
         for reward in self.rewards:
-            reward.load_state_dict(checkpoint.get("rewards", {}).get(reward.name, {}))
+            reward.load_state_dict(states.get(reward.name, {}))
+        names = {reward.name for reward in self.rewards}
+        if dropped := [name for name, state in states.items() if state and name not in names]:
+            rank_zero_warn(
+                f"the checkpoint holds the state of {dropped}, rewards that this run does not have; it is dropped. A "
+                "reward keeps its state by its name: set `name` where it was renamed."
+            )

@@ -67,6 +67,27 @@ class PosttrainModule(L.LightningModule):
         self._saved_settings: Settings = {}  # of the checkpoint's run, until they are compared
         self._saved_schedulers: list[dict[str, Any]] = []
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """The module of a checkpoint, as in Lightning.
+
+        The checkpoint of a run of the command line holds its arguments. One of a module that was built in Python does
+        not, because objects are not plain data.
+
+        Raises:
+            ConfigError: the checkpoint lacks arguments that are not given.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except TypeError as error:
+            if "required" not in str(error):
+                raise
+            raise ConfigError(
+                f"{checkpoint_path} was made by a module that was built in Python, whose arguments it cannot hold "
+                f"({error}). Give them again, for example {cls.__name__}.load_from_checkpoint({str(checkpoint_path)!r}, "
+                "policy=PolicyParams(...), rewards=[...]), or build the module and use trainer.fit(module, ckpt_path=...)."
+            ) from None
+
     def configure_callbacks(self) -> list[L.Callback]:
         """No callbacks; it is Lightning's first call in a run, before its own checks, and so the place for ours."""
         if self.trainer.state.fn == "fit":
@@ -241,7 +262,14 @@ class PosttrainModule(L.LightningModule):
                 f"the checkpoint's {name} has the shape {tuple(saved[name].shape)}, this model's "
                 f"{tuple(expected[name].shape)}; {remedy}"
             )
-        if missing := expected.keys() - saved.keys() - self._rebuilt_from_config():
+        missing = expected.keys() - saved.keys() - self._rebuilt_from_config()
+        if missing and all(name.startswith("policy.reference.") for name in missing):
+            raise ConfigError(
+                "the checkpoint has no reference, because its run had model.kl.coefficient 0, and this run needs one. "
+                "Set model.kl.coefficient back to 0, or start a run of its own from the exported policy "
+                "(callbacks.ExportPolicy, then model.policy.model)."
+            )
+        if missing:
             raise ConfigError(
                 f"the checkpoint lacks {len(missing)} of this model's weights, among them {min(missing)}; {remedy}"
             )

@@ -299,3 +299,44 @@ def test_evaluations_of_one_model_under_different_seeds_are_equal(reasoner):
         trainer.validate(build(reasoner, [vowels], evaluation=evaluation), datamodule=sums(seed=1), verbose=False)
         lengths.append(float(trainer.callback_metrics["val/reward"]))
     assert lengths[0] == lengths[1] != lengths[2]
+
+
+def test_a_checkpoint_gives_back_the_module(reasoner, tmp_path):
+    module = build(reasoner, [vowels])
+    trainer = fit(module, 1, seed=0)
+    path = tmp_path / "made.ckpt"
+    trainer.save_checkpoint(path)
+    restored = GRPO.load_from_checkpoint(path, policy=PolicyParams(reasoner), rewards=[vowels], batch=PLAN)
+    assert torch.equal(weights(restored), weights(module))
+    with pytest.raises(ConfigError, match=r"built in Python, whose arguments it cannot hold .*policy=PolicyParams"):
+        GRPO.load_from_checkpoint(path)
+
+
+class Counting(FunctionReward):
+    """A reward with state: the number of rollouts that it has seen."""
+
+    def __init__(self, name):
+        super().__init__(vowels, name=name)
+        self.seen = 0
+
+    def observe(self, batch):
+        self.seen += 1
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state.get("seen", 0)
+
+
+def test_a_resumed_run_keeps_states_by_name_and_says_what_it_drops(reasoner, tmp_path):
+    module = build(reasoner, [Counting("first"), Counting("second")], kl=KLPenalty(0.0))
+    trainer = fit(module, 2, seed=0)
+    path = tmp_path / "made.ckpt"
+    trainer.save_checkpoint(path)
+    other = build(reasoner, [Counting("third"), Counting("first")], kl=KLPenalty(0.0))
+    with pytest.warns(UserWarning, match=r"holds the state of \['second'\], rewards that this run does not have"):
+        fit(other, 3, seed=0, ckpt_path=path)
+    assert [reward.seen for reward in other.rewards] == [1, 3]
+    with pytest.raises(ConfigError, match=r"has no reference, because its run had model\.kl\.coefficient 0"):
+        fit(build(reasoner, [Counting("first")], kl=KLPenalty(0.1)), 3, seed=0, ckpt_path=path)
