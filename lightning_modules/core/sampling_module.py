@@ -218,7 +218,7 @@ class SamplingModule(PosttrainModule):
             metrics |= self.thinking_stats.metrics()
         for name, value in metrics.items():
             # Already equal on all processes, but Lightning warns about metrics that are not synchronised.
-            self.log(f"{stage}/{name}", value, prog_bar=name == "pass@1", sync_dist=True)
+            self.log(f"{stage}/{name}", value, prog_bar=name == "pass@1", sync_dist=True, add_dataloader_idx=False)
 
     def on_validation_epoch_start(self) -> None:
         self.begin_evaluation()
