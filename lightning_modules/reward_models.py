@@ -67,16 +67,21 @@ class PreferenceModule(PosttrainModule, ABC):
         self.policy.save(folder, facts)
         self.seen_prompts().save(folder)
 
-    def pair_scores(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Scores of both responses of every row."""
+    @classmethod
+    def check_pairs(cls, rows: Rows) -> None:
+        """Raise ConfigError for a preference pair without a label that this model learns from."""
         for row in rows:
-            missing = [column for column in self.required if row.get(column) is None]
+            missing = [column for column in cls.required if row.get(column) is None]
             if missing:
                 raise ConfigError(
-                    f"{type(self).__name__} needs the column {missing[0]!r} in every preference pair, but row "
+                    f"{cls.__name__} needs the column {missing[0]!r} in every preference pair, but row "
                     f"{row.get('id')!r} has {sorted(row)}. Data in the HH format have no safety labels: use "
                     "PKU-SafeRLHF's columns for a cost model."
                 )
+
+    def pair_scores(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Scores of both responses of every row."""
+        self.check_pairs(rows)
         prompts = [row["prompt"] for row in rows]
         scores = self.policy(
             *self.policy.encode(prompts * 2, [row["response_0"] for row in rows] + [row["response_1"] for row in rows])

@@ -106,11 +106,10 @@ def _restored(
 
     prompts = columns["prompt_ids"][::size]
     longest = max(map(len, prompts))
-    advantages = columns.get("advantage")
-    if advantages is not None:
-        advantages = (
-            by_token("advantage", torch.float32) if isinstance(advantages[0], list) else torch.tensor(advantages)
-        )
+    recorded, advantages = columns.get("advantage"), None
+    if recorded is not None:
+        of_tokens = isinstance(recorded[0], list)
+        advantages = by_token("advantage", torch.float32) if of_tokens else torch.tensor(recorded)
     rewards = {name.removeprefix("reward/"): values for name, values in columns.items() if name.startswith("reward/")}
     return RolloutBatch(
         prompt_ids=torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts]),

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_modules.hc_rlhf.scorer_training import ScorerTraining, trained_scorer
+from lightning_modules.hc_rlhf.scorer_training import MODELS, ScorerTraining, trained_scorer
 from policies import PolicyParams, Scorer
 from policies.locate import locate
 from policies.scorer import load_facts, load_scorer
@@ -75,6 +75,9 @@ class ScoreModels:
         return seen
 
     def train_missing(self, policy: PolicyParams, data: Any, trainer: L.Trainer) -> None:
+        for kind, folder in self.folders.items():
+            if folder is None:
+                MODELS[kind].check_pairs(data.preferences.rows())  # of all models, before the first one is trained
         for kind, folder in self.folders.items():
             if folder is None:
                 self.folders[kind] = self._trained(kind, policy, data, trainer)

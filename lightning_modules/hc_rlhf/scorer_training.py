@@ -22,6 +22,7 @@ from support.seen_prompts import SeenPrompts
 from tracking.runs import mlflow_runs
 
 Rows = list[dict[str, Any]]
+MODELS: dict[str, type[PreferenceModule]] = {"reward": RewardModel, "cost": CostModel}
 
 
 @dataclass
@@ -72,7 +73,7 @@ def trained_scorer(
             "models in model.reward_model and model.cost_model."
         )
     settings = asdict(params) | {"cost_loss": params.cost_loss if kind == "cost" else ""}
-    method = RewardModel if kind == "reward" else CostModel
+    method = MODELS[kind]
     start = [model_identity(policy.model), policy.dtype, type(parent.accelerator).__name__]
     key = identity_fingerprint(kind, start, settings, run_seed(), rows, method, _module)
     folder = cache_folder("scorers", f"{kind}-{key[:24]}")

@@ -11,8 +11,8 @@ import torch
 
 import lightning_modules.hc_rlhf.safety_phase
 import lightning_modules.hc_rlhf.score_models
-from datamodules import RecordsPrompts
-from lightning_modules import HCRLHF, Constraint, Evaluation, SafetyTest, ScorerTraining, SupervisedTerm
+from datamodules import PairSource, RecordsPrompts
+from lightning_modules import HCRLHF, Constraint, Evaluation, KLPenalty, SafetyTest, ScorerTraining, SupervisedTerm
 from lightning_modules.hc_rlhf import Ledger
 from lightning_modules.hc_rlhf.score_models import ScoreModels
 from objectives import ClippedSurrogate, ClopperPearson, Hoeffding
@@ -280,3 +280,18 @@ def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys
     )
     for name, weight in undisturbed.model.state_dict().items():
         assert torch.equal(weight, cli.model.state_dict()[name]), name
+
+
+def test_pairs_without_safety_labels_are_refused_before_a_model_is_trained(assistant, tmp_path, capsys):
+    """The reward model could be trained on them, the cost model not."""
+    turns = {"chosen": "yes", "rejected": "no"}
+    pairs = [{k: f"\n\nHuman: {n}?\n\nAssistant: {text}" for k, text in turns.items()} for n in range(64)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    data = RecordsPrompts(32, 8, 30, seed=5, preferences=PairSource(str(tmp_path / "pairs.jsonl"), format="hh"))
+    module = HCRLHF(
+        PolicyParams(assistant), batch=BatchPlan(4, 2), sampling=SamplingParams(8), kl=KLPenalty(0.0),
+        scorers=ScorerTraining(batch_size=4),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="CostModel needs the column 'unsafe_0'|CostModel needs the column 'safer'"):
+        fit(module, 1, data=data, folder=tmp_path)
+    assert "Reward model: training" not in capsys.readouterr().out
