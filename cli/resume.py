@@ -56,7 +56,7 @@ def _plain(value: Any) -> str:
 
 
 def _most_alike(runs: list[Path], config: Namespace) -> Path:
-    """The newest run whose method has the same parts (loss, advantage, rewards, ...); the newest run without such a run.
+    """The newest run whose method has the same parts (loss, advantage, ...); the newest run if there is no such run.
 
     Args:
         runs: of one method, newest first.
@@ -118,6 +118,19 @@ def _continued_run(folder: Path) -> Path | None:
     return Path(saved["ckpt_path"]).parents[1] if saved.get("ckpt_path") else None
 
 
+def _root_of_runs(config: Namespace) -> Path:
+    """The folder of the runs of this command's logger; loggers other than MLflow's have a folder of their own."""
+    root, logger = Path(config.trainer.default_root_dir), config.trainer.logger
+    logger = logger[0] if isinstance(logger, list) and logger else logger
+    if logger is True:
+        of_logger = root / "lightning_logs"
+    elif isinstance(logger, Namespace) and (logger.get("init_args") or {}).get("save_dir"):
+        of_logger = Path(logger.init_args.save_dir) / str(logger.init_args.get("name") or "")
+    else:
+        return root
+    return of_logger if runs_of(of_logger, config.model.class_path) else root
+
+
 def find_checkpoint(config: Namespace, command: str) -> None:
     """Replace `last` in `config.ckpt_path` by the path of the checkpoint, and continue its run under `fit`.
 
@@ -132,7 +145,7 @@ def find_checkpoint(config: Namespace, command: str) -> None:
         if config.get("ckpt_path"):
             _refuse_damaged(Path(config.ckpt_path))
         return
-    checkpoint = last_checkpoint(Path(config.trainer.default_root_dir), config.model.class_path, config)
+    checkpoint = last_checkpoint(_root_of_runs(config), config.model.class_path, config)
     config.ckpt_path = None if checkpoint is None else str(checkpoint)
     if checkpoint is None and command != "fit":
         raise ConfigError(

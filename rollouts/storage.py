@@ -83,8 +83,8 @@ def read_rollout(
         return _restored(table.to_pydict(), int(facts["group_size"]), pad, decoder)
     except (*faults, pyarrow.ArrowException) as error:
         raise ConfigError(
-            f"{path} is not a rollout that callbacks.RolloutRecorder wrote ({type(error).__name__}: {str(error)[:200]});"
-            " give the path of a Parquet file in a run's rollouts folder."
+            f"{path} is not a rollout that callbacks.RolloutRecorder wrote ({type(error).__name__}: "
+            f"{str(error)[:200]}); give the path of a Parquet file in a run's rollouts folder."
         ) from error
 
 

@@ -80,7 +80,8 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
         return [name, *map(inner, (value.func, value.args, value.keywords))]
     if inspect.isroutine(value):  # a method, or a function in C
         parts = [inner(getattr(value, part, None)) for part in ("__func__", "__self__", "__wrapped__")]
-        return [name, value.__qualname__, _version(sys.modules.get(str(value.__module__))), *parts]
+        module = sys.modules.get(str(getattr(value, "__module__", None)))  # methods of C types have none
+        return [name, value.__qualname__, _version(module), *parts]
     if hasattr(value, "backend_tokenizer") and hasattr(value, "chat_template"):
         return [name, tokenizer_identity(value)]
     if isinstance(value, torch.nn.Module):

@@ -84,8 +84,8 @@ class PosttrainModule(L.LightningModule):
                 raise
             raise ConfigError(
                 f"{checkpoint_path} was made by a module that was built in Python, whose arguments it cannot hold "
-                f"({error}). Give them again, for example {cls.__name__}.load_from_checkpoint({str(checkpoint_path)!r}, "
-                "policy=PolicyParams(...), rewards=[...]), or build the module and use trainer.fit(module, ckpt_path=...)."
+                f"({error}). Give them again, for example {cls.__name__}.load_from_checkpoint(path, "
+                "policy=PolicyParams(...), rewards=[...]), or build the module and give trainer.fit the ckpt_path."
             ) from None
 
     def configure_callbacks(self) -> list[L.Callback]:

@@ -140,7 +140,7 @@ def test_the_last_run_is_found_by_a_former_class_path(tmp_path, capsys):
     assert last_checkpoint(tmp_path / "runs", "lightning_modules.reward_models.RewardModel") is None
     said = capsys.readouterr().out
     assert f"newest run of lightning_modules.reward_models.RewardModel, {run}, has no undamaged checkpoint" in said
-    assert "broken/config_fit.yaml cannot be read (ParserError), so its run is passed over" in said
+    assert "broken/config_fit.yaml cannot be read (ConfigError), so its run is passed over" in said
 
 
 def test_a_former_command_still_runs(monkeypatch):

@@ -20,6 +20,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from callbacks.one_shot import read_history
+from cli.own_configurations import remember_as_own
 from main import main
 from rewards import Reward
 
@@ -94,6 +95,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "runs/local/checkpoints").mkdir(parents=True)
     (tmp_path / "runs/local/checkpoints/rollout_000080.ckpt").touch()
     (tmp_path / "runs/local/config_fit.yaml").symlink_to(ROOT / "configs/grpo.yaml")
+    remember_as_own((ROOT / "configs/grpo.yaml").read_text())  # as the run would have done
     for name in ("configs", "assets"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "my_overlay.yaml").write_text("trainer: {max_steps: 3}\n")

@@ -46,6 +46,11 @@ def small(command, number, model):
     return [f"--{name}={value}" for name, value in changes.items()]
 
 
+def newest(file):
+    """The newest file of this name in the folders of the runs."""
+    return max(Path("runs").glob(f"*/{file}"), key=lambda path: path.stat().st_mtime_ns)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -61,7 +66,9 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
     assert len(commands) == text.count("    python ") >= 2
     try:
         for number, command in enumerate(commands):
-            command = command.replace("runs/RUN/", "runs/local/")
+            if "runs/RUN/" in command:  # the newest run with such a file
+                (file,) = re.findall(r"runs/RUN/(\S+)", command)
+                command = command.replace(f"runs/RUN/{file}", str(newest(file)))
             head, *given = shlex.split(command)
             if head == "main.py":
                 assert all(Path(path).is_file() for path in re.findall(r"--config (\S+)", command))
@@ -85,8 +92,8 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     checks = {
         "own_data": lambda: "2 prompts x 2 completions" in out and "drawn from 6" in out,
-        "grading": lambda: "reward/math_answer" in Path("runs/local/predictions.jsonl").read_text(),
-        "own_reward": lambda: "reward/close" in Path("runs/local/predictions.jsonl").read_text(),
+        "grading": lambda: "reward/math_answer" in newest("predictions.jsonl").read_text(),
+        "own_reward": lambda: "reward/close" in newest("predictions.jsonl").read_text(),
         "own_model": lambda: "Settings that do nothing" in out,
         "lora": lambda: (
             "lora" not in " ".join(os.listdir("my_policy"))

@@ -81,11 +81,11 @@ def ledger(tmp_path, monkeypatch):
 @cases("ledgers")
 @given(change=CHANGES)
 def test_ledgers(ledger, change):
-    whole, events = ledger.path.read_bytes(), ledger.events()
+    whole, events = ledger.path.read_bytes(), ledger.journals[0].events()
     try:
         ledger.path.write_bytes(changed(whole, change))
         try:
-            assert ledger.events()[: len(events)] == events, "a test was forgotten"
+            assert ledger.journals[0].events()[: len(events)] == events, "a test was forgotten"
         except ConfigError as error:
             assert str(ledger.path) in str(error)
     finally:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rewards import ExactAnswer, ShorterBetter, judged, total_reward
+from rewards import ExactAnswer, ShorterBetter, total_reward
+from support import processes
 from support.errors import ConfigError
 from tests.helpers import run_config
 from tests.rewards.helpers import batch_of
@@ -64,5 +65,5 @@ def test_the_shipped_configuration_runs(reasoner, tmp_path, monkeypatch):
 
 
 def test_means_are_over_all_processes(monkeypatch):
-    monkeypatch.setattr(judged, "gathered", lambda own: [own, {"a": (5.0, 1), "b": (0.0, 0)}])
-    assert judged.means({"a": torch.tensor([1.0, 3.0]), "b": torch.zeros(0)}) == {"a": 3.0}
+    monkeypatch.setattr(processes, "gathered", lambda part: [part, {"a": (5.0, 1), "b": (0.0, 0)}])
+    assert processes.means({"a": torch.tensor([1.0, 3.0]), "b": torch.zeros(0)}) == {"a": 3.0}
