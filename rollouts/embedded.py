@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from policies import Policy
+from policies.modes import evaluation_mode
+from policies.start_checks import acting_adapters
 from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.continuous_batching import ContinuousBatching
 from rollouts.decoder import Decoder
@@ -29,6 +31,8 @@ class EmbeddedEngine(Engine):
 
     def __init__(self) -> None:
         self._checked: dict[torch.dtype, bool] = {}
+        self._compared = False  # the first completions with a plain forward
+        self._other = TransformersEngine()
 
     def matches(self, policy: Policy) -> bool:
         return full_precision(policy)
@@ -51,14 +55,9 @@ class EmbeddedEngine(Engine):
         device_type, dtype = policy.device.type, next(policy.model.parameters()).dtype
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else dtype
         transpose = device_type == "cpu" and sampling.max_new_tokens >= TRANSPOSE_FROM
-        was_training = policy.model.training
-        policy.model.eval()  # no dropout in the check
-        try:
-            decoder = self._decoder(policy, prompts[0], dtype, transpose)
-        finally:
-            policy.model.train(was_training)
+        decoder = self._decoder(policy, max(prompts, key=len), dtype, transpose)
         if decoder is None:
-            return TransformersEngine().generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
+            return self._other.generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
         with torch.autocast(device_type, enabled=False):
             uniform = uniforms(rows, group_size, sampling.max_new_tokens, policy.device)
             forced_tokens = padded_forced(forced, len(uniform), policy.device)
@@ -72,15 +71,23 @@ class EmbeddedEngine(Engine):
         if self._checked.get(dtype) is False:
             return None
         try:
-            decoder = Decoder(policy.bare, dtype, transpose)
             if dtype not in self._checked:
-                _check(decoder, policy, prompt)
+                with evaluation_mode(policy.model), acting_adapters(policy.model):
+                    _check(_decoder_of(policy, dtype, transpose), policy, prompt)
                 self._checked[dtype] = True
-            return decoder
+            return Decoder(policy.bare, dtype, transpose)
         except ValueError as reason:
             warnings.warn(f"{reason}; TransformersEngine generates the completions instead, slower.", stacklevel=2)
             self._checked[dtype] = False
             return None
+
+
+def _decoder_of(policy: Policy, dtype: torch.dtype, transpose: bool) -> Decoder:
+    """A decoder. Raises ValueError for a model of a shape that is not known, whatever is missing or different in it."""
+    try:
+        return Decoder(policy.bare, dtype, transpose)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{type(policy.bare).__name__} is built differently from Llama ({error})") from error
 
 
 def _check(decoder: Decoder, policy: Policy, prompt: list[int]) -> None:

@@ -1,0 +1,172 @@
+"""Checks of a model before its first rollout: which forward scores completions as plain, unpadded forwards do.
+
+Packed, padded and unpadded forwards are compared on a long and a short prompt, with adapters that act.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from policies.adapters import is_adapted, without_wrapper
+from policies.logprobs import (
+    LogprobsAndEntropies,
+    by_length_logprobs,
+    model_logits,
+    packed_logprobs,
+    padded_logprobs,
+    token_logprobs,
+)
+from policies.modes import evaluation_mode
+from policies.packing import PromptGroups, UnsuitableAttention
+from support.errors import ConfigError
+from support.processes import gathered
+
+Scoring = Callable[..., LogprobsAndEntropies]
+#: ways to score completions, the fastest first, and what they are called in messages
+WAYS: dict[str, tuple[Scoring, str]] = {
+    "packed": (lambda model, *options: packed_logprobs(without_wrapper(model), *options), "packed forwards"),
+    "padded": (padded_logprobs, "padded forwards"),
+    "by_length": (by_length_logprobs, "forwards over prompts of one length"),
+}
+#: completion tokens of the compared sequences
+COMPLETION = 12
+
+
+@contextmanager
+def acting_adapters(model: nn.Module) -> Iterator[None]:
+    """Change the adapters' output matrices, which are zero at first, so that a forward without them is noticed.
+
+    No random numbers are drawn.
+    """
+    adapted = [module for module in model.modules() if is_adapted(module)]
+    outputs = [p for module in adapted for part in (module.lora_B, module.lora_embedding_B) for p in part.parameters()]
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in outputs]
+    before = [part.detach().clone() for part in local]
+    with torch.no_grad():
+        for part in local:
+            wave = torch.arange(part.numel(), device=part.device, dtype=torch.float32).mul_(1.7).sin_().mul_(0.03)
+            part.add_(wave.view(part.shape).to(part.dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, values in zip(local, before, strict=True):
+                part.copy_(values)
+
+
+def sample_groups(prompt: list[int], pad: int, device: torch.device) -> PromptGroups:
+    """Rows that show differences: two completions of a prompt, and one of its second half."""
+    long = prompt if len(prompt) > 1 else prompt * 2
+    completion = (long[::-1] * math.ceil(COMPLETION / len(long)))[:COMPLETION]
+    short, long_completion = long[len(long) // 2 :], completion[::-1]
+    prompts, completions = [long, long, short], [completion, long_completion[:-5], long_completion]
+    groups = PromptGroups.of(prompts, completions, pad, device)
+    groups.owner = torch.tensor([0, 0, 2], device=device)  # the first two share one copy
+    return groups
+
+
+def unpadded_logprobs(model: nn.Module, groups: PromptGroups) -> Float[Tensor, "rows time"]:
+    """Log-probs by one forward per row without padding; 0 outside the completion mask.
+
+    Raises:
+        ConfigError: the model is not causal.
+    """
+    values = torch.zeros(groups.completion_ids.shape, device=groups.completion_ids.device)
+    for row, owner in enumerate(groups.owner.tolist()):
+        prompt = groups.prompt_ids[owner][groups.prompt_mask[owner]]
+        completion = groups.completion_ids[row][groups.completion_mask[row]]
+        ids = torch.cat([prompt, completion])[None]
+        logits = model_logits(model, ids, keep=len(completion) + 1)[:, :-1]
+        values[row, : len(completion)] = token_logprobs(logits, completion[None])[0]
+        if row == 0:
+            earlier = model_logits(model, ids[:, :-2], keep=len(completion) - 1)[:, :-1]
+            before = token_logprobs(earlier, completion[None, :-2])[0]
+            if not _gap(before, values[row, : len(before)]) <= _tolerance(model, ids.device):
+                raise ConfigError(
+                    f"{type(without_wrapper(model)).__name__} gives a token another log-prob when more tokens follow, "
+                    "so it is not a causal language model and cannot be a policy. Set policy.model to a causal one."
+                )
+    return values
+
+
+@contextmanager
+def _attention(policy: Any, kind: str) -> Iterator[None]:
+    """Let the policy's model compute with this kind of attention."""
+    before = policy.bare.config._attn_implementation
+    if before != kind:
+        policy.bare.set_attn_implementation(kind)
+    try:
+        yield
+    finally:
+        if before != kind:
+            policy.bare.set_attn_implementation(before)
+
+
+def _gap(values: Tensor, expected: Tensor) -> float:
+    return float((values - expected).abs().mean())
+
+
+def _tolerance(model: nn.Module, device: torch.device) -> float:
+    """Largest mean difference of log-probs that rounding may cause."""
+    exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
+    return 1e-4 if exact else 0.1
+
+
+@torch.no_grad()
+def way_of_scoring(policy: Any, prompt: Int[Tensor, "time"] | list[int]) -> str:
+    """The fastest of WAYS that gives the log-probs of unpadded forwards. A slower one than asked for is reported.
+
+    Args:
+        policy: a Policy.
+        prompt: token ids of a long prompt.
+
+    Raises:
+        ConfigError: none of them does, or the model is not causal.
+    """
+    model = policy.model
+    groups = sample_groups(list(prompt), policy.pad_token_id, policy.device)
+    ways = [way for way in WAYS if policy.packed or way != "packed"]
+    reasons = []
+    with evaluation_mode(model), acting_adapters(model):
+        with _attention(policy, policy.attention):
+            expected = unpadded_logprobs(model, groups)
+        limit = _tolerance(model, policy.device)
+        for way in ways:
+            score, name = WAYS[way]
+            try:
+                gap = _gap(score(model, groups)[0][groups.completion_mask], expected[groups.completion_mask])
+                problem = "" if gap <= limit else f"{name} differ by {gap:.2g} in the mean log-prob"
+            except UnsuitableAttention as error:
+                problem = f"{name} are not possible, because {error}"
+            if isinstance(policy, FSDPModule):  # the processes must go the same way
+                problem = next(filter(None, gathered(problem)), "")
+            if not problem:
+                break
+            reasons.append(problem)
+            if way == "packed":
+                for one in filter(None, (policy.bare, policy.reference)):
+                    one.set_attn_implementation(policy.attention)
+        else:
+            raise ConfigError(
+                f"{policy.params.model} cannot be trained: compared with its forward over single sequences, "
+                f"{'; '.join(reasons)} (at most {limit:g} allowed). Set policy.model to another model."
+            )
+    if way == "by_length" and isinstance(policy, FSDPModule):
+        raise ConfigError(
+            f"{policy.params.model} does not bear padding ({'; '.join(reasons)}), so its prompts are scored by length, "
+            "which weights in shards do not allow. Use another strategy than FSDP2, such as ddp."
+        )
+    if reasons:
+        warnings.warn(
+            f"{type(policy.bare).__name__}: {'; '.join(reasons)}; {WAYS[way][1]} are used instead, slower.",
+            stacklevel=2,
+        )
+    return way
