@@ -6,11 +6,14 @@ Writes the table of docs/models.md when no family is named. Each cell compares l
 forwards of a model that transformers and peft load themselves.
 """
 
+import re
 import sys
 import tempfile
+import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from benchmarks.families import FAMILIES
 from benchmarks.tiny_models import Family, build
 from policies import LoRA, Policy, PolicyParams
 from rollouts import EmbeddedEngine, SamplingParams
@@ -30,6 +34,9 @@ PROMPTS = [[5 + (3 * i) % 40 for i in range(22)], [9, 14, 6], [4 + (7 * i) % 30 
 NEW_TOKENS = 10
 #: mean difference of log-probs, and largest one, from which a cell is wrong
 MEAN, LARGEST = 1e-4, 2e-3
+PAGE = Path(__file__).resolve().parent.parent / "docs/models.md"
+#: what stands before the table
+MARK = "<!-- written by `make architectures` -->"
 COLUMNS = ("rollout", "update", "LoRA", "LoRA on head and embedding")
 
 
@@ -142,7 +149,7 @@ def guarded(compute: Callable[[], Any]) -> Any:
         return Cell(None, way=str(error))
 
 
-def row(family: Family) -> dict[str, Cell]:
+def row(family: Family, columns: Sequence[str] = COLUMNS) -> dict[str, Cell]:
     """The cells of a family by column."""
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -151,32 +158,58 @@ def row(family: Family) -> dict[str, Cell]:
         cells: dict[str, Cell] = {}
         policy = guarded(lambda: Policy(PolicyParams(str(folder / "model"))))
         if isinstance(policy, Cell):
-            return dict.fromkeys(COLUMNS, policy)
-        plain = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-        both = guarded(lambda: rollout_and_update(policy, plain))
-        cells["rollout"], cells["update"] = both if isinstance(both, tuple) else (both, both)
-        cells["LoRA"] = guarded(lambda: adapted(folder / "model", folder, "all-linear"))
-        targets = head_and_embedding(policy)
-        cells["LoRA on head and embedding"] = guarded(lambda: adapted(folder / "model", folder / "head", targets))
-        return cells
+            return dict.fromkeys(columns, policy)
+        if {"rollout", "update"} & set(columns):
+            plain = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+            both = guarded(lambda: rollout_and_update(policy, plain))
+            cells["rollout"], cells["update"] = both if isinstance(both, tuple) else (both, both)
+        targets = {"LoRA": "all-linear", "LoRA on head and embedding": head_and_embedding(policy)}
+        for column in (name for name in columns if name in targets):
+            cells[column] = guarded(partial(adapted, folder / "model", folder / column, targets[column]))
+        return {name: cells[name] for name in columns}
+
+
+def table(rows: dict[str, dict[str, Cell]]) -> str:
+    """The table in Markdown, and the messages that refuse a model, one of each kind."""
+    kinds: dict[str, tuple[int, str, str]] = {}
+    lines = [f"| family | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, cells in rows.items():
+        texts = []
+        for cell in cells.values():
+            if cell.gap is None:
+                kind = re.sub(r"\[.*?\]|'[^']*'|\(.*?\)|\S*[._/]\S*| and |\w*(LM|Model)\w*|,| lm_head", "", cell.way)
+                kind = re.sub(r"but .* share", "but share", kind)
+                number, *_ = kinds.setdefault(kind, (len(kinds) + 1, name, cell.way))
+                texts.append(f"refused ({number})")
+            else:
+                texts.append(f"**off by {cell.gap:.2g}** ({cell.way})" if cell.wrong else cell.way)
+        lines.append(f"| {name} | {' | '.join(texts)} |")
+    notes = [
+        f"{number}. {name}: {re.sub(r'/tmp/[^ ,)]*/model', './model', message)}"
+        for number, name, message in kinds.values()
+    ]
+    return "\n".join(lines) + "\n\nThe messages:\n\n" + "\n".join(map(wrapped, notes)) + "\n"
+
+
+def wrapped(note: str) -> str:
+    """A numbered item in lines of at most 120 characters."""
+    return textwrap.fill(note, 120, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
 
 
 def main(names: list[str]) -> None:
-    """Print the rows of the named families."""
-    for name in names:
-        try:
-            cells = row(Family(name))
-        except Exception as error:
-            print(f"{name:20} {type(error).__name__}: {str(error)[:300]}", flush=True)
-            continue
-        print(
-            f"{name:20}",
-            " | ".join(
-                f"{'WRONG ' if cell.wrong else ''}{cell.way[:150] if cell.gap is None else f'{cell.way} {cell.gap:.0e} {cell.largest:.0e}'}"
-                for cell in cells.values()
-            ),
-            flush=True,
-        )
+    """Compute the rows of the named families, of all if none is named; these are written into the page."""
+    rows = {}
+    for family in FAMILIES:
+        if not names or str(family) in names:
+            rows[str(family)] = cells = row(family)
+            ways = [f"{cell.way} {'refused' if cell.gap is None else f'{cell.gap:.0e}'}" for cell in cells.values()]
+            print(f"{family!s:24}", " | ".join(ways), flush=True)
+    wrong = [name for name, cells in rows.items() if any(cell.wrong for cell in cells.values())]
+    if not names:
+        head, _ = PAGE.read_text(encoding="utf-8").split(MARK)
+        PAGE.write_text(f"{head}{MARK}\n\n{table(rows)}", encoding="utf-8")
+    if wrong:
+        raise SystemExit(f"wrong log-probs: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

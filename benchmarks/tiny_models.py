@@ -1,6 +1,7 @@
 """Tiny random models of the causal families of transformers, with weights so large that differences show."""
 
 import inspect
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from assets.make_untrained import reasoner_tokenizer
 
 #: longest sequence in tokens
 CONTEXT = 64
+#: tokens that a layer with a window sees
+WINDOW = 16
 #: sizes by the names that configurations give them
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "attention_hidden_size"), 32),
@@ -31,9 +34,12 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "qk_rope_head_dim"), 8),
     **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size", "time_step_rank", "mamba_dt_rank"), 8),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
+    **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size", "attention_window_size"), WINDOW),
     **dict.fromkeys(("linear_num_key_heads",), 2),
     **dict.fromkeys(("linear_num_value_heads",), 4),
 }
+#: settings of dropout and other noise of the training mode
+_NOISE = re.compile("drop|pdrop|jitter")
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,12 @@ def configuration(family: Family) -> PretrainedConfig:
     aliases = set(kind.attribute_map)
     sizes = {name: value for name, value in SIZES.items() if name in accepted - aliases}
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    return kind(**{"vocab_size": len(tokenizer), **sizes, **ends, **family.changes})
+    noise = {name: 0.3 for name, value in defaults.to_dict().items() if _NOISE.search(name) and _is_rate(value)}
+    return kind(**{"vocab_size": len(tokenizer), **noise, **sizes, **ends, **family.changes})
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def build(family: Family, folder: Path) -> None:

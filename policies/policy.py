@@ -110,7 +110,8 @@ class Policy(nn.Module):
     @property
     def context(self) -> int | None:
         """Longest sequence in tokens, if the model states one."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        length = getattr(self.model.config, "max_position_embeddings", None)
+        return length if length is not None and length > 0 else None  # XLNet says -1
 
     @property
     def vocabulary(self) -> int:

@@ -40,6 +40,14 @@ WAYS: dict[str, tuple[Scoring, str]] = {
 COMPLETION = 12
 
 
+#: what the code of a model or of a library raises where it does not fit; all of it means that this way does not exist
+FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no reason given")[:200]
+
+
 @contextmanager
 def acting_adapters(model: nn.Module) -> Iterator[None]:
     """Change the adapters' output matrices, which are zero at first, so that a forward without them is noticed.
@@ -136,8 +144,17 @@ def way_of_scoring(policy: Any, prompt: Int[Tensor, "time"] | list[int]) -> str:
     ways = [way for way in WAYS if policy.packed or way != "packed"]
     reasons = []
     with evaluation_mode(model), acting_adapters(model):
-        with _attention(policy, policy.attention):
-            expected = unpadded_logprobs(model, groups)
+        try:
+            with _attention(policy, policy.attention):
+                expected = unpadded_logprobs(model, groups)
+        except (torch.OutOfMemoryError, ConfigError):
+            raise
+        except FOREIGN as error:
+            raise ConfigError(
+                f"the forward of {policy.params.model} ({type(policy.bare).__name__}) fails with "
+                f"{type(error).__name__}: {_line(error)}. Set policy.model to another model"
+                f"{', or leave out layers in policy.lora.target_modules' if policy.params.lora else ''}."
+            ) from error
         limit = _tolerance(model, policy.device)
         for way in ways:
             score, name = WAYS[way]
@@ -146,6 +163,10 @@ def way_of_scoring(policy: Any, prompt: Int[Tensor, "time"] | list[int]) -> str:
                 problem = "" if gap <= limit else f"{name} differ by {gap:.2g} in the mean log-prob"
             except UnsuitableAttention as error:
                 problem = f"{name} are not possible, because {error}"
+            except torch.OutOfMemoryError:
+                raise
+            except FOREIGN as error:
+                problem = f"{name} fail with {type(error).__name__} ({_line(error)})"
             if isinstance(policy, FSDPModule):  # the processes must go the same way
                 problem = next(filter(None, gathered(problem)), "")
             if not problem:

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from policies import Policy
 from policies.modes import evaluation_mode
+from policies.start_checks import FOREIGN
 from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.engine import (
     Engine,
@@ -112,20 +113,24 @@ class TransformersEngine(Engine):
         problems: list[str] = []
         for way in WAYS if self._way is None else [self._way]:
             by_length = way[0] or policy.scoring == "by_length"
-            with evaluation_mode(policy.model):
-                tokens, logprobs, lengths, reasons = self._rows(
-                    policy, by_row, uniform, forced_tokens, sampling, rows_at_once, by_length, way[1]
-                )
-                if self._way is not None:
-                    break
-                gap = recorded_gap(policy, by_row, tokens, logprobs, lengths, sampling)
+            name = f"{'prompts of one length' if by_length else 'padded prompts'} with{'' if way[1] else 'out'} a cache"
+            try:
+                with evaluation_mode(policy.model):
+                    tokens, logprobs, lengths, reasons = self._rows(
+                        policy, by_row, uniform, forced_tokens, sampling, rows_at_once, by_length, way[1]
+                    )
+                    if self._way is not None:
+                        break
+                    gap = recorded_gap(policy, by_row, tokens, logprobs, lengths, sampling)
+            except FOREIGN as error:
+                if self._way is not None or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                problems.append(f"{name}: {type(error).__name__} ({str(error)[:100]})")
+                continue
             if gap <= allowed_gap(policy):
                 self._way = way
                 break
-            problems.append(
-                f"{'prompts of one length' if by_length else 'padded prompts'} with{'' if way[1] else 'out'} a cache: "
-                f"{gap:.2g}"
-            )
+            problems.append(f"{name}: {gap:.2g}")
         else:
             raise ConfigError(
                 f"`generate` of {type(policy.bare).__name__} samples from another distribution than its forward (mean "
