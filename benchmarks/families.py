@@ -19,6 +19,10 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "cwm": {"bos_token_id": 0},
     "deepseek_v2": _LATENT,
+    "diffllama": {"attention_dropout": 0.0},
+    "glm_moe_dsa": _LATENT,
+    "deepseek_v32": _LATENT,
+    "lfm3": _layers("conv", "full_attention"),
     "deepseek_v3": _LATENT,
     "gemma4_text": {
         "hidden_size_per_layer_input": 8,
@@ -45,10 +49,11 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 _PLAIN = """
-    afmoe apertus arcee aria_text biogpt bitnet bloom codegen cohere cohere2 cohere2_moe cpmant ctrl diffllama doge dots1
+    afmoe apertus arcee aria_text biogpt bitnet bloom codegen cohere cohere2 cohere2_moe cpmant ctrl doge dots1
     ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo gemma gemma2 gemma3_text glm glm4
     glm4_moe gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
-    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jais2 jetmoe llama llama4_text mamba
+    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jais2 jetmoe kolibri1 laguna llama llama4_text mamba mellum hy_v3 hy_v4 inkling_text inkling2_text iquestcoder
+    gemma4_unified_text
     mimo_v2_flash minimax minimax_m2 ministral ministral3 mistral mixtral mpt nanochat nemotron nemotron_h olmo olmo2 olmo3
     olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe rwkv seed_oss solar_open stablelm
     starcoder2 vaultgemma xglm xlnet xlstm

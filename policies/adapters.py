@@ -1,10 +1,14 @@
 """LoRA adapters: adding them to a model, and the weights that act while they are active."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
 
 from policies.params import LoRA
 from support.errors import ConfigError
@@ -34,7 +38,71 @@ def with_adapter(model: Any, lora: LoRA, task_type: str | None = "CAUSAL_LM") ->
             f"Its layers are {', '.join(sorted(layers))}; all-linear takes all."
         ) from error
     _check_not_shared(without_wrapper(adapted), lora)
+    _check_merging(without_wrapper(adapted), lora)
     return adapted
+
+
+@contextmanager
+def acting_adapters(model: nn.Module) -> Iterator[None]:
+    """Change the adapters' output matrices, which are zero at first, so that a forward without them is noticed.
+
+    No random numbers are drawn.
+    """
+    adapted = [module for module in model.modules() if is_adapted(module)]
+    outputs = [p for module in adapted for part in (module.lora_B, module.lora_embedding_B) for p in part.parameters()]
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in outputs]
+    before = [part.detach().clone() for part in local]
+    with torch.no_grad():
+        for part in local:
+            wave = torch.arange(part.numel(), device=part.device, dtype=torch.float32).mul_(1.7).sin_().mul_(0.03)
+            part.add_(wave.view(part.shape).to(part.dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, values in zip(local, before, strict=True):
+                part.copy_(values)
+
+
+#: layers whose adapters can be merged by construction
+_MERGE = (nn.Linear, nn.Embedding, Conv1D)
+
+
+@torch.no_grad()
+def _check_merging(model: nn.Module, lora: LoRA) -> None:
+    """Refuse adapters on layers that do more than multiply with their weight, so that merging would change them.
+
+    Raises:
+        ConfigError: names the layer.
+    """
+    for name, module in model.named_modules():
+        if (
+            not is_adapted(module)
+            or type(base := module.get_base_layer()) in _MERGE
+            or hasattr(module, "parameter_name")
+        ):
+            continue
+        with acting_adapters(module):
+            weight, _ = acting_weight(module)
+            if isinstance(base, nn.Embedding):
+                example = torch.arange(min(4, len(weight)), device=weight.device)
+            else:
+                example = torch.linspace(-1, 1, base.in_features, device=weight.device, dtype=weight.dtype)[None]
+            was_training, error = module.training, ""
+            module.eval()
+            try:
+                merged, apart = functional_call(base, {"weight": weight}, (example,)), module(example)
+                gap = float((merged - apart).float().norm() / (apart - base(example)).float().norm())
+                error = "" if gap < 0.05 else f"merged, it changes its output by {gap:.0%} of the adapter's effect"
+            except (AttributeError, RuntimeError, TypeError, ValueError) as problem:
+                error = str(problem).partition("\n")[0]
+            module.train(was_training)
+        if error:
+            raise ConfigError(
+                f"policy.lora.target_modules is {lora.target_modules!r}, but {name} ({type(base).__name__}) cannot "
+                f"have an adapter that is merged later: {error}. Leave {name.rpartition('.')[2]} out of "
+                "policy.lora.target_modules."
+            )
 
 
 def _check_not_shared(model: nn.Module, lora: LoRA) -> None:

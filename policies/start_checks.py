@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
-from policies.adapters import is_adapted, without_wrapper
+from policies.adapters import acting_adapters, without_wrapper
 from policies.logprobs import (
     LogprobsAndEntropies,
     by_length_logprobs,
@@ -46,28 +45,6 @@ FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError
 
 def _line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "no reason given")[:200]
-
-
-@contextmanager
-def acting_adapters(model: nn.Module) -> Iterator[None]:
-    """Change the adapters' output matrices, which are zero at first, so that a forward without them is noticed.
-
-    No random numbers are drawn.
-    """
-    adapted = [module for module in model.modules() if is_adapted(module)]
-    outputs = [p for module in adapted for part in (module.lora_B, module.lora_embedding_B) for p in part.parameters()]
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in outputs]
-    before = [part.detach().clone() for part in local]
-    with torch.no_grad():
-        for part in local:
-            wave = torch.arange(part.numel(), device=part.device, dtype=torch.float32).mul_(1.7).sin_().mul_(0.03)
-            part.add_(wave.view(part.shape).to(part.dtype))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for part, values in zip(local, before, strict=True):
-                part.copy_(values)
 
 
 def sample_groups(prompt: list[int], pad: int, device: torch.device) -> PromptGroups:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from policies import Policy
+from policies.adapters import acting_adapters
 from policies.modes import evaluation_mode
-from policies.start_checks import acting_adapters
 from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.continuous_batching import ContinuousBatching
 from rollouts.decoder import Decoder
