@@ -121,8 +121,14 @@ def adapted(folder: Path, scratch: Path, targets: str | list[str]) -> Cell:
     policy.save_adapter(scratch / "adapter")
     policy.save(scratch / "merged")
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if hasattr(base.config, "rescale_every"):
+        base.config.rescale_every = 0  # adapters are not rescaled with their layer
     before = plain_logprobs(base, PROMPTS[0], PROMPTS[1])
-    model = PeftModel.from_pretrained(base, scratch / "adapter")
+    try:
+        policy.check_adapter_folder()
+        model, remark = PeftModel.from_pretrained(base, scratch / "adapter"), ""
+    except ConfigError:
+        model, remark = policy.model, ", no adapter folder"
     acts = float((plain_logprobs(model, PROMPTS[0], PROMPTS[1]) - before).abs().max())
     if acts < 2 * LARGEST:
         return Cell(float("nan"), acts, "the adapter has no effect")
@@ -132,7 +138,8 @@ def adapted(folder: Path, scratch: Path, targets: str | list[str]) -> Cell:
     expected = torch.stack([plain_logprobs(model, prompt, PROMPTS[1]) for prompt in PROMPTS])
     gaps = (exported - expected).abs()
     cells = [rollout, update, Cell(float(gaps.mean()), float(gaps.max()), "export")]
-    return max(cells, key=lambda cell: (cell.wrong, cell.gap))
+    worst = max(cells, key=lambda cell: (cell.wrong, cell.gap))
+    return Cell(worst.gap, worst.largest, worst.way + remark)
 
 
 def head_and_embedding(policy: Policy) -> list[str]:

@@ -1,6 +1,8 @@
 """A causal language model with its tokenizer, its LoRA adapter if any, and its reference."""
 
 import copy
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from policies.prompt_encoding import Prompt, encode_prompt
 from policies.start_checks import WAYS, way_of_scoring
 from policies.tokenizer import check_known, load_tokenizer, open_thinking
 from support.errors import ConfigError
+from support.seeding import isolated_rng
 
 
 def load_model(params: PolicyParams) -> Any:
@@ -257,6 +260,31 @@ class Policy(nn.Module):
         else:
             self.bare.save_pretrained(folder, state_dict=dict(self.weights()))
         self.tokenizer.save_pretrained(folder)
+
+    def check_adapter_folder(self) -> None:
+        """Save and load the adapter, as peft would later.
+
+        Raises:
+            ConfigError: peft does not find all of it under the names that it wrote.
+        """
+        with tempfile.TemporaryDirectory() as folder, isolated_rng("adapter folder", 0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.save_adapter(folder)
+            self.model.load_adapter(folder, "again", torch_device=str(self.device))
+            weights = dict(self.model.named_parameters())
+            lost = [
+                name
+                for name, weight in weights.items()
+                if ".default" in name and not torch.equal(weight, weights[name.replace(".default", ".again")])
+            ]
+            self.model.delete_adapter("again")
+            self.model.set_adapter("default")
+        if lost:
+            raise ConfigError(
+                f"peft does not read the adapter of {self.params.model} ({type(self.bare).__name__}) back from its "
+                f"folder: {len(lost)} of its weights are lost, among them {lost[0]}. Use callbacks.ExportPolicy, or "
+                "leave these layers out of policy.lora.target_modules."
+            )
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the trained adapter as a peft folder, without a reference's adapter.
