@@ -16,6 +16,8 @@ _LINEAR = _layers("linear_attention", "full_attention")
 
 #: families whose small configuration needs more than sizes
 _CHANGES: dict[str, dict[str, Any]] = {
+    "axk1": _LATENT,
+    "axk2": _LATENT,
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "cwm": {"bos_token_id": 0},
     "deepseek_v2": _LATENT,
@@ -46,6 +48,15 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "smollm3": {"no_rope_layers": [1, 0]},
     "youtu": _LATENT,
+    "zamba2": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "layers_block_type": ["mamba", "hybrid"],
+        "mamba_headdim": 8,
+        "n_mamba_heads": 8,
+        "mamba_ngroups": 1,
+        "adapter_rank": 4,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 _PLAIN = """
@@ -56,7 +67,7 @@ _PLAIN = """
     gemma4_unified_text
     mimo_v2_flash minimax minimax_m2 ministral ministral3 mistral mixtral mpt nanochat nemotron nemotron_h olmo olmo2 olmo3
     olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe rwkv seed_oss solar_open stablelm
-    starcoder2 vaultgemma xglm xlnet xlstm
+    flint gpt-sw3 hrm_text minimax_m3_vl_text starcoder2 vaultgemma xglm xlnet xlstm
 """.split()
 
 FAMILIES = sorted(

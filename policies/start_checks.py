@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from policies.adapters import acting_adapters, without_wrapper
+from policies.adapters import acting_adapters, acting_weight, is_adapted, without_wrapper
 from policies.logprobs import (
     LogprobsAndEntropies,
     by_length_logprobs,
@@ -83,6 +83,53 @@ def unpadded_logprobs(model: nn.Module, groups: PromptGroups) -> Float[Tensor, "
 
 
 @contextmanager
+def calls_of_adapted(model: nn.Module) -> Iterator[set[str]]:
+    """The names of the adapted layers whose forward is called meanwhile."""
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.add(name))  # type: ignore[misc]
+        for name, module in model.named_modules()
+        if is_adapted(module)
+    ]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_read_around(policy: Any, groups: PromptGroups, expected: Tensor, called: set[str]) -> None:
+    """Refuse adapters on layers whose weight the model reads instead of calling the layer, as some state spaces do.
+
+    Such adapters would have no effect, or only a part of it, until they are merged. Experts that the compared tokens do
+    not reach are not called either, but their weights change nothing.
+    """
+    idle = [
+        (name, module)
+        for name, module in policy.model.named_modules()
+        if is_adapted(module) and name not in called and not hasattr(module, "parameter_name")
+    ]
+    if not idle:
+        return
+    weights = [module.get_base_layer().weight for _, module in idle]
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        for (_, module), weight in zip(idle, weights, strict=True):
+            weight.copy_(acting_weight(module)[0])
+        gap = _gap(unpadded_logprobs(policy.model, groups), expected)
+    finally:
+        for weight, values in zip(weights, before, strict=True):
+            weight.copy_(values)
+    if gap > _tolerance(policy.model, policy.device):
+        names = sorted({name.rpartition(".")[2] for name, _ in idle})
+        raise ConfigError(
+            f"{type(policy.bare).__name__} reads the weight of {', '.join(names)} without calling the layer, so that "
+            f"its adapter (policy.lora.target_modules: {policy.params.lora.target_modules!r}) has no effect until it is "
+            "merged. Name the layers to adapt in policy.lora.target_modules, without these."
+        )
+
+
+@contextmanager
 def _attention(policy: Any, kind: str) -> Iterator[None]:
     """Let the policy's model compute with this kind of attention."""
     before = policy.bare.config._attn_implementation
@@ -123,7 +170,10 @@ def way_of_scoring(policy: Any, prompt: Int[Tensor, "time"] | list[int]) -> str:
     with evaluation_mode(model), acting_adapters(model):
         try:
             with _attention(policy, policy.attention):
-                expected = unpadded_logprobs(model, groups)
+                with calls_of_adapted(model) as called:
+                    expected = unpadded_logprobs(model, groups)
+                if not isinstance(policy, FSDPModule):
+                    _check_read_around(policy, groups, expected, called)
         except (torch.OutOfMemoryError, ConfigError):
             raise
         except FOREIGN as error:
