@@ -249,8 +249,10 @@ def behaviour_gap(module: Any, seen: list[Seen]) -> str | None:
     In float32 they differ by rounding, 1e-6; a hundredth is a fault. Engines that compute in another precision are
     reported from a tenth on. Tokens that were sampled from another distribution (top-p, a method's own) are not judged.
     """
+    if not seen[-1].gap > 0.01 or not module.plain_sampling or module.last_rollout.own_first is not None:
+        return None
     limit = 0.01 if module.engine.matches(module.policy) else 0.1
-    if not module.plain_sampling or module.last_rollout.own_first is not None or not seen[-1].gap > limit:
+    if seen[-1].gap <= limit:
         return None
     return (
         f"The log-probs that {type(module.engine).__name__} recorded differ by {seen[-1].gap:.2g} nats per token from "

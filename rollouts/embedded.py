@@ -16,6 +16,7 @@ from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.continuous_batching import ContinuousBatching
 from rollouts.decoder import Decoder
 from rollouts.engine import Engine, Forced, Prompts, assemble, check_prompts, full_precision, padded_forced, uniforms
+from rollouts.engine_checks import allowed_gap, recorded_gap
 from rollouts.kv_cache import PromptCache, SharedPrompts
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
@@ -31,7 +32,7 @@ class EmbeddedEngine(Engine):
 
     def __init__(self) -> None:
         self._checked: dict[torch.dtype, bool] = {}
-        self._compared = False  # the first completions with a plain forward
+        self._compared = False  # whether the first completions were, with plain forwards
         self._other = TransformersEngine()
 
     def matches(self, policy: Policy) -> bool:
@@ -63,6 +64,16 @@ class EmbeddedEngine(Engine):
             forced_tokens = padded_forced(forced, len(uniform), policy.device)
             run = ContinuousBatching(policy, decoder, prompts, group_size, sampling, forced_tokens, uniform)
             run.generate(rows_at_once or len(prompts) * group_size)
+        if not self._compared:
+            by_row = [prompt for prompt in prompts for _ in range(group_size)]
+            with evaluation_mode(policy.model):
+                gap = recorded_gap(policy, by_row, run.tokens, run.logprobs, run.lengths, forced_tokens, sampling)
+            if not gap <= allowed_gap(policy):
+                self._fall_back(
+                    dtype, f"{type(policy.bare).__name__} decodes differently (mean log-probs differ by {gap:.2g})"
+                )
+                return self._other.generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
+            self._compared = True
         names: tuple[FinishReason, ...] = ("length", "eos", "stop")
         reasons = [names[i] for i in run.reasons.tolist()]
         return assemble(policy, prompts, rows, run.tokens, run.logprobs, run.lengths, run.forced, reasons)
@@ -77,9 +88,12 @@ class EmbeddedEngine(Engine):
                 self._checked[dtype] = True
             return Decoder(policy.bare, dtype, transpose)
         except ValueError as reason:
-            warnings.warn(f"{reason}; TransformersEngine generates the completions instead, slower.", stacklevel=2)
-            self._checked[dtype] = False
+            self._fall_back(dtype, str(reason))
             return None
+
+    def _fall_back(self, dtype: torch.dtype, reason: str) -> None:
+        warnings.warn(f"{reason}; TransformersEngine generates the completions instead, slower.", stacklevel=3)
+        self._checked[dtype] = False
 
 
 def _decoder_of(policy: Policy, dtype: torch.dtype, transpose: bool) -> Decoder:

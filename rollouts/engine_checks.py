@@ -16,6 +16,7 @@ def recorded_gap(
     completions: Tensor,
     logprobs: Tensor,
     lengths: Tensor,
+    forced: Tensor,
     sampling: SamplingParams,
 ) -> float:
     """Largest mean difference of recorded log-probs from those of unpadded forwards.
@@ -26,6 +27,7 @@ def recorded_gap(
         prompts: one per row.
         completions, logprobs: (rows, time).
         lengths: (rows,), tokens of each completion.
+        forced: as from padded_forced; these tokens are left out, because they were not sampled.
     """
     sizes = [(len(prompt), int(length)) for prompt, length in zip(prompts, lengths.tolist(), strict=True)]
     longest = max(range(len(sizes)), key=lambda row: sum(sizes[row]))
@@ -36,9 +38,9 @@ def recorded_gap(
         ids = torch.cat([torch.tensor(prompts[row], device=tokens.device), tokens])[None]
         logits = model_logits(policy.model, ids, keep=len(tokens) + 1)[0, :-1].float()
         expected = warpers(sampling)(ids, logits).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        gap = logprobs[row, : len(tokens)] - expected
-        # A token outside of the distribution that was sampled from was forced.
-        gaps.append(float(gap[expected.isfinite()].abs().mean().nan_to_num()))
+        sampled = torch.ones_like(tokens, dtype=torch.bool)
+        sampled[: forced.shape[1]] = forced[row, : len(tokens)] < 0
+        gaps.append(float((logprobs[row, : len(tokens)] - expected)[sampled].abs().mean().nan_to_num()))
     return max(gaps)
 
 

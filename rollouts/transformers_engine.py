@@ -121,7 +121,7 @@ class TransformersEngine(Engine):
                     )
                     if self._way is not None:
                         break
-                    gap = recorded_gap(policy, by_row, tokens, logprobs, lengths, sampling)
+                    gap = recorded_gap(policy, by_row, tokens, logprobs, lengths, forced_tokens, sampling)
             except FOREIGN as error:
                 if self._way is not None or isinstance(error, torch.OutOfMemoryError):
                     raise

@@ -4,6 +4,7 @@
 """
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ CELLS = [
     ("gemma4_text", ("LoRA",), (None,)),  # buffers
     ("cpmant", ("update",), ("refused: .*not a causal language model",)),
     ("gpt2", COLUMNS[3:], ("refused: .*lm_head and transformer.wte share one weight",)),
+    ("jamba", ("LoRA",), ("refused: .*reads the weight of dt_proj without calling the layer",)),
     ("inkling2_text", COLUMNS[3:], (r"refused: .*model\.embed_tokens .*merged later",)),
 ]
 
@@ -102,11 +104,51 @@ def test_recorded_log_probs_are_compared_where_tokens_were_sampled(reasoner):
     policy = Policy(PolicyParams(reasoner))
     sampling, prompts = SamplingParams(5, temperature=0.7, top_k=9), [[5, 6, 7], [9]]
     batch = TransformersEngine().generate(policy, prompts, [{"id": 0}, {"id": 1}], 1, sampling)
-    values = (policy, prompts, batch.completion_ids, batch.behaviour_logprobs, batch.lengths, sampling)
+    values = (
+        policy,
+        prompts,
+        batch.completion_ids,
+        batch.behaviour_logprobs,
+        batch.lengths,
+        torch.full((2, 0), -1),
+        sampling,
+    )
     assert engine_checks.recorded_gap(*values) < 1e-5
+    # the first token of each row was forced: its log-prob is another token's
+    forced, other = torch.tensor([[3], [3]]), batch.behaviour_logprobs.clone()
+    other[:, 0] -= 5.0
+    assert engine_checks.recorded_gap(*values[:3], other, batch.lengths, forced, sampling) < 1e-5
     assert engine_checks.recorded_gap(*values[:3], batch.behaviour_logprobs - 0.1, *values[4:]) == pytest.approx(
         0.1, abs=1e-4
     )
+
+
+def test_first_completions_that_differ_end_the_use_of_the_decoder(reasoner, monkeypatch):
+    policy, engine = Policy(PolicyParams(reasoner)), EmbeddedEngine()
+    monkeypatch.setattr("rollouts.embedded.recorded_gap", lambda *_: 1.0)
+    with pytest.warns(UserWarning, match=r"decodes differently \(mean log-probs differ by 1\)"):
+        engine.generate(policy, [[5, 6], [7]], [{"id": 0}, {"id": 1}], 1, SamplingParams(3))
+    assert not any(engine._checked.values())
+
+
+def test_an_adapter_that_peft_does_not_read_back_is_refused(tmp_path):
+    """laguna's shared experts are renamed in loading and not in saving."""
+    for name, lost in (("llama", False), ("laguna", True)):
+        build(BY_NAME[name], tmp_path / name)
+        policy = Policy(PolicyParams(str(tmp_path / name), lora=LoRA(r=2)))
+        before = {key: p.detach().clone() for key, p in policy.model.named_parameters()}
+        with pytest.raises(ConfigError, match="shared_experts.* Use callbacks.ExportPolicy") if lost else nullcontext():
+            policy.check_adapter_folder()
+        after = dict(policy.model.named_parameters())
+        assert before.keys() == after.keys() and all(torch.equal(before[key], p) for key, p in after.items())
+        assert all(p.requires_grad == ("lora" in key) for key, p in after.items())
+
+
+@pytest.mark.parametrize("engine", [EmbeddedEngine, TransformersEngine])
+def test_forced_tokens_are_no_difference(reasoner, engine):
+    policy, forced = Policy(PolicyParams(reasoner)), [[4, 4, 4], [9]]
+    batch = engine().generate(policy, [[5, 6], [7]], [{"id": 0}, {"id": 1}], 1, SamplingParams(6), forced)
+    assert batch.completion_ids[0, :3].tolist() == [4, 4, 4]
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["lm_head"], ["embed_tokens"]])
