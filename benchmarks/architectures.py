@@ -42,7 +42,7 @@ COLUMNS = ("rollout", "update", "LoRA", "LoRA on head and embedding")
 
 @dataclass
 class Cell:
-    """What one column of the table says about a family.
+    """The entry of one column of the table.
 
     Fields:
         gap: mean difference of log-probs; None where the model is refused.

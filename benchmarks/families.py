@@ -61,13 +61,13 @@ _CHANGES: dict[str, dict[str, Any]] = {
 }
 _PLAIN = """
     afmoe apertus arcee aria_text biogpt bitnet bloom codegen cohere cohere2 cohere2_moe cpmant ctrl doge dots1
-    ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo gemma gemma2 gemma3_text glm glm4
-    glm4_moe gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
-    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jais2 jetmoe kolibri1 laguna llama llama4_text mamba mellum hy_v3 hy_v4 inkling_text inkling2_text iquestcoder
-    gemma4_unified_text
-    mimo_v2_flash minimax minimax_m2 ministral ministral3 mistral mixtral mpt nanochat nemotron nemotron_h olmo olmo2 olmo3
-    olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe rwkv seed_oss solar_open stablelm
-    flint gpt-sw3 hrm_text minimax_m3_vl_text starcoder2 vaultgemma xglm xlnet xlstm
+    ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint gemma gemma2 gemma3_text
+    gemma4_unified_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite
+    granite_swa granitemoe granitemoe_swa granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3
+    hy_v4 hyperclovax inkling2_text inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama
+    llama4_text mamba mellum mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral
+    mixtral mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2
+    qwen2_moe qwen3 qwen3_moe rwkv seed_oss solar_open stablelm starcoder2 vaultgemma xglm xlnet xlstm
 """.split()
 
 FAMILIES = sorted(

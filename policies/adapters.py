@@ -48,8 +48,8 @@ def acting_adapters(model: nn.Module) -> Iterator[None]:
 
     No random numbers are drawn.
     """
-    adapted = [module for module in model.modules() if is_adapted(module)]
-    outputs = [p for module in adapted for part in (module.lora_B, module.lora_embedding_B) for p in part.parameters()]
+    adapted: list[Any] = [module for module in model.modules() if is_adapted(module)]
+    outputs = [p for layer in adapted for part in (layer.lora_B, layer.lora_embedding_B) for p in part.parameters()]
     local = [p.to_local() if isinstance(p, DTensor) else p for p in outputs]
     before = [part.detach().clone() for part in local]
     with torch.no_grad():

@@ -56,7 +56,8 @@ def model_logits(
     if mask is not None:
         options["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
         options["attention_mask"] = mask.long()
-    names = _options(type(without_wrapper(model)))
+    kind: type[nn.Module] = type(without_wrapper(model))
+    names = _options(kind)
     options = {name: value for name, value in options.items() if name in names or "**" in names}
     logits: Tensor = model(input_ids=ids, **options).logits
     return logits[:, -keep:]

@@ -87,7 +87,7 @@ def calls_of_adapted(model: nn.Module) -> Iterator[set[str]]:
     """The names of the adapted layers whose forward is called meanwhile."""
     called: set[str] = set()
     hooks = [
-        module.register_forward_hook(lambda *_, name=name: called.add(name))  # type: ignore[misc]
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
         for name, module in model.named_modules()
         if is_adapted(module)
     ]
@@ -124,8 +124,8 @@ def _check_read_around(policy: Any, groups: PromptGroups, expected: Tensor, call
         names = sorted({name.rpartition(".")[2] for name, _ in idle})
         raise ConfigError(
             f"{type(policy.bare).__name__} reads the weight of {', '.join(names)} without calling the layer, so that "
-            f"its adapter (policy.lora.target_modules: {policy.params.lora.target_modules!r}) has no effect until it is "
-            "merged. Name the layers to adapt in policy.lora.target_modules, without these."
+            f"its adapter (policy.lora.target_modules: {policy.params.lora.target_modules!r}) has no effect until it "
+            "is merged. Name the layers to adapt in policy.lora.target_modules, without these."
         )
 
 
@@ -166,13 +166,13 @@ def way_of_scoring(policy: Any, prompt: Int[Tensor, "time"] | list[int]) -> str:
     model = policy.model
     groups = sample_groups(list(prompt), policy.pad_token_id, policy.device)
     ways = [way for way in WAYS if policy.packed or way != "packed"]
-    reasons = []
+    reasons, sharded = [], isinstance(policy, FSDPModule)
     with evaluation_mode(model), acting_adapters(model):
         try:
             with _attention(policy, policy.attention):
                 with calls_of_adapted(model) as called:
                     expected = unpadded_logprobs(model, groups)
-                if not isinstance(policy, FSDPModule):
+                if not sharded:
                     _check_read_around(policy, groups, expected, called)
         except (torch.OutOfMemoryError, ConfigError):
             raise
@@ -194,7 +194,7 @@ def way_of_scoring(policy: Any, prompt: Int[Tensor, "time"] | list[int]) -> str:
                 raise
             except FOREIGN as error:
                 problem = f"{name} fail with {type(error).__name__} ({_line(error)})"
-            if isinstance(policy, FSDPModule):  # the processes must go the same way
+            if sharded:  # the processes must go the same way
                 problem = next(filter(None, gathered(problem)), "")
             if not problem:
                 break
@@ -207,7 +207,7 @@ def way_of_scoring(policy: Any, prompt: Int[Tensor, "time"] | list[int]) -> str:
                 f"{policy.params.model} cannot be trained: compared with its forward over single sequences, "
                 f"{'; '.join(reasons)} (at most {limit:g} allowed). Set policy.model to another model."
             )
-    if way == "by_length" and isinstance(policy, FSDPModule):
+    if way == "by_length" and sharded:
         raise ConfigError(
             f"{policy.params.model} does not bear padding ({'; '.join(reasons)}), so its prompts are scored by length, "
             "which weights in shards do not allow. Use another strategy than FSDP2, such as ddp."

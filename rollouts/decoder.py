@@ -90,8 +90,8 @@ class Decoder:
         rope_type = getattr(self.bare.config, "rope_parameters", {}).get("rope_type", "default")
         if layer_types != {"full_attention"} or rope_type in ("dynamic", "longrope"):
             return f"{type(self.bare).__name__} has layers or rotary positions that change with the length"
-        if names := limits(self.bare.config):
-            return f"{type(self.bare).__name__} limits its attention ({', '.join(names)})"
+        if limiting := limits(self.bare.config):
+            return f"{type(self.bare).__name__} limits its attention ({', '.join(limiting)})"
         for layer in decoder.layers:
             parts = {name: {n for n, _ in child.named_children()} for name, child in layer.named_children()}
             extra = parts.get("self_attn", set()) - _ATTENTION

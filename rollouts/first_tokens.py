@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies import Policy
+from policies.logprobs import model_logits
+from policies.modes import evaluation_mode
 from rollouts.batch import RolloutBatch
-from rollouts.engine import Prompts, padded_left
+from rollouts.engine import Prompts, padded_left, padded_together
 
 TOKENS_AT_ONCE = 4096  # maximum number of prompt tokens in one forward
 

@@ -1,4 +1,4 @@
-"""What acts in updates is what acted in the rollout: dropout, other noise, adapters' dropout, checkpointing."""
+"""Updates compute what the rollout computed: dropout, other noise, adapters' dropout, checkpointing."""
 
 import pytest
 import torch
