@@ -62,7 +62,9 @@ class Cell:
 @torch.no_grad()
 def plain_logprobs(model: Any, prompt: list[int], completion: list[int]) -> Tensor:
     """Log-probs of a completion by one forward without padding."""
-    logits = model.eval()(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+    logits = model.eval()(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[
+        0, len(prompt) - 1 : -1
+    ]
     return logits.float().log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 

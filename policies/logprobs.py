@@ -1,6 +1,7 @@
 """Log-probs of completions under a causal language model."""
 
 import inspect
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -33,9 +34,9 @@ def token_entropies(
 
 
 @lru_cache
-def _options(kind: type[nn.Module]) -> frozenset[str]:
+def _options(forward: Callable[..., Any]) -> frozenset[str]:
     """Names of the options of a model's forward, "**" for any."""
-    parameters = inspect.signature(kind.forward).parameters.values()
+    parameters = inspect.signature(forward).parameters.values()
     return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
 
 
@@ -56,8 +57,7 @@ def model_logits(
     if mask is not None:
         options["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
         options["attention_mask"] = mask.long()
-    kind: type[nn.Module] = type(without_wrapper(model))
-    names = _options(kind)
+    names = _options(type(without_wrapper(model)).forward)
     options = {name: value for name, value in options.items() if name in names or "**" in names}
     logits: Tensor = model(input_ids=ids, **options).logits
     return logits[:, -keep:]
