@@ -38,6 +38,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs/models.md"
 #: what stands before the table
 MARK = "<!-- written by `make architectures` -->"
 COLUMNS = ("rollout", "update", "LoRA", "LoRA on head and embedding")
+#: parts of a message that differ between models of one kind
+_NAMES = re.compile(r"\[.*?\]|\{.*?\}|'[^']*'|\(.*?\)|\S*[._/]\S*|\w*(?:LM|Model)\w*")
 
 
 @dataclass
@@ -141,7 +143,7 @@ def adapted(folder: Path, scratch: Path, targets: str | list[str]) -> Cell:
     gaps = (exported - expected).abs()
     cells = [rollout, update, Cell(float(gaps.mean()), float(gaps.max()), "export")]
     worst = max(cells, key=lambda cell: (cell.wrong, cell.gap))
-    return Cell(worst.gap, worst.largest, worst.way + remark)
+    return Cell(worst.gap, worst.largest, (worst.way if worst.wrong else "exact") + remark)
 
 
 def head_and_embedding(policy: Policy) -> list[str]:
@@ -186,8 +188,7 @@ def table(rows: dict[str, dict[str, Cell]]) -> str:
         texts = []
         for cell in cells.values():
             if cell.gap is None:
-                kind = re.sub(r"\[.*?\]|'[^']*'|\(.*?\)|\S*[._/]\S*| and |\w*(LM|Model)\w*|,| lm_head", "", cell.way)
-                kind = re.sub(r"but .* share", "but share", kind)
+                kind = _NAMES.sub("", re.sub(r"but .* share", "but share", cell.way.partition(" Its layers")[0]))
                 number, *_ = kinds.setdefault(kind, (len(kinds) + 1, name, cell.way))
                 texts.append(f"refused ({number})")
             else:

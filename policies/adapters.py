@@ -29,13 +29,14 @@ def with_adapter(model: Any, lora: LoRA, task_type: str | None = "CAUSAL_LM") ->
         target_modules=lora.target_modules,
         task_type=task_type,
     )
+    layers = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    advice = "name those to adapt" if lora.target_modules == "all-linear" else "all-linear takes all"
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        layers = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         raise ConfigError(
             f"policy.lora.target_modules is {lora.target_modules!r}, which does not fit this model: {error} "
-            f"Its layers are {', '.join(sorted(layers))}; all-linear takes all."
+            f"Its layers are {', '.join(sorted(layers))}; {advice}."
         ) from error
     _check_not_shared(without_wrapper(adapted), lora)
     _check_merging(without_wrapper(adapted), lora)
@@ -100,8 +101,8 @@ def _check_merging(model: nn.Module, lora: LoRA) -> None:
         if error:
             raise ConfigError(
                 f"policy.lora.target_modules is {lora.target_modules!r}, but {name} ({type(base).__name__}) cannot "
-                f"have an adapter that is merged later: {error}. Leave {name.rpartition('.')[2]} out of "
-                "policy.lora.target_modules."
+                f"have an adapter that is merged later: {error}. Name the layers to adapt in "
+                f"policy.lora.target_modules, without {name.rpartition('.')[2]}."
             )
 
 

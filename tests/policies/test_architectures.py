@@ -20,7 +20,7 @@ BY_NAME = {str(family): family for family in FAMILIES}
 ROLLED = ("rollout", "update")
 #: (family, columns, what they say): one member of each kind
 CELLS = [
-    ("llama", COLUMNS, ("embedded", "packed", None, None)),
+    ("llama", COLUMNS, ("embedded", "packed", "exact", "exact")),
     ("gpt2", ROLLED, ("generate", "packed")),  # dropout in modules of its own; learned positions
     ("mistral", ROLLED, ("generate", "padded")),  # a window that is exceeded
     ("gemma2", ROLLED, ("generate", "padded")),  # capped logits
