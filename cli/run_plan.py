@@ -43,7 +43,7 @@ class RunPlan:
     def of(cls, trainer: L.Trainer, module: OnPolicyModule, data: Any) -> "RunPlan":
         """Work out the numbers from the objects of a command line, none of which has loaded a model."""
         batch, train = module.batch, data.rows("train")
-        tokenizer = load_tokenizer(module.policy_params.model)
+        tokenizer = load_tokenizer(module.policy_params.model, module.policy_params.chat_template_args)
         longest = sorted((row["prompt"] for row in train), key=lambda prompt: -len(str(prompt)))[:ENCODED]
         prompt_tokens = max(len(encode_prompt(tokenizer, prompt)) for prompt in longest)
         rows, epoch = batch.prompts_per_rollout * batch.group_size, len(train) // batch.prompts_per_rollout

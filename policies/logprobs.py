@@ -1,13 +1,17 @@
 """Log-probs of completions under a causal language model."""
 
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from policies.adapters import without_wrapper
 from policies.fused import fused_logprobs
-from policies.packing import PromptGroups
+from policies.packing import NO_MASK, PromptGroups
 
 LogprobsAndEntropies = tuple[Float[Tensor, "rows time"], Float[Tensor, "rows time"]]
 
@@ -29,6 +33,36 @@ def token_entropies(
     )
 
 
+@lru_cache
+def _options(forward: Callable[..., Any]) -> frozenset[str]:
+    """Names of the options of a model's forward, "**" for any."""
+    parameters = inspect.signature(forward).parameters.values()
+    return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
+
+
+def model_logits(
+    model: Any,
+    ids: Int[Tensor, "rows time"],
+    mask: Bool[Tensor, "rows time"] | None = None,
+    keep: int = 1,
+) -> Float[Tensor, "rows keep vocabulary"]:
+    """Logits at the last `keep` positions.
+
+    Options that a model does not have (positions, a number of logits) are left out.
+
+    Args:
+        mask: False where ids only pad, on either side; None where nothing pads.
+    """
+    options: dict[str, Any] = {"use_cache": False, "logits_to_keep": keep}
+    if mask is not None:
+        options["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        options["attention_mask"] = mask.long()
+    names = _options(type(without_wrapper(model)).forward)
+    options = {name: value for name, value in options.items() if name in names or "**" in names}
+    logits: Tensor = model(input_ids=ids, **options).logits
+    return logits[:, -keep:]
+
+
 def padded_logprobs(
     model: nn.Module, groups: PromptGroups, temperature: float = 1.0, entropy_gradient: bool = False
 ) -> LogprobsAndEntropies:
@@ -39,11 +73,37 @@ def padded_logprobs(
     """
     ids = torch.cat([groups.prompt_ids[groups.owner], groups.completion_ids], dim=1)
     mask = torch.cat([groups.prompt_mask[groups.owner], groups.completion_mask], dim=1)
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    width = groups.completion_ids.shape[1]
-    logits = model(
-        input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, logits_to_keep=width + 1
-    ).logits
+    return _scored(
+        model_logits(model, ids, mask, groups.completion_ids.shape[1] + 1), groups, temperature, entropy_gradient
+    )
+
+
+def by_length_logprobs(
+    model: nn.Module, groups: PromptGroups, temperature: float = 1.0, entropy_gradient: bool = False
+) -> LogprobsAndEntropies:
+    """(log-probs, entropies) of every completion token by one forward per length of the prompts.
+
+    For models that do not bear padding on the left, such as recurrent ones: nothing stands before a prompt, and what
+    pads behind a completion changes no earlier token.
+    """
+    lengths = groups.prompt_mask.sum(1)[groups.owner]
+    results: list[LogprobsAndEntropies] = []
+    order = []
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero()[:, 0]
+        part = groups.rows(rows)
+        prompts = part.prompt_ids[part.owner, part.prompt_ids.shape[1] - length :]
+        logits = model_logits(
+            model, torch.cat([prompts, part.completion_ids], 1), keep=part.completion_ids.shape[1] + 1
+        )
+        results.append(_scored(logits, part, temperature, entropy_gradient))
+        order.append(rows)
+    back = torch.cat(order).argsort()
+    logprobs, entropies = (torch.cat(parts)[back] for parts in zip(*results, strict=True))
+    return logprobs, entropies
+
+
+def _scored(logits: Tensor, groups: PromptGroups, temperature: float, entropy_gradient: bool) -> LogprobsAndEntropies:
     logits = logits[:, :-1]
     entropies = token_entropies(logits if entropy_gradient else logits.detach(), temperature)
     return token_logprobs(logits, groups.completion_ids, temperature), entropies
@@ -59,7 +119,7 @@ def packed_logprobs(
     """
     packed = groups.packed
     # A mask of four dimensions keeps the model from making one; the attention uses the masks of the buckets.
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.ids.device)
+    mask = torch.ones(NO_MASK, dtype=torch.bool, device=packed.ids.device)
     hidden = model.get_decoder()(
         input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False, packed=packed
     ).last_hidden_state

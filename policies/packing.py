@@ -6,6 +6,7 @@ completion's token its whole prompt and its own row so far. The last token of a 
 left out.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,14 +56,14 @@ class PromptGroups:
     def packed(self) -> "PackedSequence":
         return PackedSequence(self)
 
-    def first(self, rows: int) -> "PromptGroups":
-        """The first rows alone."""
+    def rows(self, index: Int[Tensor, "selected"]) -> "PromptGroups":
+        """The rows with these indices; prompts of other rows stay."""
         return PromptGroups(
             self.prompt_ids,
             self.prompt_mask,
-            self.owner[:rows],
-            self.completion_ids[:rows],
-            self.completion_mask[:rows],
+            self.owner[index],
+            self.completion_ids[index],
+            self.completion_mask[index],
         )
 
 
@@ -146,6 +147,39 @@ def _fold(query: Tensor, key_heads: int) -> Tensor:
     return query.reshape(rows, key_heads, heads // key_heads * time, size)
 
 
+class UnsuitableAttention(ValueError):
+    """A model's attention does more than packed forwards do."""
+
+
+#: options of an attention function that do not change its result within a packed sequence
+_HARMLESS = {
+    "is_causal",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_ids",
+    "return_dict",
+    "use_cache",
+}
+_LIMIT = re.compile("window|chunk_size|softcap")
+#: shape of the mask that `packed_logprobs` gives to the model
+NO_MASK = (1, 1, 1, 1)
+
+
+def _check_plain(mask: Tensor | None, options: dict[str, Any]) -> None:
+    """Refuse what a layer asks of its attention beyond plain causal attention: a window, a cap, sinks, a mask.
+
+    Raises:
+        UnsuitableAttention: names it.
+    """
+    extra = [name for name, value in options.items() if name not in _HARMLESS and value is not None]
+    if extra:
+        raise UnsuitableAttention(f"its attention uses {', '.join(sorted(extra))}")
+    if mask is not None and mask.shape != NO_MASK:
+        raise UnsuitableAttention("its layers make attention masks of their own")
+
+
 def shared_prefix_attention(
     module: nn.Module,
     query: Float[Tensor, "one heads tokens size"],
@@ -163,6 +197,7 @@ def shared_prefix_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return ordinary
+    _check_plain(attention_mask, kwargs)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     heads, key_heads, size = q.shape[1], k.shape[1], q.shape[2]
     repeats = heads // key_heads
@@ -195,9 +230,19 @@ AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
 AttentionMaskInterface.register(SHARED_PREFIX, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def can_pack(model: nn.Module) -> bool:
-    """Whether the model accepts a custom attention function and uses plain causal attention in every layer."""
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return bool(getattr(model, "_supports_attention_backend", False)) and kinds == {"full_attention"} and window is None
+def can_pack(model: Any) -> bool:
+    """Whether a transformers model accepts a custom attention function and has a plain matrix as output layer.
+
+    With an output layer that has a bias or an adapter, packed forwards would be wrong from the moment in which it is
+    not zero. What else may not fit shows in the comparison of policies/start_checks.py.
+    """
+    head = model.get_output_embeddings()
+    plain_head = isinstance(head, nn.Linear) and head.bias is None and not hasattr(head, "lora_A")
+    return plain_head and bool(getattr(model, "_supports_attention_backend", False)) and not limits(model.config)
+
+
+def limits(config: Any) -> list[str]:
+    """Names of a configuration's settings that limit what attention sees, or cap its scores or the logits."""
+    if not getattr(config, "use_sliding_window", True):
+        return []
+    return [name for name, value in config.to_dict().items() if _LIMIT.search(name) and value]

@@ -1,8 +1,8 @@
 """Settings of a policy: its model, precision and adapters."""
 
 import os
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from support.errors import ConfigError
 
@@ -40,9 +40,12 @@ class PolicyParams:
         lora: train adapters instead of all weights; the reference then costs no memory.
         gradient_checkpointing: recompute activations in the backward pass.
         packing: score the completions of a prompt in one sequence that holds it once, without padding. Models whose
-            attention cannot be packed (sliding windows) are scored by padded forwards anyway.
+            attention cannot be packed (sliding windows) are scored by padded forwards, after a warning.
         open_thinking: let the chat template's prompt end with an open <think>, for teaching a model that does not think
             to do so; an exported folder keeps it.
+        dropout: let the dropout of the model's configuration, and other noise of its training mode, act in updates.
+            Their log-probs then differ from those of the rollout. The adapters' dropout is lora.dropout.
+        chat_template_args: arguments of the chat template, such as Qwen3's enable_thinking: false.
     """
 
     model: str
@@ -51,6 +54,8 @@ class PolicyParams:
     gradient_checkpointing: bool = False
     packing: bool = True
     open_thinking: bool = False
+    dropout: bool = False
+    chat_template_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, os.PathLike):

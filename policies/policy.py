@@ -1,10 +1,12 @@
 """A causal language model with its tokenizer, its LoRA adapter if any, and its reference."""
 
 import copy
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,17 +18,24 @@ from policies.adapters import acting_weights, with_adapter, without_wrapper
 from policies.gathering import gathered_weights, sharded_modules
 from policies.given import score_completions
 from policies.locate import load_pretrained
-from policies.logprobs import LogprobsAndEntropies, packed_logprobs, padded_logprobs
+from policies.logprobs import LogprobsAndEntropies
+from policies.modes import checkpoint_layers, evaluation_mode, set_mode
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.params import PolicyParams
 from policies.prompt_encoding import Prompt, encode_prompt
+from policies.start_checks import WAYS, way_of_scoring
 from policies.tokenizer import check_known, load_tokenizer, open_thinking
 from support.errors import ConfigError
+from support.seeding import isolated_rng
 
 
 def load_model(params: PolicyParams) -> Any:
-    """Load the model in training mode."""
-    return load_pretrained(AutoModelForCausalLM, params.model, dtype=getattr(torch, params.dtype)).train()
+    """Load the model, in the mode of updates."""
+    model = load_pretrained(AutoModelForCausalLM, params.model, dtype=getattr(torch, params.dtype))
+    if getattr(model.config, "rescale_every", 0):
+        model.config.rescale_every = 0  # RWKV would halve weights in place when it changes its mode
+    set_mode(model, training=True, dropout=params.dropout)
+    return model
 
 
 class Policy(nn.Module):
@@ -41,7 +50,7 @@ class Policy(nn.Module):
     def __init__(self, params: PolicyParams, with_reference: bool = False) -> None:
         super().__init__()
         self.params = params
-        self.tokenizer = load_tokenizer(params.model)
+        self.tokenizer = load_tokenizer(params.model, params.chat_template_args)
         if params.open_thinking:
             open_thinking(self.tokenizer)
         self.model = load_model(params)
@@ -55,18 +64,30 @@ class Policy(nn.Module):
         check_known(self.tokenizer, ends, self.vocabulary, f"the tokenizer of {params.model}")
         # The makers' sampling defaults would be written into every exported model's config and warn there.
         self.model.generation_config = GenerationConfig(eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id)
-        self.packed, self._packing_verified = params.packing and can_pack(self.model), False
-        if self.packed:
-            self.model.set_attn_implementation(SHARED_PREFIX)
-        self.with_reference, self.is_whole, self.version_in_shards = with_reference, False, 0
-        self.reference: nn.Module | None = None
         if params.lora is not None:
             self.model = with_adapter(self.model, params.lora)
-        elif with_reference:
+        #: attention of the model's own choice
+        self.attention = self.bare.config._attn_implementation
+        self.packed = params.packing and can_pack(self.bare)
+        if self.packed:
+            self.bare.set_attn_implementation(SHARED_PREFIX)
+        #: one of policies/start_checks.WAYS, once compared
+        self.scoring: str | None = None
+        self.with_reference, self.is_whole, self.version_in_shards = with_reference, False, 0
+        self.reference: nn.Module | None = None
+        if params.lora is None and with_reference:
             self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
         if params.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            self.model.enable_input_require_grads()
+            checkpoint_layers(self.bare, params.dropout)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode: in training mode, only the dropout acts that `params` asks for; a reference has none."""
+        super().train(mode)
+        set_mode(self.model, mode, self.params.dropout)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +113,8 @@ class Policy(nn.Module):
     @property
     def context(self) -> int | None:
         """Longest sequence in tokens, if the model states one."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        length = getattr(self.model.config, "max_position_embeddings", None)
+        return length if length is not None and length > 0 else None  # XLNet says -1
 
     @property
     def vocabulary(self) -> int:
@@ -122,8 +144,22 @@ class Policy(nn.Module):
 
         Entropies carry a gradient only with `entropy_gradient`. Values outside the completion mask are arbitrary.
         """
+        self.check(groups)
         result: LogprobsAndEntropies = self(self._logprobs, self.model, groups, temperature, entropy_gradient)
         return result
+
+    def check(self, prompts: PromptGroups | list[list[int]]) -> None:
+        """Choose, once, how completions are scored, by a comparison on the longest of the prompts.
+
+        Raises:
+            ConfigError: the model cannot be a policy.
+        """
+        if self.scoring is None:
+            if isinstance(prompts, PromptGroups):
+                prompts = [
+                    ids[mask].tolist() for ids, mask in zip(prompts.prompt_ids, prompts.prompt_mask, strict=True)
+                ]
+            self.scoring = self(way_of_scoring, self, max(prompts, key=len))
 
     score = score_completions
 
@@ -154,6 +190,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def reference_logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> Float[Tensor, "rows time"]:
         """Log-probs of the completion tokens under the reference; values outside the completion mask are arbitrary."""
+        self.check(groups)
         with self._as_reference() as model:
             result: LogprobsAndEntropies = self(self._logprobs, model, groups, temperature)
         return result[0]
@@ -161,31 +198,8 @@ class Policy(nn.Module):
     def _logprobs(
         self, model: nn.Module, groups: PromptGroups, temperature: float, entropy_gradient: bool = False
     ) -> LogprobsAndEntropies:
-        if not self.packed:
-            return padded_logprobs(model, groups, temperature, entropy_gradient)
-        if not self._packing_verified:
-            self._verify_packing(groups)
-        return packed_logprobs(without_wrapper(model), groups, temperature, entropy_gradient)
-
-    @torch.no_grad()
-    def _verify_packing(self, groups: PromptGroups) -> None:
-        """Compare a packed forward with a padded one, once, on the first rows of the first batch."""
-        sample = groups.first(4)
-        was_training = self.model.training
-        self.model.eval()
-        packed, padded = packed_logprobs(self.bare, sample)[0], padded_logprobs(self.model, sample)[0]
-        self.model.train(was_training)
-        gap = float((packed - padded)[sample.completion_mask].abs().mean())
-        tolerance = 1e-4 if next(self.model.parameters()).dtype == torch.float32 else 0.1
-        if torch.is_autocast_enabled(packed.device.type):
-            tolerance = 0.1
-        if not gap <= tolerance:
-            raise ConfigError(
-                f"the packed forward of {self.params.model} differs from a padded one by {gap:.2g} in the mean "
-                f"log-prob (at most {tolerance:g} allowed), so packing does not fit this architecture; set "
-                "policy.packing: false."
-            )
-        self._packing_verified = True
+        assert self.scoring is not None
+        return WAYS[self.scoring][0](model, groups, temperature, entropy_gradient)
 
     @contextmanager
     def _as_reference(self) -> Iterator[nn.Module]:
@@ -193,20 +207,18 @@ class Policy(nn.Module):
         if self.reference is not None:
             yield self.reference
             return
-        was_training = self.model.training
-        self.model.eval()  # no adapter dropout in a reference
-        try:
-            if "reference" in self.model.peft_config:
-                # inference_mode keeps the reference frozen; without it peft would make it the trainable adapter.
-                self.model.set_adapter("reference", inference_mode=True)
-                yield self.model
-            else:
-                with self.model.disable_adapter():
+        with evaluation_mode(self.model):  # no adapter dropout in a reference
+            try:
+                if "reference" in self.model.peft_config:
+                    # inference_mode keeps the reference frozen; without it peft would make it the trainable adapter.
+                    self.model.set_adapter("reference", inference_mode=True)
                     yield self.model
-        finally:
-            if "reference" in self.model.peft_config:
-                self.model.set_adapter("default")
-            self.model.train(was_training)
+                else:
+                    with self.model.disable_adapter():
+                        yield self.model
+            finally:
+                if "reference" in self.model.peft_config:
+                    self.model.set_adapter("default")
 
     def _require_reference(self) -> None:
         if not self.with_reference:
@@ -248,6 +260,31 @@ class Policy(nn.Module):
         else:
             self.bare.save_pretrained(folder, state_dict=dict(self.weights()))
         self.tokenizer.save_pretrained(folder)
+
+    def check_adapter_folder(self) -> None:
+        """Save and load the adapter, as peft would later.
+
+        Raises:
+            ConfigError: peft does not find all of it under the names that it wrote.
+        """
+        with tempfile.TemporaryDirectory() as folder, isolated_rng("adapter folder", 0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.save_adapter(folder)
+            self.model.load_adapter(folder, "again", torch_device=str(self.device))
+            weights = dict(self.model.named_parameters())
+            lost = [
+                name
+                for name, weight in weights.items()
+                if ".default" in name and not torch.equal(weight, weights[name.replace(".default", ".again")])
+            ]
+            self.model.delete_adapter("again")
+            self.model.set_adapter("default")
+        if lost:
+            raise ConfigError(
+                f"peft does not read the adapter of {self.params.model} ({type(self.bare).__name__}) back from its "
+                f"folder: {len(lost)} of its weights are lost, among them {lost[0]}. Use callbacks.ExportPolicy, or "
+                "leave these layers out of policy.lora.target_modules."
+            )
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the trained adapter as a peft folder, without a reference's adapter.

@@ -58,7 +58,10 @@ def encode_cut(tokenizer: Any, text: str, mark: str) -> list[int]:
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt; a string becomes a user's message when the tokenizer has a chat template."""
+    """Token ids of a prompt; a string becomes a user's message when the tokenizer has a chat template.
+
+    An end token that the tokenizer puts behind every text is left out.
+    """
     if tokenizer.chat_template or not isinstance(prompt, str):
         return encode_cut(tokenizer, *render(tokenizer, prompt))
     mark = _unused([prompt])
@@ -66,19 +69,28 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     encoded = tokenizer(first, return_special_tokens_mask=True)
     ids: list[int] = encoded["input_ids"]
     bare = tokenizer(first, add_special_tokens=False)["input_ids"]
-    if not others:
-        return ids
     # The tokenizer's beginning goes before the first piece, its end behind the last.
-    place = encoded["special_tokens_mask"].index(0) + len(bare)
-    return [*ids[:place], *encode_cut(tokenizer, mark.join(others), mark), *ids[place:]]
+    tokens = encoded["special_tokens_mask"]
+    place = (tokens.index(0) if 0 in tokens else 0) + len(bare)
+    end = [i for i in ids[place:] if i != tokenizer.eos_token_id]  # a completion follows, so nothing has ended
+    return [*ids[:place], *encode_cut(tokenizer, mark.join(others), mark), *end]
 
 
 def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
     """(the chat template's text of a prompt, the mark at which the text must be cut before it is encoded).
 
+    A last message of the assistant is the beginning of the completion: its turn stays open.
+
     Raises:
-        ConfigError: for a prompt that is neither a text nor messages, or that the template refuses.
+        ConfigError: for a prompt that is neither a text nor messages, or that the template refuses, and for messages
+            under a tokenizer without a template.
     """
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"the prompt {str(prompt)[:80]!r} is a list of messages, but the tokenizer {tokenizer.name_or_path} has no "
+            "chat template. Give prompts as plain texts, or set tokenizer.chat_template and save the tokenizer into "
+            "the model's folder."
+        )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     check_prompt(messages, "a prompt")
     mark = _unused(messages)
@@ -86,9 +98,20 @@ def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
     for message in messages:
         keep = MARKERS if message["role"] == "assistant" else ()
         cut.append(_cut(tokenizer, message, keep, mark) | {"role": message["role"]})
+    continues = cut[-1]["role"] == "assistant"
+    if continues and not cut[-1]["content"]:  # a turn that begins with nothing is an open turn
+        cut, continues = cut[:-1], False
+    arguments = getattr(tokenizer, "chat_template_args", {})
     try:
-        return tokenizer.apply_chat_template(cut, tokenize=False, add_generation_prompt=True), mark
-    except TemplateError as error:  # it refuses these messages, or asks for something that a template may not do
+        text: str = tokenizer.apply_chat_template(
+            cut,
+            tokenize=False,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            **arguments,
+        )
+        return text, mark
+    except (TemplateError, ValueError) as error:  # it refuses these messages, or asks for what a template may not do
         raise ConfigError(
             f"the tokenizer's chat template refuses the prompt {str(prompt)[:80]!r}: {error}; change the prompt's "
             "messages or the template."

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from policies.adapters import with_adapter
 from policies.locate import load_pretrained, locate
+from policies.modes import evaluation_mode, set_mode
 from policies.params import PolicyParams
 from policies.prompt_encoding import Prompt, encode_content, encode_prompt
 from policies.tokenizer import load_tokenizer
@@ -28,10 +29,15 @@ class Scorer(nn.Module):
 
     def __init__(self, params: PolicyParams) -> None:
         super().__init__()
+        if params.chat_template_args:
+            raise ConfigError(
+                "policy.chat_template_args is set for a reward or cost model, whose folder would not keep it; set the "
+                "values in the tokenizer's chat template and save the folder."
+            )
         self.params = params
         self.tokenizer = load_tokenizer(params.model)
         # The backbone has the precision of `params`; the head's single output needs float32.
-        self.backbone = load_pretrained(AutoModel, params.model, dtype=getattr(torch, params.dtype)).train()
+        self.backbone = load_pretrained(AutoModel, params.model, dtype=getattr(torch, params.dtype))
         self.head = nn.Linear(self.backbone.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -46,6 +52,13 @@ class Scorer(nn.Module):
                 ) from error
         if params.lora is not None:
             self.backbone = with_adapter(self.backbone, params.lora, None)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode: in training mode, only the dropout acts that `params` asks for."""
+        super().train(mode)
+        set_mode(self.backbone, mode, self.params.dropout)
+        return self
 
     def forward(self, ids: Int[Tensor, "rows time"], mask: Bool[Tensor, "rows time"]) -> Float[Tensor, "rows"]:
         """Scores of sequences padded on the right."""
@@ -82,9 +95,7 @@ class Scorer(nn.Module):
         self, prompts: list[Prompt], responses: list[str], finished: list[bool] | None = None, micro_batch: int = 256
     ) -> Float[Tensor, "rows"]:
         """Scores of responses, computed in evaluation mode."""
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluation_mode(self):
             parts = []
             for start in range(0, len(prompts), micro_batch):
                 rows = slice(start, start + micro_batch)
@@ -92,8 +103,6 @@ class Scorer(nn.Module):
                     self(*self.encode(prompts[rows], responses[rows], None if finished is None else finished[rows]))
                 )
             return torch.cat(parts)
-        finally:
-            self.train(was_training)
 
     def save(self, folder: str | Path, facts: dict[str, Any]) -> None:
         """Write a folder that `Scorer` loads, with `facts` (held-out accuracies, origin) next to the weights."""

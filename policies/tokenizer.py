@@ -1,5 +1,6 @@
 """The tokenizer of a model, with a padding token and, if asked for, a prompt that opens the reasoning."""
 
+import re
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -8,9 +9,28 @@ from policies.locate import locate, unreadable
 from policies.prompt_encoding import render
 from support.errors import ConfigError
 
+#: arguments of `apply_chat_template` that depend on the prompt, or on how it is encoded
+OURS = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "messages",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+}
 
-def load_tokenizer(name: str) -> Any:
-    """Load a model's tokenizer, with a padding token. Raises ConfigError if it cannot be read or has no end token."""
+
+def load_tokenizer(name: str, chat_template_args: dict[str, Any] | None = None) -> Any:
+    """Load a model's tokenizer, with a padding token.
+
+    Args:
+        chat_template_args: arguments with which `encode_prompt` calls its chat template.
+
+    Raises:
+        ConfigError: the tokenizer cannot be read, has no end token, or its chat template does not use an argument.
+    """
     place = locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
@@ -22,7 +42,26 @@ def load_tokenizer(name: str) -> Any:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template_args = check_template_args(tokenizer, chat_template_args or {}, name)
     return tokenizer
+
+
+def check_template_args(tokenizer: Any, arguments: dict[str, Any], name: str) -> dict[str, Any]:
+    """The arguments, if the tokenizer's chat template uses each of them. Raises ConfigError otherwise."""
+    template = tokenizer.chat_template
+    text = " ".join(template.values()) if isinstance(template, dict) else template or ""
+    unused = [key for key in arguments if key in OURS or not re.search(rf"\b{re.escape(key)}\b", text)]
+    if unused:
+        why = "has no chat template" if not text else "has a chat template that does not use it"
+        raise ConfigError(
+            f"policy.chat_template_args names {unused[0]!r}, "
+            + (
+                "which this project sets itself; remove it."
+                if unused[0] in OURS
+                else f"but the tokenizer of {name} {why}; remove it, or correct its spelling."
+            )
+        )
+    return arguments
 
 
 def open_thinking(tokenizer: Any) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from policies.adapters import acting_weight
+from policies.packing import limits
 from rollouts.kv_cache import Cache, PromptCache, SharedPrompts
 
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -74,7 +75,7 @@ class Decoder:
         self.act: Callable[[Tensor], Tensor] = self.bare.get_decoder().layers[0].mlp.act_fn
         self.scale = 1 / math.sqrt(self.size)
         decoder = self.bare.get_decoder()
-        self.embedding, self.norm = decoder.embed_tokens.weight, decoder.norm.weight
+        self.embedding, self.norm = acting_weight(decoder.embed_tokens)[0], decoder.norm.weight
         # Not transposed: with a large vocabulary this copy would be the largest of all, for little gain.
         self.head = self._linear(self.bare.get_output_embeddings(), transpose=False)
         self.layers = [self._layer(layer, transpose) for layer in decoder.layers]
@@ -89,6 +90,8 @@ class Decoder:
         rope_type = getattr(self.bare.config, "rope_parameters", {}).get("rope_type", "default")
         if layer_types != {"full_attention"} or rope_type in ("dynamic", "longrope"):
             return f"{type(self.bare).__name__} has layers or rotary positions that change with the length"
+        if limiting := limits(self.bare.config):
+            return f"{type(self.bare).__name__} limits its attention ({', '.join(limiting)})"
         for layer in decoder.layers:
             parts = {name: {n for n, _ in child.named_children()} for name, child in layer.named_children()}
             extra = parts.get("self_attn", set()) - _ATTENTION

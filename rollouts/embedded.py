@@ -10,10 +10,13 @@ from typing import Any
 import torch
 
 from policies import Policy
+from policies.adapters import acting_adapters
+from policies.modes import evaluation_mode
 from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.continuous_batching import ContinuousBatching
 from rollouts.decoder import Decoder
 from rollouts.engine import Engine, Forced, Prompts, assemble, check_prompts, full_precision, padded_forced, uniforms
+from rollouts.engine_checks import allowed_gap, recorded_gap
 from rollouts.kv_cache import PromptCache, SharedPrompts
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
@@ -29,6 +32,8 @@ class EmbeddedEngine(Engine):
 
     def __init__(self) -> None:
         self._checked: dict[torch.dtype, bool] = {}
+        self._compared = False  # whether the first completions were, with plain forwards
+        self._other = TransformersEngine()
 
     def matches(self, policy: Policy) -> bool:
         return full_precision(policy)
@@ -51,19 +56,24 @@ class EmbeddedEngine(Engine):
         device_type, dtype = policy.device.type, next(policy.model.parameters()).dtype
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else dtype
         transpose = device_type == "cpu" and sampling.max_new_tokens >= TRANSPOSE_FROM
-        was_training = policy.model.training
-        policy.model.eval()  # no dropout in the check
-        try:
-            decoder = self._decoder(policy, prompts[0], dtype, transpose)
-        finally:
-            policy.model.train(was_training)
+        decoder = self._decoder(policy, max(prompts, key=len), dtype, transpose)
         if decoder is None:
-            return TransformersEngine().generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
+            return self._other.generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
         with torch.autocast(device_type, enabled=False):
             uniform = uniforms(rows, group_size, sampling.max_new_tokens, policy.device)
             forced_tokens = padded_forced(forced, len(uniform), policy.device)
             run = ContinuousBatching(policy, decoder, prompts, group_size, sampling, forced_tokens, uniform)
             run.generate(rows_at_once or len(prompts) * group_size)
+        if not self._compared:
+            by_row = [prompt for prompt in prompts for _ in range(group_size)]
+            with evaluation_mode(policy.model):
+                gap = recorded_gap(policy, by_row, run.tokens, run.logprobs, run.lengths, forced_tokens, sampling)
+            if not gap <= allowed_gap(policy):
+                self._fall_back(
+                    dtype, f"{type(policy.bare).__name__} decodes differently (mean log-probs differ by {gap:.2g})"
+                )
+                return self._other.generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
+            self._compared = True
         names: tuple[FinishReason, ...] = ("length", "eos", "stop")
         reasons = [names[i] for i in run.reasons.tolist()]
         return assemble(policy, prompts, rows, run.tokens, run.logprobs, run.lengths, run.forced, reasons)
@@ -72,15 +82,26 @@ class EmbeddedEngine(Engine):
         if self._checked.get(dtype) is False:
             return None
         try:
-            decoder = Decoder(policy.bare, dtype, transpose)
             if dtype not in self._checked:
-                _check(decoder, policy, prompt)
+                with evaluation_mode(policy.model), acting_adapters(policy.model):
+                    _check(_decoder_of(policy, dtype, transpose), policy, prompt)
                 self._checked[dtype] = True
-            return decoder
+            return Decoder(policy.bare, dtype, transpose)
         except ValueError as reason:
-            warnings.warn(f"{reason}; TransformersEngine generates the completions instead, slower.", stacklevel=2)
-            self._checked[dtype] = False
+            self._fall_back(dtype, str(reason))
             return None
+
+    def _fall_back(self, dtype: torch.dtype, reason: str) -> None:
+        warnings.warn(f"{reason}; TransformersEngine generates the completions instead, slower.", stacklevel=3)
+        self._checked[dtype] = False
+
+
+def _decoder_of(policy: Policy, dtype: torch.dtype, transpose: bool) -> Decoder:
+    """A decoder. Raises ValueError for a model of a shape that is not known, whatever is missing or different in it."""
+    try:
+        return Decoder(policy.bare, dtype, transpose)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{type(policy.bare).__name__} is built differently from Llama ({error})") from error
 
 
 def _check(decoder: Decoder, policy: Policy, prompt: list[int]) -> None:

@@ -137,6 +137,23 @@ def padded_left(prompts: Prompts, pad: int, device: torch.device) -> tuple[Tenso
     return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
 
 
+def padded_together(lengths: list[int], by_length: bool, at_once: int | None) -> list[list[int]]:
+    """Rows that go through the model side by side, as lists of indices.
+
+    Args:
+        lengths: tokens of each row's prompt.
+        by_length: put prompts of one length together only, for a model that does not bear padding.
+        at_once: maximum number of rows; None sets no limit.
+    """
+    kinds = sorted(set(lengths)) if by_length else [None]
+    parts = []
+    for kind in kinds:
+        rows = [row for row, length in enumerate(lengths) if kind in (None, length)]
+        step = at_once or len(rows)
+        parts += [rows[start : start + step] for start in range(0, len(rows), step)]
+    return parts
+
+
 def padded_forced(forced: Forced, rows: int, device: torch.device) -> Tensor:
     """(rows, longest), -1 where nothing is forced."""
     forced = forced or [[]] * rows

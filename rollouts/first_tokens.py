@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies import Policy
+from policies.logprobs import model_logits
+from policies.modes import evaluation_mode
 from rollouts.batch import RolloutBatch
-from rollouts.engine import Prompts, padded_left
+from rollouts.engine import Prompts, padded_left, padded_together
 
 TOKENS_AT_ONCE = 4096  # maximum number of prompt tokens in one forward
 
@@ -47,18 +49,13 @@ def next_token_logprobs(
     policy: Policy, prompts: Prompts, temperature: float = 1.0
 ) -> Float[Tensor, "prompts vocabulary"]:
     """Log-probs of the policy's distribution over the token that follows each prompt."""
-    was_training = policy.model.training
-    policy.model.eval()  # no dropout
-    parts = []
-    try:
-        size = max(1, TOKENS_AT_ONCE // max(map(len, prompts)))
-        for start in range(0, len(prompts), size):
-            ids, mask = padded_left(prompts[start : start + size], policy.pad_token_id, policy.device)
-            positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-            logits = policy.model(
-                input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False, logits_to_keep=1
-            ).logits
+    policy.check(prompts)
+    size = max(1, TOKENS_AT_ONCE // max(map(len, prompts)))
+    parts, order = [], []
+    with evaluation_mode(policy.model):
+        for rows in padded_together([len(prompt) for prompt in prompts], policy.scoring == "by_length", size):
+            ids, mask = padded_left([prompts[row] for row in rows], policy.pad_token_id, policy.device)
+            logits = model_logits(policy.model, ids, mask)
             parts.append((logits[:, -1].float() / temperature).log_softmax(-1))
-    finally:
-        policy.model.train(was_training)
-    return torch.cat(parts)
+            order += rows
+    return torch.cat(parts)[torch.tensor(order, device=policy.device).argsort()]

@@ -1,5 +1,6 @@
 """The engine for every architecture, `generate` of transformers; tests compare the other engines with it."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from policies import Policy
-from rollouts.batch import RolloutBatch
+from policies.modes import evaluation_mode
+from policies.start_checks import FOREIGN
+from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.engine import (
     Engine,
     Forced,
@@ -19,10 +22,16 @@ from rollouts.engine import (
     full_precision,
     padded_forced,
     padded_left,
+    padded_together,
     uniforms,
     warpers,
 )
+from rollouts.engine_checks import allowed_gap, recorded_gap
 from rollouts.sampling import SamplingParams
+from support.errors import ConfigError
+
+#: (prompts of one length at a time, with a cache): the ways of generating, the fastest first
+WAYS = [(False, True), (True, True), (True, False)]
 
 
 class _Choose(LogitsProcessor):
@@ -75,8 +84,15 @@ class TransformersEngine(Engine):
     penalty, a top-p) are not used: they would change the sampling distribution, but not the policy's log-probs.
     """
 
+    def __init__(self) -> None:
+        #: the way of generating that gave the log-probs of plain forwards on the first completions
+        self._way: tuple[bool, bool] | None = None
+
     def matches(self, policy: Policy) -> bool:
         return full_precision(policy)
+
+    def identity(self) -> Any:
+        return {}  # it has no settings
 
     @torch.no_grad()
     def generate(
@@ -90,37 +106,88 @@ class TransformersEngine(Engine):
         rows_at_once: int | None = None,
     ) -> RolloutBatch:
         check_prompts(policy, prompts, sampling)
+        policy.check(prompts)
+        by_row = [prompt for prompt in prompts for _ in range(group_size)]
+        forced_tokens = padded_forced(forced, len(by_row), policy.device)
+        uniform = uniforms(rows, group_size, sampling.max_new_tokens, policy.device)
+        problems: list[str] = []
+        for way in WAYS if self._way is None else [self._way]:
+            by_length = way[0] or policy.scoring == "by_length"
+            name = f"{'prompts of one length' if by_length else 'padded prompts'} with{'' if way[1] else 'out'} a cache"
+            try:
+                with evaluation_mode(policy.model):
+                    tokens, logprobs, lengths, reasons = self._rows(
+                        policy, by_row, uniform, forced_tokens, sampling, rows_at_once, by_length, way[1]
+                    )
+                    if self._way is not None:
+                        break
+                    gap = recorded_gap(policy, by_row, tokens, logprobs, lengths, forced_tokens, sampling)
+            except FOREIGN as error:
+                if self._way is not None or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                problems.append(f"{name}: {type(error).__name__} ({str(error)[:100]})")
+                continue
+            if gap <= allowed_gap(policy):
+                self._way = way
+                break
+            problems.append(f"{name}: {gap:.2g}")
+        else:
+            raise ConfigError(
+                f"`generate` of {type(policy.bare).__name__} samples from another distribution than its forward (mean "
+                f"differences of log-probs, {'; '.join(problems)}); use another engine or another model."
+            )
+        if problems:
+            warnings.warn(
+                f"`generate` of {type(policy.bare).__name__} differs from its forward ({'; '.join(problems)}), so it "
+                f"generates {'with' if way[1] else 'without'} a cache for prompts of one length at a time, slower.",
+                stacklevel=2,
+            )
+        return assemble(policy, prompts, rows, tokens, logprobs, lengths, forced_tokens, reasons)
+
+    def _rows(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        uniform: Tensor,
+        forced: Tensor,
+        sampling: SamplingParams,
+        rows_at_once: int | None,
+        by_length: bool,
+        use_cache: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, list[FinishReason]]:
+        """(tokens, log-probs, lengths, finish reasons) of one completion per prompt."""
         device = policy.device
         ids, mask = padded_left(prompts, policy.pad_token_id, device)
-        ids, mask = ids.repeat_interleave(group_size, 0), mask.repeat_interleave(group_size, 0)
-        forced_tokens = padded_forced(forced, len(ids), device)
-        uniform = uniforms(rows, group_size, sampling.max_new_tokens, device)
         completions = ids.new_full((len(ids), sampling.max_new_tokens), policy.pad_token_id)
         logprobs = torch.zeros(completions.shape, device=device)
-        lengths, reasons = torch.zeros(len(ids), dtype=torch.long, device=device), []
-        was_training = policy.model.training
-        policy.model.eval()
-        try:
-            for start in range(0, len(ids), rows_at_once or len(ids)):
-                part = slice(start, start + (rows_at_once or len(ids)))
-                tokens, values, stops = self._sample(
-                    policy, ids[part], mask[part], uniform[part], forced_tokens[part], sampling
-                )
-                time = torch.arange(tokens.shape[1], device=device)
-                ended_by_text = time == stops[:, None]
-                ends = torch.isin(tokens, torch.tensor(policy.eos_token_ids, device=device)) | ended_by_text
-                # Padding may be an end token itself: only the first end counts.
-                lengths[part] = torch.where(ends.any(1), ends.long().argmax(1) + 1, tokens.shape[1])
-                last = (lengths[part] - 1)[:, None]
-                by_text, by_any = (flags.gather(1, last)[:, 0].tolist() for flags in (ended_by_text, ends))
-                reasons += ["stop" if t else "eos" if e else "length" for t, e in zip(by_text, by_any, strict=True)]
-                completions[part, : tokens.shape[1]], logprobs[part, : values.shape[1]] = tokens, values
-        finally:
-            policy.model.train(was_training)
-        return assemble(policy, prompts, rows, completions, logprobs, lengths, forced_tokens, reasons)
+        lengths = torch.zeros(len(ids), dtype=torch.long, device=device)
+        reasons: list[FinishReason] = ["length"] * len(ids)
+        for part in padded_together([len(prompt) for prompt in prompts], by_length, rows_at_once):
+            first = ids.shape[1] - len(prompts[part[0]]) if by_length else 0
+            tokens, values, stops = self._sample(
+                policy, ids[part, first:], mask[part, first:], uniform[part], forced[part], sampling, use_cache
+            )
+            time = torch.arange(tokens.shape[1], device=device)
+            ended_by_text = time == stops[:, None]
+            ends = torch.isin(tokens, torch.tensor(policy.eos_token_ids, device=device)) | ended_by_text
+            # Padding may be an end token itself: only the first end counts.
+            sizes = torch.where(ends.any(1), ends.long().argmax(1) + 1, tokens.shape[1])
+            by_text, by_any = (flags.gather(1, sizes[:, None] - 1)[:, 0].tolist() for flags in (ended_by_text, ends))
+            for row, stopped, ended in zip(part, by_text, by_any, strict=True):
+                reasons[row] = "stop" if stopped else "eos" if ended else "length"
+            lengths[part] = sizes
+            completions[part, : tokens.shape[1]], logprobs[part, : values.shape[1]] = tokens, values
+        return completions, logprobs, lengths, reasons
 
     def _sample(
-        self, policy: Policy, ids: Tensor, mask: Tensor, uniform: Tensor, forced: Tensor, sampling: SamplingParams
+        self,
+        policy: Policy,
+        ids: Tensor,
+        mask: Tensor,
+        uniform: Tensor,
+        forced: Tensor,
+        sampling: SamplingParams,
+        use_cache: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(tokens, log-probs, the step at which a stop string ended each row or -1)."""
         choose = _Choose(sampling, uniform, forced, ids.shape[1])
@@ -129,6 +196,7 @@ class TransformersEngine(Engine):
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
             repetition_penalty=1.0,
+            use_cache=use_cache,
             eos_token_id=policy.eos_token_ids,
             pad_token_id=policy.pad_token_id,
         )

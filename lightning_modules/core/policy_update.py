@@ -142,6 +142,7 @@ class PolicyUpdate:
         self.token_budget, self.may_halve = token_budget, may_halve
         self.sums: dict[str, Tensor] = {}  # (sum, count) by name
         self.drift = torch.zeros((), device=policy.device)
+        self.updated = False
 
     def run(self) -> dict[str, float]:
         """Take the steps. Returns the loss's metrics, as means over the tokens of all processes."""
@@ -153,6 +154,7 @@ class PolicyUpdate:
             # A step without any token that carries loss still counts, but changes neither weights nor moments.
             if totals[1] > 0:
                 self._accumulate(part, self.objective.aggregation(mask, *totals.tolist()))
+                self.updated = True
                 if self._drifted(float(totals[1])):
                     self.steps.optimizer.zero_grad()
                     break
@@ -227,7 +229,8 @@ class PolicyUpdate:
         if bonus:
             loss = loss - bonus * entropy
         sums["entropy"] = (entropy.detach() * mask).sum()
-        sums["behaviour_gap"] = ((detached - engine_logprobs).abs() * mask).sum()
+        if not self.updated:  # later the policy is another one
+            sums["behaviour_gap"] = ((detached - engine_logprobs).abs() * mask).sum()
         if self.plan.kl_stop is not None:
             self.drift += torch.where(mask, kl_estimate(sampled, detached, "k3"), 0.0).sum()
         total = (torch.where(mask, loss, 0.0) * weights[:, None]).sum()

@@ -68,7 +68,10 @@ def check_export(module: SamplingModule, folder: Path, rows: Rows) -> dict[str, 
     with isolated_rng("export", run_seed()):
         batch = module.sample(rows[:COMPARED], 1, module.sampling)
     tested = batch.behaviour_logprobs if module.plain_sampling else module.sampled_logprobs(batch)
-    exported = Policy(PolicyParams(str(folder), dtype=module.policy.params.dtype, packing=False))
+    params = module.policy.params
+    exported = Policy(
+        PolicyParams(str(folder), dtype=params.dtype, packing=False, chat_template_args=params.chat_template_args)
+    )
     exported.to(module.policy.device).eval()
     if any(exported.encode(row["prompt"]) != module.prompt_tokens(row) for row in batch.rows):
         raise ConfigError(

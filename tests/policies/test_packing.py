@@ -134,13 +134,20 @@ def test_models_with_windows_are_not_packed():
     assert can_pack(build("llama"))
 
 
-def test_a_forward_that_differs_is_refused(reasoner, monkeypatch):
-    from policies import Policy, policy
+def test_forwards_that_differ_are_not_used(reasoner, monkeypatch):
+    from policies import Policy, start_checks
 
-    made = Policy(PolicyParams(reasoner))
     groups = groups_of([3], [(0, 4)], torch.Generator().manual_seed(2))
-    monkeypatch.setattr(policy, "packed_logprobs", lambda *given: tuple(v + 1 for v in packed_logprobs(*given)))
-    with pytest.raises(ConfigError, match=r"policy\.packing: false"):
-        made.logprobs(groups)
-    plain = Policy(PolicyParams(reasoner, packing=False))
-    assert torch.isfinite(plain.logprobs(groups)[0]).all()
+    expected = Policy(PolicyParams(reasoner, packing=False)).logprobs(groups)[0]
+    for way, next_way in (("packed", "padded"), ("padded", "by_length")):
+        score, name = start_checks.WAYS[way]
+        wrong = lambda *given, score=score: tuple(v + 1 for v in score(*given))  # noqa: E731
+        monkeypatch.setitem(start_checks.WAYS, way, (wrong, name))
+        made = Policy(PolicyParams(reasoner))
+        with pytest.warns(UserWarning, match=f"{name} differ by 1 in the mean log-prob"):
+            values = made.logprobs(groups)[0]
+        assert made.scoring == next_way
+        torch.testing.assert_close(values, expected)
+    monkeypatch.setitem(start_checks.WAYS, "by_length", (wrong, "forwards by length"))
+    with pytest.raises(ConfigError, match=r"cannot be trained: .*packed forwards differ by 1 .*forwards by length"):
+        Policy(PolicyParams(reasoner)).logprobs(groups)

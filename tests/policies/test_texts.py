@@ -120,21 +120,17 @@ def test_by_hand(chatml):
     assert encode_prompt(reasoner, "</think>") == [user, *(letters[c] for c in "</think>"), assistant, think]
 
 
-def test_a_raw_prompt_keeps_the_tokenizers_own_ends():
+def test_a_raw_prompt_keeps_the_tokenizers_beginning_and_loses_its_end_token():
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = copy.deepcopy(reasoner_tokenizer())
     tokenizer.chat_template = None
     ends = [("<user>", tokenizer.convert_tokens_to_ids("<user>")), ("<eos>", tokenizer.eos_token_id)]
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<user> $A <eos>", special_tokens=ends)
-    assert encode_prompt(tokenizer, "1+1") == tokenizer("1+1")["input_ids"]
+    assert encode_prompt(tokenizer, "1+1") == tokenizer("1+1")["input_ids"][:-1]
     ids = encode_prompt(tokenizer, "1<eos>2<eos>")
-    assert (
-        ids[0] == ends[0][1]
-        and ids[-1] == ends[1][1]
-        and tokenizer.decode(ids[1:-1]) == "1<eos>2<eos>"
-        and len(ids) == 14
-    )
+    assert ids[0] == ends[0][1] and tokenizer.decode(ids[1:]) == "1<eos>2<eos>" and len(ids) == 13
+    assert encode_prompt(tokenizer, "") == [ends[0][1]]
 
 
 def test_a_think_block_opens_behind_hostile_text(reasoner):
