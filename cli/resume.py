@@ -61,7 +61,7 @@ def _plain(value: Any) -> str:
 
 
 def _most_alike(runs: list[Path], config: Namespace) -> Path:
-    """The newest run whose method has the same parts (loss, advantage, rewards, ...); the newest run without such a run.
+    """The newest run whose method has the same parts (loss, advantage, rewards, ...); without one, the newest run.
 
     Args:
         runs: of one method, newest first.

@@ -264,7 +264,7 @@ def _module_parts(module: torch.nn.Module) -> tuple[Any, ...]:
 
 def _attributes(value: Any) -> list[Any] | None:
     """Attributes of an object, sorted by name; None for an object without a place for any."""
-    slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # their names as mangled, as pickle reads them
+    slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # mangled, as pickle reads them
     if not slots and not hasattr(value, "__dict__"):
         return None
     held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
