@@ -46,17 +46,22 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def changed_settings(saved: Any, config: Any) -> dict[str, tuple[Any, Any]]:
-    """(value of a saved run, value now) of the settings of method and data that differ, by dotted name."""
+    """(value of a saved run, value now) of the settings of method and data that differ, by dotted name.
+
+    A setting that only one of them has belongs to another version or to a part that the other lacks; of these, only the
+    classes of parts are named, with None for the lacking one.
+    """
     old, new = settings_of(saved), settings_of(config)
-    return {name: (old[name], new[name]) for name in new if name in old and _plain(old[name]) != _plain(new[name])}
+    names = [name for name in new | old if name.endswith("class_path") or (name in new and name in old)]
+    return {name: (old.get(name), new.get(name)) for name in names if _plain(old.get(name)) != _plain(new.get(name))}
 
 
 def _plain(value: Any) -> str:
-    return str(list(value) if isinstance(value, tuple) else value)
+    return present_path(value) if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)
 
 
 def _most_alike(runs: list[Path], config: Namespace) -> Path:
-    """The newest run whose method has the same parts (loss, advantage, ...); the newest run if there is no such run.
+    """The newest run whose method has the same parts (loss, advantage, rewards, ...); without one, the newest run.
 
     Args:
         runs: of one method, newest first.
@@ -113,9 +118,22 @@ def last_checkpoint(root: Path, method: str, config: Namespace | None = None) ->
 
 
 def _continued_run(folder: Path) -> Path | None:
-    """The folder of the run that a run was resumed from; None if it was not resumed."""
+    """The folder of the run that a run was resumed from; None if it was not resumed.
+
+    Raises:
+        ConfigError: it was resumed from a checkpoint outside a run's folder.
+    """
     saved = read_yaml(folder / "config_fit.yaml") or {}
-    return Path(saved["ckpt_path"]).parents[1] if saved.get("ckpt_path") else None
+    if not saved.get("ckpt_path"):
+        return None
+    checkpoint = Path(saved["ckpt_path"])
+    before = checkpoint.parent.parent
+    if checkpoint.parent.name == "checkpoints" and (before / "config_fit.yaml").is_file():
+        return before
+    raise ConfigError(
+        f"--ckpt_path last: the newest run, {folder}, has saved no checkpoint of its own, and it began from "
+        f"{checkpoint}, which is in no run's folder. Continue with --ckpt_path {checkpoint}."
+    )
 
 
 def _root_of_runs(config: Namespace) -> Path:

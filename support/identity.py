@@ -6,8 +6,10 @@ nothing.
 """
 
 import copyreg
+import dis
 import functools
 import hashlib
+import importlib.util
 import inspect
 import secrets
 import sys
@@ -29,15 +31,15 @@ _LIBRARIES = tuple(
 _PROJECT = set(
     "callbacks cli datamodules lightning_modules objectives policies rewards rollouts support tracking".split()
 )
-_CONTAINERS = (dict, list, tuple, set, frozenset, types.MappingProxyType)
+_CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, types.MappingProxyType)
 
 
 def identity(value: Any) -> Any:
     """Plain data that is equal for two objects only if their classes, their settings and their code are.
 
-    Nested objects, containers and tensors count with their contents. Functions count with their bytecode, defaults,
-    closures and the globals that they use; classes of this project with the file that defines them; libraries with
-    their version.
+    Nested objects, containers and tensors count with their contents, dicts with their order. Functions count with their
+    bytecode, defaults, closures, attributes, and the globals and modules that they use; classes of this project with
+    the file that defines them; libraries with their version.
 
     Args:
         value: a setting, or an object whose attributes are its settings.
@@ -77,24 +79,31 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
         data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return [name, str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
     if isinstance(value, functools.partial):
-        return [name, *map(inner, (value.func, value.args, value.keywords))]
-    if inspect.isroutine(value):  # a method, or a function in C
-        parts = [inner(getattr(value, part, None)) for part in ("__func__", "__self__", "__wrapped__")]
-        module = sys.modules.get(str(getattr(value, "__module__", None)))  # methods of C types have none
-        return [name, value.__qualname__, _version(module), *parts]
+        return [name, inner(value.func), inner(value.args), inner(sorted(value.keywords.items())), inner(vars(value))]
+    if inspect.isroutine(value) and hasattr(value, "__qualname__"):  # a method, or a function in C
+        parts = [inner(getattr(value, part, None)) for part in ("__func__", "__self__", "__wrapped__", "__objclass__")]
+        module = sys.modules.get(str(getattr(value, "__module__", None)))
+        return [name, value.__qualname__, _version(module), *parts, inner(_attributes(value))]
     if hasattr(value, "backend_tokenizer") and hasattr(value, "chat_template"):
         return [name, tokenizer_identity(value)]
     if isinstance(value, torch.nn.Module):
         return [name, *map(inner, _module_parts(value))]
-    attributes = None if type(value) in _CONTAINERS else _attributes(value)
-    extra = [] if attributes is None else [inner(attributes)]
+    kind: Any = type(value)
+    complete = kind in _CONTAINERS or isinstance(value, Set)  # its items and attributes are all that it has
+    if not complete and kind.__reduce__ is not object.__reduce__ and _is_library(kind.__module__):
+        state = [_reduced(value, inner)]  # a library states what makes an equal object: its pickle form
+    else:
+        attributes = None if kind in _CONTAINERS else _attributes(value)
+        state = [] if attributes is None else [inner(attributes)]
+        if not complete and (_has_state_in_c(kind) or not state):
+            state.append(_reduced(value, inner))
     if isinstance(value, Mapping):
-        return [name, sorted(([inner(key), inner(item)] for key, item in value.items()), key=repr), *extra]
+        return [name, [[inner(key), inner(item)] for key, item in value.items()], *state]
     if isinstance(value, Set):
-        return [name, sorted((inner(item) for item in value), key=repr), *extra]
+        return [name, sorted((inner(item) for item in value), key=repr), *state]
     if isinstance(value, Sequence):
-        return [name, [inner(item) for item in value], *extra]
-    return [name, *(extra or [_reduced(value, inner)])]
+        return [name, [inner(item) for item in value], *state]
+    return [name, *state]
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
@@ -113,7 +122,7 @@ def _class(kind: type, inner: Any) -> Any:
             parts.append(file)
         elif not _is_library(base.__module__):
             members = {n: m for n, m in vars(base).items() if n != "_abc_impl" and (n[:2] != "__" or callable(m))}
-            parts.append([base.__qualname__, inner({n: _member(m) for n, m in members.items()})])
+            parts.append([base.__qualname__, inner(sorted((n, _member(m)) for n, m in members.items()))])
         else:
             parts.append([base.__qualname__, _version(sys.modules.get(base.__module__))])
     return parts
@@ -138,13 +147,14 @@ def _function(function: Any, inner: Any) -> Any:
         return [function.co_code.hex(), constants, names]
     place = f"{function.__module__}.{function.__qualname__}"
     closure = [_cell(cell, inner) for cell in function.__closure__ or ()]
-    settings = [inner(function.__defaults__), inner(function.__kwdefaults__), closure]
+    named = sorted((function.__kwdefaults__ or {}).items())
+    settings = [inner(function.__defaults__), inner(named), closure, inner(sorted(vars(function).items()))]
     if _is_library(function.__module__):
         return [place, _version(sys.modules.get(function.__module__)), *settings]
     if (file := _project_file(function.__module__)) is not None:
         return [place, file, inner(function.__code__), *settings]
-    used = {n: inner(function.__globals__[n]) for n in sorted(_names(function.__code__)) if n in function.__globals__}
-    return [place, inner(function.__code__), *settings, used]
+    used = {name: inner(part) for name, part in sorted(_used(function).items())}
+    return [place, inner(function.__code__), *settings, used, _imports(function.__code__, function.__globals__)]
 
 
 def _cell(cell: Any, inner: Any) -> Any:
@@ -154,10 +164,48 @@ def _cell(cell: Any, inner: Any) -> Any:
         return "empty"
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """Global names in a function's code and in the functions inside it."""
-    nested = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return {*code.co_names}.union(*nested)
+def _used(function: types.FunctionType) -> dict[str, Any]:
+    """The globals that a function uses, and what it uses of the modules among them, by dotted name."""
+    names = {name for code in _codes(function.__code__) for name in code.co_names}
+    used: dict[str, Any] = {}
+    reached = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+    opened: set[str] = set()
+    while reached:
+        used |= reached
+        modules = {
+            place: part
+            for place, part in reached.items()
+            if isinstance(part, types.ModuleType) and part.__name__ not in opened and not _is_library(part.__name__)
+        }
+        opened |= {module.__name__ for module in modules.values()}
+        reached = {
+            f"{place}.{name}": getattr(module, name)
+            for place, module in modules.items()
+            for name in sorted(names & vars(module).keys())
+        }
+    return used
+
+
+def _imports(code: types.CodeType, around: dict[str, Any]) -> list[list[str]]:
+    """Names and hashes of the files that a function imports when it runs, libraries left out."""
+    files = set()
+    for instruction in (step for part in _codes(code) for step in dis.get_instructions(part)):
+        if instruction.opname == "IMPORT_NAME":
+            for name in (str(instruction.argval), f"{around.get('__package__') or ''}.{instruction.argval}"):
+                try:
+                    spec = importlib.util.find_spec(name.strip("."))
+                except (ImportError, ValueError, AttributeError):
+                    continue
+                file = Path(spec.origin) if spec is not None and spec.origin is not None else None
+                if file is not None and file.is_file() and not _in_library(file.resolve()):
+                    files.add((name, _file_hash(file, file.stat().st_mtime_ns)))
+    return [list(pair) for pair in sorted(files)]
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """The code of a function and of the functions inside it."""
+    nested = [_codes(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return [code, *(inside for codes in nested for inside in codes)]
 
 
 def _file(module: str) -> Path | None:
@@ -181,35 +229,53 @@ def _is_library(module: str) -> bool:
     file = _file(module)
     if file is None:
         return module.partition(".")[0] in sys.stdlib_module_names - {"__main__"}
+    return _in_library(file)
+
+
+def _in_library(file: Path) -> bool:
     return any(file.is_relative_to(folder) for folder in _LIBRARIES) and not file.is_relative_to(INSTALLED)
 
 
 def _version(module: types.ModuleType | None) -> str:
-    """The version of a library; of other modules the hash of their file."""
+    """The version of a library; of other modules, and of libraries that state none, the hash of their file."""
     if module is None:
         return ""
     if _is_library(module.__name__):
-        package = sys.modules.get(module.__name__.partition(".")[0])
-        return str(getattr(package, "__version__", sys.version.partition(" ")[0]))
+        top = module.__name__.partition(".")[0]
+        if (version := getattr(sys.modules.get(top), "__version__", None)) is not None:
+            return str(version)
+        if top in sys.stdlib_module_names:
+            return sys.version.partition(" ")[0]
     file = _file(module.__name__)
     return "" if file is None else _file_hash(file, file.stat().st_mtime_ns)
 
 
 def _module_parts(module: torch.nn.Module) -> tuple[Any, ...]:
-    """Weights, and the classes and settings of all parts of a network."""
-    parts = {}
+    """Weights and buffers, and the classes, settings and hooks of all parts of a network."""
+    parts, of_all = {}, vars(torch.nn.Module())
     for name, part in module.named_modules():
-        settings = {n: v for n, v in vars(part).items() if not n.startswith("_") and n != "training"}
-        parts[name] = [type(part), settings]
-    return dict(module.state_dict()), parts
+        settings = sorted((n, v) for n, v in vars(part).items() if n not in of_all)
+        if _is_library(type(part).__module__):  # transformers keeps plans here whose order differs between processes
+            settings = [(n, v) for n, v in settings if not n.startswith("_")]
+        hooks = [list(getattr(part, f"_forward_{kind}").values()) for kind in ("pre_hooks", "hooks")]
+        parts[name] = [type(part), settings, hooks]
+    return dict(module.named_buffers()), dict(module.state_dict()), parts
 
 
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """Attributes of an object; None for an object without a place for any."""
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+def _attributes(value: Any) -> list[Any] | None:
+    """Attributes of an object, sorted by name; None for an object without a place for any."""
+    slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # mangled, as pickle reads them
     if not slots and not hasattr(value, "__dict__"):
         return None
-    return {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+    if type(value).__module__.startswith("transformers."):  # its configurations hold a hash of this process
+        held = {name: item for name, item in held.items() if not name.startswith("_")}
+    return sorted(held.items(), key=lambda pair: str(pair[0]))
+
+
+def _has_state_in_c(kind: type) -> bool:
+    """Whether a class derives from one that is written in C, which can hold more than attributes."""
+    return next(base for base in kind.__mro__ if getattr(base.__new__, "__self__", None) is base) is not object
 
 
 def _reduced(value: Any, inner: Any) -> Any:

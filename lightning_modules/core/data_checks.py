@@ -61,6 +61,14 @@ def rows_of(batch: Any, rewards: Sequence[Reward], checked: bool) -> Rows:
     return rows
 
 
+def prompts_of_batch(batch: Any) -> list[Any]:
+    """The prompts of a loader's batch, whatever collated it; empty for a batch that is no rows with prompts."""
+    try:
+        return [row["prompt"] for row in rows_of(batch, [], checked=False)]
+    except (ConfigError, TypeError, ValueError):
+        return []
+
+
 def _column(values: Any) -> list[Any]:
     """The entries of one column, tensors as numbers, and chat messages that were collated by position put together."""
     if hasattr(values, "tolist"):

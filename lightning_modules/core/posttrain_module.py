@@ -12,6 +12,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_modules.core.data_checks import prompts_of_batch
 from lightning_modules.core.part_types import Factory, check_factory, check_policy
 from lightning_modules.core.resumed_settings import (
     Settings,
@@ -210,11 +211,16 @@ class PosttrainModule(L.LightningModule):
     def _fits(self) -> bool:
         return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
-    def _note_rows(self, rows: Any) -> None:
+    def _note_rows(self, batch: Any) -> None:
         """Add the prompts of a batch, where no data module names them before."""
-        if self._fits and getattr(self.trainer, "datamodule", None) is None and isinstance(rows, list):
-            prompts = [row["prompt"] for row in rows if isinstance(row, dict) and "prompt" in row]
-            self._seen.add("the batches of a training without a data module", prompts)
+        data = getattr(self.trainer, "datamodule", None) if self._fits else None
+        if not self._fits or hasattr(data, "rows") or hasattr(data, "train_data"):
+            return
+        prompts = prompts_of_batch(batch)
+        if prompts:
+            self._seen.add("the batches of a training with a loader of its own", prompts)
+        else:
+            self._seen.unknown.add("a training whose batches hold no readable prompts")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._note_rows(batch)

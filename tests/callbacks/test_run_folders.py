@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import RolloutCheckpoint
-from cli.resume import last_checkpoint
+from cli.resume import changed_settings, last_checkpoint
 from support.checkpoints import InPlaceCheckpointIO, damage, newest_first, sweep
 from support.errors import ConfigError
 from support.files import remove_unfinished
@@ -117,6 +119,49 @@ def test_the_newest_run_was_started_last_whatever_the_clock_says(tmp_path):
     assert last_checkpoint(tmp_path, method).parents[1].name == "second"
     write_number(tmp_path / "first")
     assert last_checkpoint(tmp_path, method).parents[1].name == "first"
+
+
+PARTS = {
+    "A": {"rewards": [{"class_path": "rewards.Format"}], "bound": None},
+    "more rewards": {
+        "rewards": [{"class_path": "rewards.Format"}, {"class_path": "rewards.ExactAnswer"}],
+        "bound": None,
+    },
+    "fewer rewards": {"rewards": [], "bound": None},
+    "a part instead of none": {
+        "rewards": [{"class_path": "rewards.Format"}],
+        "bound": {"class_path": "objectives.StudentT"},
+    },
+    "another class": {"rewards": [{"class_path": "rewards.ExactAnswer"}], "bound": None},
+}
+
+
+@pytest.mark.parametrize("earlier, newest", [("A", other) for other in PARTS] + [(other, "A") for other in PARTS])
+def test_the_run_with_the_same_parts_goes_on(tmp_path, capsys, earlier, newest):
+    method = "lightning_modules.GRPO"
+    for number, (name, parts) in enumerate([("earlier", PARTS[earlier]), ("newest", PARTS[newest])], 1):
+        model = {"class_path": method, "init_args": parts}
+        (configured(tmp_path, name, number) / "config_fit.yaml").write_text(yaml.safe_dump({"model": model}))
+    config = Namespace(model={"class_path": method, "init_args": PARTS[earlier]})
+    alike = "newest" if earlier == newest else "earlier"
+    assert last_checkpoint(tmp_path, method, config).parents[1].name == alike
+
+
+def test_a_changed_number_of_parts_is_said():
+    one, two = ({"model": {"init_args": PARTS[name]}} for name in ("A", "more rewards"))
+    name = "model.init_args.rewards.1.class_path"
+    assert changed_settings(one, two)[name] == (None, "rewards.ExactAnswer")
+    assert changed_settings(two, one)[name] == ("rewards.ExactAnswer", None)
+
+
+@pytest.mark.parametrize("named", ["model.ckpt", "elsewhere/model.ckpt", "/elsewhere/checkpoints/rollout_000001.ckpt"])
+def test_a_run_that_began_from_a_checkpoint_of_no_run_names_it(tmp_path, named):
+    """It died before its own first checkpoint, and `last` cannot know which run it belongs to."""
+    folder = configured(tmp_path, "run", 1)
+    (folder / "checkpoints/rollout_000001.ckpt").unlink()
+    (folder / "config_fit.yaml").write_text(f"model: {{class_path: lightning_modules.GRPO}}\nckpt_path: {named}\n")
+    with pytest.raises(ConfigError, match=f"Continue with --ckpt_path {named}"):
+        last_checkpoint(tmp_path, "lightning_modules.GRPO")
 
 
 def test_a_damaged_folder_of_shards_gives_way_to_the_one_before(tmp_path):

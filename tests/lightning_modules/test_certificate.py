@@ -101,6 +101,12 @@ def ledger_tests(place):
     return Ledger(place.prompts).tests()
 
 
+def test_a_trial_of_a_few_batches_spends_no_test(place, here, monkeypatch, capsys):
+    monkeypatch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(here / "cache"))
+    run("test", place, here / "runs", f"--ckpt_path={place.checkpoint}", "--trainer.fast_dev_run=true")
+    assert "NOT TESTED" in capsys.readouterr().out and ledger_tests(place) == []
+
+
 COOLER = "--model.sampling.temperature=0.5"
 WAYS = {
     "fewer prompts": ["--data.safety_size=29"],

@@ -14,13 +14,14 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import AutoTokenizer
 
 from lightning_modules import GRPO, KLPenalty
-from lightning_modules.core.data_checks import rows_of
+from lightning_modules.core.data_checks import prompts_of_batch, rows_of
 from lightning_modules.core.evaluation import Evaluation
 from objectives import ClopperPearson, GroupNorm
 from policies import LoRA, Policy, PolicyParams
 from rewards import ExactAnswer, Format, FunctionReward, NumericAnswer, PerTask, ShorterBetter
 from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, assemble, written
 from support.errors import ConfigError
+from support.prompt_identity import prompt_fingerprints
 from tests.helpers import build, fit, quiet_trainer, sums, weights
 
 PLAN = BatchPlan(prompts_per_rollout=4, group_size=4)
@@ -217,6 +218,26 @@ def test_a_plain_loader_trains_whatever_collates_its_rows(reasoner):
         L.seed_everything(0)
         trained.append(with_loader(build(reasoner, [vowels]), rows, collate=collate))
     assert torch.equal(trained[0], trained[1]) and torch.equal(trained[0], trained[2])
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "prompts", "data module"])
+def test_a_model_carries_the_prompts_of_any_loader(reasoner, kind):
+    """A later safety test must know them, or it would accept prompts that the training saw."""
+    module, trainer = build(reasoner, [vowels]), quiet_trainer(1)
+    rows = [row["prompt"] for row in ROWS] if kind == "prompts" else ROWS
+    if kind == "data module":
+        data = L.LightningDataModule()
+        data.train_dataloader = lambda: loader(rows)
+        trainer.fit(module, datamodule=data)
+    else:
+        trainer.fit(module, loader(rows, list if kind == "rows" else default_collate))
+    seen = set().union(*module.seen_prompts().by_source.values())
+    assert seen == prompt_fingerprints(row["prompt"] for row in ROWS[:4])
+
+
+@pytest.mark.parametrize("batch", [torch.zeros(2, 3), {"input_ids": torch.zeros(2, 3)}, [1, 2], {"loss": 1.0}, []])
+def test_batches_without_readable_prompts_leave_them_unknown(batch):
+    assert prompts_of_batch(batch) == []
 
 
 def test_chat_messages_survive_the_default_collate_function():

@@ -1,13 +1,21 @@
 """Identities that caches and the ledger rest on: different for whatever acts differently, equal for equal objects."""
 
 import functools
+import importlib
+import io
+import logging
 import math
+import os
+import random
 import re
+import subprocess
+import sys
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +113,62 @@ class Slots:
         self.value = value
 
 
+class OneSlot:
+    __slots__ = "value"
+
+    def __init__(self, value):
+        self.value = value
+
+
+class PrivateSlot:
+    __slots__ = ("__value",)
+
+    def __init__(self, value):
+        self.__value = value
+
+
+class Fraction(float):
+    """A number with a place for attributes."""
+
+
+class Whole(int):
+    """A number with a place for attributes."""
+
+
+class Decorator:
+    """A function with a setting, as decorators that are classes make it."""
+
+    def __init__(self, value, function=scaled):
+        functools.update_wrapper(self, function)
+        self.value = value
+
+    def __get__(self, owner, kind=None):
+        return functools.partial(self, owner)
+
+
+class Descriptor:
+    def __init__(self, value):
+        self.value = value
+
+    def __get__(self, owner, kind=None):
+        return self.value
+
+
+class Network(torch.nn.Module):
+    def __init__(self, limit=0.0, buffer=0.0, hook=None):
+        super().__init__()
+        self._limit = limit
+        self.register_buffer("part", torch.tensor(buffer), persistent=False)
+        if hook is not None:
+            self.register_forward_hook(hook)
+
+
+def with_an_attribute(value):
+    inner = closure(0)
+    inner.limit = value
+    return inner
+
+
 def network(dropout):
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(dropout))
@@ -128,6 +192,26 @@ PAIRS = {
     "slots": (Slots, 1, 2),
     "sets": (lambda value: {"x", value}, "y", "z"),
     "queues": (lambda value: deque([1, value]), 2, 3),
+    "lengths of queues": (lambda value: deque([1], value), 2, 3),
+    "default factories": (lambda value: defaultdict(closure(value)), 0.0, 1.0),
+    "orders of rules": (lambda value: dict(value), [("pin", 1.0), ("", 0.0)], [("", 0.0), ("pin", 1.0)]),
+    "numbers with attributes": (Fraction, 0.1, 0.9),
+    "whole numbers with attributes": (Whole, 1, 9),
+    "generators of random numbers": (random.Random, 1, 2),
+    "arrays": (np.array, [1, 2], [1, 3]),
+    "masked arrays": (np.ma.masked_array, [1, 2], [1, 3]),
+    "texts in memory": (io.StringIO, "a", "b"),
+    "loggers": (logging.getLogger, "a", "b"),
+    "a slot that is a text": (OneSlot, 1, 2),
+    "private slots": (PrivateSlot, 1, 2),
+    "decorators that are classes": (Decorator, 1, 2),
+    "descriptors": (Descriptor, 1, 2),
+    "attributes of functions": (with_an_attribute, 1, 2),
+    "methods of C objects": (lambda value: value.__add__, 1, 2),
+    "methods of C classes": (lambda name: getattr(str, name), "upper", "lower"),
+    "private settings of networks": (Network, 0.1, 0.9),
+    "buffers outside the state dict": (lambda value: Network(buffer=value), 0.1, 0.9),
+    "hooks of networks": (lambda value: Network(hook=closure(value)), 0.1, 0.9),
     "patterns": (re.compile, "a", "b"),
     "tensors": (torch.tensor, [1.0], [2.0]),
     "settings of networks": (network, 0.1, 0.9),
@@ -147,6 +231,67 @@ def test_a_global_that_a_function_reads_is_part_of_it(monkeypatch):
     before = identity_fingerprint(FunctionReward(scaled))
     monkeypatch.setitem(scaled.__globals__, "FACTOR", 2.0)
     assert identity_fingerprint(FunctionReward(scaled)) != before
+
+
+#: a reward function by how it reaches `limit` of another module
+REACHED = {
+    "a module": ("import other", "other.limit()"),
+    "a submodule": ("import package.inside", "package.inside.limit()"),
+    "an import inside": ("", "use()\ndef use():\n    import other\n    return other.limit()"),
+    "a module behind a module": ("import behind", "behind.limit()"),
+    "a number of a module": ("import other", "other.LIMIT"),
+}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_the_code_that_a_function_reaches_is_part_of_it(name, tmp_path, monkeypatch):
+    imports, expression = REACHED[name]
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    (tmp_path / "behind.py").write_text("import other\ndef limit(): return other.limit()\n")
+    (tmp_path / "scoring.py").write_text(f"{imports}\ndef score(completions): return {expression}\n")
+    fingerprints = []
+    for limit in (0.1, 0.9, 0.1):
+        for file in (tmp_path / "other.py", tmp_path / "package" / "inside.py"):
+            file.write_text(f"LIMIT = {limit}\ndef limit(): return LIMIT\n")
+        for module in ("scoring", "behind", "other", "package.inside", "package"):
+            sys.modules.pop(module, None)
+        importlib.invalidate_caches()
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        fingerprints.append(identity_fingerprint(importlib.import_module("scoring").score))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+#: objects whose order differs between processes
+ELSEWHERE = """
+import collections, logging, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from support.identity import identity_fingerprint
+log = logging.getLogger("scoring")
+class Words(set): pass
+def score(completions, words={"a", "b", "c"}):
+    log.info("scored")
+    return [float(text in words or text in {"d", "e", "f"}) for text in completions]
+torch.manual_seed(0)
+sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
+for value in (score, Words("abc"), collections.Counter("abc"), LlamaForCausalLM(LlamaConfig(**sizes))):
+    print(identity_fingerprint(value))
+"""
+
+
+def test_another_process_has_the_same_identities():
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ELSEWHERE],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    first, second = [process.communicate()[0].split() for process in processes]
+    assert len(first) == 4 and first == second
 
 
 def test_what_cannot_be_identified_equals_nothing():
