@@ -130,7 +130,14 @@ class Reward(ABC):
         batch = evaluation_batch(completions, prompts, group_size, completion_ids, columns)
         for row in batch.rows:
             self.check_columns(row)
-        scores: list[float] = self(batch).tolist()
+        try:
+            scores: list[float] = self(batch).tolist()
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"the reward {self.name!r} ({type(self).__name__}) cannot score these completions with the columns "
+                f"{sorted(columns)}: {type(error).__name__}: {error}. Give the columns and prompts that it reads in the "
+                "form that its documentation says."
+            ) from error
         return scores
 
     def unscaled(self, scores: Float[Tensor, "rows"], batch: RolloutBatch) -> Float[Tensor, "rows"]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from support.errors import ConfigError
 
+#: lock files that this process holds; opening one of them again and closing it would give the lock back (POSIX)
+_held: set[Path] = set()
 #: what a file system without locks answers
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -28,11 +30,13 @@ class FolderLock:
         self._handle: int | None = None
 
     def take(self) -> None:
-        """Take the lock; does nothing where the file system has no locks.
+        """Take the lock; does nothing where this process holds it already, or the file system has no locks.
 
         Raises:
             ConfigError: another process holds it, or the folder cannot be written to.
         """
+        if self.path.absolute() in _held:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -56,6 +60,7 @@ class FolderLock:
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.write(handle, json.dumps(facts).encode())
         self._handle = handle
+        _held.add(self.path.absolute())
 
     def check(self) -> None:
         """Raise ConfigError if another process holds the lock, or the folder cannot be written to."""
@@ -68,6 +73,7 @@ class FolderLock:
             os.ftruncate(self._handle, 0)
             os.close(self._handle)
             self._handle = None
+            _held.discard(self.path.absolute())
 
 
 def _described(holder: str) -> str:

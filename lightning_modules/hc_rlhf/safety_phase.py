@@ -69,6 +69,10 @@ class SafetyTestPhase(OnPolicyModule):
         self.check_unseen()  # before the evaluation, which takes long
 
     def on_test_end(self) -> None:
+        if self.test_params.skip:
+            if self.trainer.is_global_zero:
+                print("NOT TESTED: model.test.skip is set, so no safety test is spent.")
+            return
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             if self.trainer.is_global_zero:
                 print("NOT TESTED: a trial by trainer.fast_dev_run spends no safety test.")

@@ -235,3 +235,18 @@ def test_a_folder_that_cannot_be_written_is_one_paragraph(reasoner, tmp_path, ma
     make(tmp_path / "file")
     with pytest.raises(ConfigError, match="cannot be (made|written to).*--trainer.default_root_dir"):
         run(reasoner, tmp_path / "file", [RolloutCheckpoint()], rollouts=1)
+
+
+def test_a_second_lock_of_the_same_process_does_not_free_the_first(tmp_path):
+    """Two checkpoint callbacks on one folder, or a check while the run goes on."""
+    folder = tmp_path / "run/checkpoints"
+    first, second = FolderLock(folder), FolderLock(folder)
+    first.take()
+    second.take()
+    second.release()
+    FolderLock(folder).check()
+    code = f"from pathlib import Path; from support.locks import FolderLock; FolderLock(Path({str(folder)!r})).take()"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert other.returncode and f"being written by another run: process {os.getpid()}" in other.stderr
+    first.release()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

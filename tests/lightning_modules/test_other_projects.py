@@ -18,7 +18,16 @@ from lightning_modules.core.data_checks import prompts_of_batch, rows_of
 from lightning_modules.core.evaluation import Evaluation
 from objectives import ClopperPearson, GroupNorm
 from policies import LoRA, Policy, PolicyParams
-from rewards import ExactAnswer, Format, FunctionReward, NumericAnswer, PerTask, ShorterBetter
+from rewards import (
+    ExactAnswer,
+    Format,
+    FunctionReward,
+    MultipleChoice,
+    NumericAnswer,
+    PerTask,
+    RecordsCost,
+    ShorterBetter,
+)
 from rollouts import BatchPlan, EmbeddedEngine, SamplingParams, assemble, written
 from support.errors import ConfigError
 from support.prompt_identity import prompt_fingerprints
@@ -361,3 +370,10 @@ def test_a_resumed_run_keeps_states_by_name_and_says_what_it_drops(reasoner, tmp
     assert [reward.seen for reward in other.rewards] == [1, 3]
     with pytest.raises(ConfigError, match=r"has no reference, because its run had model\.kl\.coefficient 0"):
         fit(build(reasoner, [Counting("first")], kl=KLPenalty(0.1)), 3, seed=0, ckpt_path=path)
+
+
+def test_columns_of_another_form_are_refused_in_a_paragraph():
+    with pytest.raises(ConfigError, match=r"MultipleChoice\): the answer of row '0' is <object"):
+        MultipleChoice().evaluate(["It is B."], answer=[object()])
+    with pytest.raises(ConfigError, match=r"RecordsCost\) cannot score these completions"):
+        RecordsCost().evaluate(["yes"], ["What is the weather?"])
