@@ -224,8 +224,10 @@ def _file_hash(file: Path, modified: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _is_library(module: str) -> bool:
+def _is_library(module: str | None) -> bool:
     """Whether a module belongs to Python or an installed library, whose version stands for its code."""
+    if module is None or module.partition(".")[0] in _PROJECT:
+        return False
     file = _file(module)
     if file is None:
         return module.partition(".")[0] in sys.stdlib_module_names - {"__main__"}
@@ -233,7 +235,8 @@ def _is_library(module: str) -> bool:
 
 
 def _in_library(file: Path) -> bool:
-    return any(file.is_relative_to(folder) for folder in _LIBRARIES) and not file.is_relative_to(INSTALLED)
+    # The environment may lie inside this project's folder, and this project inside the environment.
+    return any(file.is_relative_to(folder) for folder in _LIBRARIES)
 
 
 def _version(module: types.ModuleType | None) -> str:
