@@ -66,8 +66,6 @@ def of_the_pages() -> set[tuple[str, ...]]:
 
 
 STACKS = sorted({stack for name in CONFIGS.keys() - SCRIPTS.keys() for stack in behind(name)} | of_the_pages())
-#: one member of each kind for the normal suite: the optimiser, precision and adapters of one GPU
-CHEAP = {(*LARGE, "scale/one_gpu_lora"), (*LARGE, "scale/one_gpu_full")}
 
 
 def merged(stack: tuple[str, ...], *keys: str) -> object:
@@ -165,12 +163,12 @@ def engine_at_hand(stack: tuple[str, ...], changes: dict[str, object], monkeypat
 
 
 def stacks(in_shards: bool) -> list[Any]:
-    """The stacks with or without weights in shards; all but the cheap ones are long."""
+    """The stacks with or without weights in shards."""
     chosen = [stack for stack in STACKS if bool(set(stack) & WEIGHTS_IN_SHARDS) == in_shards]
-    marks = {stack: [] if stack in CHEAP else [pytest.mark.long] for stack in chosen}
-    return [pytest.param(stack, id="+".join(stack), marks=marks[stack]) for stack in chosen]
+    return [pytest.param(stack, id="+".join(stack)) for stack in chosen]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stack", stacks(in_shards=False))
 def test_a_stack_runs_as_it_ships(stack, home, large_context, monkeypatch):
     needed(stack)
@@ -184,6 +182,7 @@ def test_a_stack_runs_as_it_ships(stack, home, large_context, monkeypatch):
         assert len(checkpoints()) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stack", stacks(in_shards=True))
 def test_a_stack_with_weights_in_shards_runs_as_it_ships(stack, home, large_context):
     needed(stack)
