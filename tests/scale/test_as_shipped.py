@@ -52,7 +52,13 @@ def behind(name: str) -> list[tuple[str, ...]]:
     if room == "data":
         method = "grpo" if file in ("human_eval", "reasoning_gym") else "hc_rlhf"
         return [(method, name) if file == "records_rule" else (method, "models/smollm2", name)]
-    first = {"auto_think": "auto_think", "baselines": "hc_rlhf", "laser_d": "laser", "compare": "laser"}
+    first = {
+        "auto_think": "auto_think",
+        "baselines": "hc_rlhf",
+        "hc_rlhf": "hc_rlhf",
+        "laser_d": "laser",
+        "compare": "laser",
+    }
     return [(first.get(room or file, "grpo"), name)]
 
 
