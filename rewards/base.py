@@ -135,8 +135,8 @@ class Reward(ABC):
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ConfigError(
                 f"the reward {self.name!r} ({type(self).__name__}) cannot score these completions with the columns "
-                f"{sorted(columns)}: {type(error).__name__}: {error}. Give the columns and prompts that it reads in the "
-                "form that its documentation says."
+                f"{sorted(columns)}: {type(error).__name__}: {error}. Give the columns and prompts that it reads in "
+                "the form that its documentation says."
             ) from error
         return scores
 

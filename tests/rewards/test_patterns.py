@@ -148,6 +148,6 @@ def test_nor_on_any_text_of_its_characters():
     assert {name: found for name, entry in PATTERNS.items() if (found := steep(*entry))} == {}
 
 
-@pytest.mark.parametrize("text", [r"\s*\d", r"(?:a|b)*c", r"<[^>]*\w[^>]*>", r"x*y", r"\{[^}]*\}$"])
+@pytest.mark.parametrize("text", [r"\s*\d", r"(?:a|b)*c", r"x*y", r"\{[^}]*\}$"])
 def test_the_measurement_notices_quadratic_time(text):
     assert steep(re.compile(text), {"search"}) != {}

@@ -119,7 +119,7 @@ def home(tmp_path, scorers, monkeypatch):
 
 
 def replaced(stack: tuple[str, ...], large_context: str) -> dict[str, object]:
-    """What this machine lacks: GPUs, and models that are not in the repository."""
+    """The settings that name what this machine lacks: GPUs, and models that are not in the repository."""
     changes: dict[str, object] = {
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
