@@ -33,11 +33,13 @@ test: .venv/ready
 # The inner loop: objectives, models and graders, under a minute.
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" tests/objectives tests/policies tests/support \
-	  tests/rewards/test_grading.py
+	  tests/rewards/test_grading.py --ignore tests/policies/test_architectures.py
 
 test-long: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py \
 	  tests/examples/test_home.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long tests/benchmarks/test_compare.py tests/callbacks tests/cli \
+	  tests/lightning_modules tests/policies tests/rewards tests/support tests/tracking
 
 # Other cases at every run; the tests in tests/fuzz make few, and always the same, in the normal suite.
 fuzz: .venv/ready

@@ -145,6 +145,7 @@ def test_the_report_needs_nothing_else_and_marks_only_what_is_supported():
     assert 'class="">0.600' in laser and 'class="best">30.1' in laser
 
 
+@pytest.mark.long
 def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch, capfd):
     for name in ("assets", "configs", "main.py"):
         (tmp_path / name).symlink_to(ROOT / name)

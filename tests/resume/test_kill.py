@@ -274,6 +274,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.long
 def test_a_terminated_run_ends_as_the_undisturbed_one(command, tmp_path):
     undisturbed = tmp_path / "undisturbed"
     assert finish(start(command("grpo", undisturbed), undisturbed)) == 0
@@ -290,6 +291,7 @@ def test_a_terminated_run_ends_as_the_undisturbed_one(command, tmp_path):
         equal_to(undisturbed, folder)
 
 
+@pytest.mark.long
 def test_one_of_two_processes_trains_the_scorers_while_the_other_waits(command, tmp_path):
     folder = tmp_path / "two"
     process = Command([*command("hc_rlhf", folder), *TWO, "--trainer.max_steps=2"], folder)
@@ -343,7 +345,7 @@ def test_a_second_ctrl_c_stops_at_once(where, command, tmp_path):
     )
 
 
-@pytest.mark.parametrize("told", ["one", "all"])
+@pytest.mark.parametrize("told", [pytest.param("one", marks=pytest.mark.long), "all"])
 def test_sigterm_ends_two_processes(told, command, tmp_path):
     """A cluster tells all processes; a person with `kill` tells the first, whatever the others are waiting for."""
     folder = tmp_path / "terminated"

@@ -189,6 +189,7 @@ def test_a_run_says_what_it_is_and_a_resume_repeats_nothing(here, reasoner, stor
     assert len(found) == 6
 
 
+@pytest.mark.long
 def test_two_processes_write_once(here, reasoner, store):
     arguments = [
         *short(reasoner),
