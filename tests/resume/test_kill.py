@@ -228,12 +228,12 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
 def signalled(number, command, folder):
-    """GRPO without periodic checkpoints, ended by a signal after rollout 4: (status, checkpoint, log, arguments)."""
+    """GRPO without periodic checkpoints, ended by a signal after rollout 2: (status, checkpoint, log, arguments)."""
     arguments = command("grpo", folder)
     overlay = folder / "overlay.yaml"
     overlay.write_text(overlay.read_text().replace("every_n_rollouts: 2", "every_n_rollouts: 0"))
     process = start(arguments, folder)
-    wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
+    wait_for(lambda: any(folder.glob("runs/*/completions/train_000002.json")))
     os.kill(process.pid, number)
     status = finish(process)
     (saved,) = folder.glob("runs/*/checkpoints/*.ckpt")
@@ -350,7 +350,7 @@ def test_sigterm_ends_two_processes(told, command, tmp_path):
     """A cluster tells all processes; a person with `kill` tells the first, whatever the others are waiting for."""
     folder = tmp_path / "terminated"
     process = Command([*command("grpo", folder), *TWO], folder)
-    wait_for(lambda: any(folder.glob("runs/*/completions/train_000004.json")))
+    wait_for(lambda: any(folder.glob("runs/*/completions/train_000002.json")))
     os.kill(process.pid if told == "all" else -process.pid, signal.SIGTERM)
     assert finish(process) == 143
     newest = max(folder.glob("runs/*/checkpoints/*.ckpt"))
