@@ -46,7 +46,7 @@ class NonFiniteGradients(L.Callback):
             "rows": [{key: str(value) for key, value in row.items()} for row in rollout.rows],
         }
         torch.save(contents, folder / f"{name}.pt")
-        if pl_module.non_finite_rollouts + 1 >= self.patience:
+        if pl_module.non_finite_rollouts >= self.patience:
             raise ConfigError(
                 f"the gradient was infinite or NaN in {self.patience} consecutive rollouts, saved in {folder}. Lower "
                 "the learning rate, set model.max_grad_norm, or look for extreme rewards or log-probs in these "

@@ -148,6 +148,8 @@ class OnPolicyModule(SamplingModule):
             updated = time.perf_counter()
         self.last_rollout, self.last_sampled = batch, all_sampled
         metrics |= self.metrics(batch) | self.advantage.metrics
+        # Here, and not after the callbacks: one of them may save this rollout's state.
+        self.non_finite_rollouts = self.non_finite_rollouts + 1 if metrics.get("skipped_updates") else 0
         # Rewards and lengths of all drawn prompts: those of a selection would not be comparable between runs.
         names = {name: self.metric_name(name) for name in drawn.rewards}
         values = rollout_metrics(self.rewards, names, drawn, metrics)
@@ -362,10 +364,6 @@ class OnPolicyModule(SamplingModule):
         Raises:
             ConfigError: after `non_finite_patience` consecutive rollouts.
         """
-        if not self.trainer.callback_metrics.get("train/skipped_updates"):
-            self.non_finite_rollouts = 0
-            return
-        self.non_finite_rollouts += 1
         if self.non_finite_rollouts == 1:
             rank_zero_warn(
                 "the gradient of this rollout was infinite or NaN, so its update was skipped. callbacks."
