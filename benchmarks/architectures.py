@@ -195,8 +195,7 @@ def table(rows: dict[str, dict[str, Cell]]) -> str:
                 texts.append(f"**off by {cell.gap:.2g}** ({cell.way})" if cell.wrong else cell.way)
         lines.append(f"| {name} | {' | '.join(texts)} |")
     notes = [
-        f"{number}. {name}: {re.sub(r'/[^ ,)]*/model', './model', message)}"
-        for number, name, message in kinds.values()
+        f"{number}. {name}: {re.sub(r'/[^ ,)]*/model', './model', message)}" for number, name, message in kinds.values()
     ]
     return "\n".join(lines) + "\n\nThe messages:\n\n" + "\n".join(map(wrapped, notes)) + "\n"
 
