@@ -31,13 +31,16 @@ class RunSummary(L.Callback):
     def __init__(self) -> None:
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
+        #: rollouts (or steps) before the first and before the last validation; empty before any
+        self.validated_at: list[int] = []
         self.began = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"first": self.first, "last": self.last}
+        return {"first": self.first, "last": self.last, "validated_at": self.validated_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.first, self.last = dict(state_dict["first"]), dict(state_dict["last"])
+        self.validated_at = list(state_dict.get("validated_at", []))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.began = time.monotonic()
@@ -47,6 +50,7 @@ class RunSummary(L.Callback):
             return
         metrics = {name: float(trainer.callback_metrics[name]) for name in SHOWN if name in trainer.callback_metrics}
         self.first, self.last = self.first or metrics, metrics
+        self.validated_at = [*self.validated_at[:1], self._finished(trainer)]
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -55,16 +59,18 @@ class RunSummary(L.Callback):
     def lines(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[str]:
         """Lines of the summary of a finished run."""
         on_policy = hasattr(pl_module, "last_rollout")
-        count = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        headline = f"{type(pl_module).__name__}: {count} {'rollouts' if on_policy else 'steps'}"
+        count, unit = self._finished(trainer), "rollouts" if on_policy else "steps"
+        headline = f"{type(pl_module).__name__}: {count} {unit}"
         if tokens := getattr(pl_module, "generated_tokens", 0):
             headline += f", {tokens:,} generated tokens"
         lines = [f"{headline}, {(time.monotonic() - self.began) / 60:.1f} minutes"]
-        validated_twice = self.first is not self.last
+        validated_twice = len(set(self.validated_at)) == 2
         for name, (label, digits) in SHOWN.items():
             if name in self.last:
                 before = f"{self.first[name]:.{digits}f} -> " if validated_twice and name in self.first else ""
                 lines.append(f"  {label:<17} {before}{self.last[name]:.{digits}f}")
+        if self.validated_at and self.validated_at[-1] < count:
+            lines.append(f"  (last validated after {self.validated_at[-1]} of {count} {unit})")
         folder = run_folder(trainer)
         if folder.is_dir():
             lines += [f"Files of this run: {folder}", *(f"  {text}" for text in self._files(folder))]
@@ -80,6 +86,11 @@ class RunSummary(L.Callback):
                 f"Next: `python main.py predict --ckpt_path {newest}` writes completions of the held-out prompts"
             )
         return lines
+
+    @staticmethod
+    def _finished(trainer: L.Trainer) -> int:
+        """Rollouts (or steps) that are finished, resumed ones included."""
+        return trainer.fit_loop.epoch_loop.total_batch_idx + 1
 
     @staticmethod
     def _ui(uri: str) -> str:

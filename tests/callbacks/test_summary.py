@@ -46,6 +46,17 @@ def test_a_run_says_what_it_was_how_far_it_came_and_what_comes_next(reasoner, tm
     )
 
 
+def test_one_validation_is_shown_as_one_value_also_after_a_resume(reasoner, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    quiet = ("--trainer.logger=false", "--trainer.val_check_interval=8")
+    run(reasoner, "--trainer.max_steps=2", *quiet)
+    run(reasoner, "--trainer.max_steps=4", *quiet, "--ckpt_path=last")
+    said = re.split(r"^GRPO: (?=\d)", capsys.readouterr().out, flags=re.M)[1:]
+    for part, count in zip(said, (2, 4), strict=True):
+        assert re.search(r"^  pass@1            \d\.\d{3}$", part, re.M), "only the start was validated"
+        assert f"  (last validated after 0 of {count} rollouts)" in part
+
+
 def test_where_the_curves_are(reasoner, tmp_path, monkeypatch, capsys, empty_store):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.db").write_bytes(empty_store.read_bytes())
