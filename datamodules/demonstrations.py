@@ -5,6 +5,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.arithmetic import arithmetic_demonstrations
 from datamodules.gym_demonstrations import gym_demonstrations
+from datamodules.prompt_form import PromptForm, Template
 from datamodules.rambling import rambling_demonstrations
 from datamodules.records_desk import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
@@ -36,6 +37,10 @@ class Demonstrations(L.LightningDataModule):
             ignored.
         columns: this project's column name -> the file's.
         seed: seed of the rows and of their order; the run's seed if None.
+        split, subset: of a hub data set.
+        template, system, answer_pattern: how columns become the prompt and the answer, as in `FilePrompts`.
+        response: template of the response, such as "<think>{solution}</think>\\\\boxed{{{answer}}}"; the column
+            `response` as it is if None.
     """
 
     def __init__(
@@ -46,6 +51,12 @@ class Demonstrations(L.LightningDataModule):
         val_size: int = 256,
         columns: dict[str, str] | None = None,
         seed: int | None = None,
+        split: str = "train",
+        subset: str | None = None,
+        template: str | None = None,
+        system: str | None = None,
+        answer_pattern: str | None = None,
+        response: str | None = None,
     ) -> None:
         super().__init__()
         if val_size < 0 or train_size < 1 or batch_size < 1:
@@ -56,6 +67,8 @@ class Demonstrations(L.LightningDataModule):
         self.source, self.batch_size = source, batch_size
         self.seed = run_seed() if seed is None else seed
         self.train_size, self.val_size, self.columns = train_size, val_size, columns
+        self.split, self.subset, self.form = split, subset, PromptForm(template, system, answer_pattern)
+        self.response = None if response is None else Template(response, "data.response")
         self.train_data: list[Row] = []
         self.val_data: list[Row] = []
 
@@ -65,7 +78,11 @@ class Demonstrations(L.LightningDataModule):
         if self.source in PROCEDURAL:
             rows = PROCEDURAL[self.source](self.train_size + self.val_size, self.seed)
         else:
-            rows = [demonstration(row) for row in read_rows(self.source, columns=self.columns)]
+            rows = [demonstration(row) for row in read_rows(self.source, self.split, self.columns, self.subset)]
+        rows = self.form.rows(rows, self.source)
+        if self.response is not None:
+            texts = [self.response.text(row, f"row {number} of {self.source!r}") for number, row in enumerate(rows)]
+            rows = [row | {"response": text} for row, text in zip(rows, texts, strict=True)]
         check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"))
         if len(rows) <= self.val_size:
             raise ConfigError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.rows import Row, check_rows, read_rows
@@ -44,8 +45,7 @@ class PairSource:
         unsafe_0, unsafe_1."""
         raw = read_rows(self.source, self.split, self.columns, self.subset, LABELS)[: self.limit]
         if self.format == "hh":
-            check_rows(raw, self.source, ("chosen", "rejected"))
-            return [{"id": row["id"], **_from_hh(row)} for row in raw]
+            return _hh_pairs(check_rows(raw, self.source, ("chosen", "rejected")), self.source)
         if self.format == "trl":
             check_rows(raw, self.source, ("chosen", "rejected"), texts=False)
             return check_rows([preference(row) for row in raw], self.source, ("prompt", "response_0", "response_1"))
@@ -81,14 +81,33 @@ def parse_dialogue(text: str) -> list[dict[str, str]]:
     ]
 
 
-def _from_hh(row: Row) -> Row:
+def _hh_pairs(rows: list[Row], source: str) -> list[Row]:
+    """The pairs of HH's rows. A few rows per thousand of the released data are no pairs; they are left out and named.
+
+    Raises:
+        ConfigError: if more than one row in twenty is no pair.
+    """
+    pairs = [(row["id"], _from_hh(row)) for row in rows]
+    faulty = [str(name) for name, pair in pairs if pair is None]
+    if len(faulty) > len(rows) / 20:
+        raise ConfigError(
+            f"row {faulty[0]} of {source} is not an HH pair, and {len(faulty)} of {len(rows)} rows are none: `chosen` "
+            "and `rejected` must share every turn except the last, which must be the assistant's. Set "
+            "data.pairs.format (or data.preferences.format) to pku for data with separate columns."
+        )
+    if faulty:
+        rank_zero_warn(
+            f"{len(faulty)} of {len(rows)} rows of {source} are left out, since their `chosen` and `rejected` differ "
+            f"before the last turn: {', '.join(faulty[:5])}{' and others' if len(faulty) > 5 else ''}"
+        )
+    return [{"id": name, **pair} for name, pair in pairs if pair is not None]
+
+
+def _from_hh(row: Row) -> Row | None:
+    """The pair of a row, None if its sides differ before the last turn or do not end with the assistant's."""
     chosen, rejected = parse_dialogue(row["chosen"]), parse_dialogue(row["rejected"])
     if not chosen or chosen[-1]["role"] != "assistant" or not rejected or chosen[:-1] != rejected[:-1]:
-        raise ConfigError(
-            f"row {row['id']} is not an HH pair: `chosen` and `rejected` must share every turn except the last, which "
-            "must be the assistant's. Set data.pairs.format (or data.preferences.format) to pku for data with separate "
-            "columns."
-        )
+        return None
     return {
         "prompt": chosen[:-1],
         "response_0": chosen[-1]["content"],

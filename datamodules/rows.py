@@ -1,8 +1,11 @@
 """Data rows: read from JSONL, JSON, parquet or CSV files, a folder of them or the hub, and checked."""
 
 import csv
+import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ Row = dict[str, Any]
 #: columns that hold one text
 TEXTS = {"response", "response_0", "response_1", "chosen", "rejected"}
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+FORMATS |= {".jsonl.gz": "json", ".json.gz": "json", ".csv.gz": "csv"}
 
 
 def read_rows(
@@ -49,7 +53,7 @@ def read_rows(
         else:
             rows = _table(source, kind, data_files=files)
     else:
-        if source.startswith((".", "/", "~")) or path.suffix in FORMATS or source.count("/") != 1:
+        if source.startswith((".", "/", "~")) or _format(path) in FORMATS or source.count("/") != 1:
             raise ConfigError(
                 f"the data file {source!r} does not exist (looked for {path.absolute()}); correct data.source."
             )
@@ -73,8 +77,8 @@ def read_json(path: str | Path) -> list[Row]:
         ConfigError: naming the file and the line, for invalid UTF-8, invalid JSON, a value that is not an object, or a
             text that no tokenizer can encode.
     """
-    content = Path(path).read_bytes()
-    if Path(path).suffix == ".json" and content.lstrip()[:1] == b"[":
+    content = _content(Path(path))
+    if Path(path).name.removesuffix(".gz").endswith(".json") and content.lstrip()[:1] == b"[":
         items = _parsed(content, f"the file {path}")
         return [_object(item, f"item {number} of the file {path}") for number, item in enumerate(items, 1)]
     lines = ((f"line {number} of the file {path}", line) for number, line in enumerate(content.split(b"\n"), 1))
@@ -94,7 +98,7 @@ def read_csv(path: str | Path, numbers: Collection[str] = ()) -> list[Row]:
     rows: list[Row] = []
     csv.field_size_limit(1 << 30)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(_content(Path(path)).decode("utf-8-sig"), newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for cells in reader:
                 where = f"line {reader.line_num} of the file {path}"
@@ -113,6 +117,21 @@ def read_csv(path: str | Path, numbers: Collection[str] = ()) -> list[Row]:
     except csv.Error as error:
         raise ConfigError(f"the file {path} is no CSV: {error}; mend it, or save it as JSONL.") from error
     return rows
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, decompressed if its name ends in .gz."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"the file {path} is no whole gzip file: {error}; download or compress it again.") from error
+
+
+def _format(path: Path) -> str:
+    """The part of a file's name that tells its format, such as .jsonl or .jsonl.gz."""
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
 
 def _cell(cell: str | None, where: str) -> float | int | bool | None:
@@ -169,10 +188,10 @@ def _table(source: str, kind: str, **settings: Any) -> list[Row]:
 
 
 def _files(path: Path, split: str) -> tuple[str, list[str]]:
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in FORMATS)
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if _format(f) in FORMATS)
     if path.is_dir():
-        files = [f for f in files if split in f.stem] or files
-    suffixes = {f.suffix for f in files}
+        files = [f for f in files if split in f.name.removesuffix(_format(f))] or files
+    suffixes = {_format(f) for f in files}
     if len(suffixes) != 1 or not suffixes <= set(FORMATS):
         contents = sorted(suffixes) or "no data files"
         raise ConfigError(

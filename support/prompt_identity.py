@@ -18,9 +18,11 @@ def check_prompt(prompt: Any, where: str) -> None:
     """
     if isinstance(prompt, str):
         return
-    for message in prompt if isinstance(prompt, list) and prompt else [prompt]:
+    messages = prompt if isinstance(prompt, list) else []
+    for message in messages or [prompt]:
         if (
-            not isinstance(message, dict)
+            not messages
+            or not isinstance(message, dict)
             or message.get("role") not in ROLES
             or not isinstance(message.get("content"), str)
         ):

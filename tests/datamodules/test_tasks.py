@@ -222,6 +222,19 @@ def test_hh_pairs(tmp_path):
         PairSource(write_jsonl(tmp_path / "x.jsonl", [{"chosen": "a", "rejected": "b"}]), format="hh").rows()
 
 
+def test_a_few_rows_that_are_no_hh_pairs_are_left_out_and_named(tmp_path):
+    turn = "\n\nHuman: {}\n\nAssistant: "
+    rows = [{"chosen": turn.format(i) + "yes", "rejected": turn.format(i) + "no"} for i in range(40)]
+    rows[7]["rejected"] = turn.format("another") + "no"
+    with pytest.warns(UserWarning, match=r"1 of 40 rows of .* are left out.*: 7"):
+        pairs = PairSource(write_jsonl(tmp_path / "hh.jsonl", rows), format="hh").rows()
+    assert [pair["prompt"][0]["content"] for pair in pairs] == [str(i) for i in range(40) if i != 7]
+    for i in range(3):
+        rows[i]["rejected"] = "no dialogue"
+    with pytest.raises(ConfigError, match="row 0 of .* is not an HH pair, and 4 of 40 rows are none"):
+        PairSource(write_jsonl(tmp_path / "hh.jsonl", rows), format="hh").rows()
+
+
 def test_pairs_of_a_prompt_stay_together(tmp_path):
     rows = [{"prompt": f"p{i % 50}"} for i in range(400)]
     train, held = split_by_prompt(rows, 0.3)

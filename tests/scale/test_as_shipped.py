@@ -38,6 +38,18 @@ WEIGHTS_IN_SHARDS = {"scale/eight_gpus_fsdp2", "scale/slurm_fsdp2", "scale/two_c
 #: a finished safety test is not continued; a run that is killed has not reached it
 UNTESTED = {"hc_rlhf": ["--model.test.skip=true"]}
 LARGE = ("grpo", "models/qwen2.5_1.5b")
+#: a row in the columns of each data set of the hub; folders of these names stand for the hub
+TURN = "\n\nHuman: {n}?\n\nAssistant: "
+HUB = {
+    "openai/gsm8k": {"question": "What is {n} + {n}?", "answer": "{n} + {n} = <<{n}+{n}=0>>0\n#### 1,{n}00"},
+    "ChilleD/SVAMP": {"Body": "Tom has {n} apples.", "Question": "How many has he?", "Answer": "{n}.0", "Type": "x"},
+    "DigitalLearningGmbH/MATH-lighteval": {
+        "problem": "Find ${n}$.",
+        "solution": "It is $\\boxed{{\\frac{{{n}}}{{3}}}}$.",
+    },
+    "HuggingFaceH4/MATH-500": {"problem": "Find ${n}$.", "answer": "\\frac{{{n}}}{{3}}"},
+    "Anthropic/hh-rlhf": {"chosen": TURN + "yes", "rejected": TURN + "no"},
+}
 
 
 def behind(name: str) -> list[tuple[str, ...]]:
@@ -49,8 +61,10 @@ def behind(name: str) -> list[tuple[str, ...]]:
         return [(*LARGE, "scale/one_gpu_lora", name)]
     if room == "scale":
         return [("grpo", name) if file == "two_cpus" else (*LARGE, name), ("hc_rlhf", name), ("adapt_think", name)]
+    if name == "data/hh_rlhf":
+        return [("reward_model", name)]
     if room == "data":
-        method = "grpo" if file in ("human_eval", "reasoning_gym") else "hc_rlhf"
+        method = "hc_rlhf" if file in ("records_rule", "real_toxicity") else "grpo"
         return [(method, name) if file == "records_rule" else (method, "models/smollm2", name)]
     first = {
         "auto_think": "auto_think",
@@ -115,6 +129,11 @@ def home(tmp_path, scorers, monkeypatch):
     problems = [{"prompt": f"{n}+{n}=", "response": f"</think>{2 * n}"} for n in range(400)]
     (tmp_path / "runs/r1").mkdir(parents=True)
     (tmp_path / "runs/r1/kept.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    for source, row in HUB.items():
+        (tmp_path / source).mkdir(parents=True)
+        for split in ("train", "test"):
+            rows = [{name: text.format(n=n) for name, text in row.items()} for n in range(400)]
+            (tmp_path / source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 
 
