@@ -1,11 +1,11 @@
-"""The command line itself: Lightning's, with this project's defaults, earlier checks, and the command `plan`."""
+"""The command line itself: Lightning's, with this project's defaults, earlier checks, and `plan` and `chat`."""
 
 import errno
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import Namespace
@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 import datamodules  # noqa: F401  (its classes by their short names: --data ArithmeticPrompts)
 import rewards  # noqa: F401
+from cli import chat
 from cli.default_callbacks import with_defaults
 from cli.parser import make_parser
 from cli.plan_report import describe
@@ -42,7 +43,7 @@ if not sys.stderr.isatty():  # progress bars that last a second leave fragments 
 
 
 class Trainer(L.Trainer):
-    """Lightning's Trainer, which can also print the plan of a run."""
+    """Lightning's Trainer, which can also print the plan of a run, and talk to a policy."""
 
     def plan(
         self,
@@ -58,17 +59,49 @@ class Trainer(L.Trainer):
         """
         print(describe(self, model, datamodule))
 
+    def chat(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        prompt: str | None = None,
+        against: Literal["start"] | None = None,
+        show_thinking: bool = False,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+    ) -> None:
+        """Talk to a policy in the terminal, or answer one prompt.
+
+        Args:
+            model: the module whose policy answers.
+            datamodule: ignored; accepted because a run's saved configuration has it.
+            ckpt_path: its checkpoint, `last` for the newest run's, or an exported folder; the untrained policy if None.
+            weights_only: ignored; a checkpoint is read as plain data.
+            prompt: one prompt, whose answer is printed alone, in place of a conversation.
+            against: `start` lets the policy before training answer too.
+            show_thinking: print the thinking before the answer.
+            max_new_tokens: longest answer in tokens, the run's validation's if None.
+            temperature: of the samples, the run's validation's if None; 0 is greedy.
+        """
+        chat.load(model, ckpt_path, self.strategy)
+        present = chat.speakers(model, against, {"max_new_tokens": max_new_tokens, "temperature": temperature})
+        if prompt is not None:
+            chat.once(present, prompt, show_thinking)
+        else:
+            chat.converse(present, show_thinking)
+
 
 class CLI(LightningCLI):
-    """Lightning's command line with the commands fit, validate, test, predict and plan."""
+    """Lightning's command line with the commands fit, validate, test, predict, plan and chat."""
 
     method: str | None = None  # the run's method by name, and its papers
     paper: str | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands and `plan`, each with the arguments that the CLI passes itself."""
-        return LightningCLI.subcommands() | {"plan": {"model", "datamodule"}}
+        """Lightning's commands, `plan` and `chat`, each with the arguments that the CLI passes itself."""
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("plan", "chat")}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The parser that explains mistakes."""
@@ -101,6 +134,8 @@ class CLI(LightningCLI):
         if self.subcommand == "plan":
             _detach_from_machine(config)
             return
+        if self.subcommand == "chat":
+            config.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False})
         # A checkpoint is data, from wherever it came. A configuration may come with it, so it cannot say otherwise.
         if config.get("weights_only") is None or not self._unsafe_on_command_line():
             config.weights_only = True
@@ -162,7 +197,8 @@ class CLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         trainer["callbacks"] = with_defaults(trainer, self.method, self.paper)
         trainer = super().instantiate_trainer(**kwargs)
-        continue_from(trainer, self.config_init[self.subcommand].get("ckpt_path"))
+        if self.subcommand != "chat":
+            continue_from(trainer, self.config_init[self.subcommand].get("ckpt_path"))
         return trainer
 
 

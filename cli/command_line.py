@@ -4,9 +4,11 @@ A command line may leave out the folder of a shipped configuration, and the conf
 """
 
 import difflib
+import sys
 from pathlib import Path
 from typing import Any
 
+from cli.chat import exported_folder
 from cli.own_configurations import is_own
 from cli.resume import runs_of
 from cli.yaml_files import read_yaml
@@ -14,13 +16,13 @@ from support.errors import ConfigError
 from support.files import INSTALLED, shipped
 
 STAGES = ("fit", "validate", "test", "predict")
-COMMANDS = (*STAGES, "plan")
+COMMANDS = (*STAGES, "plan", "chat")
 EXAMPLE = "python main.py fit --config configs/grpo.yaml"
 #: packages whose classes are not listed when a configuration from elsewhere is refused
 KNOWN = ("callbacks.", "datamodules.", "lightning.", "lightning_modules.", "objectives.", "policies.", "rewards.",
          "rollouts.", "torch.", "tracking.")  # fmt: skip
 #: other projects' commands -> ours
-SYNONYMS = {"train": "fit", "eval": "validate", "evaluate": "validate", "generate": "predict"}
+SYNONYMS = {"train": "fit", "eval": "validate", "evaluate": "validate", "generate": "predict", "talk": "chat"}
 
 
 def completed(args: list[str]) -> list[str]:
@@ -46,11 +48,14 @@ def completed(args: list[str]) -> list[str]:
     if asks_help or names_method:
         return args
     checkpoint = _values(args, "--ckpt_path")
-    if checkpoint and checkpoint[-1] and args[0] in STAGES:
+    if checkpoint and args[0] == "chat" and (words := exported_folder(checkpoint[-1])) is not None:
+        return [args[0], *words, *_without(args[1:], "--ckpt_path")]
+    if checkpoint and checkpoint[-1] and args[0] in (*STAGES, "chat"):
         roots = _values(args, "--trainer.default_root_dir")
         root = Path(roots[-1] if roots else "runs")
         config = _saved_config(checkpoint[-1], root, args[0])
-        print(f"Configuration of the checkpoint's run: {config}")
+        # a script that asks for one answer reads standard output
+        print(f"Configuration of the checkpoint's run: {config}", file=sys.stderr if args[0] == "chat" else sys.stdout)
         return [args[0], "--config", str(config), *args[1:]]
     raise ConfigError(
         f"no configuration says what to {args[0]}; configs/ has {', '.join(_methods())}. "
@@ -78,6 +83,15 @@ def _values(args: list[str], *options: str) -> list[str]:
         if option in options:
             values.append(value if equals else following)
     return values
+
+
+def _without(args: list[str], option: str) -> list[str]:
+    """The words without an option and its value."""
+    return [
+        word
+        for before, word in zip(["", *args], args, strict=False)
+        if word.partition("=")[0] != option and before != option
+    ]
 
 
 def _check_config(name: str) -> None:

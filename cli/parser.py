@@ -5,13 +5,14 @@ from typing import Any
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from cli import class_changes, literal_defaults
+from cli import class_changes, literal_defaults, text_values
 from cli.earlier_configurations import brought_up_to_date
 from cli.suggestions import explain
 from support.errors import ConfigError
 
 class_changes.register()
 literal_defaults.register()
+text_values.register()
 
 
 class Parser(LightningArgumentParser):
