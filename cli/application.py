@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,11 +136,14 @@ class CLI(LightningCLI):
             _detach_from_machine(config)
             return
         if self.subcommand == "chat":
-            config.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False})
+            for name, value in {"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False}.items():
+                config.trainer[name] = value
         # A checkpoint is data, from wherever it came. A configuration may come with it, so it cannot say otherwise.
         if config.get("weights_only") is None or not self._unsafe_on_command_line():
             config.weights_only = True
-        find_checkpoint(config, str(self.subcommand))
+        # What chat prints on standard output is the answer.
+        with redirect_stdout(sys.stderr) if self.subcommand == "chat" else nullcontext():
+            find_checkpoint(config, str(self.subcommand))
         refuse_unreadable(config)
         self.method, self.paper = method_and_paper(config.get("config") or [], config.model.class_path)
         self._name_run(config)

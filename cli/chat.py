@@ -87,8 +87,7 @@ class Speaker:
             self.policy.check([ids])
             with isolated_rng("chat", run_seed()):
                 batch = self.engine.generate(self.policy, [ids], [row], 1, sampling)
-        opened = self.policy.tokenizer.decode(ids).rstrip().endswith(THINKING[0])
-        thinking, said = folded(batch.texts[0], opened)
+        thinking, said = folded(batch.completions[0], batch.opened[0])
         seconds, tokens, cut_off = time.perf_counter() - began, int(batch.lengths[0]), bool(batch.truncated[0])
         self.latest = Answer(said, thinking, tokens, seconds, cut_off)
         self.messages = [*messages, {"role": "assistant", "content": said}]
