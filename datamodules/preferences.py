@@ -91,7 +91,7 @@ def _hh_pairs(rows: list[Row], source: str) -> list[Row]:
     faulty = [str(name) for name, pair in pairs if pair is None]
     if len(faulty) > len(rows) / 20:
         raise ConfigError(
-            f"row {faulty[0]} of {source} is not an HH pair, and {len(faulty)} of {len(rows)} rows are none: `chosen` "
+            f"row {faulty[0]} of {source} is not an HH pair, as {len(faulty)} of {len(rows)} rows are not: `chosen` "
             "and `rejected` must share every turn except the last, which must be the assistant's. Set "
             "data.pairs.format (or data.preferences.format) to pku for data with separate columns."
         )

@@ -17,7 +17,7 @@ class FewShot:
 
     Args:
         count: number of examples; the same ones for all prompts.
-        response: template of an example's response; by default the column `solution`, or `answer` if there is none.
+        response: template of an example's response; by default the column `solution`, or `answer` without one.
         as_turns: as earlier turns of a chat; otherwise as text before the prompt, as models without a chat template
             need it.
     """
@@ -76,14 +76,15 @@ class PromptForm:
 
     def _extracted(self, row: Row, pattern: re.Pattern[str], where: str) -> Row:
         text = row.get("answer")
-        *_, match = [None, *pattern.finditer(text)] if isinstance(text, str) else [None]
-        if match is None or match[1] is None:
+        matches = list(pattern.finditer(text)) if isinstance(text, str) else []
+        if not matches or matches[-1][1] is None:
             raise ConfigError(
                 f"{where} has the answer {str(text)[-60:]!r}, in which {self.where}.answer_pattern "
                 f"{pattern.pattern!r} matches nothing; correct the pattern, the row, or the column that "
                 f"{self.where}.columns maps to `answer`."
             )
-        return {"solution": text[: match.start()].strip()} | row | {"answer": match[1].strip()}
+        match = matches[-1]
+        return {"solution": match.string[: match.start()].strip()} | row | {"answer": match[1].strip()}
 
 
 class Template:
@@ -115,9 +116,9 @@ class Template:
 
     def _cell(self, row: Row, name: str, where: str) -> str:
         if row.get(name) is None:
+            lacks = "nothing in it" if name in row else "no such column"
             raise ConfigError(
-                f"{self.where} names the column {name!r}, but {where} has {'nothing in it' if name in row else 'none'}; "
-                f"its columns are {sorted(row)}."
+                f"{self.where} names the column {name!r}, but {where} has {lacks}; its columns are {sorted(row)}."
             )
         return str(row[name])
 
@@ -188,6 +189,6 @@ def _preceded(prompt: str | list[Row], examples: list[Row], responses: list[str]
     start = 1 if messages[0].get("role") in ("system", "developer") else 0
     turns: list[Row] = []
     for example, response in zip(examples, responses, strict=True):
-        own = [message for message in as_messages(example["prompt"]) if message["role"] not in ("system", "developer")]
-        turns += [*own, {"role": "assistant", "content": response}]
+        asked = [turn for turn in as_messages(example["prompt"]) if turn["role"] not in ("system", "developer")]
+        turns += [*asked, {"role": "assistant", "content": response}]
     return [*messages[:start], *turns, *messages[start:]]

@@ -1,4 +1,4 @@
-"""`python main.py chat`: one answer for scripts, a conversation, another policy beside it, and what cannot be talked to."""
+"""`python main.py chat`: one answer for scripts, a conversation, another policy beside it, and its refusals."""
 
 import io
 import re

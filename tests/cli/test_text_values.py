@@ -7,8 +7,9 @@ import pytest
 from cli.parser import make_parser
 
 TEXTS = [
-    "#### (.+)", "# You are brief.", "  # x", "{question}", "[a]", "a: b", "true", "1e3", "007", "- x", "---", "- ", "!x",
-    "&a", "*a", "yes", "%", "@", "`", "|", ">", "? ", "'", '"', "a # b", "No", ".5", "2026-11-29", "\\boxed{}", "<<: x", "None",
+    "#### (.+)", "# You are brief.", "  # x", "{question}", "[a]", "a: b", "true", "1e3", "007", "- x", "---", "- ",
+    "!x", "&a", "*a", "yes", "%", "@", "`", "|", ">", "? ", "'", '"', "a # b", "No", ".5", "2026-11-29", "\\boxed{}",
+    "<<: x", "None",
 ]  # fmt: skip
 
 

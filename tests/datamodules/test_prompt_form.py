@@ -98,7 +98,10 @@ def test_compressed_files_are_read_alone_and_in_a_folder(tmp_path, name):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"template": "{qestion}"}, r"data.template names the column 'qestion', but row 0 .* none.*'question'"),
+        (
+            {"template": "{qestion}"},
+            r"data.template names the column 'qestion', but row 0 .* no such column.*'question'",
+        ),
         ({"template": "{question} \\boxed{}"}, "data.template is .*write|Write"),
         ({"template": "{question"}, "data.template is"),
         ({"template": "{question!r}"}, "braces hold the name of a column and nothing else"),

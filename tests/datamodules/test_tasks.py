@@ -231,7 +231,7 @@ def test_a_few_rows_that_are_no_hh_pairs_are_left_out_and_named(tmp_path):
     assert [pair["prompt"][0]["content"] for pair in pairs] == [str(i) for i in range(40) if i != 7]
     for i in range(3):
         rows[i]["rejected"] = "no dialogue"
-    with pytest.raises(ConfigError, match="row 0 of .* is not an HH pair, and 4 of 40 rows are none"):
+    with pytest.raises(ConfigError, match="row 0 of .* is not an HH pair, as 4 of 40 rows are not"):
         PairSource(write_jsonl(tmp_path / "hh.jsonl", rows), format="hh").rows()
 
 
