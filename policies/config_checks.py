@@ -35,6 +35,40 @@ def check_config(place: str) -> None:
             )
 
 
+def context_of(config: Any) -> tuple[int | None, str]:
+    """(the longest sequence in tokens that a model computes as a policy must, what happens beyond it).
+
+    None for a model that states no limit. With longrope it is the original context: beyond it, the model computes all
+    positions otherwise, so that a token's log-prob depends on later tokens and on the rows beside it.
+    """
+    config = config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    context, remark = (length, "") if length is not None and length > 0 else (None, "")  # XLNet says -1
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        original = part.get("original_max_position_embeddings")
+        if part.get("rope_type") == "longrope" and original is not None and (context is None or original < context):
+            context, remark = original, ", beyond which its longrope changes the positions of all tokens"
+    return context, remark
+
+
+def check_length(config: Any, tokens: int, what: str) -> None:
+    """Refuse a sequence that is longer than the model's context.
+
+    Args:
+        what: the sequence, as the beginning of a sentence.
+
+    Raises:
+        ConfigError: states both lengths.
+    """
+    context, remark = context_of(config)
+    if context is not None and tokens > context:
+        raise ConfigError(
+            f"{what} has {tokens} tokens, more than the model's context of {context} tokens{remark}; shorten or drop "
+            "it."
+        )
+
+
 def _values(settings: Any) -> Iterator[tuple[str, Any]]:
     """(key, value) of a configuration and of those inside it; a value inside a value has the outer key too."""
     for name, value in settings.items() if isinstance(settings, dict) else ():

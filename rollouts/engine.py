@@ -5,12 +5,13 @@ from collections import Counter
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StopStringCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from policies import Policy
+from policies.config_checks import context_of
 from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
@@ -77,10 +78,11 @@ def check_prompts(policy: Policy, prompts: Prompts, sampling: SamplingParams) ->
             "data set's prompt column."
         )
     longest = max(map(len, prompts))
-    if policy.context is not None and longest + sampling.max_new_tokens > policy.context:
+    context, remark = context_of(policy.bare.config)
+    if context is not None and longest + sampling.max_new_tokens > context:
         raise ConfigError(
             f"a prompt of {longest} tokens plus sampling.max_new_tokens={sampling.max_new_tokens} exceeds the model's "
-            f"context of {policy.context} tokens; drop or shorten long prompts, or lower sampling.max_new_tokens."
+            f"context of {context} tokens{remark}; drop or shorten long prompts, or lower sampling.max_new_tokens."
         )
 
 
