@@ -113,10 +113,16 @@ class RolloutBatch:
 
     @classmethod
     def from_state_dict(
-        cls, state: dict[str, Any], decoder: Callable[[Tensor, Tensor], list[str]] | None = None
+        cls, state: dict[str, Any], decoder: Callable[[Tensor, Tensor], list[str]] | None, device: torch.device
     ) -> "RolloutBatch":
-        """The batch of a `state_dict`, with a decoder such as `policy.decode`."""
-        return cls(**state, decoder=decoder)
+        """The batch of a `state_dict` on a device, with a decoder such as `policy.decode`."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: moved(item) for name, item in value.items()}
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return cls(**{name: moved(value) for name, value in state.items()}, decoder=decoder)
 
     def take(self, prompts: list[int]) -> "RolloutBatch":
         """The groups of these prompts, in this order, without advantages and reference log-probs."""

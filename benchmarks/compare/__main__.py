@@ -42,7 +42,7 @@ def main(
 
     Args:
         methods: names of methods and configuration files, and nothing else is trained; all papers' methods by default.
-            A file that names no module is laid over configs/grpo.yaml.
+            A file without a module and its rewards is laid over configs/grpo.yaml; laser+mine.yaml is over LASER.
         seeds: number of seeds per method.
         tokens: number of generated tokens per run.
         objectives: whether all methods include the objectives of configs/objectives.

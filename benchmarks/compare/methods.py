@@ -26,7 +26,8 @@ def chosen(names: list[str] | None, objectives: bool = False, hc_rlhf: bool = Tr
     """The methods to compare, by name.
 
     Args:
-        names: names of methods, and configuration files; None for all papers' methods.
+        names: names of methods, configuration files, or several of these joined by + (`laser+mine.yaml`); None for all
+            papers' methods.
         objectives, hc_rlhf: whether those of configs/objectives and HC-RLHF belong to all methods.
 
     Raises:
@@ -35,31 +36,53 @@ def chosen(names: list[str] | None, objectives: bool = False, hc_rlhf: bool = Tr
     known = METHODS | OBJECTIVES | {HELP_DESK.name: HELP_DESK}
     if not names:
         return METHODS | (OBJECTIVES if objectives else {}) | ({HELP_DESK.name: HELP_DESK} if hc_rlhf else {})
-    files = [name for name in dict.fromkeys(names) if name.endswith((".yaml", ".yml"))]
-    stems = Counter([*known, *(Path(file).stem for file in files)])
+    names = list(dict.fromkeys(names))
+    short = {name: "+".join(Path(part).stem if _is_file(part) else part for part in name.split("+")) for name in names}
+    taken = Counter([*(known.keys() - set(names)), *short.values()])
     methods: dict[str, Paper] = {}
-    for name in dict.fromkeys(names):
-        if name in files:
-            unique = Path(name).stem if stems[Path(name).stem] == 1 else re.sub(r"\W+", "_", name).strip("_")
-            methods[unique] = of_file(name, unique)
-        elif name in known:
-            methods[name] = known[name]
-        else:
-            raise ConfigError(
-                f"--methods has {name!r}, which is neither a method nor a configuration file (*.yaml); choose from "
-                f"{', '.join(known)}."
-            )
+    for name in names:
+        unique = short[name] if taken[short[name]] == 1 else re.sub(r"\W+", "_", name).strip("_")
+        methods[unique] = known[name] if name in known else _composed(unique, name.split("+"), known)
     return methods
 
 
-def of_file(file: str, name: str) -> Paper:
-    """A configuration file as a method; one that names no module is laid over configs/grpo.yaml.
+def _is_file(part: str) -> bool:
+    return part.endswith((".yaml", ".yml"))
 
-    Its first comment gives its title, as in configs/objectives.
+
+def _composed(name: str, parts: list[str], known: dict[str, Paper]) -> Paper:
+    """A method of configuration files and known methods, later ones over earlier ones.
+
+    A first file without a module and its rewards is laid over configs/grpo.yaml. The first comments of the files give
+    the title, as in configs/objectives.
 
     Raises:
-        ConfigError: for a file that does not exist or cannot be read, or that configures no method.
+        ConfigError: for a part that is neither, a file that does not exist or that configures nothing.
     """
+    papers = []
+    for place, part in enumerate(parts):
+        if part in known:
+            papers.append(known[part])
+        elif _is_file(part):
+            papers.append(_of_file(part, over_grpo=place == 0))
+        else:
+            raise ConfigError(
+                f"--methods has {part!r}, which is neither a method nor a configuration file (*.yaml); choose from "
+                f"{', '.join(known)}."
+            )
+    settings = {key: value for paper in papers for key, value in paper.comparison.items()}
+    return Paper(
+        name=name,
+        title=" + ".join(paper.title for paper in papers),
+        idea=papers[-1].idea,
+        arxiv=papers[-1].arxiv,
+        configs=tuple(config for paper in papers for config in paper.configs),
+        page="",
+        comparison=settings,
+    )
+
+
+def _of_file(file: str, over_grpo: bool) -> Paper:
     from support.files import shipped  # it imports torch, which a list of methods does not need
 
     path = shipped(file)
@@ -71,20 +94,22 @@ def of_file(file: str, name: str) -> Paper:
             f"--methods has {file!r}, which is not a configuration: it has no `model`, `data`, `trainer`."
         )
     model = settings.get("model")
-    whole = isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
+    is_whole = isinstance(model, dict) and "class_path" in model and "rewards" in (model.get("init_args") or {})
     head = heading(path)
+    number = re.search(r"arXiv (\d{4}\.\d{5})", head["source"] or "") if head else None
     return Paper(
-        name=name,
-        title=head["title"] if head else name,
+        name=path.stem,
+        title=head["title"] if head else path.stem,
         idea=head["idea"] if head else "",
-        configs=(str(file),) if whole else ("grpo", str(file)),
+        arxiv=number[1] if number else "",
+        configs=("grpo", file) if over_grpo and not is_whole else (file,),
         page="",
     )
 
 
 def configurations(method: Paper) -> list[str]:
     """The paths of the method's configurations."""
-    return [name if name.endswith((".yaml", ".yml")) else f"configs/{name}.yaml" for name in method.configs]
+    return [name if _is_file(name) else f"configs/{name}.yaml" for name in method.configs]
 
 
 def arguments(method: Paper, seed: int, tokens: int) -> list[str]:

@@ -205,7 +205,10 @@ def test_only_what_was_named_is_compared():
 
 
 def test_any_configuration_file_is_a_method(tmp_path, monkeypatch, capsys):
-    """A whole one as it stands, one without a module over GRPO's; files of one name in two folders are two methods."""
+    """One with a module and its rewards as it stands, others over GRPO's or a named method's.
+
+    Files of one name in two folders are two methods.
+    """
     monkeypatch.chdir(tmp_path)
     for folder in ("a", "b"):
         Path(folder).mkdir()
@@ -213,13 +216,19 @@ def test_any_configuration_file_is_a_method(tmp_path, monkeypatch, capsys):
     Path("gmpo.yaml").write_text(
         "# GMPO (arXiv 2507.20673): geometric means.\nmodel: {init_args: {loss: objectives.SequenceSurrogate}}"
     )
-    Path("other.yaml").write_text("model: {class_path: lightning_modules.SGRPO}\ndata: datamodules.ArithmeticPrompts")
+    Path("other.yaml").write_text("model: {class_path: lightning_modules.SGRPO, init_args: {rewards: []}}")
+    Path("module.yaml").write_text("model: {class_path: lightning_modules.SGRPO}")
     Path("grpo.yaml").write_text("trainer: {max_steps: 3}")
     files = ["a/mine.yaml", "b/mine.yaml", "gmpo.yaml", "other.yaml", "grpo.yaml"]
     methods = chosen(["grpo", *files])
     assert list(methods) == ["grpo", "a_mine_yaml", "b_mine_yaml", "gmpo", "other", "grpo_yaml"]
     assert methods["gmpo"].title == "GMPO" and methods["other"].title == "other"
     assert methods["gmpo"].configs == ("grpo", "gmpo.yaml") and methods["other"].configs == ("other.yaml",)
+    over = chosen(["laser+gmpo.yaml", "module.yaml", "other.yaml+module.yaml"])
+    assert [method.configs for method in over.values()] == [
+        ("laser", "gmpo.yaml"), ("grpo", "module.yaml"), ("other.yaml", "module.yaml")
+    ]  # fmt: skip
+    assert over["laser+gmpo"].comparison == METHODS["laser"].comparison and over["laser+gmpo"].arxiv == "2507.20673"
     assert methods["grpo"] is METHODS["grpo"] and methods["grpo_yaml"].configs == ("grpo", "grpo.yaml")
     cli = command_line(["plan", *arguments(methods["gmpo"], 3, 5000)])
     assert type(cli.model.policy_loss).__name__ == "SequenceSurrogate" and cli.datamodule.train_size == 64
