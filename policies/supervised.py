@@ -24,8 +24,7 @@ def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int
         max_length: longest sequence in tokens.
 
     Raises:
-        ConfigError: for a row that is longer than max_length or the model's context, since a cut response would teach to
-            stop early.
+        ConfigError: for a row that is longer than max_length or the model's context; cut, it would teach to stop early.
     """
     tokenizer, sequences = policy.tokenizer, []
     for row in rows:

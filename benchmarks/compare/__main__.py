@@ -91,7 +91,7 @@ def results(comparison: Comparison, name: str, method: Paper, seeds: int, failed
 
 
 def task_facts(task: dict[str, Any]) -> dict[str, str]:
-    """What the common task's configuration says about the initial policy and the problems."""
+    """The initial policy and the problems, as the common task's configuration names them."""
     model, data = task["model"]["init_args"], task["data"].get("init_args", {})
     sizes = [
         f"{data[key]} {what}" for key, what in (("train_size", "for training"), ("val_size", "held out")) if key in data

@@ -1,4 +1,4 @@
-"""What a notebook does, cell by cell: scores, a loop of its own, an engine of its own, and two trainings."""
+"""The cells of a notebook in one process: scores, a loop of its own, an engine of its own, and two trainings."""
 
 import copy
 
@@ -45,7 +45,7 @@ class Server(EmbeddedEngine):
         )
 
 
-# Two trainings one after the other: a plain loader, a function as a reward, two loggers, averaged weights, an early end.
+# Two trainings in turn: a plain loader, a function as a reward, two loggers, averaged weights, early stopping.
 batches, held_out = (DataLoader(till(12, seed), batch_size=4, drop_last=True) for seed in (1, 2))
 brief = FunctionReward(lambda completions: [-len(text) / 100 for text in completions], name="brief")
 module = GRPO(PolicyParams("my_loop"), [right, brief], batch=BatchPlan(4, 4), sampling=sampling, engine=Server(),

@@ -45,7 +45,7 @@ def test_gmpo_by_hand():
 
 
 class Watched(ReplayGRPO):
-    """Keeps the behaviour log-probs of every pass, and plain forwards of every rollout by the policy that sampled it."""
+    """Compares the behaviour log-probs of every pass with plain forwards of the policies that sampled."""
 
     def rollout(self, rows):
         batch = super().rollout(rows)

@@ -118,7 +118,7 @@ def test_where_the_prompt_opens_no_block(tmp_path):
 
 
 def test_a_turn_that_the_prompt_begins_is_continued_only_in_an_open_block(thinker):
-    """What a method opens behind a prefill would neither continue it nor be a block at the turn's beginning."""
+    """A block behind a prefill would neither continue it nor be at the turn's beginning."""
     form, user = thinking_format(thinker), {"role": "user", "content": "1+2=?"}
     for begun in ("3", "<think>so</think>", "<think>so", "</think>", " "):
         with pytest.raises(ConfigError, match="begins the assistant's turn with|chat template refuses"):
