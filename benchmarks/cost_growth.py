@@ -75,7 +75,7 @@ def measure(setting: dict[str, Any]) -> dict[str, float]:
     )
     rows = setting["prompts"] * setting["group"]
     lengths = setting.get("lengths") or [setting["completion"]] * rows
-    forced = completions_of_lengths(lengths, policy.tokenizer.eos_token_id)
+    forced = completions_of_lengths(policy, lengths)
     prompts = prompts_of_length(setting["prompts"], setting["prompt"])
     engine, sampling = EmbeddedEngine(), SamplingParams(max(lengths))
 

@@ -82,6 +82,20 @@ FAMILIES = sorted(
         Family("rwkv", {"num_hidden_layers": 7, "rescale_every": 6}, "rwkv of seven layers"),
         Family("mixtral", {"sliding_window": None}, "mixtral without a window"),
         Family(
+            "phi3",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [4.0] * 4,
+                },
+                "original_max_position_embeddings": WINDOW,
+                "sliding_window": None,
+            },
+            "phi3 with longrope",
+        ),
+        Family(
             "llama",
             {
                 "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},

@@ -76,7 +76,7 @@ def measured(shape: Shape, s: Setting) -> dict[str, float]:
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=s.fused)
     prompts = prompts_of_length(s.rows // s.group, s.prompt)
-    forced = completions_of_lengths([s.completion] * s.rows, policy.tokenizer.eos_token_id)
+    forced = completions_of_lengths(policy, [s.completion] * s.rows)
     rows, sampling = [{"prompt": str(i)} for i in range(len(prompts))], SamplingParams(s.completion)
     engine, live = EmbeddedEngine(), LiveBytes()
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=s.compute == 2, cache_enabled=False)

@@ -39,12 +39,15 @@ def prompts_of_length(count: int, length: int) -> list[list[int]]:
     return [[7 + (i * j) % 90 for j in range(length)] for i in range(count)]
 
 
-def completions_of_lengths(lengths: Sequence[int], end_token: int) -> list[list[int]]:
-    """Completions that an engine is forced to generate: each has its length and ends with the end token.
+def completions_of_lengths(policy: Policy, lengths: Sequence[int]) -> list[list[int]]:
+    """First tokens for an engine to force, so that completions have these lengths.
 
-    Forcing tokens changes only which ones are chosen; everything else is computed as in ordinary generation.
+    All but the last token are forced. The last one ends the completion, since every token becomes an end token. Forcing
+    tokens changes only which ones are chosen; everything else is computed as in ordinary generation.
     """
-    return [[7 + (i + j) % 90 for j in range(length - 1)] + [end_token] for i, length in enumerate(lengths)]
+    if len(set(lengths)) > 1:  # otherwise the maximum number of new tokens ends them
+        policy.eos_token_ids = list(range(policy.vocabulary))
+    return [[7 + (i + j) % 90 for j in range(length - 1)] for i, length in enumerate(lengths)]
 
 
 def backward(policy: Policy, batch: RolloutBatch, passes: Sequence[Any]) -> None:

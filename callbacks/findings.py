@@ -247,9 +247,10 @@ def behaviour_gap(module: Any, seen: list[Seen]) -> str | None:
     """The log-probs of the rollout are not those of the update, although the policy is the same.
 
     In float32 they differ by rounding, 1e-6; a hundredth is a fault. Engines that compute in another precision are
-    reported from a tenth on. Tokens that were sampled from another distribution (top-p, a method's own) are not judged.
+    reported from a tenth on. Tokens that were sampled from another distribution (top-p) are not judged; those of a
+    method's own, or of an earlier policy, are compared with the log-probs that its `behaviour` gives.
     """
-    if not seen[-1].gap > 0.01 or not module.plain_sampling or module.last_rollout.own_first is not None:
+    if not seen[-1].gap > 0.01 or not module.plain_sampling:
         return None
     limit = 0.01 if module.engine.matches(module.policy) else 0.1
     if seen[-1].gap <= limit:

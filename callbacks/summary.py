@@ -1,6 +1,7 @@
 """Summary printed at the end of a run: what was trained, first and last validation, where the files are, next step."""
 
 import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,9 @@ class RunSummary(L.Callback):
                 )
         if checkpoints := sorted(folder.glob("checkpoints/rollout_*.ckpt")):
             newest = shlex.quote(str(checkpoints[-1]))
-            lines.append(
-                f"Next: `python main.py predict --ckpt_path {newest}` writes completions of the held-out prompts"
-            )
+            installed = Path(sys.argv[0]).stem == "lightning-posttrain"
+            command = "lightning-posttrain" if installed else "python main.py"
+            lines.append(f"Next: `{command} predict --ckpt_path {newest}` writes completions of the held-out prompts")
         return lines
 
     @staticmethod

@@ -26,7 +26,7 @@ from support.papers import all_papers  # noqa: E402
 project = "Lightning Posttrain"
 author = "its contributors"
 root_doc = "README"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**", "examples/home/README.md"]
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**", "examples/*/README.md"]
 exclude_patterns = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("docs", "examples")]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 
@@ -70,7 +70,7 @@ def _names(pages: Iterable[Path]) -> list[str]:
 METHODS = ["docs/papers", *_names(page for paper in all_papers().values() if (page := page_of(paper)))]
 CONTENTS = {
     "Methods": METHODS,
-    "How to": ["docs/howto/*", "examples/home/README"],
+    "How to": ["docs/howto/*", "examples/home/README", "examples/methods/README"],
     "Background": [
         page
         for page in _names([*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/background").glob("*.md"))])

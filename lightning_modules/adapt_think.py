@@ -33,7 +33,7 @@ from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, Mode, RolloutBatch, SamplingOverrides, SamplingParams, needs_thinking, overridden
 from rollouts.engine import draw, uniforms
-from rollouts.first_tokens import FirstTokens, next_token_logprobs
+from rollouts.first_tokens import FirstTokens, ended_by_own_tokens, next_token_logprobs
 from support.errors import ConfigError
 from support.identity import identity
 from support.papers import Paper
@@ -167,6 +167,7 @@ class AdaptThink(OnPolicyModule):
         with self.policy.whole():
             first = self.first_tokens(next_token_logprobs(self.policy, prompts, self.temperature), uniform)
         batch = first.mark(self.sample(rows, group_size, self.sampling, forced=first.tokens))
+        batch = ended_by_own_tokens(batch, self.policy, self.sampling)
         if self.forced_rows and self.forcing.no_thinking_tokens is not None:
             forced = torch.arange(len(batch.lengths), device=batch.lengths.device) % group_size < self.forced_rows
             batch = batch.cut(torch.where(forced, self.forcing.no_thinking_tokens, self.sampling.max_new_tokens))

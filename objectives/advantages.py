@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from objectives.shapes import Groups, PerRow, PerToken, TokenIds, TokenMask
@@ -70,6 +71,31 @@ class Advantage(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Continue from the result of `state_dict`; an empty state, from another advantage's checkpoint, resets it."""
+
+
+class JudgedAdvantage(Advantage):
+    """Computes advantages from rewards and from which completions are right."""
+
+    def __call__(
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
+    ) -> PerRow | PerToken:
+        return self.with_correctness(rewards, groups, tokens, mask, None)
+
+    @abstractmethod
+    def with_correctness(
+        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None, mask: TokenMask | None, correct: PerRow | None
+    ) -> PerRow | PerToken: ...
+
+    @staticmethod
+    def right(rewards: PerRow, correct: PerRow | None, by_total: Tensor, has_threshold: bool) -> PerRow:
+        """1 for right and 0 for wrong completions; NaN for unknown ones and those that no reward applies to.
+
+        Args:
+            by_total: right completions by their total reward.
+            has_threshold: whether the setting for that was made, and so comes before `correct`.
+        """
+        right = by_total.to(rewards.dtype) if has_threshold or correct is None else correct.to(rewards)
+        return right.masked_fill(rewards.isnan(), torch.nan)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from objectives.advantages import Advantage, GroupNorm
+from objectives.advantages import Advantage, GroupNorm, JudgedAdvantage
 from objectives.shapes import Groups, PerRow, PerToken, TokenIds, TokenMask
 from objectives.statistics import Reduce, as_floats
 from support.errors import ConfigError
@@ -69,7 +69,7 @@ def information_gain(a: Counts, b: Counts, right: int, wrong: int) -> Counts:
 
 
 @dataclass
-class KTAE(Advantage):
+class KTAE(JudgedAdvantage):
     """Key-token advantages added to those of whole completions; groups that are all right or all wrong get no keys.
 
     A token that only right or only wrong completions contain gets a key near 1 or -1 on little evidence, because the
@@ -109,11 +109,6 @@ class KTAE(Advantage):
         super().prepare(reduce, end_tokens)
         self.base.prepare(reduce, end_tokens)
 
-    def __call__(
-        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
-    ) -> PerToken:
-        return self.with_correctness(rewards, groups, tokens, mask, None)
-
     def with_correctness(
         self, rewards: PerRow, groups: Groups, tokens: TokenIds | None, mask: TokenMask | None, correct: PerRow | None
     ) -> PerToken:
@@ -122,7 +117,8 @@ class KTAE(Advantage):
         base = self.base.with_correctness(rewards, groups, tokens, mask, correct)
         base = (base if base.dim() == 2 else base[:, None]) * mask
         keys = torch.zeros_like(base)
-        right = self._right(rewards, correct)
+        by_total = rewards > (self.correct_above or 0.0)
+        right = self.right(rewards, correct, by_total, self.correct_above is not None)
         for group in range(int(groups.max()) + 1):
             rows = groups == group
             keys[rows] = self.keys(right[rows], tokens[rows], mask[rows]).to(keys.dtype)
@@ -136,14 +132,6 @@ class KTAE(Advantage):
             "key_share": absolute / (absolute + base_sum) if absolute + base_sum > 0 else 0.0,
         }
         return base + keys
-
-    def _right(self, rewards: PerRow, correct: PerRow | None) -> PerRow:
-        """1 for right and 0 for wrong completions; NaN for those that no reward applies to."""
-        if self.correct_above is None and correct is not None:
-            right = correct.to(rewards)
-        else:
-            right = (rewards > (self.correct_above or 0.0)).to(rewards.dtype)
-        return right.masked_fill(rewards.isnan(), torch.nan)
 
     def keys(self, right: PerRow, tokens: TokenIds, mask: TokenMask) -> PerToken:
         """The keys of one group's tokens; 0 outside the mask, on tokens that end or pad, and on rows with NaN.

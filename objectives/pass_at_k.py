@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from objectives.advantages import Advantage
+from objectives.advantages import JudgedAdvantage
 from objectives.shapes import Groups, PerRow, TokenIds, TokenMask
 from objectives.statistics import as_floats, group_sums
 from support.errors import ConfigError
@@ -30,7 +30,7 @@ def pass_rate(n: Float[Tensor, "*shape"], c: Float[Tensor, "*shape"], k: int) ->
 
 
 @dataclass
-class PassAtK(Advantage):
+class PassAtK(JudgedAdvantage):
     """Advantages whose policy gradient is that of pass@k, from groups of more than k completions.
 
     Baseline "others": A_i = k * (earned_i - rate(n - 1, c - right_i, k)), with the pass@k of the other completions. Its
@@ -54,21 +54,13 @@ class PassAtK(Advantage):
         if self.k < 1:
             raise ConfigError(f"PassAtK: k is {self.k}; set it to 1 or more.")
 
-    def __call__(
-        self, rewards: PerRow, groups: Groups, tokens: TokenIds | None = None, mask: TokenMask | None = None
-    ) -> PerRow:
-        return self.with_correctness(rewards, groups, tokens, mask, None)
-
     def with_correctness(
         self, rewards: PerRow, groups: Groups, tokens: TokenIds | None, mask: TokenMask | None, correct: PerRow | None
     ) -> PerRow:
         rewards = as_floats(rewards)
-        if self.correct_at is None and correct is not None:
-            scores, correct_at = correct.to(rewards), 1.0
-        else:
-            scores, correct_at = rewards, 1.0 if self.correct_at is None else self.correct_at
-        valid = ~rewards.isnan() & ~scores.isnan()
-        right = (valid & (scores >= correct_at)).to(rewards.dtype)
+        by_total = rewards >= (1.0 if self.correct_at is None else self.correct_at)
+        judged = self.right(rewards, correct, by_total, self.correct_at is not None)
+        valid, right = ~judged.isnan(), (judged >= 1).to(rewards.dtype)
         n, c = group_sums(valid.to(rewards.dtype), groups)[groups], group_sums(right, groups)[groups]
         needed = self.k + int(self.baseline == "others")
         if int(groups.bincount().max()) < needed:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from policies.config_checks import check_length
 from policies.packing import PromptGroups
 from policies.prompt_encoding import Prompt
 from support.errors import ConfigError
@@ -33,7 +34,7 @@ def score_completions(
         rows_at_once: completions per forward pass.
 
     Raises:
-        ConfigError: for different numbers of prompts and completions.
+        ConfigError: for different numbers of prompts and completions, or a sequence beyond the model's context.
     """
     if len(prompts) != len(completions):
         raise ConfigError(
@@ -47,6 +48,8 @@ def score_completions(
             [*policy.tokenizer(text, add_special_tokens=False)["input_ids"], *end]
             for text in completions[start : start + rows_at_once]
         ]
+        longest = max(len(prompt) + len(answer) for prompt, answer in zip(ids, answers, strict=True))
+        check_length(policy.bare.config, longest, "a prompt with its completion")
         groups = PromptGroups.of(ids, answers, policy.pad_token_id, policy.device)
         if reference:
             values = policy.reference_logprobs(groups, temperature)

@@ -85,6 +85,11 @@ def unreadable(what: str, name: str, error: Exception) -> ConfigError:
         "model by its folder."
     )
     reason = str(error).splitlines()[0] if str(error) else "no reason given"
+    if "Unrecognized configuration class" in reason:
+        return ConfigError(
+            f"the {what} {name} cannot be loaded, because transformers has no causal language model of this kind "
+            f"({reason.partition(' for this kind')[0].rpartition('.')[2].rstrip(chr(39) + '>.')}); name another model."
+        )
     return ConfigError(f"the {what} {name} cannot be loaded: {type(error).__name__}: {reason}{hint}")
 
 
@@ -122,7 +127,7 @@ def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
             "weights; merge the adapter first (peft's merge_and_unload) and save the merged model."
         )
     try:
-        check_config(place)
+        settings |= check_config(place)
         model, report = kind.from_pretrained(
             place, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
         )

@@ -243,6 +243,7 @@ def can_pack(model: Any) -> bool:
 
 def limits(config: Any) -> list[str]:
     """Names of a configuration's settings that limit what attention sees, or cap its scores or the logits."""
-    if not getattr(config, "use_sliding_window", True):
-        return []
-    return [name for name, value in config.to_dict().items() if _LIMIT.search(name) and value]
+    config = config.get_text_config(decoder=True)  # of a model that also sees or hears
+    unused = "window" if not getattr(config, "use_sliding_window", True) else "$."
+    names = [name for name, value in config.to_dict().items() if _LIMIT.search(name) and value]
+    return [name for name in names if not re.search(unused, name)]

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from policies.adapters import acting_weights, with_adapter, without_wrapper
+from policies.config_checks import context_of
 from policies.gathering import gathered_weights, sharded_modules
 from policies.given import score_completions
 from policies.locate import load_pretrained
@@ -113,8 +114,7 @@ class Policy(nn.Module):
     @property
     def context(self) -> int | None:
         """Longest sequence in tokens, if the model states one."""
-        length = getattr(self.model.config, "max_position_embeddings", None)
-        return length if length is not None and length > 0 else None  # XLNet says -1
+        return context_of(self.bare.config)[0]
 
     @property
     def vocabulary(self) -> int:

@@ -118,6 +118,13 @@ def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
         ) from error
 
 
+def begun_turn(prompt: Prompt) -> str:
+    """The text with which a prompt begins the assistant's turn; "" for a prompt that leaves the turn open."""
+    last = prompt[-1] if isinstance(prompt, list) and prompt else None
+    is_begun = isinstance(last, dict) and last.get("role") == "assistant"
+    return str(last.get("content", "")) if is_begun and last is not None else ""
+
+
 def _cut(tokenizer: Any, value: Any, keep: tuple[str, ...], mark: str) -> Any:
     """The value with a mark inside every spelling of a control token, in all its texts."""
     if isinstance(value, dict):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from policies.adapters import with_adapter
+from policies.config_checks import check_length
 from policies.locate import load_pretrained, locate
 from policies.modes import evaluation_mode, set_mode
 from policies.params import PolicyParams
@@ -76,12 +77,7 @@ class Scorer(nn.Module):
             end = [self.tokenizer.eos_token_id] if finished is None or finished[i] else []
             sequences.append(encode_prompt(self.tokenizer, prompt) + encode_content(self.tokenizer, response) + end)
         width = max(map(len, sequences))
-        context = getattr(self.backbone.config, "max_position_embeddings", None)
-        if context is not None and width > context:
-            raise ConfigError(
-                f"a prompt with its response has {width} tokens, more than the scorer's context of {context}; shorten "
-                "or drop it."
-            )
+        check_length(self.backbone.config, width, "a prompt with its response")
         device = self.head.weight.device
         ids = torch.full((len(sequences), width), self.tokenizer.pad_token_id, device=device)
         mask = torch.zeros_like(ids, dtype=torch.bool)

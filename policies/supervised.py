@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from policies.config_checks import check_length
 from policies.policy import Policy
 from policies.prompt_encoding import encode_content
 from support.errors import ConfigError
@@ -23,7 +24,7 @@ def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int
         max_length: longest sequence in tokens.
 
     Raises:
-        ConfigError: for a row that is longer than max_length, since a cut response would teach to stop early.
+        ConfigError: for a row that is longer than max_length or the model's context; cut, it would teach to stop early.
     """
     tokenizer, sequences = policy.tokenizer, []
     for row in rows:
@@ -36,6 +37,7 @@ def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int
                 f"row {row.get('id')!r} has {len(context) + len(response)} tokens, more than max_length={max_length}; "
                 "drop or shorten it, or raise model.max_length."
             )
+        check_length(policy.bare.config, len(context) + len(response), f"row {row.get('id')!r}")
         sequences.append((context, response))
     width = max(len(context) + len(response) for context, response in sequences)
     ids = torch.full((len(rows), width), policy.pad_token_id, device=policy.device)

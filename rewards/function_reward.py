@@ -137,6 +137,11 @@ def as_reward(reward: Any) -> Reward:
         return reward
     if callable(reward) and not isinstance(reward, type):
         return FunctionReward(reward)
+    if type(reward).__name__ == "Namespace" or (isinstance(reward, dict) and "class_path" in reward):
+        raise ConfigError(
+            "rewards were not made from their configuration, because the module's constructor does not state their "
+            "type; write `rewards: list[Reward]` there."
+        )
     kind = f"the class {reward.__name__}" if isinstance(reward, type) else f"{type(reward).__name__} {reward!r:.60}"
     raise ConfigError(
         f"rewards has {kind}, which is not a reward; give an instance such as rewards.ExactAnswer(), or a function "

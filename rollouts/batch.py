@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -102,6 +102,27 @@ class RolloutBatch:
             else torch.cat([part.own_first for part in parts if part.own_first is not None]),
             decoder=parts[0].decoder,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The batch as plain data, which a checkpoint can hold.
+
+        It lacks the decoder, the judges and the texts, which can be made anew.
+        """
+        left_out = ("decoder", "judges", "_completions", "tested")
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
+
+    @classmethod
+    def from_state_dict(
+        cls, state: dict[str, Any], decoder: Callable[[Tensor, Tensor], list[str]] | None, device: torch.device
+    ) -> "RolloutBatch":
+        """The batch of a `state_dict` on a device, with a decoder such as `policy.decode`."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: moved(item) for name, item in value.items()}
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return cls(**{name: moved(value) for name, value in state.items()}, decoder=decoder)
 
     def take(self, prompts: list[int]) -> "RolloutBatch":
         """The groups of these prompts, in this order, without advantages and reference log-probs."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from policies import Policy
 from rollouts.decoder import Decoder
-from rollouts.engine import Prompts, StopStrings, draw, warpers
+from rollouts.engine import Endings, Prompts, draw, warpers
 from rollouts.kv_cache import Cache, PromptCache, SharedPrompts
 from rollouts.sampling import SamplingParams
 
@@ -26,7 +26,7 @@ class ContinuousBatching:
 
     Fields:
         tokens, logprobs: (all rows, max_new_tokens), the result. lengths: (all rows,), tokens of each completion.
-        reasons: (all rows,), why each completion ended: 0 length, 1 end token, 2 stop string.
+        reasons: (all rows,), why each completion ended, as an index in rollouts.engine.REASONS.
         waiting: number of rows that have not started; the last ones of all rows.
         row, steps, slot: (live,), in the order of the completion cache: index among all rows, tokens so far, slot of
             the row's prompt.
@@ -51,8 +51,7 @@ class ContinuousBatching:
     ) -> None:
         device, rows = policy.device, len(prompts) * group_size
         self.decoder, self.prompts, self.group_size, self.sampling = decoder, prompts, group_size, sampling
-        self.forced, self.warpers, self.stop = forced, warpers(sampling), StopStrings(policy, sampling.stop)
-        self.ends = torch.tensor(policy.eos_token_ids, device=device)
+        self.forced, self.warpers, self.endings = forced, warpers(sampling), Endings(policy, sampling, forced)
         self.uniform = uniform
         self.tokens = torch.full(self.uniform.shape, policy.pad_token_id, device=device)
         self.logprobs = torch.zeros_like(self.uniform)
@@ -160,15 +159,14 @@ class ContinuousBatching:
 
     def _finish(self, drawn: Int[Tensor, "live"]) -> Int[Tensor, "still_live"]:
         """Remove rows that ended, and move the last live rows into their places. Returns the live rows' tokens."""
-        ended = torch.isin(drawn, self.ends)
-        stopped = self.stop(self.tokens[self.row], self.steps + 1) if self.sampling.stop else torch.zeros_like(ended)
-        done = ended | stopped | (self.steps + 1 == self.sampling.max_new_tokens)
+        reasons = self.endings(self.tokens, self.steps + 1, self.row)
+        done = (reasons > 0) | (self.steps + 1 == self.sampling.max_new_tokens)
         finished = done.nonzero()[:, 0]
         if not len(finished):
             return drawn
         rows = self.row[finished]
         self.lengths[rows] = self.steps[finished] + 1
-        self.reasons[rows] = torch.where(ended, 1, stopped.long() * 2)[finished]
+        self.reasons[rows] = reasons[finished]
         for row in rows.tolist():
             prompt = row // self.group_size
             self.unfinished[prompt] -= 1

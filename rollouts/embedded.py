@@ -12,10 +12,20 @@ import torch
 from policies import Policy
 from policies.adapters import acting_adapters
 from policies.modes import evaluation_mode
-from rollouts.batch import FinishReason, RolloutBatch
+from rollouts.batch import RolloutBatch
 from rollouts.continuous_batching import ContinuousBatching
 from rollouts.decoder import Decoder
-from rollouts.engine import Engine, Forced, Prompts, assemble, check_prompts, full_precision, padded_forced, uniforms
+from rollouts.engine import (
+    REASONS,
+    Engine,
+    Forced,
+    Prompts,
+    assemble,
+    check_prompts,
+    full_precision,
+    padded_forced,
+    uniforms,
+)
 from rollouts.engine_checks import allowed_gap, recorded_gap
 from rollouts.kv_cache import PromptCache, SharedPrompts
 from rollouts.sampling import SamplingParams
@@ -74,8 +84,7 @@ class EmbeddedEngine(Engine):
                 )
                 return self._other.generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
             self._compared = True
-        names: tuple[FinishReason, ...] = ("length", "eos", "stop")
-        reasons = [names[i] for i in run.reasons.tolist()]
+        reasons = [REASONS[i] for i in run.reasons.tolist()]
         return assemble(policy, prompts, rows, run.tokens, run.logprobs, run.lengths, run.forced, reasons)
 
     def _decoder(self, policy: Policy, prompt: list[int], dtype: torch.dtype, transpose: bool) -> Decoder | None:

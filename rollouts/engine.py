@@ -5,12 +5,13 @@ from collections import Counter
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StopStringCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from policies import Policy
+from policies.config_checks import context_of
 from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.sampling import SamplingParams
 from support.errors import ConfigError
@@ -22,6 +23,8 @@ from support.seeding import derive_seed
 COPY = "copy_in_rollout"
 
 Prompts = list[list[int]]
+#: why a completion ended, by the number that tensors have for it
+REASONS: tuple[FinishReason, ...] = ("length", "eos", "stop")
 DRAWN = 2**20  # maximum number of logits that tokens are drawn from at once
 Forced = list[list[int]] | None
 
@@ -55,7 +58,7 @@ class Engine(ABC):
         Args:
             rows: the data row of each prompt.
             forced: first tokens of every completion, which are not sampled: False in the action mask,
-                log-prob 0. Lists may be empty.
+                log-prob 0. Lists may be empty. An end token among them does not end the completion.
             rows_at_once: maximum number of completions generated side by side; None sets no limit.
         """
 
@@ -75,10 +78,11 @@ def check_prompts(policy: Policy, prompts: Prompts, sampling: SamplingParams) ->
             "data set's prompt column."
         )
     longest = max(map(len, prompts))
-    if policy.context is not None and longest + sampling.max_new_tokens > policy.context:
+    context, remark = context_of(policy.bare.config)
+    if context is not None and longest + sampling.max_new_tokens > context:
         raise ConfigError(
             f"a prompt of {longest} tokens plus sampling.max_new_tokens={sampling.max_new_tokens} exceeds the model's "
-            f"context of {policy.context} tokens; drop or shorten long prompts, or lower sampling.max_new_tokens."
+            f"context of {context} tokens{remark}; drop or shorten long prompts, or lower sampling.max_new_tokens."
         )
 
 
@@ -194,26 +198,41 @@ def draw(
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
 
 
-class StopStrings:
-    """Detection of completions that end with one of the strings, by transformers' matcher over tokens.
+class Endings:
+    """Decides why rows end with their newest token.
+
+    Forced tokens are given like the prompt's: none of them ends a row, and none is a part of a stop string.
 
     Args:
-        strings: the stop strings; with an empty list no completion is stopped.
+        sampling: its stop strings are found by transformers' matcher over tokens.
+        forced: of every row, as from padded_forced.
     """
 
-    def __init__(self, policy: Policy, strings: list[str]) -> None:
-        self.criteria = StopStringCriteria(policy.tokenizer, strings) if strings else None
-        self.reach = self.criteria.maximum_token_len if self.criteria else 0
+    def __init__(self, policy: Policy, sampling: SamplingParams, forced: Int[Tensor, "rows forced_time"]) -> None:
+        self.end_tokens = torch.tensor(policy.eos_token_ids, device=forced.device)
+        self.forced = (forced >= 0).sum(1)
+        self.criteria = StopStringCriteria(policy.tokenizer, sampling.stop) if sampling.stop else None
+        #: number of tokens before the newest one that can be parts of a stop string
+        self.reach = 0 if self.criteria is None else self.criteria.maximum_token_len - 1
 
-    def __call__(self, ids: Int[Tensor, "rows time"], lengths: Int[Tensor, "rows"]) -> Bool[Tensor, "rows"]:
-        """Whether the first `lengths` tokens of each row end with a stop string."""
+    def __call__(
+        self, tokens: Int[Tensor, "all_rows time"], lengths: Int[Tensor, "rows"], rows: Int[Tensor, "rows"]
+    ) -> Int[Tensor, "rows"]:
+        """The index in REASONS of each row's end, "length" for a row that does not end.
+
+        Args:
+            tokens: of all rows. lengths: number of tokens so far, at least 1. rows: indices of the rows to look at.
+        """
+        first = self.forced[rows]
+        ended = torch.isin(tokens[rows, lengths - 1], self.end_tokens) & (lengths > first)
+        reasons = ended.long() * REASONS.index("eos")
         if self.criteria is None:
-            return torch.zeros_like(lengths, dtype=torch.bool)
-        places = lengths[:, None] - torch.arange(self.reach, 0, -1, device=ids.device)
-        no_token = torch.iinfo(ids.dtype).max  # matches no string
-        tail = torch.where(places >= 0, ids.gather(1, places.clamp(min=0)), no_token)
-        ended: Tensor = self.criteria(tail, None)
-        return ended
+            return reasons
+        places = lengths[:, None] - torch.arange(self.reach + 1, 0, -1, device=tokens.device)
+        no_token = torch.iinfo(tokens.dtype).max  # matches no string
+        tail = torch.where(places >= first[:, None], tokens[rows[:, None], places.clamp(min=0)], no_token)
+        stopped: Any = self.criteria(tail, None)
+        return torch.where(stopped & ~ended, REASONS.index("stop"), reasons)
 
 
 def assemble(

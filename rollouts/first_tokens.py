@@ -14,7 +14,8 @@ from policies import Policy
 from policies.logprobs import model_logits
 from policies.modes import evaluation_mode
 from rollouts.batch import RolloutBatch
-from rollouts.engine import Prompts, padded_left, padded_together
+from rollouts.engine import REASONS, Endings, Prompts, padded_left, padded_together
+from rollouts.sampling import SamplingParams
 
 TOKENS_AT_ONCE = 4096  # maximum number of prompt tokens in one forward
 
@@ -42,6 +43,29 @@ class FirstTokens:
             )
         batch.own_first = counts
         return batch
+
+
+def ended_by_own_tokens(batch: RolloutBatch, policy: Policy, sampling: SamplingParams) -> RolloutBatch:
+    """The batch, with completions cut that end within the first tokens that the method drew, or by their help.
+
+    To the engine these tokens were forced, and so did not end a completion. They are the policy's own, so an end token
+    among them ends it, and so does a stop string that they begin.
+    """
+    if batch.own_first is None:
+        return batch
+    endings = Endings(policy, sampling, torch.zeros(len(batch.lengths), 0, dtype=torch.long, device=policy.device))
+    limits, reasons = batch.lengths.clone(), torch.zeros_like(batch.lengths)
+    last = int(batch.own_first.max()) + endings.reach
+    for length in range(1, min(last, batch.completion_ids.shape[1]) + 1):
+        rows = ((batch.own_first > 0) & (reasons == 0) & (batch.lengths >= length)).nonzero()[:, 0]
+        reasons[rows] = endings(batch.completion_ids, torch.full_like(rows, length), rows)
+        limits[rows] = torch.where(reasons[rows] > 0, length, limits[rows])
+    cut = batch.cut(limits)
+    cut.finish_reasons = [
+        REASONS[early] if early else reason
+        for early, reason in zip(reasons.tolist(), batch.finish_reasons, strict=True)
+    ]
+    return cut
 
 
 @torch.no_grad()

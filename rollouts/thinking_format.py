@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from policies import Policy
-from policies.prompt_encoding import Prompt, encode_cut, render
+from policies.prompt_encoding import Prompt, begun_turn, encode_cut, render
 from rollouts.batch import RolloutBatch, ends_open
 from support.errors import ConfigError
 
@@ -51,8 +51,17 @@ class ThinkingFormat:
 
         Args:
             after: text behind <think>, white space included, e.g. AutoThink's ellipsis; if empty, the template's own.
+
+        Raises:
+            ConfigError: for a prompt that begins the assistant's turn with anything but an open think block.
         """
         text, mark = render(self.tokenizer, prompt)
+        if (begun := begun_turn(prompt)) and not ends_open(text):
+            raise ConfigError(
+                f"the prompt {str(prompt)[:80]!r} begins the assistant's turn with {begun[:40]!r}, but this method "
+                "decides how the turn begins: with a thought or without one. Remove the prompt's last message, or use "
+                "a method that does not open think blocks, such as lightning_modules.GRPO."
+            )
         if not ends_open(text):
             text += OPENING + "\n"
         if after:
@@ -134,7 +143,11 @@ def thinking_format(policy: Policy) -> ThinkingFormat | None:
 
 
 def needs_thinking(policy: Policy, method: str) -> ThinkingFormat:
-    """The thinking format of the policy. Raises ConfigError, which names `method`, for a model without one."""
+    """The thinking format of the policy.
+
+    Raises:
+        ConfigError: names `method`, for a model without a think block, or whose prompt closes it.
+    """
     form = thinking_format(policy)
     if form is None:
         raise ConfigError(
@@ -142,5 +155,11 @@ def needs_thinking(policy: Policy, method: str) -> ThinkingFormat:
             f"{policy.params.model} neither opens <think> nor mentions </think>. Teach the model the format first "
             "with SFT and policy.open_thinking: true on rows that think (configs/cold_start_smollm2.yaml), then set "
             "policy.model to the exported folder."
+        )
+    if render(policy.tokenizer, "?")[0].rstrip().endswith(CLOSING):
+        raise ConfigError(
+            f"{method} decides by itself whether a completion thinks, but the chat template of {policy.params.model} "
+            f"closes the think block in the prompt. Remove policy.chat_template_args "
+            f"({policy.params.chat_template_args}) or set it so that thinking is enabled."
         )
     return form

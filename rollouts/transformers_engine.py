@@ -12,10 +12,11 @@ from policies.modes import evaluation_mode
 from policies.start_checks import FOREIGN
 from rollouts.batch import FinishReason, RolloutBatch
 from rollouts.engine import (
+    REASONS,
+    Endings,
     Engine,
     Forced,
     Prompts,
-    StopStrings,
     assemble,
     check_prompts,
     draw,
@@ -58,23 +59,25 @@ class _Choose(LogitsProcessor):
 
 
 class _Stop(StoppingCriteria):
-    """Criterion for stop strings within the completion, which records the step at which each row stopped.
+    """Criterion that ends rows, and records why and where.
 
     Fields:
-        step: (rows,), index of the last token of a stopped row; -1 for the others.
+        reasons: (rows,), index in REASONS. lengths: (rows,), tokens of each completion.
     """
 
-    def __init__(self, stop: StopStrings, prompt_width: int, rows: int) -> None:
-        self.stop, self.prompt_width = stop, prompt_width
-        self.step = torch.full((rows,), -1)
+    def __init__(self, endings: Endings, prompt_width: int, rows: int, device: torch.device) -> None:
+        self.endings, self.prompt_width = endings, prompt_width
+        self.eos_token_id = endings.end_tokens  # by this name `generate` knows that ended rows are padded
+        self.rows = torch.arange(rows, device=device)
+        self.reasons, self.lengths = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Tensor:
         completions = input_ids[:, self.prompt_width :]
-        steps = torch.full((len(completions),), completions.shape[1], device=completions.device)
-        stopped = self.stop(completions, steps)
-        self.step = self.step.to(stopped.device)
-        self.step[stopped & (self.step < 0)] = completions.shape[1] - 1
-        return stopped
+        lengths = torch.full_like(self.rows, completions.shape[1])
+        live = self.reasons == 0
+        self.lengths = torch.where(live, lengths, self.lengths)
+        self.reasons = torch.where(live, self.endings(completions, lengths, self.rows), self.reasons)
+        return self.reasons > 0
 
 
 class TransformersEngine(Engine):
@@ -164,18 +167,12 @@ class TransformersEngine(Engine):
         reasons: list[FinishReason] = ["length"] * len(ids)
         for part in padded_together([len(prompt) for prompt in prompts], by_length, rows_at_once):
             first = ids.shape[1] - len(prompts[part[0]]) if by_length else 0
-            tokens, values, stops = self._sample(
+            tokens, values, stop = self._sample(
                 policy, ids[part, first:], mask[part, first:], uniform[part], forced[part], sampling, use_cache
             )
-            time = torch.arange(tokens.shape[1], device=device)
-            ended_by_text = time == stops[:, None]
-            ends = torch.isin(tokens, torch.tensor(policy.eos_token_ids, device=device)) | ended_by_text
-            # Padding may be an end token itself: only the first end counts.
-            sizes = torch.where(ends.any(1), ends.long().argmax(1) + 1, tokens.shape[1])
-            by_text, by_any = (flags.gather(1, sizes[:, None] - 1)[:, 0].tolist() for flags in (ended_by_text, ends))
-            for row, stopped, ended in zip(part, by_text, by_any, strict=True):
-                reasons[row] = "stop" if stopped else "eos" if ended else "length"
-            lengths[part] = sizes
+            for row, reason in zip(part, stop.reasons.tolist(), strict=True):
+                reasons[row] = REASONS[reason]
+            lengths[part] = stop.lengths
             completions[part, : tokens.shape[1]], logprobs[part, : values.shape[1]] = tokens, values
         return completions, logprobs, lengths, reasons
 
@@ -188,16 +185,15 @@ class TransformersEngine(Engine):
         forced: Tensor,
         sampling: SamplingParams,
         use_cache: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(tokens, log-probs, the step at which a stop string ended each row or -1)."""
+    ) -> tuple[Tensor, Tensor, _Stop]:
+        """(tokens, log-probs, the criterion that ended the rows)."""
         choose = _Choose(sampling, uniform, forced, ids.shape[1])
-        stop = _Stop(StopStrings(policy, sampling.stop), ids.shape[1], len(ids))
+        stop = _Stop(Endings(policy, sampling, forced), ids.shape[1], len(ids), ids.device)
         config = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
             repetition_penalty=1.0,
             use_cache=use_cache,
-            eos_token_id=policy.eos_token_ids,
             pad_token_id=policy.pad_token_id,
         )
         # Not peft's wrapper: its `generate` would leave the temporary configuration on the model below it.
@@ -213,4 +209,4 @@ class TransformersEngine(Engine):
             )
         finally:
             model.generation_config = model_config
-        return output[:, ids.shape[1] :], torch.stack(choose.logprobs, 1), stop.step
+        return output[:, ids.shape[1] :], torch.stack(choose.logprobs, 1), stop

@@ -58,14 +58,14 @@ class _VLLM(Engine):
     ) -> RolloutBatch:
         check_prompts(policy, prompts, sampling)
         forced_tokens = padded_forced(forced, len(prompts) * group_size, torch.device("cpu"))
-        if forced_tokens.shape[1] >= sampling.max_new_tokens:
-            raise ConfigError(
-                f"{forced_tokens.shape[1]} forced tokens leave nothing to sample with sampling.max_new_tokens="
-                f"{sampling.max_new_tokens}; raise it."
-            )
-        first = [[token for token in row if token >= 0] for row in forced_tokens.tolist()]
-        answers = self.answer(policy, self._requests(policy, prompts, rows, first, group_size, sampling))
-        count, device = len(answers), policy.device
+        count, device = len(forced_tokens), policy.device
+        first = [[token for token in row if token >= 0][: sampling.max_new_tokens] for row in forced_tokens.tolist()]
+        # A request must leave room for a token; a row without room has nothing to sample.
+        open_rows = [row for row in range(count) if len(first[row]) < sampling.max_new_tokens]
+        requests = self._requests(policy, prompts, rows, first, group_size, sampling)
+        answers = [Answer([], [], False)] * count
+        for row, answer in zip(open_rows, self.answer(policy, [requests[row] for row in open_rows]), strict=True):
+            answers[row] = answer
         tokens = torch.full((count, sampling.max_new_tokens), policy.pad_token_id)
         logprobs = torch.zeros(tokens.shape)
         lengths, reasons = torch.zeros(count, dtype=torch.long), list[FinishReason]()

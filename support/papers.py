@@ -136,15 +136,20 @@ def all_papers() -> dict[str, Paper]:
     return by_publication([paper for file in files for paper in blocks(file)])
 
 
+def heading(path: Path) -> re.Match[str] | None:
+    """The title, source and idea in a configuration's first comment; None for a comment of another form."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = lines[: next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))]
+    return _HEAD.match(" ".join(line.lstrip("# ") for line in comment))
+
+
 def objective(path: Path) -> Paper:
     """The facts that the first comment of a configuration of objectives states.
 
     Raises:
         ConfigError: for a comment of another form.
     """
-    lines = path.read_text().splitlines()
-    comment = lines[: next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))]
-    head = _HEAD.match(" ".join(line.lstrip("# ") for line in comment))
+    head = heading(path)
     if head is None:
         raise ConfigError(
             f"{path} does not say which paper it configures. Begin it with a comment of the form "

@@ -1,7 +1,8 @@
 """Train all methods on one task and write a report; runs that were made before with the same settings are not repeated.
 
     python -m benchmarks.compare                                     # every paper's method, three seeds
-    python -m benchmarks.compare --methods '[grpo, laser]' --seeds 1 # some of them
+    python -m benchmarks.compare --methods '[grpo, laser]' --seeds 1 # only these
+    python -m benchmarks.compare --methods '[grpo, my_method.yaml]'  # a configuration file as a method
     python -m benchmarks.compare --objectives true                   # also the objectives of configs/objectives
     python -m benchmarks.compare --run false                         # the report only
 
@@ -13,25 +14,19 @@ import os
 import time
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from benchmarks.common import run_script
-from benchmarks.compare.methods import HELP_DESK, METHODS, OBJECTIVES
+from benchmarks.compare.methods import HELP_DESK, TASK, chosen
 from benchmarks.compare.report import Report
 from benchmarks.compare.trials import FORKS, Comparison, Result
+from cli.yaml_files import read_yaml
 from support.errors import ConfigError
-from support.files import atomic_write_text
+from support.files import atomic_write_text, shipped
 from support.papers import Paper
 
 FOLDER = Path("runs/compare")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the runs: small models are slower on several threads
-
-
-def chosen(methods: list[str] | None, objectives: bool) -> dict[str, Paper]:
-    """The methods to compare, by name; all papers' methods if `methods` is None."""
-    known = METHODS | OBJECTIVES
-    if unknown := [name for name in methods or [] if name not in known]:
-        raise ConfigError(f"--methods has {unknown[0]!r}, which is not a method; choose from {', '.join(known)}.")
-    return {name: known[name] for name in methods} if methods else METHODS | (OBJECTIVES if objectives else {})
 
 
 def main(
@@ -46,20 +41,19 @@ def main(
     """Make the runs without a result, then report on all results.
 
     Args:
-        methods: names of the methods; all papers' methods by default.
+        methods: names of methods and configuration files, and nothing else is trained; all papers' methods by default.
+            A file without a module and its rewards is laid over configs/grpo.yaml; laser+mine.yaml is over LASER.
         seeds: number of seeds per method.
         tokens: number of generated tokens per run.
-        objectives: whether to add the objectives of configs/objectives.
-        hc_rlhf: whether to add HC-RLHF on its own task.
+        objectives: whether all methods include the objectives of configs/objectives.
+        hc_rlhf: whether all methods include HC-RLHF, on its own task.
         run: whether to train; False reports only.
         ui: address of `make ui`, for links.
     """
     if seeds < 1 or tokens < 1:
         raise ConfigError(f"--seeds is {seeds} and --tokens is {tokens}; both must be at least 1.")
-    if not Path("configs/compare.yaml").is_file():
-        raise ConfigError("configs/compare.yaml is missing here; run this command in the root of the repository.")
-    compared = chosen(methods, objectives)
-    everything = compared | ({"hc_rlhf": HELP_DESK} if hc_rlhf else {})
+    everything = chosen(methods, objectives, hc_rlhf)
+    compared = {name: method for name, method in everything.items() if method is not HELP_DESK}
     comparison = Comparison(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), tokens, FOLDER)
     failed: list[str] = []
     if run:
@@ -75,7 +69,7 @@ def main(
             print(f"[{count}/{len(missing)}] {name}, seed {seed}: {outcome}", flush=True)
             if not succeeded:
                 failed.append(f"{name}, seed {seed} (see {comparison.log(name, seed)})")
-    results_by_method = {name: results(comparison, name, method, seeds) for name, method in everything.items()}
+    results_by_method = {name: results(comparison, name, method, seeds, failed) for name, method in everything.items()}
     write(comparison, results_by_method, compared, ui, failed)
     if failed:
         raise ConfigError(
@@ -84,10 +78,29 @@ def main(
         )
 
 
-def results(comparison: Comparison, name: str, method: Paper, seeds: int) -> list[Result]:
-    """Results of the finished runs of a method."""
-    runs = [(seed, comparison.finished(name, method, seed)) for seed in range(seeds)]
-    return [comparison.result(run, seed) for seed, run in runs if run is not None]
+def results(comparison: Comparison, name: str, method: Paper, seeds: int, failed: list[str]) -> list[Result]:
+    """Results of the finished runs of a method; those without measurements are added to `failed`."""
+    measured = []
+    for seed in range(seeds):
+        try:
+            if (run := comparison.finished(name, method, seed)) is not None:
+                measured.append(comparison.result(run, seed))
+        except ConfigError as error:
+            failed.append(f"{name}, seed {seed} ({error})")
+    return measured
+
+
+def task_facts(task: dict[str, Any]) -> dict[str, str]:
+    """The initial policy and the problems, as the common task's configuration names them."""
+    model, data = task["model"]["init_args"], task["data"].get("init_args", {})
+    sizes = [
+        f"{data[key]} {what}" for key, what in (("train_size", "for training"), ("val_size", "held out")) if key in data
+    ]
+    samples = model.get("evaluation", {}).get("samples", 1)
+    return {
+        "initial policy": str(model["policy"]["model"]),
+        "problems": ", ".join([str(task["data"]["class_path"]).rpartition(".")[2], *sizes, f"{samples} samples each"]),
+    }
 
 
 def write(
@@ -103,9 +116,7 @@ def write(
         "methods": str(len(measured)),
         "seeds": str(max((len(rows) for rows in measured.values()), default=0)),
         "generated tokens per run": f"{comparison.tokens:,}",
-        "initial policy": "assets/tiny_switcher, 0.8 M weights",
-        "problems": "64 for training, 140 held out, 4 samples each",
-    }
+    } | task_facts(read_yaml(shipped(TASK)))
     page = Report(measured, methods, results_by_method.get("hc_rlhf", []), ui, comparison.experiment, facts, failed)
     path = FOLDER / "report.html"
     atomic_write_text(path, page.html())
@@ -113,8 +124,10 @@ def write(
     client.log_artifact(parent, str(path))
     client.set_tag(parent, "mlflow.note.content", page.markdown())
     for name, rows in measured.items():
-        client.log_metric(parent, f"pass1/{name}", mean(row.values["val/pass1"] for row in rows))
-        client.log_metric(parent, f"length/{name}", mean(row.values["val/length"] for row in rows))
+        for short, metric in (("pass1", "val/pass1"), ("length", "val/length")):
+            # A method whose rewards do not judge correctness has no pass@1.
+            if values := [row.values[metric] for row in rows if metric in row.values]:
+                client.log_metric(parent, f"{short}/{name}", mean(values))
     client.set_terminated(parent, "FAILED" if failed else "FINISHED")
     run_name = client.get_run(parent).info.run_name
     print(f"The report is {path}, and an artifact of the run {run_name!r} in the experiment 'compare'.")

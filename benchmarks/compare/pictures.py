@@ -40,13 +40,16 @@ def pareto(
         start: (length, pass@1) of the initial policy.
         titles: method -> label.
     """
-    points, halves = {"": start}, {"": (math.nan, math.nan)}
+    points, halves = ({}, {}) if math.isnan(sum(start)) else ({"": start}, {"": (math.nan, math.nan)})
     for name, results in results_by_method.items():
         length, accuracy = (
-            interval([result.values[metric] for result in results]) for metric in ("val/length", "val/pass1")
+            interval([result.values.get(metric, math.nan) for result in results])
+            for metric in ("val/length", "val/pass1")
         )
         if length is not None and accuracy is not None:
             points[name], halves[name] = (length.mean, accuracy.mean), (length.half, accuracy.half)
+    if not points:
+        return "No method has a pass@1."
     best = front(points)
     with rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.8), layout="constrained")
@@ -120,6 +123,13 @@ def learning_curves(
 
     A panel has a thin line per seed, their mean, and GRPO's mean in grey.
     """
+    results_by_method = {
+        name: results
+        for name, results in results_by_method.items()
+        if all(metric in result.curves for result in results)
+    }
+    if not results_by_method:
+        return "No method has a pass@1."
     columns = 4
     rows = math.ceil(len(results_by_method) / columns)
     with rc_context(STYLE):

@@ -26,10 +26,7 @@ HEAD = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     "<title>Comparison of methods</title>"
 )
-TASK = (
-    "Sums of one to five digits, from one initial policy, with the same problems and the same number of generated "
-    "tokens."
-)
+TASK = "All methods have the same initial policy, the same problems and the same number of generated tokens."
 FRONT_CAPTION = (
     "Means over seeds with 95 % intervals. The line joins the methods that no other method beats in both quantities. "
     "It is drawn through the means; where intervals overlap, the order may be chance."
@@ -53,7 +50,7 @@ HELP_READING = (
     "each test uses up its prompts: <code>make hc-rlhf</code> runs it."
 )
 METHOD = (
-    "Every run is <code>main.py fit</code> with the method's own configuration, then configs/compare.yaml (initial "
+    "Every run is <code>main.py fit</code> with the method's own configurations, then configs/compare.yaml (initial "
     "policy, problems, batch, sampling, evaluation), then callbacks.TokenBudget. Learning rates, rewards, objectives "
     "and callbacks are the method's own; thresholds in tokens or rollouts are scaled to the task by "
     "the <code>comparison</code> of the method's Paper block. A run ends with the rollout that reaches the "

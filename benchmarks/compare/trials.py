@@ -1,19 +1,23 @@
 """Runs of a comparison: started through main.py, found again by their tags, and read back as curves."""
 
+import ast
 import functools
+import importlib.metadata
+import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import yaml
 from mlflow.entities import Run
 
-from benchmarks.compare.methods import arguments
+from benchmarks.compare.methods import TASK, arguments
+from cli.yaml_files import read_yaml
 from support.errors import ConfigError
 from support.files import INSTALLED, file_hash, fingerprint, shipped
 from support.papers import Paper
@@ -52,31 +56,66 @@ class Result:
 SOURCES = "callbacks cli datamodules lightning_modules objectives policies rewards rollouts support".split()
 
 
+#: libraries whose version decides it too
+LIBRARIES = ("lightning", "peft", "torch", "transformers")
+
+
 def digest(command: list[str]) -> str:
     """Digest of everything that decides a run's outcome, for a tag: runs with equal digests are not repeated.
 
     It covers the arguments, the contents of the configuration files among them, the files and folders of data and
-    models that they name, and the source code, which holds the defaults. It begins with a letter, because a command
-    line would read a value such as 130512023e19 as a number.
+    models that they name, the code of the classes that they name, and the source code, which holds the defaults. It
+    begins with a letter, because a command line would read a value such as 130512023e19 as a number.
     """
     paths = [part.partition("=")[2] for part in command if part.startswith("--config=")]
-    configurations = [yaml.safe_load(shipped(path).read_text()) for path in paths]
-    texts = _texts([command, configurations]) - {*paths}
-    named = {text for text in texts if text.startswith(("assets/", "./", "/", "runs/"))}
-    inputs = {text: _content(shipped(text)) for text in sorted(named)}
-    return f"d{fingerprint([command, configurations, inputs, _source_version()])[:12]}"
+    others = [part for part in command if not part.startswith("--config=")]
+    configurations = [_that_act(read_yaml(shipped(path))) for path in paths]
+    texts = _texts([others, [part.partition("=")[2] for part in others], configurations])
+    inputs = {text: _content(shipped(text)) for text in sorted(texts) if _is_input(text)}
+    code = own_code({text.partition(".")[0] for text in texts if _CLASS_PATH.fullmatch(text)})
+    return f"d{fingerprint([others, configurations, inputs, code, _source_version()])[:12]}"
+
+
+def _that_act(configuration: Any) -> Any:
+    """The settings but for where a run is written, which the comparison sets."""
+    settings = dict(configuration or {})
+    if isinstance(trainer := settings.get("trainer"), dict):
+        settings["trainer"] = {
+            key: value for key, value in trainer.items() if key not in ("default_root_dir", "logger")
+        }
+    return settings
+
+
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def _texts(value: Any) -> set[str]:
-    """All texts in nested lists and dicts, and the values of arguments --name=value."""
+    """All texts in nested lists and dicts, and those inside texts that hold JSON."""
     if isinstance(value, str):
-        return {value, value.partition("=")[2]}
+        inside = json.loads(value) if value[:1] in "{[" and _is_json(value) else []
+        return {value, *_texts(inside)}
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return {text for item in items for text in _texts(item)}
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_input(text: str) -> bool:
+    """Whether a text names a file or folder, and not by chance one of the packages or the folder of the runs."""
+    try:
+        return Path(text).name not in ("", "..", "runs", *SOURCES) and shipped(text).exists()
+    except (OSError, ValueError):  # too long for a path
+        return False
+
+
 def _content(path: Path) -> Any:
-    """Hashes of a file, or of the files in a folder; None for a path without content."""
+    """Hashes of a file, or of the files in a folder."""
     if path.is_dir():
         return {
             file.relative_to(path).as_posix(): file_hash(file) for file in sorted(path.rglob("*")) if file.is_file()
@@ -84,10 +123,49 @@ def _content(path: Path) -> Any:
     return file_hash(path) if path.is_file() else None
 
 
+def own_code(roots: set[str]) -> dict[str, Any]:
+    """Hashes of the source files of top-level modules outside of this project and its libraries, and of what they
+    import.
+
+    Args:
+        roots: names of modules and packages. Other names are passed over.
+    """
+    hashes: dict[str, Any] = {}
+    todo = sorted(roots)
+    while todo:
+        root = todo.pop()
+        if root in hashes or root in SOURCES or root in sys.stdlib_module_names:
+            continue
+        hashes[root] = {}
+        for file in _sources(root):
+            hashes[root][file.name] = file_hash(file)
+            tree = ast.parse(file.read_bytes())
+            for node in ast.walk(tree):  # relative imports stay within the package, whose files are all here
+                if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    todo.append(node.module.partition(".")[0])
+                elif isinstance(node, ast.Import):
+                    todo += [alias.name.partition(".")[0] for alias in node.names]
+    return {root: files for root, files in hashes.items() if files}
+
+
+def _sources(root: str) -> list[Path]:
+    """The Python files of a top-level module that is neither a library's nor this project's."""
+    try:
+        spec = importlib.util.find_spec(root)
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    places = [Path(place) for place in spec.submodule_search_locations or ()]
+    files = sorted(file for place in places for file in place.rglob("*.py")) or [Path(spec.origin or "")]
+    return [file for file in files if file.suffix == ".py" and not {"site-packages", "dist-packages"} & {*file.parts}]
+
+
 @functools.cache
 def _source_version() -> str:
     files = sorted(file for package in SOURCES for file in (INSTALLED / package).rglob("*.py"))
-    return fingerprint([[file.relative_to(INSTALLED).as_posix(), file_hash(file)] for file in files])
+    versions = [importlib.metadata.version(name) for name in LIBRARIES]
+    return fingerprint([versions, [[file.relative_to(INSTALLED).as_posix(), file_hash(file)] for file in files]])
 
 
 class Comparison:
@@ -108,7 +186,7 @@ class Comparison:
         else:
             self.experiment = self.client.create_experiment(EXPERIMENT, tags={KIND: TRAINING})
         # The task's values, so that a comment in its configuration does not start another comparison.
-        self.task = fingerprint([yaml.safe_load(Path("configs/compare.yaml").read_text()), tokens])[:12]
+        self.task = fingerprint([read_yaml(shipped(TASK)), tokens])[:12]
         self.parent = self._parent()
 
     def _parent(self) -> str:

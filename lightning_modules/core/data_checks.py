@@ -1,5 +1,6 @@
 """Checks of the data before anything is sampled."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.rows import check_rows
+from policies.prompt_encoding import begun_turn
 from rewards import Reward
 from rewards.self_check import report_golds
 from support.errors import ConfigError
@@ -124,30 +126,31 @@ def has_columns(reward: Reward, rows: Rows) -> bool:
     return True
 
 
-def check_lengths(
+def check_prompts(
     splits: Mapping[str, Rows],
-    context: int | None,
+    context: tuple[int | None, str],
     max_new_tokens: int,
     prompt_tokens: Callable[[dict[str, Any]], list[int]],
 ) -> None:
-    """Refuse prompts that leave no room for a completion.
+    """Refuse prompts that leave no room for a completion, or that a method cannot continue.
 
     Args:
-        context: the model's context length, in tokens; None for no limit.
+        context: as from context_of of the model's configuration.
         prompt_tokens: token ids of a row's prompt.
 
     Raises:
         ConfigError: names the prompt, its split and its length.
     """
-    if context is None:
-        return
-    room = context - max_new_tokens
+    limit, remark = context
+    room = math.inf if limit is None else limit - max_new_tokens
     for split, rows in splits.items():
         for row in rows:
             # A token has at least one byte, so short prompts fit without being encoded.
-            if len(str(row["prompt"]).encode()) + 256 > room and (length := len(prompt_tokens(row))) > room:
+            if len(str(row["prompt"]).encode()) + 256 <= room and not begun_turn(row["prompt"]):
+                continue
+            if (length := len(prompt_tokens(row))) > room:
                 raise ConfigError(
                     f"prompt {row.get('id')!r} of the {split} split has {length} tokens; with "
-                    f"sampling.max_new_tokens={max_new_tokens} it exceeds the model's context of {context} tokens. "
-                    "Remove or shorten the prompt, or lower sampling.max_new_tokens."
+                    f"sampling.max_new_tokens={max_new_tokens} it exceeds the model's context of {limit} tokens"
+                    f"{remark}. Remove or shorten the prompt, or lower sampling.max_new_tokens."
                 )

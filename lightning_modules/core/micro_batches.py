@@ -1,5 +1,6 @@
 """Rows that share an optimiser step, and rows that share a forward pass."""
 
+import itertools
 import warnings
 from dataclasses import dataclass
 
@@ -29,10 +30,13 @@ class MicroBatch:
 
 
 def update_slices(batch: RolloutBatch, updates: int) -> list[slice]:
-    """Whole prompt groups, in order, the same number in every update."""
-    rows = batch.completion_ids.shape[0]
-    size = rows // updates
-    return [slice(start, start + size) for start in range(0, rows, size)]
+    """Whole prompt groups, in order, in every update the same number, or one more where they do not divide.
+
+    A method may learn from more or fewer groups than were sampled; with fewer than `updates` there are fewer updates.
+    """
+    prompts, updates = len(batch.rows), min(updates, len(batch.rows))
+    edges = [prompts * number // updates * batch.group_size for number in range(updates + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(edges)]
 
 
 def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, equalise: bool = False) -> list[MicroBatch]:

@@ -120,6 +120,7 @@ class OnPolicyModule(SamplingModule):
 
     def training_step(self, rows: Rows, batch_idx: int) -> None:
         """One rollout and its updates."""
+        self.require_hooks("setup", "on_fit_start", *(["on_train_batch_end"] if self.last_rollout is not None else []))
         forget_earlier_steps(self.trainer)
         rows = rows_of(rows, self.rewards, self.rows_checked)
         check_prompt_count(rows, self.batch.prompts_per_rollout, self.trainer.world_size)
@@ -345,11 +346,13 @@ class OnPolicyModule(SamplingModule):
         return self.scheduler_steps
 
     def setup(self, stage: str) -> None:
+        self.hooks_run.add("setup")
         if stage == "fit":
             self.batch.check_processes(self.trainer.world_size)
         super().setup(stage)
 
     def on_fit_start(self) -> None:
+        self.hooks_run.add("on_fit_start")
         if self.device.type == "cpu":
             keep_freed_memory()
         self.advantage.prepare(summed, [*self.policy.eos_token_ids, self.policy.pad_token_id])
@@ -364,6 +367,7 @@ class OnPolicyModule(SamplingModule):
         Raises:
             ConfigError: after `non_finite_patience` consecutive rollouts.
         """
+        self.hooks_run.add("on_train_batch_end")
         if self.non_finite_rollouts == 1:
             rank_zero_warn(
                 "the gradient of this rollout was infinite or NaN, so its update was skipped. callbacks."

@@ -14,6 +14,11 @@ def check_part(owner: object, name: str, value: Any, kind: type, example: str) -
     """Refuse an argument that is not an instance of `kind`. Raises ConfigError that shows `example`."""
     if isinstance(value, kind):
         return
+    if type(value).__name__ == "Namespace":  # the command line's, which makes objects for annotated parameters only
+        raise ConfigError(
+            f"{type(owner).__name__}: {name} was not made from its configuration, because the constructor of "
+            f"{type(owner).__name__} does not state its type; write `{name}: {kind.__name__}` there."
+        )
     shown = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__} ({value!r:.60})"
     raise ConfigError(
         f"{type(owner).__name__}: {name} is {shown}, but it must be an instance of "

@@ -230,7 +230,7 @@ class PolicyUpdate:
             loss = loss - bonus * entropy
         sums["entropy"] = (entropy.detach() * mask).sum()
         if not self.updated:  # later the policy is another one
-            sums["behaviour_gap"] = ((detached - engine_logprobs).abs() * mask).sum()
+            sums["behaviour_gap"] = ((behaviour.detach() - engine_logprobs).abs() * mask).sum()
         if self.plan.kl_stop is not None:
             self.drift += torch.where(mask, kl_estimate(sampled, detached, "k3"), 0.0).sum()
         total = (torch.where(mask, loss, 0.0) * weights[:, None]).sum()

@@ -67,6 +67,8 @@ class PosttrainModule(L.LightningModule):
         self.optimizer_settings: Settings = {}  # of this run, as constructed
         self._saved_settings: Settings = {}  # of the checkpoint's run, until they are compared
         self._saved_schedulers: list[dict[str, Any]] = []
+        #: hooks of the base classes that have run, see `require_hooks`
+        self.hooks_run: set[str] = set()
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -94,6 +96,19 @@ class PosttrainModule(L.LightningModule):
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer, self)
         return []
+
+    def require_hooks(self, *names: str) -> None:
+        """Refuse a subclass that overrides one of these hooks without calling its base class's. Raises ConfigError."""
+        if missing := [name for name in names if name not in self.hooks_run]:
+            raise ConfigError(
+                f"{type(self).__name__} overrides {missing[0]} without its base class's, which a training needs; call "
+                f"super().{missing[0]}(...) there."
+            )
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load weights as in PyTorch; the model itself is loaded before, if it was not yet."""
+        self.configure_model()
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def configure_model(self) -> None:
         if getattr(self, "policy", None) is None:
@@ -181,7 +196,11 @@ class PosttrainModule(L.LightningModule):
 
     def scatter_weights(self) -> None:
         """End the stage that `gather_weights` began."""
-        assert self._gathered is not None
+        if self._gathered is None:
+            raise ConfigError(
+                f"{type(self).__name__} overrides on_validation_epoch_start, or the same hook of a test or prediction, "
+                "without its base class's; call super().on_validation_epoch_start() there."
+            )
         self._gathered.__exit__(None, None, None)
         self._gathered = None  # a generator, with which the module could be neither copied nor pickled
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_modules.core.data_checks import (
     check_columns,
     check_golds,
-    check_lengths,
+    check_prompts,
     data_splits,
     has_columns,
     rows_of,
@@ -25,6 +25,7 @@ from lightning_modules.core.posttrain_module import PosttrainModule
 from lightning_modules.core.problem_counts import ProblemCounts
 from lightning_modules.core.thinking_stats import ThinkingStats
 from policies import PolicyParams
+from policies.config_checks import context_of
 from rewards import Reward, as_reward, total_reward
 from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams, completion_records, overridden
 from support.errors import ConfigError
@@ -273,4 +274,5 @@ class SamplingModule(PosttrainModule):
             check_golds(splits, self.rewards)
         if splits:
             self.configure_model()
-            check_lengths(splits, self.policy.context, self.sampling.max_new_tokens, self.prompt_tokens)
+            context = context_of(self.policy.bare.config)
+            check_prompts(splits, context, self.sampling.max_new_tokens, self.prompt_tokens)

@@ -47,6 +47,11 @@ def check_trainer(trainer: Any, module: Any) -> None:
     Raises:
         ConfigError: one paragraph with the option and what to set instead.
     """
+    if module._compiler_ctx is not None:
+        raise ConfigError(
+            f"{type(module).__name__} was compiled with torch.compile, which cannot follow a rollout through sampling, "
+            "rewards and metrics. Give the trainer the module itself."
+        )
     for callback in trainer.callbacks:
         name = type(callback).__name__
         refused = CALLBACKS if module.automatic_optimization else CALLBACKS | MANUAL

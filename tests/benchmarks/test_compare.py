@@ -14,11 +14,13 @@ import mlflow
 import pytest
 import yaml
 
+from benchmarks.compare.__main__ import task_facts
 from benchmarks.compare.intervals import clear_best, difference, front, interval
-from benchmarks.compare.methods import HELP_DESK, LEFT_OUT, METHODS, OBJECTIVES, arguments
+from benchmarks.compare.methods import HELP_DESK, LEFT_OUT, METHODS, OBJECTIVES, arguments, chosen
 from benchmarks.compare.report import Report
 from benchmarks.compare.trials import PARENT, Comparison, Result, digest
 from main import main as command_line
+from support.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = METHODS | OBJECTIVES | {"hc_rlhf": HELP_DESK}
@@ -129,6 +131,13 @@ def test_the_report_needs_nothing_else_and_marks_only_what_is_supported():
         {"seeds": "3"},
         ["hapo, seed 0 (see a <log>)"],
     ).html()
+    unjudged = fake(0, math.nan, 40.0)  # its rewards do not say what is right
+    for metric in ("val/pass1", "val/pass4"):
+        del unjudged.values[metric], unjudged.first[metric]
+    unjudged.curves.clear()
+    report = ({"grpo": [unjudged]}, methods, [], "http://127.0.0.1:5000", "7", {}, [])
+    assert Report(*report).html().count("No method has a pass@1.") == 2 and "nan" not in Report(*report).markdown()
+    assert "No method" not in Report({"grpo": found["grpo"], "laser": [unjudged]}, *report[1:]).html()
     links = Links()
     links.feed(page)
     assert links.loads == [] and "url(http" not in page and "@import" not in page
@@ -186,6 +195,79 @@ def test_runs_are_made_once_and_a_killed_one_again(tmp_path, monkeypatch, capfd)
     with pytest.raises(SystemExit) as ended:
         compared("--methods=[grop]")
     assert ended.value.code == 2 and "--methods has 'grop'" in capfd.readouterr().err
+
+
+def test_only_what_was_named_is_compared():
+    everything = {*METHODS, *OBJECTIVES, "hc_rlhf"}
+    assert set(chosen(None)) == {*METHODS, "hc_rlhf"} and set(chosen(None, objectives=True)) == everything
+    assert list(chosen(["laser", "grpo", "laser"])) == ["laser", "grpo"] and list(chosen(["hc_rlhf"])) == ["hc_rlhf"]
+    assert set(chosen(None, hc_rlhf=False)) == {*METHODS}
+
+
+def test_any_configuration_file_is_a_method(tmp_path, monkeypatch, capsys):
+    """One with a module and its rewards as it stands, others over GRPO's or a named method's.
+
+    Files of one name in two folders are two methods.
+    """
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(folder, "mine.yaml").write_text(f"model: {{init_args: {{kl: {{coefficient: 0.{len(folder)}}}}}}}")
+    Path("gmpo.yaml").write_text(
+        "# GMPO (arXiv 2507.20673): geometric means.\nmodel: {init_args: {loss: objectives.SequenceSurrogate}}"
+    )
+    Path("other.yaml").write_text("model: {class_path: lightning_modules.SGRPO, init_args: {rewards: []}}")
+    Path("module.yaml").write_text("model: {class_path: lightning_modules.SGRPO}")
+    Path("grpo.yaml").write_text("trainer: {max_steps: 3}")
+    files = ["a/mine.yaml", "b/mine.yaml", "gmpo.yaml", "other.yaml", "grpo.yaml"]
+    methods = chosen(["grpo", *files])
+    assert list(methods) == ["grpo", "a_mine_yaml", "b_mine_yaml", "gmpo", "other", "grpo_yaml"]
+    assert methods["gmpo"].title == "GMPO" and methods["other"].title == "other"
+    assert methods["gmpo"].configs == ("grpo", "gmpo.yaml") and methods["other"].configs == ("other.yaml",)
+    over = chosen(["laser+gmpo.yaml", "module.yaml", "other.yaml+module.yaml"])
+    assert [method.configs for method in over.values()] == [
+        ("laser", "gmpo.yaml"), ("grpo", "module.yaml"), ("other.yaml", "module.yaml")
+    ]  # fmt: skip
+    assert over["laser+gmpo"].comparison == METHODS["laser"].comparison and over["laser+gmpo"].arxiv == "2507.20673"
+    assert methods["grpo"] is METHODS["grpo"] and methods["grpo_yaml"].configs == ("grpo", "grpo.yaml")
+    cli = command_line(["plan", *arguments(methods["gmpo"], 3, 5000)])
+    assert type(cli.model.policy_loss).__name__ == "SequenceSurrogate" and cli.datamodule.train_size == 64
+    for wrong, message in {"absent.yaml": "does not exist", "empty.yaml": "not a configuration"}.items():
+        Path("empty.yaml").touch()
+        with pytest.raises(ConfigError, match=message):
+            chosen([wrong])
+    with pytest.raises(ConfigError, match="'grop', which is neither a method nor a configuration file"):
+        chosen(["grop"])
+
+
+def test_the_report_says_what_the_task_says():
+    task = yaml.safe_load((ROOT / "configs/compare.yaml").read_text())
+    assert task_facts(task)["problems"] == "ArithmeticPrompts, 64 for training, 140 held out, 4 samples each"
+    task["data"] = {"class_path": "mine.Prompts", "init_args": {"val_size": 9}}
+    task["model"]["init_args"]["evaluation"]["samples"] = 2
+    assert task_facts(task)["problems"] == "Prompts, 9 held out, 2 samples each"
+
+
+def test_a_digest_covers_code_and_data_from_elsewhere(tmp_path, monkeypatch):
+    """Classes that a configuration names, what they import, and files by a bare name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("mine").mkdir()
+    Path("mine/__init__.py").touch()
+    Path("mine/loss.py").write_text("import torch\nfrom my_helper import half")
+    Path("my_helper.py").write_text("half = 0.5")
+    Path("rows.jsonl").write_text("{}")
+    Path("a.yaml").write_text("model: {loss: {class_path: mine.loss.Loss}}\ndata: {source: rows.jsonl}")
+    command = ["--config=a.yaml"]
+    digests = [digest(command)]
+    for path in ("mine/loss.py", "my_helper.py", "rows.jsonl"):
+        with open(path, "a") as file:
+            file.write("\n")
+        digests.append(digest(command))
+    assert len(set(digests)) == 4 and digest(command) == digests[-1]
+    Path("my_unused.py").touch()
+    Path("a.yaml").rename("b.yaml")
+    assert digest(["--config=b.yaml"]) == digests[-1], "neither another module nor the file's name acts"
 
 
 def test_a_digest_covers_what_decides_a_run(tmp_path, monkeypatch):

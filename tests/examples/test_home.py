@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import sysconfig
@@ -101,6 +102,21 @@ def test_two_methods_train_in_a_project_of_its_own(home):
     assert AutoTokenizer.from_pretrained(home / "my_policy")("1+1=?")["input_ids"]
 
 
+@pytest.mark.long
+def test_everything_in_one_process(home):
+    """Its parts have cheap tests of their own in tests/lightning_modules/test_other_projects.py."""
+    script = home / "one_process.py"
+    assert len(script.read_text().splitlines()) <= 60
+    out = run([str(home / ".venv/bin/python"), str(script)], home, LIGHTNING_POSTTRAIN_CACHE=str(home / "cache"))
+    assert "scores: [1.0, 0.0]" in out and "first: " in out and "second: " in out
+    for cell in ("first", "second"):
+        (curves,) = home.glob(f"curves/{cell}/*/metrics.csv")
+        assert "val/pass@1" in curves.read_text() and list(curves.parent.glob("checkpoints/*.ckpt"))
+    runs = sqlite3.connect(home / "mlflow.db").execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'")
+    assert runs.fetchone() == (2,)
+    assert (home / "my_loop/model.safetensors").is_file()
+
+
 def test_the_installed_command_trains(home):
     """The configuration and the model lie in the wheel; the rest is the project's."""
     run(
@@ -156,6 +172,7 @@ def test_every_command_of_its_page_is_run_by_a_test():
         ".venv/bin/pip install ../..",
         ".venv/bin/pip install -e .",
         ".venv/bin/python train.py",
+        ".venv/bin/python one_process.py",
         ".venv/bin/lightning-posttrain fit --config configs/grpo.yaml --config sums.yaml",
         ".venv/bin/lightning-posttrain predict --ckpt_path last",
     ]

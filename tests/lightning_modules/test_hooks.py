@@ -14,7 +14,8 @@ from lightning_modules import GRPO, HCRLHF, SGRPO, TSPMO, AdaptThink, AutoThink,
 from lightning_modules.core.on_policy import OnPolicyModule
 from rewards import ExactAnswer, FunctionReward, RecordsCost, RecordsReward
 from rollouts import BatchPlan, SamplingParams
-from tests.helpers import ROOT, build, digits, fit
+from support.errors import ConfigError
+from tests.helpers import ROOT, build, digits, fit, weights
 
 HOOKS = re.findall(r"^\| `(\w+)\(", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
 METHODS = [
@@ -111,3 +112,26 @@ def test_hooks_are_called_as_often_as_the_table_says_and_pure_ones_change_nothin
         and min(calls[name] for name in ("rollout", "score", "advantages")) >= 2
     )
     assert pure and all(pure.values()), pure
+
+
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_batch_end", "on_validation_epoch_start"])
+def test_a_hook_without_its_base_class_s_is_named(reasoner, hook):
+    """Lightning's own hooks are empty, so `super()` is easily forgotten; ours prepare the training."""
+    changed = type("Mine", (GRPO,), {hook: lambda self, *arguments, **options: None})
+    with pytest.raises(ConfigError, match=f"Mine overrides {hook}"):
+        fit(build(reasoner, [FunctionReward(digits)], changed), 2, validate_every=1)
+    calling = type("Mine", (GRPO,), {hook: lambda self, *a, **o: getattr(GRPO, hook)(self, *a, **o)})
+    fit(build(reasoner, [FunctionReward(digits)], calling), 2, validate_every=1)
+
+
+def test_a_compiled_module_is_refused(reasoner):
+    with pytest.raises(ConfigError, match="GRPO was compiled with torch.compile"):
+        fit(torch.compile(build(reasoner, [FunctionReward(digits)]), backend="eager"))
+
+
+def test_weights_load_into_a_module_without_a_model(reasoner):
+    """The model is loaded when a training starts; a state dict may come earlier."""
+    trained, fresh = build(reasoner, [FunctionReward(digits)]), build(reasoner, [FunctionReward(digits)])
+    fit(trained, 1)
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(weights(trained), weights(fresh))

@@ -47,6 +47,31 @@ def train(module, steps, callbacks=(), data=None, **options):
     return fit(module, steps, callbacks, data=data or sums((1, 2, 3), train_size=24, val_size=9), seed=5, **options)
 
 
+def test_a_drawn_end_token_ends_the_completion(reasoner, monkeypatch):
+    """The first token is the policy's action, although the engine is forced to take it."""
+    module = adapt(reasoner)
+
+    def first_tokens(logprobs, uniform):
+        first = AdaptThink.first_tokens(module, logprobs, uniform)
+        first.tokens[3] = [module.policy.eos_token_ids[0]]
+        return first
+
+    monkeypatch.setattr(module, "first_tokens", first_tokens)
+    train(module, 1)
+    assert int(module.last_rollout.lengths[3]) == 1 and module.last_rollout.finish_reasons[3] == "eos"
+
+
+@pytest.mark.parametrize("method", [adapt, auto])
+def test_a_begun_turn_is_refused_before_the_first_rollout(reasoner, method, monkeypatch):
+    data, module = sums(), method(reasoner)
+    (begun, *_) = rows = data.rows("train")
+    begun["prompt"] = [{"role": "user", "content": "1+2=?"}, {"role": "assistant", "content": "It is "}]
+    monkeypatch.setattr(data, "rows", lambda split: rows)
+    monkeypatch.setattr(module.engine, "generate", None)
+    with pytest.raises(ConfigError, match="begins the assistant's turn with 'It is '"):
+        train(module, 1, data=data)
+
+
 @pytest.mark.parametrize("start", ["sampled", "fixed"])
 def test_half_of_each_group_answers_at_once_with_the_right_behaviour(reasoner, start):
     module = adapt(reasoner, forcing=Forcing(thinking_first_token=start, start_word="1+"), delta=0.3)

@@ -117,6 +117,29 @@ def test_where_the_prompt_opens_no_block(tmp_path):
     assert form.modes(batch).tolist() == [Mode.NO_THINKING]
 
 
+def test_a_turn_that_the_prompt_begins_is_continued_only_in_an_open_block(thinker):
+    """A block behind a prefill would neither continue it nor be at the turn's beginning."""
+    form, user = thinking_format(thinker), {"role": "user", "content": "1+2=?"}
+    for begun in ("3", "<think>so</think>", "<think>so", "</think>", " "):
+        with pytest.raises(ConfigError, match="begins the assistant's turn with|chat template refuses"):
+            form.prompt_tokens([user, {"role": "assistant", "content": begun}])
+    earlier = [user, {"role": "assistant", "content": "3"}, user]
+    for prompt in (earlier, [*earlier, {"role": "assistant", "content": ""}]):
+        text = thinker.tokenizer.decode(form.prompt_tokens(prompt))
+        assert text.rstrip().endswith("<think>")
+
+
+def test_a_template_that_closes_the_block_is_refused(tmp_path):
+    folder = save_tiny(tmp_path, characters(QWEN3))
+    for value in (True, False):
+        policy = Policy(PolicyParams(folder, chat_template_args={"enable_thinking": value}))
+        if value:
+            assert needs_thinking(policy, "AdaptThink")
+        else:
+            with pytest.raises(ConfigError, match="AdaptThink decides by itself .*closes the think block"):
+                needs_thinking(policy, "AdaptThink")
+
+
 def test_a_model_without_a_think_block_is_refused_with_a_mend(tmp_path):
     policy = Policy(PolicyParams(save_tiny(tmp_path, assistant_tokenizer())))
     assert thinking_format(policy) is None
