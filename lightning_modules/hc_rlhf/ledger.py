@@ -24,7 +24,7 @@ from typing import Any
 
 from support.errors import ConfigError
 from support.files import atomic_write_text, cache_folder, fingerprint
-from support.prompt_identity import prompt_fingerprints, split_fingerprint
+from support.prompt_identity import known_fingerprints, split_fingerprint
 
 _START = "0" * 64
 #: the journal of a user who sets neither test.ledger nor the cache's folder
@@ -135,7 +135,7 @@ class Ledger:
 
     def __init__(self, prompts: Iterable[Any], folder: str | None = None) -> None:
         prompts = list(prompts)
-        self.split, self.prompts = split_fingerprint(prompts), prompt_fingerprints(prompts)
+        self.split, self.prompts = split_fingerprint(prompts), known_fingerprints(prompts)
         places = {path.resolve(): path for path in [*([Path(folder)] if folder else []), cache_folder("ledgers")]}
         self.journals = [Journal(place) for place in places]
         self.path = self.journals[0].path
