@@ -81,9 +81,11 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     if inspect.isroutine(value) and hasattr(value, "__qualname__"):  # a method, or a function in C
         parts = [inner(getattr(value, part, None)) for part in ("__func__", "__self__", "__wrapped__", "__objclass__")]
         module = sys.modules.get(str(getattr(value, "__module__", None)))
-        return [name, value.__qualname__, version_of(module), *parts, inner(_attributes(value))]
+        return [name, value.__qualname__, version_of(module), *parts, inner(attributes_of(value))]
     if hasattr(value, "backend_tokenizer") and hasattr(value, "chat_template"):
         return [name, tokenizer_identity(value)]
+    if in_project(type(value).__module__) and hasattr(value, "identity"):
+        return [name, value.identity()]
     if isinstance(value, torch.nn.Module):
         return [name, *map(inner, _module_parts(value))]
     kind: Any = type(value)
@@ -91,7 +93,7 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     if not complete and kind.__reduce__ is not object.__reduce__ and is_library(kind.__module__):
         state = [_reduced(value, inner)]  # a library states what makes an equal object: its pickle form
     else:
-        attributes = None if kind in _CONTAINERS else _attributes(value)
+        attributes = None if kind in _CONTAINERS else attributes_of(value)
         state = [] if attributes is None else [inner(attributes)]
         if not complete and (_has_state_in_c(kind) or not state):
             state.append(_reduced(value, inner))
@@ -104,12 +106,31 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     return [name, *state]
 
 
+#: attributes of a tokenizer that tell where it came from, or that stand in its identity in another form
+_ORIGIN = {
+    "_tokenizer",
+    "_special_tokens_map",
+    "_processor_class",
+    "_in_target_context_manager",
+    "chat_template",
+    "deprecation_warnings",
+    "files_loaded",
+    "init_inputs",
+    "init_kwargs",
+    "name_or_path",
+    "verbose",
+    "vocab_file",
+}
+
+
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
-    """The rules, chat template and special tokens of a tokenizer, which decide its tokens and texts, as plain data."""
+    """What decides the tokens and texts of a tokenizer, as plain data: its rules, chat template and settings."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else identity(vars(tokenizer))
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
-    return {"rules": fingerprint([rules]), "chat_template": tokenizer.chat_template, "special_tokens": special}
+    settings = {name: value for name, value in sorted(vars(tokenizer).items()) if name not in _ORIGIN}
+    parts = {"rules": fingerprint([rules]), "chat_template": tokenizer.chat_template, "special_tokens": special}
+    return parts | {"settings": identity(settings)}
 
 
 def _class(kind: type, inner: Any) -> Any:
@@ -172,7 +193,7 @@ def _function(function: Any, inner: Any) -> Any:
         return [place, version_of(sys.modules.get(function.__module__)), *settings]
     if in_project(function.__module__):
         return [place, code_behind(function.__module__), inner(function.__code__), *settings]
-    used = {name: inner(part) for name, part in sorted(_used(function).items())}
+    used = {name: inner(part) for name, part in sorted(used_globals(function).items())}
     return [place, inner(function.__code__), *settings, used, _imports(function.__code__, function.__globals__)]
 
 
@@ -183,7 +204,7 @@ def _cell(cell: Any, inner: Any) -> Any:
         return "empty"
 
 
-def _used(function: types.FunctionType) -> dict[str, Any]:
+def used_globals(function: types.FunctionType) -> dict[str, Any]:
     """The globals that a function uses, and what it uses of the modules among them, by dotted name."""
     names = {name for code in _codes(function.__code__) for name in code.co_names}
     used: dict[str, Any] = {}
@@ -243,7 +264,7 @@ def _module_parts(module: torch.nn.Module) -> tuple[Any, ...]:
     return dict(module.named_buffers()), dict(module.state_dict()), parts
 
 
-def _attributes(value: Any) -> list[Any] | None:
+def attributes_of(value: Any) -> list[Any] | None:
     """Attributes of an object, sorted by name; None for an object without a place for any."""
     slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # mangled, as pickle reads them
     if not slots and not hasattr(value, "__dict__"):

@@ -85,7 +85,7 @@ class SafetyTestPhase(OnPolicyModule):
         """Fingerprints of the prompts that the policy, its start, its checkpoint and its scorers saw."""
         seen = SeenPrompts()
         seen.update(self.seen_prompts())
-        seen.update(self.models.seen_prompts())
+        seen.update(self.models.seen_prompts([*self.rewards, *([] if self.cost is None else [self.cost])]))
         return seen
 
     def check_unseen(self) -> None:
@@ -122,15 +122,19 @@ class SafetyTestPhase(OnPolicyModule):
     def question(self) -> str:
         """Fingerprint of everything that decides the verdict besides what generates: other settings are another test.
 
-        The rows count in their order and with all their columns, since the ledger's split compares normalised texts.
+        The cost counts as it is now, whatever was done to it since it was loaded. The rows count in their order and
+        with all their columns, since the ledger's split compares normalised texts. The size of the batches counts only
+        where the test looks after each.
         """
         options, settings = self.constraint, asdict(self.test_params)
         limits = [options.threshold, options.delta, options.cost_scale, identity(self.bound)]
-        how = {name: value for name, value in settings.items() if name not in _PLACES}
-        cost = self.models.facts["cost_model"]["id"]
-        return identity_fingerprint(cost, limits, how, self._data().rows("safety"), run_seed())
+        unused = _PLACES if self.test_params.sequential else {*_PLACES, "batch_size"}
+        how = {name: value for name, value in settings.items() if name not in unused}
+        code = [type(self), self.cost]
+        return identity_fingerprint(*code, limits, how, self._data().rows("safety"), run_seed())
 
     def _safety_test(self) -> Verdict:
+        assert self.cost is not None
         self.check_unseen()
         what, question = generator(self, self.sampling), self.question()
         candidate = fingerprint([what])
@@ -163,7 +167,7 @@ class SafetyTestPhase(OnPolicyModule):
             "ledger": journal,
             "interrupted_before": recorded.get("interrupted", 0),
             "seed": run_seed(),
-            **self.models.facts,
+            **self.models.facts(self.rewards, self.cost),
             "validation": {
                 name: {"before": self.before[name], "after": value}
                 for name, value in self.after.items()

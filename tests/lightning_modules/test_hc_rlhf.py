@@ -179,8 +179,7 @@ def test_another_function_or_another_model_is_another_cost(assistant):
 
     def identity_of(part):
         models = ScoreModels(None, None, [RecordsReward()], part, ScorerTraining(), "raw")
-        models.load(PolicyParams(assistant), None, None)
-        return models.facts["cost_model"]["id"]
+        return models.facts(*models.load(PolicyParams(assistant), None, None))["cost_model"]["id"]
 
     assert len({identity_of(part) for part in parts}) == len(parts)
     assert [identity_of(part) for part in parts] == [identity_of(part) for part in parts], (
@@ -195,8 +194,7 @@ def test_a_model_with_the_identity_of_another_in_its_facts_is_another_cost(tmp_p
         torch.nn.init.constant_(scorer.head.bias, bias)
         scorer.save(tmp_path / str(bias), {"id": "the same"})
         models = ScoreModels(None, str(tmp_path / str(bias)), [RecordsReward()], None, ScorerTraining(), "raw")
-        models.load(PolicyParams(assistant), None, None)
-        ids.append(models.facts["cost_model"]["id"])
+        ids.append(models.facts(*models.load(PolicyParams(assistant), None, None))["cost_model"]["id"])
     assert ids[0] != ids[1]
 
 
