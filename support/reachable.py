@@ -16,9 +16,9 @@ _PLAIN = (str, bytes, int, float, complex, bool, types.NoneType, types.ModuleTyp
 
 
 def reachable(value: Any, ends: tuple[type, ...] = ()) -> Iterator[Any]:
-    """Every object that `value` holds, once each, without `value` itself and without the parts of a library's network.
+    """Every object that `value` holds, once each, without `value` itself.
 
-    Code of libraries and of this project holds nothing.
+    Code of libraries and of this project holds nothing, and their networks only their parts.
 
     Args:
         ends: types of objects that are given out without what they hold.
@@ -41,9 +41,8 @@ def _held(value: Any) -> list[Any]:
     if isinstance(value, (type, types.FunctionType)) and (foreign or in_project(place.__module__)):
         return []
     if isinstance(value, torch.nn.Module):
-        if foreign:
-            return []
-        held = [part for name, part in sorted(vars(value).items()) if name not in ("_parameters", "_buffers")]
+        settings = [part for name, part in sorted(vars(value).items()) if name not in ("_parameters", "_buffers")]
+        held = list(value.children()) if foreign else settings
     elif isinstance(value, functools.partial):
         held = [value.func, *value.args, *value.keywords.values()]
     elif isinstance(value, types.FunctionType):

@@ -1,6 +1,6 @@
 """Phase 5 of HC-RLHF: the safety test after training or by `main.py test`, its ledger, certificate and export."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,8 @@ class SafetyTestPhase(OnPolicyModule):
         """Fingerprint of everything that decides the verdict besides what generates: other settings are another test.
 
         The cost counts as it is now, whatever was done to it since it was loaded. The rows count in their order and
-        with all their columns, since the ledger's split compares normalised texts. The size of the batches counts only
-        where the test looks after each.
+        with all their columns, since the ledger's split compares normalised texts. The size of batches counts only where
+        the test looks after each, which decides the bound; a test of all responses at once does not use it.
         """
         options, settings = self.constraint, asdict(self.test_params)
         limits = [options.threshold, options.delta, options.cost_scale, identity(self.bound)]
@@ -135,6 +135,8 @@ class SafetyTestPhase(OnPolicyModule):
 
     def _safety_test(self) -> Verdict:
         assert self.cost is not None
+        replace(self.constraint), replace(self.test_params)  # checks of settings that Python changed
+        self.test_params.bound_for(self.bound, self.cost.span)
         self.check_unseen()
         what, question = generator(self, self.sampling), self.question()
         candidate = fingerprint([what])
@@ -150,6 +152,8 @@ class SafetyTestPhase(OnPolicyModule):
             journal = ledger.facts()
         seen, rows = self.seen_by_all(), self._data().rows("safety")
         generated = f"{generation_words(self.sampling)}, by {type(self.engine).__name__} in {self._precision}"
+        if self.policy_params.chat_template_args:
+            generated += f", with the chat template's arguments {self.policy_params.chat_template_args}"
         facts = {
             "cost_scale": self.constraint.cost_scale,
             "policy_sha256": what["weights"],
