@@ -24,7 +24,7 @@ CHOICES = {
     "safety_size": [20, 34, 35, 36, 50],
     "data_seed": [0, 0, 0, 1, 2],
     "run_seed": [0, 0, 0, 1, 2],
-    "case": [str, str, str.upper, lambda text: f" {text}  "],
+    "case": [str, str, str.upper, lambda text: f" {text}  ", "\u200b".join],
     "temperature": [1.0, 1.0, 0.5, 1.3],
     "max_new_tokens": [4, 4, 3, 5],
     "top_p": [1.0, 0.9],

@@ -24,7 +24,7 @@ from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from support.prompt_identity import prompt_fingerprints
 from tests.helpers import adamw, build, fit
-from tests.test_cli import certificate_of, hc_rlhf, here  # noqa: F401
+from tests.test_cli import hc_rlhf
 
 SHORT = SamplingParams(max_new_tokens=6)
 
@@ -240,7 +240,7 @@ def _run(arguments, hurt):
 
 
 @pytest.mark.parametrize("hurt", [between_phases, between_steps, inside_the_test, after_the_test])
-def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys):  # noqa: F811
+def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys):
     """After SIGKILL the same command ends as an undisturbed run does, and the safety split has served one test."""
     from main import main
 
