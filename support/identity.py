@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from support.code_identity import IMPORTERS, code_behind, in_project, is_library, version_of
-from support.files import fingerprint
+from support.files import file_hash, fingerprint
 
 _SINGLE_DISPATCH = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
 _DISPATCH = {"registry", "dispatch", "register", "_clear_cache"}
@@ -69,8 +69,10 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     name = inner(type(value))
     if isinstance(value, Enum):
         return [name, value.name]
-    if isinstance(value, (bytes, Path)):
-        return [name, hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)]
+    if isinstance(value, bytes):
+        return [name, hashlib.sha256(value).hexdigest()]
+    if isinstance(value, Path):
+        return [name, str(value), file_hash(value) if value.is_file() else ""]
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return [name, str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]

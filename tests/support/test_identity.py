@@ -385,6 +385,14 @@ def test_another_process_has_the_same_identities():
     assert len(first) == 6 and first == second
 
 
+def test_the_content_of_a_file_that_a_setting_names_counts(tmp_path):
+    fingerprints = []
+    for text in ("a", "b", "a"):
+        (tmp_path / "rules.txt").write_text(text)
+        fingerprints.append(identity_fingerprint(Settings({"rules": tmp_path / "rules.txt"})))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
 def test_what_cannot_be_identified_equals_nothing():
     lock = threading.Lock()
     assert identity_fingerprint(Settings({"a": lock})) != identity_fingerprint(Settings({"a": lock}))
