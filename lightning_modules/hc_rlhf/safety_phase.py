@@ -187,7 +187,7 @@ class SafetyTestPhase(OnPolicyModule):
             f"  tested       {tested}",
             f"  generated    {generated}",
             f"  prompts      {len(rows)} of {type(self._data()).__name__}, split {ledger.split[:12]}, none of them "
-            f"among the {sum(map(len, seen.by_source.values()))} prompts that were seen",
+            f"among the {len(set().union(*seen.by_source.values()))} prompts that were seen",
             *([f"  unknown      the prompts seen by {', '.join(sorted(seen.unknown))}"] if seen.unknown else []),
             f"  tests        {len(tests) - 1} other test(s) of these prompts"
             + ("; this verdict is the recorded one, nothing was tested again" if again else ""),
