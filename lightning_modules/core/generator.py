@@ -16,8 +16,8 @@ def generator(module: SamplingModule, sampling: SamplingParams) -> dict[str, Any
     """Everything that decides the completions of a module, as plain data; call it within `whole_weights`.
 
     It holds the weights that act (adapters added, with their scale), the model's configuration and hooks, the tokenizer
-    with its chat template and settings, the end tokens, the sampling settings, the engine with its settings, the
-    precision and the kind of device.
+    with its chat template and settings, the end tokens, the sampling settings, the engine with its settings,
+    the code of both, the precision and the kind of device.
     """
     policy, config = module.policy, module.policy.bare.config.to_dict()
     parts = list(policy.bare.modules())
@@ -32,6 +32,7 @@ def generator(module: SamplingModule, sampling: SamplingParams) -> dict[str, Any
         "end_tokens": list(policy.eos_token_ids),
         "sampling": asdict(sampling),
         "engine": [f"{type(module.engine).__module__}.{type(module.engine).__qualname__}", module.engine.identity()],
+        "code": identity_fingerprint(type(module.engine), type(policy)),
         "dtype": policy.params.dtype,
         "precision": str(module.trainer.precision),
         "device": policy.device.type,

@@ -186,6 +186,7 @@ class HCRLHF(SafetyTestPhase):
             )
         if stage == "fit" and not self.test_params.skip and self.trainer.is_global_zero:
             self.warn_if_spent()
+            self.warn_if_unidentified()
 
     # ---- phase 4: candidate selection --------------------------------------------------------------------------------
 

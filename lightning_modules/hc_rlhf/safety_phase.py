@@ -107,6 +107,16 @@ class SafetyTestPhase(OnPolicyModule):
                 "Draw a fresh split (another --seed_everything)."
             )
 
+    def warn_if_unidentified(self) -> None:
+        """Say before a training that its cost equals no other, not even itself."""
+        cost = self.models.cost  # a trained model always can be identified
+        if cost is not None and identity_fingerprint(cost) != identity_fingerprint(cost):
+            print(
+                f"Note: model.cost ({type(cost).__name__}) holds something that cannot be identified, such as a lock, "
+                "a connection or a generator, so its test cannot be continued after an interruption, nor shown again. "
+                "Make such parts where they are used, inside the cost's `score`."
+            )
+
     # ---- the test ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

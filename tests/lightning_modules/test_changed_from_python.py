@@ -1,6 +1,7 @@
 """Candidate and question of a safety test notice what Python changes between training and test."""
 
 import copy
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -17,13 +18,23 @@ from policies import PolicyParams, Scorer
 from rewards import FunctionReward, PerTask, RecordsCost, RecordsReward
 from rewards.base import Reward
 from rewards.models import ModelScore
-from rollouts import TransformersEngine
+from rollouts import EmbeddedEngine, TransformersEngine
 from support.errors import ConfigError
 from support.files import fingerprint
 from support.seen_prompts import SeenPrompts
 from tests.helpers import quiet_trainer
 from tests.helpers.rewards import even, odd
 from tests.lightning_modules.test_hc_rlhf import rule_based
+
+
+class OtherEngine(EmbeddedEngine):
+    """An engine with other code and the same settings."""
+
+    def generate(self, *arguments, **keywords):
+        return super().generate(*arguments, **keywords)
+
+
+OtherEngine.__qualname__, OtherEngine.__module__ = EmbeddedEngine.__qualname__, EmbeddedEngine.__module__
 
 
 class Several(Reward):
@@ -97,6 +108,7 @@ CHANGES = {
     "the policy": lambda m: next(m.policy.model.parameters()).data.mul_(1.5),
     "a hook of the policy": lambda m: m.policy.bare.lm_head.register_forward_hook(lambda *parts: parts[-1] * 2),
     "a temperature": lambda m: setattr(m, "sampling", replace(m.sampling, temperature=0.0)),
+    "the code of the engine": lambda m: setattr(m.engine, "__class__", OtherEngine),
     "an engine": lambda m: setattr(m, "engine", TransformersEngine()),
 }
 UNCHANGED = {
@@ -124,6 +136,13 @@ def test_what_python_changes_is_another_test(name, module, prepared):
 def test_what_decides_nothing_is_the_same_test(name, module, prepared):
     UNCHANGED[name](module)
     assert what_counts(module) == what_counts(prepared)
+
+
+def test_a_cost_that_cannot_be_identified_is_said_before_the_training(module, capsys):
+    for held, said in (("a text", False), (threading.Lock(), True), ([{"a": (n for n in [1])}], True)):
+        module.models.cost = Several(held)
+        module.warn_if_unidentified()
+        assert ("model.cost (Several) holds something that cannot be identified" in capsys.readouterr().out) == said
 
 
 def test_the_order_of_the_costs_counts(module):

@@ -16,7 +16,7 @@ from lightning_modules import Constraint, SafetyTest
 from lightning_modules.hc_rlhf import Ledger
 from lightning_modules.hc_rlhf.safety_test import Verdict, run_test
 from main import CLI, main
-from objectives import Betting, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
+from objectives import Betting, ClopperPearson, ConfidenceSequence, EmpiricalBernstein, Hoeffding, StudentT
 from rewards import RecordsCost
 from rewards.models import SPANS
 from support.errors import ConfigError
@@ -299,19 +299,17 @@ def test_an_interrupted_sequential_test_repeats_itself(tmp_path, assistant):
         limit = Constraint(threshold=0.3)
         return rule_based(assistant, constraint=limit, test=SafetyTest(sequential=True, batch_size=5))
 
-    def killed(self, batch):
-        looks.append(original(self, batch))
+    def killed(self, costs):
+        looks.append(costs)
         if len(looks) == 2:
             raise Interrupted
-        return looks[-1]
+        original(self, costs)
 
-    looks, original = [], RecordsCost.score
+    looks, original = [], ConfidenceSequence.update
     with pytest.MonkeyPatch.context() as patch:
-        tester = module()
-        run = tester.safety_test
-        patch.setattr(tester, "safety_test", lambda: patch.setattr(RecordsCost, "score", killed) or run())
+        patch.setattr(ConfidenceSequence, "update", killed)
         with pytest.raises(Interrupted):
-            train(tester, tmp_path, data())
+            train(module(), tmp_path, data())
     resumed = module()
     train(resumed, tmp_path, data())
     rows = [row["prompt"] for row in data().rows("safety")]
