@@ -35,7 +35,7 @@ CHOICES = {
     "file": ["prompts", "prompts", "renamed"],
     "template": [None, None, "{{ messages[0]['content'] }}"],
     "spaces": [False, False, True],
-    "temperature": [1.0, 1.0, 0.5, 1.3, 0.0],
+    "temperature": [1.0, 1.0, 0.5, 1.3],
     "max_new_tokens": [4, 4, 3, 5],
     "top_p": [1.0, 0.9],
     "top_k": [0, 0, 5],
@@ -140,7 +140,7 @@ def test_fifty_variations_after_no_solution_found_give_no_second_test(attempts):
             assert "been tested 1 time" in str(error)
         assert attempts.sampled == 1, f"a second test with {changes}"
         assert sum(test["delta"] for test in attempts.ledger.tests()) == pytest.approx(DELTA)
-    assert outcomes["refused"] > 30 and sum(outcomes.values()) == 50
+    assert outcomes["refused"] > 25 and sum(outcomes.values()) == 50
     assert not (attempts.folder / "exported").exists()
 
 
