@@ -126,7 +126,7 @@ _ORIGIN = {
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
-    """What decides the tokens and texts of a tokenizer, as plain data: its rules, chat template and settings."""
+    """The rules, chat template and settings of a tokenizer, which decide its tokens and texts, as plain data."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else identity(vars(tokenizer))
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}

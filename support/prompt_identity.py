@@ -17,7 +17,7 @@ _INVISIBLE |= {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
 
 
 class _Forms(dict[int, str]):
-    """The form of every character in which prompts are compared, as `str.translate` reads it; "" for an invisible one."""
+    """The form of every character in which prompts are compared, for `str.translate`; "" for an invisible one."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)

@@ -35,7 +35,7 @@ def reachable(value: Any, ends: tuple[type, ...] = ()) -> Iterator[Any]:
 
 
 def _held(value: Any) -> list[Any]:
-    """What an object holds itself."""
+    """The objects that an object holds directly."""
     place = value if isinstance(value, (type, types.FunctionType)) else type(value)
     foreign = is_library(place.__module__)
     if isinstance(value, (type, types.FunctionType)) and (foreign or in_project(place.__module__)):

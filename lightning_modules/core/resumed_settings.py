@@ -44,8 +44,8 @@ def _settings(scheduler: Any) -> dict[str, Any]:
     for name, value in held.items():
         if isinstance(value, (list, tuple)) and any(isinstance(part, LRScheduler) for part in value):
             held[name] = [[type(part).__name__, _settings(part)] for part in value]
-    own = type(scheduler)
-    return held if is_library(own.__module__) else held | {"": own}
+    kind = type(scheduler)
+    return held if is_library(kind.__module__) else held | {"": kind}
 
 
 def _is_plain(value: Any) -> bool:

@@ -133,8 +133,8 @@ class SafetyTestPhase(OnPolicyModule):
         """Fingerprint of everything that decides the verdict besides what generates: other settings are another test.
 
         The cost counts as it is now, whatever was done to it since it was loaded. The rows count in their order and
-        with all their columns, since the ledger's split compares normalised texts. The size of batches counts only where
-        the test looks after each, which decides the bound; a test of all responses at once does not use it.
+        with all their columns, since the ledger's split compares normalised texts. The size of batches counts only
+        where the test looks after each, which decides the bound; a test of all responses at once does not use it.
         """
         options, settings = self.constraint, asdict(self.test_params)
         limits = [options.threshold, options.delta, options.cost_scale, identity(self.bound)]

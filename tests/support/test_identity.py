@@ -366,7 +366,8 @@ class Bytype:
     @functools.singledispatchmethod
     def score(self, value): return by_type(value)
 sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
-for value in (score, Words("abc"), collections.Counter("abc"), by_type, Bytype(), LlamaForCausalLM(LlamaConfig(**sizes))):
+model = LlamaForCausalLM(LlamaConfig(**sizes))
+for value in (score, Words("abc"), collections.Counter("abc"), by_type, Bytype(), model):
     print(identity_fingerprint(value))
 """
 

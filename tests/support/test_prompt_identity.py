@@ -1,4 +1,4 @@
-"""Which prompts count as the same: case, spaces, invisible characters and encodings do not tell them apart."""
+"""Prompts that count as the same: case, spaces, invisible characters and encodings do not tell them apart."""
 
 import unicodedata
 
