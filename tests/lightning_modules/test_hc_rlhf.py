@@ -224,7 +224,7 @@ def between_steps(patch):
 
 
 def inside_the_test(patch):
-    patch.setattr(HCRLHF, "_test", killed)
+    patch.setattr(lightning_modules.hc_rlhf.safety_phase, "run_test", killed)
 
 
 def after_the_test(patch):
