@@ -19,6 +19,8 @@ from policies.params import PolicyParams
 from policies.prompt_encoding import Prompt, encode_content, encode_prompt
 from policies.tokenizer import load_tokenizer
 from support.errors import ConfigError
+from support.files import weights_fingerprint
+from support.identity import identity, tokenizer_identity
 
 
 class Scorer(nn.Module):
@@ -99,6 +101,15 @@ class Scorer(nn.Module):
                     self(*self.encode(prompts[rows], responses[rows], None if finished is None else finished[rows]))
                 )
             return torch.cat(parts)
+
+    def identity(self) -> Any:
+        """Everything that decides the scores, as plain data; the folder that they were loaded from does not count."""
+        config = {name: value for name, value in self.backbone.config.to_dict().items() if name != "_name_or_path"}
+        usual = {*vars(nn.Module()), "params", "tokenizer"}
+        changed = {name: value for name, value in vars(self).items() if name not in usual}
+        hooks = [[*part._forward_pre_hooks.values(), *part._forward_hooks.values()] for part in (self, self.head)]
+        weights = [weights_fingerprint(self.state_dict()), weights_fingerprint(self.named_buffers())]
+        return [*weights, config, tokenizer_identity(self.tokenizer), identity([changed, hooks])]
 
     def save(self, folder: str | Path, facts: dict[str, Any]) -> None:
         """Write a folder that `Scorer` loads, with `facts` (held-out accuracies, origin) next to the weights."""

@@ -9,12 +9,11 @@ import copyreg
 import dis
 import functools
 import hashlib
-import importlib.util
 import inspect
 import secrets
 import sys
-import sysconfig
 import types
+import weakref
 from collections.abc import Mapping, Sequence, Set
 from enum import Enum
 from pathlib import Path
@@ -22,15 +21,11 @@ from typing import Any
 
 import torch
 
-from support.files import INSTALLED, fingerprint
+from support.code_identity import IMPORTERS, code_behind, in_project, is_library, version_of
+from support.files import file_hash, fingerprint
 
-_LIBRARIES = tuple(
-    {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
-#: this project's packages; a class or function in them is identified by its file
-_PROJECT = set(
-    "callbacks cli datamodules lightning_modules objectives policies rewards rollouts support tracking".split()
-)
+_SINGLE_DISPATCH = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
+_DISPATCH = {"registry", "dispatch", "register", "_clear_cache"}
 _CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, types.MappingProxyType)
 
 
@@ -39,11 +34,12 @@ def identity(value: Any) -> Any:
 
     Nested objects, containers and tensors count with their contents, dicts with their order. Functions count with their
     bytecode, defaults, closures, attributes, and the globals and modules that they use; classes of this project with
-    the file that defines them; libraries with their version.
+    their package and all that it imports; libraries with their version (support/code_identity.py).
 
     Args:
         value: a setting, or an object whose attributes are its settings.
     """
+    code_behind.cache_clear()
     return _identity(value, (), {})
 
 
@@ -64,7 +60,7 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
         return _identity(item, outer, code)
 
     if isinstance(value, types.ModuleType):
-        return ["module", value.__name__, _version(value)]
+        return ["module", value.__name__, version_of(value)]
     if isinstance(value, type) or isinstance(value, (types.FunctionType, types.CodeType)):
         if id(value) not in code:
             code[id(value)] = len(code)
@@ -73,27 +69,33 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     name = inner(type(value))
     if isinstance(value, Enum):
         return [name, value.name]
-    if isinstance(value, (bytes, Path)):
-        return [name, hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)]
+    if isinstance(value, bytes):
+        return [name, hashlib.sha256(value).hexdigest()]
+    if isinstance(value, Path):
+        return [name, str(value), file_hash(value) if value.is_file() else ""]
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return [name, str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
+    if isinstance(value, weakref.ref):
+        return [name, inner(value())]
     if isinstance(value, functools.partial):
         return [name, inner(value.func), inner(value.args), inner(sorted(value.keywords.items())), inner(vars(value))]
     if inspect.isroutine(value) and hasattr(value, "__qualname__"):  # a method, or a function in C
         parts = [inner(getattr(value, part, None)) for part in ("__func__", "__self__", "__wrapped__", "__objclass__")]
         module = sys.modules.get(str(getattr(value, "__module__", None)))
-        return [name, value.__qualname__, _version(module), *parts, inner(_attributes(value))]
+        return [name, value.__qualname__, version_of(module), *parts, inner(attributes_of(value))]
     if hasattr(value, "backend_tokenizer") and hasattr(value, "chat_template"):
         return [name, tokenizer_identity(value)]
+    if in_project(type(value).__module__) and hasattr(value, "identity"):
+        return [name, value.identity()]
     if isinstance(value, torch.nn.Module):
         return [name, *map(inner, _module_parts(value))]
     kind: Any = type(value)
     complete = kind in _CONTAINERS or isinstance(value, Set)  # its items and attributes are all that it has
-    if not complete and kind.__reduce__ is not object.__reduce__ and _is_library(kind.__module__):
+    if not complete and kind.__reduce__ is not object.__reduce__ and is_library(kind.__module__):
         state = [_reduced(value, inner)]  # a library states what makes an equal object: its pickle form
     else:
-        attributes = None if kind in _CONTAINERS else _attributes(value)
+        attributes = None if kind in _CONTAINERS else attributes_of(value)
         state = [] if attributes is None else [inner(attributes)]
         if not complete and (_has_state_in_c(kind) or not state):
             state.append(_reduced(value, inner))
@@ -106,26 +108,63 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     return [name, *state]
 
 
+#: attributes of a tokenizer that tell where it came from, or that stand in its identity in another form
+_ORIGIN = {
+    "_tokenizer",
+    "_special_tokens_map",
+    "_processor_class",
+    "_in_target_context_manager",
+    "chat_template",
+    "deprecation_warnings",
+    "files_loaded",
+    "init_inputs",
+    "init_kwargs",
+    "name_or_path",
+    "verbose",
+    "vocab_file",
+}
+
+
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
-    """The rules, chat template and special tokens of a tokenizer, which decide its tokens and texts, as plain data."""
+    """The rules, chat template and settings of a tokenizer, which decide its tokens and texts, as plain data."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else identity(vars(tokenizer))
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
-    return {"rules": fingerprint([rules]), "chat_template": tokenizer.chat_template, "special_tokens": special}
+    settings = {name: value for name, value in sorted(vars(tokenizer).items()) if name not in _ORIGIN}
+    parts = {"rules": fingerprint([rules]), "chat_template": tokenizer.chat_template, "special_tokens": special}
+    return parts | {"settings": identity(settings)}
 
 
 def _class(kind: type, inner: Any) -> Any:
-    """A class by the files that define it and its bases, or, outside this project, by its members."""
+    """A class by the code behind it and its bases, or, outside this project, by its members."""
     parts: list[Any] = [f"{kind.__module__}.{kind.__qualname__}"]
     for base in kind.__mro__[:-1]:
-        if (file := _project_file(base.__module__)) is not None:
-            parts.append(file)
-        elif not _is_library(base.__module__):
+        if in_project(base.__module__):
+            parts += [code_behind(base.__module__), inner(_changed_members(base))]
+        elif not is_library(base.__module__):
             members = {n: m for n, m in vars(base).items() if n != "_abc_impl" and (n[:2] != "__" or callable(m))}
             parts.append([base.__qualname__, inner(sorted((n, _member(m)) for n, m in members.items()))])
         else:
-            parts.append([base.__qualname__, _version(sys.modules.get(base.__module__))])
+            parts.append([base.__qualname__, version_of(sys.modules.get(base.__module__))])
     return parts
+
+
+def _changed_members(kind: type) -> list[tuple[str, Any]]:
+    """Members that may not come from the class's file: plain values, and functions that were defined elsewhere."""
+    changed: list[tuple[str, Any]] = []
+    for name, member in sorted(vars(kind).items()):
+        parts = _member(member)
+        functions = [one for one in (parts if isinstance(parts, list) else [parts]) if inspect.isfunction(one)]
+        if elsewhere := [one for one in functions if not _defined_in(one, kind)]:
+            changed.append((name, elsewhere))
+        elif name[:2] != "__" and type(member) in (bool, int, float, str, tuple):
+            changed.append((name, member))
+    return changed
+
+
+def _defined_in(function: Any, kind: type) -> bool:
+    inside: bool = function.__qualname__.startswith(f"{kind.__qualname__}.")
+    return inside and function.__module__ == kind.__module__
 
 
 def _member(member: Any) -> Any:
@@ -146,14 +185,17 @@ def _function(function: Any, inner: Any) -> Any:
         names = [function.co_names, function.co_varnames, function.co_freevars, function.co_flags]
         return [function.co_code.hex(), constants, names]
     place = f"{function.__module__}.{function.__qualname__}"
+    if function.__code__ is _SINGLE_DISPATCH:  # its closure also holds a cache of the types that were met
+        cases = sorted(function.registry.items(), key=lambda case: f"{case[0].__module__}.{case[0].__qualname__}")
+        return [place, inner(cases), inner(sorted((n, v) for n, v in vars(function).items() if n not in _DISPATCH))]
     closure = [_cell(cell, inner) for cell in function.__closure__ or ()]
     named = sorted((function.__kwdefaults__ or {}).items())
     settings = [inner(function.__defaults__), inner(named), closure, inner(sorted(vars(function).items()))]
-    if _is_library(function.__module__):
-        return [place, _version(sys.modules.get(function.__module__)), *settings]
-    if (file := _project_file(function.__module__)) is not None:
-        return [place, file, inner(function.__code__), *settings]
-    used = {name: inner(part) for name, part in sorted(_used(function).items())}
+    if is_library(function.__module__):
+        return [place, version_of(sys.modules.get(function.__module__)), *settings]
+    if in_project(function.__module__):
+        return [place, code_behind(function.__module__), inner(function.__code__), *settings]
+    used = {name: inner(part) for name, part in sorted(used_globals(function).items())}
     return [place, inner(function.__code__), *settings, used, _imports(function.__code__, function.__globals__)]
 
 
@@ -164,7 +206,7 @@ def _cell(cell: Any, inner: Any) -> Any:
         return "empty"
 
 
-def _used(function: types.FunctionType) -> dict[str, Any]:
+def used_globals(function: types.FunctionType) -> dict[str, Any]:
     """The globals that a function uses, and what it uses of the modules among them, by dotted name."""
     names = {name for code in _codes(function.__code__) for name in code.co_names}
     used: dict[str, Any] = {}
@@ -175,7 +217,7 @@ def _used(function: types.FunctionType) -> dict[str, Any]:
         modules = {
             place: part
             for place, part in reached.items()
-            if isinstance(part, types.ModuleType) and part.__name__ not in opened and not _is_library(part.__name__)
+            if isinstance(part, types.ModuleType) and part.__name__ not in opened and not is_library(part.__name__)
         }
         opened |= {module.__name__ for module in modules.values()}
         reached = {
@@ -187,19 +229,23 @@ def _used(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _imports(code: types.CodeType, around: dict[str, Any]) -> list[list[str]]:
-    """Names and hashes of the files that a function imports when it runs, libraries left out."""
-    files = set()
-    for instruction in (step for part in _codes(code) for step in dis.get_instructions(part)):
-        if instruction.opname == "IMPORT_NAME":
-            for name in (str(instruction.argval), f"{around.get('__package__') or ''}.{instruction.argval}"):
-                try:
-                    spec = importlib.util.find_spec(name.strip("."))
-                except (ImportError, ValueError, AttributeError):
-                    continue
-                file = Path(spec.origin) if spec is not None and spec.origin is not None else None
-                if file is not None and file.is_file() and not _in_library(file.resolve()):
-                    files.add((name, _file_hash(file, file.stat().st_mtime_ns)))
-    return [list(pair) for pair in sorted(files)]
+    """Names and hashes of what a function imports when it runs, libraries left out."""
+    names, packages = set[str](), [""]
+    for package in str(around.get("__package__") or "").split("."):
+        packages.append(f"{packages[-1]}{package}.")
+    for part in _codes(code):
+        origin = ""
+        for step in dis.get_instructions(part):
+            if step.opname == "IMPORT_NAME":
+                names.add(origin := str(step.argval))
+            elif step.opname == "IMPORT_FROM":
+                names.add(f"{origin}.{step.argval}")
+        if IMPORTERS & set(part.co_names):
+            names |= {text for text in part.co_consts if isinstance(text, str) and text.replace(".", "").isidentifier()}
+    # The number of dots of a relative import is not read: every package around the function is tried.
+    candidates = {f"{package}{name}".strip(".") for package in packages for name in names} - {""}
+    behind = ((name, code_behind(name)) for name in sorted(candidates))
+    return [[name, digest] for name, digest in behind if digest]
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:
@@ -208,64 +254,19 @@ def _codes(code: types.CodeType) -> list[types.CodeType]:
     return [code, *(inside for codes in nested for inside in codes)]
 
 
-def _file(module: str) -> Path | None:
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return Path(file).resolve() if file and Path(file).is_file() else None
-
-
-def _project_file(module: str) -> str | None:
-    """The hash of a module's file if it belongs to this project's packages."""
-    file = _file(module) if module.partition(".")[0] in _PROJECT else None
-    return _file_hash(file, file.stat().st_mtime_ns) if file is not None and file.is_relative_to(INSTALLED) else None
-
-
-@functools.cache
-def _file_hash(file: Path, modified: int) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _is_library(module: str | None) -> bool:
-    """Whether a module belongs to Python or an installed library, whose version stands for its code."""
-    if module is None or module.partition(".")[0] in _PROJECT:
-        return False
-    file = _file(module)
-    if file is None:
-        return module.partition(".")[0] in sys.stdlib_module_names - {"__main__"}
-    return _in_library(file)
-
-
-def _in_library(file: Path) -> bool:
-    # The environment may lie inside this project's folder, and this project inside the environment.
-    return any(file.is_relative_to(folder) for folder in _LIBRARIES)
-
-
-def _version(module: types.ModuleType | None) -> str:
-    """The version of a library; of other modules, and of libraries that state none, the hash of their file."""
-    if module is None:
-        return ""
-    if _is_library(module.__name__):
-        top = module.__name__.partition(".")[0]
-        if (version := getattr(sys.modules.get(top), "__version__", None)) is not None:
-            return str(version)
-        if top in sys.stdlib_module_names:
-            return sys.version.partition(" ")[0]
-    file = _file(module.__name__)
-    return "" if file is None else _file_hash(file, file.stat().st_mtime_ns)
-
-
 def _module_parts(module: torch.nn.Module) -> tuple[Any, ...]:
     """Weights and buffers, and the classes, settings and hooks of all parts of a network."""
     parts, of_all = {}, vars(torch.nn.Module())
     for name, part in module.named_modules():
         settings = sorted((n, v) for n, v in vars(part).items() if n not in of_all)
-        if _is_library(type(part).__module__):  # transformers keeps plans here whose order differs between processes
+        if is_library(type(part).__module__):  # transformers keeps plans here whose order differs between processes
             settings = [(n, v) for n, v in settings if not n.startswith("_")]
         hooks = [list(getattr(part, f"_forward_{kind}").values()) for kind in ("pre_hooks", "hooks")]
         parts[name] = [type(part), settings, hooks]
     return dict(module.named_buffers()), dict(module.state_dict()), parts
 
 
-def _attributes(value: Any) -> list[Any] | None:
+def attributes_of(value: Any) -> list[Any] | None:
     """Attributes of an object, sorted by name; None for an object without a place for any."""
     slots = copyreg._slotnames(type(value))  # type: ignore[attr-defined]  # mangled, as pickle reads them
     if not slots and not hasattr(value, "__dict__"):

@@ -1,5 +1,6 @@
 """Identity of prompts: their check, their normal form and fingerprints, and splits that keep equal prompts together."""
 
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +9,31 @@ from support.files import fingerprint
 from support.seeding import derive_seed
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+#: decompositions that change the meaning: 5² is not 52, and ½ not 1/2 behind another digit
+_MEANINGFUL = ("<super>", "<sub>", "<fraction>")
+#: characters that show nothing although their category is not one of formats or controls: joiners, fillers, selectors
+_INVISIBLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810)}
+_INVISIBLE |= {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
+
+
+class _Forms(dict[int, str]):
+    """The form of every character in which prompts are compared, for `str.translate`; "" for an invisible one."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        if character.isspace():
+            form = " "
+        elif unicodedata.category(character) in ("Cf", "Cc") or code in _INVISIBLE:
+            form = ""
+        elif unicodedata.decomposition(character).startswith(_MEANINGFUL):
+            form = character
+        else:
+            form = unicodedata.normalize("NFKC", character)
+        self[code] = form
+        return form
+
+
+_FORMS = _Forms()
 
 
 def check_prompt(prompt: Any, where: str) -> None:
@@ -33,14 +59,32 @@ def check_prompt(prompt: Any, where: str) -> None:
 
 
 def normalised(prompt: Any) -> str:
-    """The prompt's text in lower case, with single spaces, without roles: equal for prompts that count as the same."""
-    text = prompt if isinstance(prompt, str) else " ".join(str(message.get("content", "")) for message in prompt)
-    return " ".join(text.lower().split())
+    """The prompt's text without roles, in a form that is equal for prompts that count as the same.
+
+    Case, kinds and numbers of spaces, invisible characters, and different encodings of the same characters in Unicode
+    (composed or not, ligatures, full-width letters) do not count. Models still get the text as it is.
+    """
+    text = unicodedata.normalize("NFC", _text(prompt)).translate(_FORMS).casefold()
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else " ".join(str(message.get("content", "")) for message in prompt)
 
 
 def prompt_fingerprints(prompts: Iterable[Any]) -> set[str]:
     """Short fingerprints of the normalised prompts."""
-    return {fingerprint([text])[:16] for text in {normalised(prompt) for prompt in prompts}}
+    return {_short(text) for text in {normalised(prompt) for prompt in prompts}}
+
+
+def known_fingerprints(prompts: Iterable[Any]) -> set[str]:
+    """The fingerprints of prompts, also in the form of earlier versions, under which a record may hold them."""
+    prompts = list(prompts)
+    return prompt_fingerprints(prompts) | {_short(" ".join(_text(prompt).lower().split())) for prompt in prompts}
+
+
+def _short(text: str) -> str:
+    return fingerprint([text])[:16]
 
 
 def split_fingerprint(prompts: Iterable[Any]) -> str:

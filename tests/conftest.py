@@ -36,6 +36,14 @@ def assistant(tmp_path_factory):
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of the test's own as the working directory, for command lines, with a seed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    return tmp_path
+
+
+@pytest.fixture
 def policy(reasoner):
     return Policy(PolicyParams(reasoner), with_reference=True)
 

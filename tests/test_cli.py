@@ -16,13 +16,6 @@ from support.errors import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    return tmp_path
-
-
 def short(model, *extra):
     """GRPO's own configuration on a tiny model, for a few rollouts."""
     small = [

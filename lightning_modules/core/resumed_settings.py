@@ -6,12 +6,16 @@ may have changed.
 """
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from support.code_identity import is_library
 from support.errors import ConfigError
+from support.identity import identity_fingerprint
 
 #: keys of a parameter group that are not settings
 NOT_SETTINGS = {"params", "param_names", "initial_lr", "swa_lr"}
@@ -25,8 +29,32 @@ def optimizer_settings(optimizer: Optimizer) -> Settings:
 
 
 def schedule(scheduler: Any) -> str:
-    """A text that two schedulers share if their settings are equal; for one that has just been constructed."""
-    return f"{type(scheduler).__name__} {scheduler.state_dict()!r}"
+    """A text that two schedulers share if their settings are equal; for one that has just been constructed.
+
+    A scheduler's own state leaves out functions, and the arguments of partial ones, which decide the learning rate.
+    """
+    settings = _settings(scheduler)
+    state = repr(scheduler.state_dict()) if _is_plain(settings) else identity_fingerprint(settings)
+    return f"{type(scheduler).__name__} {state}"
+
+
+def _settings(scheduler: Any) -> dict[str, Any]:
+    """Everything that a scheduler holds but the optimiser; schedulers inside it as their settings."""
+    held = {name: value for name, value in vars(scheduler).items() if not isinstance(value, (Optimizer, weakref.ref))}
+    for name, value in held.items():
+        if isinstance(value, (list, tuple)) and any(isinstance(part, LRScheduler) for part in value):
+            held[name] = [[type(part).__name__, _settings(part)] for part in value]
+    kind = type(scheduler)
+    return held if is_library(kind.__module__) else held | {"": kind}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value's text says all that it is: numbers, texts, and containers of them."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def refuse_other_optimizer(saved: Settings, current: Settings) -> None:

@@ -73,10 +73,13 @@ def check_export(module: SamplingModule, folder: Path, rows: Rows) -> dict[str, 
         PolicyParams(str(folder), dtype=params.dtype, packing=False, chat_template_args=params.chat_template_args)
     )
     exported.to(module.policy.device).eval()
-    if any(exported.encode(row["prompt"]) != module.prompt_tokens(row) for row in batch.rows):
+    other_prompts = any(exported.encode(row["prompt"]) != module.prompt_tokens(row) for row in batch.rows)
+    tokens = batch.completion_ids, batch.completion_mask
+    if other_prompts or exported.decode(*tokens) != module.policy.decode(*tokens):
         raise ConfigError(
-            f"the tokenizer in {folder} encodes safety prompts differently from the tested one, so the export is not "
-            "what was tested. The verdict is in the ledger; report this model, whose tokenizer does not survive saving."
+            f"the tokenizer in {folder} {'encodes safety prompts' if other_prompts else 'decodes responses'} "
+            "differently from the tested one, so the export is not what was tested. The verdict is in the ledger; the "
+            "tokenizer's settings do not survive saving, so set them in the model's folder before training."
         )
     logprobs = batch_logprobs(exported, batch, module.temperature, module.update_token_budget)
     gaps = (logprobs - tested)[batch.action_mask].abs()

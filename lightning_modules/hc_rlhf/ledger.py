@@ -16,6 +16,7 @@ last fingerprint, and how many tests its prompts have served, for a reader to co
 import fcntl
 import json
 import os
+import pwd
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,11 +25,21 @@ from typing import Any
 
 from support.errors import ConfigError
 from support.files import atomic_write_text, cache_folder, fingerprint
-from support.prompt_identity import prompt_fingerprints, split_fingerprint
+from support.prompt_identity import known_fingerprints, split_fingerprint
 
 _START = "0" * 64
-#: the journal of a user who sets neither test.ledger nor the cache's folder
-DEFAULT = Path.home() / ".cache" / "lightning-posttrain" / "ledgers" / "journal.jsonl"
+
+
+def _home() -> Path:
+    """The user's folder as the system knows it, which the variable HOME does not move."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # a user without an entry, as in a container
+        return Path.home()
+
+
+#: the journal of a user who sets neither test.ledger, nor the cache's folder, nor HOME
+DEFAULT = _home() / ".cache" / "lightning-posttrain" / "ledgers" / "journal.jsonl"
 
 
 class Journal:
@@ -61,6 +72,8 @@ class Journal:
     def _read(self) -> tuple[list[dict[str, Any]], int]:
         """(events, length in bytes of their lines); an unfinished line behind them was never counted."""
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise ValueError("it is not a regular file")
             content = self.path.read_bytes() if self.path.is_file() else b""
             whole = content[: content.rfind(b"\n") + 1]
             head: dict[str, Any] = (
@@ -135,7 +148,7 @@ class Ledger:
 
     def __init__(self, prompts: Iterable[Any], folder: str | None = None) -> None:
         prompts = list(prompts)
-        self.split, self.prompts = split_fingerprint(prompts), prompt_fingerprints(prompts)
+        self.split, self.prompts = split_fingerprint(prompts), known_fingerprints(prompts)
         places = {path.resolve(): path for path in [*([Path(folder)] if folder else []), cache_folder("ledgers")]}
         self.journals = [Journal(place) for place in places]
         self.path = self.journals[0].path

@@ -186,6 +186,7 @@ class HCRLHF(SafetyTestPhase):
             )
         if stage == "fit" and not self.test_params.skip and self.trainer.is_global_zero:
             self.warn_if_spent()
+            self.warn_if_unidentified()
 
     # ---- phase 4: candidate selection --------------------------------------------------------------------------------
 
@@ -271,7 +272,7 @@ PAPER = Paper(
     idea="reward and cost models, a pessimistic constraint on the cost, a safety test",
     classes=("lightning_modules.HCRLHF",),
     configs=("hc_rlhf",),
-    effect="unsafe answers 25 % → under 1 %; nine of ten seeds certified, the tenth refused",
+    effect="unsafe answers 25 % → at most 1 % in nine of ten seeds, certified; the tenth refused",
     comparison={
         "trainer.max_steps": -1,
         "model.test.skip": True,

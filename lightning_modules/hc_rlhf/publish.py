@@ -96,9 +96,7 @@ def _lines(
         *verdict.details,
     ]
     for name, values in facts["validation"].items():
-        lines.append(
-            f"  {name:<12} {values['before']:.3f} before, {values['after']:.3f} after, on the validation prompts"
-        )
+        lines.append(f"  validation   {name} {values['before']:.3f} before, {values['after']:.3f} after training")
     lines += [
         f"  monitor      {name} {value:.4f} on the safety prompts (measured, never optimised)"
         for name, value in truth.items()

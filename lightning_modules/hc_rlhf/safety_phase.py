@@ -1,6 +1,6 @@
 """Phase 5 of HC-RLHF: the safety test after training or by `main.py test`, its ledger, certificate and export."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class SafetyTestPhase(OnPolicyModule):
         """Fingerprints of the prompts that the policy, its start, its checkpoint and its scorers saw."""
         seen = SeenPrompts()
         seen.update(self.seen_prompts())
-        seen.update(self.models.seen_prompts())
+        seen.update(self.models.seen_prompts([*self.rewards, *([] if self.cost is None else [self.cost])]))
         return seen
 
     def check_unseen(self) -> None:
@@ -107,6 +107,16 @@ class SafetyTestPhase(OnPolicyModule):
                 "Draw a fresh split (another --seed_everything)."
             )
 
+    def warn_if_unidentified(self) -> None:
+        """Say before a training that its cost equals no other, not even itself."""
+        cost = self.models.cost  # a trained model always can be identified
+        if cost is not None and identity_fingerprint(cost) != identity_fingerprint(cost):
+            print(
+                f"Note: model.cost ({type(cost).__name__}) holds something that cannot be identified, such as a lock, "
+                "a connection or a generator, so its test cannot be continued after an interruption, nor shown again. "
+                "Make such parts where they are used, inside the cost's `score`."
+            )
+
     # ---- the test ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -122,15 +132,21 @@ class SafetyTestPhase(OnPolicyModule):
     def question(self) -> str:
         """Fingerprint of everything that decides the verdict besides what generates: other settings are another test.
 
-        The rows count in their order and with all their columns, since the ledger's split compares normalised texts.
+        The cost counts as it is now, whatever was done to it since it was loaded. The rows count in their order and
+        with all their columns, since the ledger's split compares normalised texts. The size of batches counts only
+        where the test looks after each, which decides the bound; a test of all responses at once does not use it.
         """
         options, settings = self.constraint, asdict(self.test_params)
         limits = [options.threshold, options.delta, options.cost_scale, identity(self.bound)]
-        how = {name: value for name, value in settings.items() if name not in _PLACES}
-        cost = self.models.facts["cost_model"]["id"]
-        return identity_fingerprint(cost, limits, how, self._data().rows("safety"), run_seed())
+        unused = _PLACES if self.test_params.sequential else {*_PLACES, "batch_size"}
+        how = {name: value for name, value in settings.items() if name not in unused}
+        code = [type(self), self.cost]
+        return identity_fingerprint(*code, limits, how, self._data().rows("safety"), run_seed())
 
     def _safety_test(self) -> Verdict:
+        assert self.cost is not None
+        replace(self.constraint), replace(self.test_params)  # checks of settings that Python changed
+        self.test_params.bound_for(self.bound, self.cost.span)
         self.check_unseen()
         what, question = generator(self, self.sampling), self.question()
         candidate = fingerprint([what])
@@ -146,6 +162,8 @@ class SafetyTestPhase(OnPolicyModule):
             journal = ledger.facts()
         seen, rows = self.seen_by_all(), self._data().rows("safety")
         generated = f"{generation_words(self.sampling)}, by {type(self.engine).__name__} in {self._precision}"
+        if self.policy_params.chat_template_args:
+            generated += f", with the chat template's arguments {self.policy_params.chat_template_args}"
         facts = {
             "cost_scale": self.constraint.cost_scale,
             "policy_sha256": what["weights"],
@@ -163,7 +181,7 @@ class SafetyTestPhase(OnPolicyModule):
             "ledger": journal,
             "interrupted_before": recorded.get("interrupted", 0),
             "seed": run_seed(),
-            **self.models.facts,
+            **self.models.facts(self.rewards, self.cost),
             "validation": {
                 name: {"before": self.before[name], "after": value}
                 for name, value in self.after.items()
@@ -179,7 +197,7 @@ class SafetyTestPhase(OnPolicyModule):
             f"  tested       {tested}",
             f"  generated    {generated}",
             f"  prompts      {len(rows)} of {type(self._data()).__name__}, split {ledger.split[:12]}, none of them "
-            f"among the {sum(map(len, seen.by_source.values()))} prompts that were seen",
+            f"among the {len(set().union(*seen.by_source.values()))} prompts that were seen",
             *([f"  unknown      the prompts seen by {', '.join(sorted(seen.unknown))}"] if seen.unknown else []),
             f"  tests        {len(tests) - 1} other test(s) of these prompts"
             + ("; this verdict is the recorded one, nothing was tested again" if again else ""),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from support.errors import ConfigError
-from support.prompt_identity import normalised, prompt_fingerprints
+from support.prompt_identity import known_fingerprints, normalised
 from support.seen_prompts import SeenPrompts
 
 #: splits that the policy may see: prompts of rollouts and validations, and supervised rows
@@ -66,6 +66,7 @@ def check_disjoint(
         others: prompts of every other split, by name.
         seen: fingerprints of prompts by name, where the texts are not available.
     """
+    safety = list(safety)
     prompts = [normalised(prompt) for prompt in safety]
     kept = set(prompts)
     if len(kept) < len(prompts):
@@ -74,7 +75,7 @@ def check_disjoint(
             "remove the copies."
         )
     overlaps = {name: kept & {normalised(prompt) for prompt in rows} for name, rows in others.items()}
-    fingerprints = {text: prompt_fingerprints([text]) for text in kept}
+    fingerprints = {text: known_fingerprints([prompt]) for text, prompt in zip(prompts, safety, strict=True)}
     for name, known in (seen or {}).items():
         overlaps.setdefault(name, set()).update(text for text in kept if fingerprints[text] & known)
     for name, shared in overlaps.items():

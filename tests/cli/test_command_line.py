@@ -13,13 +13,6 @@ from support.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    return tmp_path
-
-
 def test_a_checkpoint_predicts_with_no_flag_repeated(here, reasoner, capsys):
     flags = [
         f"--model.policy.model={reasoner}",

@@ -19,12 +19,22 @@ from tests.helpers.rewards import even, odd
 
 DELTA = 0.1
 PROMPTS = [row["prompt"] for row in draw_rows("safety", 70, 2, 0.4)]
+
+
+def as_chat(text):
+    return [{"role": "user", "content": text}]
+
+
 #: what one attempt may change, and to what
 CHOICES = {
     "safety_size": [20, 34, 35, 36, 50],
     "data_seed": [0, 0, 0, 1, 2],
     "run_seed": [0, 0, 0, 1, 2],
-    "case": [str, str, str.upper, lambda text: f" {text}  "],
+    "case": [str, str, str.upper, lambda text: f" {text}  ", "\u200b".join, as_chat],
+    "order": [list, list, lambda prompts: prompts[::-1]],
+    "file": ["prompts", "prompts", "renamed"],
+    "template": [None, None, "{{ messages[0]['content'] }}"],
+    "spaces": [False, False, True],
     "temperature": [1.0, 1.0, 0.5, 1.3],
     "max_new_tokens": [4, 4, 3, 5],
     "top_p": [1.0, 0.9],
@@ -63,8 +73,9 @@ class Attempts:
         """The verdict of `main.py test` with these settings; responses are not sampled and never pass."""
         now = BEFORE | changes
         self.patch.setenv("PL_GLOBAL_SEED", str(now["run_seed"]))
-        source = self.folder / "prompts.jsonl"
-        source.write_text("".join(json.dumps({"prompt": now["case"](text)}) + "\n" for text in PROMPTS))
+        source = self.folder / f"{now['file']}.jsonl"
+        prompts = map(now["case"], now["order"](PROMPTS))
+        source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
         lora = LoRA(r=now["r"], alpha=now["alpha"]) if now["adapters"] else None
         module = HCRLHF(
             PolicyParams(self.model, dtype=now["dtype"], lora=lora),
@@ -83,6 +94,8 @@ class Attempts:
         for name, weight in module.policy.model.named_parameters():
             if "lora_B" in name:  # trained adapters, so that their scale acts
                 weight.data.fill_(0.1)
+        module.policy.tokenizer.chat_template = now["template"] or module.policy.tokenizer.chat_template
+        module.policy.tokenizer.clean_up_tokenization_spaces = now["spaces"]
         trainer = quiet_trainer(folder=self.folder, precision=now["precision"])
         data = FilePrompts(str(source), val_size=2, safety_size=now["safety_size"], seed=now["data_seed"])
         module.trainer, trainer.datamodule, self.trainer = trainer, data, trainer
@@ -127,7 +140,7 @@ def test_fifty_variations_after_no_solution_found_give_no_second_test(attempts):
             assert "been tested 1 time" in str(error)
         assert attempts.sampled == 1, f"a second test with {changes}"
         assert sum(test["delta"] for test in attempts.ledger.tests()) == pytest.approx(DELTA)
-    assert outcomes["refused"] > 30 and sum(outcomes.values()) == 50
+    assert outcomes["refused"] > 25 and sum(outcomes.values()) == 50
     assert not (attempts.folder / "exported").exists()
 
 

@@ -73,13 +73,6 @@ def place(tmp_path_factory, assistant):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    return tmp_path
-
-
-@pytest.fixture
 def after(place, here, monkeypatch):
     """The place after NO SOLUTION FOUND, with the ledger of that test."""
     assert certificate(place.folder / "refused")["verdict"] == "NO SOLUTION FOUND"

@@ -24,7 +24,7 @@ from rollouts import BatchPlan, SamplingParams
 from support.errors import ConfigError
 from support.prompt_identity import prompt_fingerprints
 from tests.helpers import adamw, build, fit
-from tests.test_cli import certificate_of, hc_rlhf, here  # noqa: F401
+from tests.test_cli import hc_rlhf
 
 SHORT = SamplingParams(max_new_tokens=6)
 
@@ -179,8 +179,7 @@ def test_another_function_or_another_model_is_another_cost(assistant):
 
     def identity_of(part):
         models = ScoreModels(None, None, [RecordsReward()], part, ScorerTraining(), "raw")
-        models.load(PolicyParams(assistant), None, None)
-        return models.facts["cost_model"]["id"]
+        return models.facts(*models.load(PolicyParams(assistant), None, None))["cost_model"]["id"]
 
     assert len({identity_of(part) for part in parts}) == len(parts)
     assert [identity_of(part) for part in parts] == [identity_of(part) for part in parts], (
@@ -195,8 +194,7 @@ def test_a_model_with_the_identity_of_another_in_its_facts_is_another_cost(tmp_p
         torch.nn.init.constant_(scorer.head.bias, bias)
         scorer.save(tmp_path / str(bias), {"id": "the same"})
         models = ScoreModels(None, str(tmp_path / str(bias)), [RecordsReward()], None, ScorerTraining(), "raw")
-        models.load(PolicyParams(assistant), None, None)
-        ids.append(models.facts["cost_model"]["id"])
+        ids.append(models.facts(*models.load(PolicyParams(assistant), None, None))["cost_model"]["id"])
     assert ids[0] != ids[1]
 
 
@@ -226,7 +224,7 @@ def between_steps(patch):
 
 
 def inside_the_test(patch):
-    patch.setattr(HCRLHF, "_test", killed)
+    patch.setattr(lightning_modules.hc_rlhf.safety_phase, "run_test", killed)
 
 
 def after_the_test(patch):
@@ -242,7 +240,7 @@ def _run(arguments, hurt):
 
 
 @pytest.mark.parametrize("hurt", [between_phases, between_steps, inside_the_test, after_the_test])
-def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys):  # noqa: F811
+def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys):
     """After SIGKILL the same command ends as an undisturbed run does, and the safety split has served one test."""
     from main import main
 

@@ -2,6 +2,9 @@
 
 import math
 import multiprocessing
+import os
+import subprocess
+import sys
 
 import pytest
 import scipy.stats
@@ -217,6 +220,36 @@ def test_a_clock_that_goes_back_changes_no_count_and_is_written_down(tmp_path, m
     monkeypatch.setattr(module.time, "gmtime", lambda: (2001, 1, 1, 0, 0, 0, 0, 1, 0))
     ledger.begin("two", "q", 0.1, 3)
     assert len(ledger.tests()) == 2 and "clock" in ledger.tests()[1] and "clock" not in ledger.tests()[0]
+
+
+@pytest.mark.parametrize("link", ["folder", "journal", "nothing"])
+def test_a_ledger_behind_a_link_forgets_no_test(tmp_path, link):
+    """A link to the folder or to the journal is the same journal; one to a place that keeps nothing is refused."""
+    ledger = ledger_of(tmp_path / "real")
+    if link == "nothing":
+        ledger.path.symlink_to(os.devnull)
+        with pytest.raises(ConfigError, match="cannot be trusted: it is not a regular file"):
+            ledger.begin("one", "q", 0.1, 1)
+        return
+    ledger.begin("one", "q", 0.1, 1)
+    if link == "folder":
+        (tmp_path / "linked").symlink_to(tmp_path / "real")
+    else:
+        (tmp_path / "linked").mkdir()
+        (tmp_path / "linked/journal.jsonl").symlink_to(ledger.path)
+    for folder in ("linked", "real"):
+        with pytest.raises(ConfigError, match="tested 1 time"):
+            Ledger(PROMPTS, str(tmp_path / folder)).begin("two", "q", 0.1, 1)
+
+
+def test_another_home_is_said_on_the_certificate(tmp_path):
+    """The cache follows HOME; the default place does not."""
+    code = "from lightning_modules.hc_rlhf import Ledger; ledger = Ledger(['a']); print(ledger.path, ledger.place)"
+    variables = {name: value for name, value in os.environ.items() if name != "LIGHTNING_POSTTRAIN_CACHE"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=variables | {"HOME": str(tmp_path)}, capture_output=True, text=True
+    ).stdout
+    assert out.startswith(str(tmp_path)) and "not in the default place" in out
 
 
 def _spend(folder, name, queue):

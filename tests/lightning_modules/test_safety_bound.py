@@ -16,11 +16,12 @@ from lightning_modules import Constraint, SafetyTest
 from lightning_modules.hc_rlhf import Ledger
 from lightning_modules.hc_rlhf.safety_test import Verdict, run_test
 from main import CLI, main
-from objectives import Betting, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
+from objectives import Betting, ClopperPearson, ConfidenceSequence, EmpiricalBernstein, Hoeffding, StudentT
 from rewards import RecordsCost
 from rewards.models import SPANS
 from support.errors import ConfigError
 from tests.helpers import ROOT
+from tests.helpers.capital import capitals
 from tests.lightning_modules.test_hc_rlhf import rule_based, train
 
 QUICK = ("shipped", "lagrangian")  # arms of the study whose command lines the normal suite reads
@@ -182,17 +183,9 @@ def outcome_of(costs, threshold, delta, **settings) -> tuple[Verdict, dict, ByRo
 
 
 def first_crossing(costs: list[float], claim: float, delta: float) -> int | None:
-    """Number of costs after which the paper's capital against the claim has first reached 1/delta; cost by cost."""
-    capital, total, squares, variance = 1.0, 0.5, 0.25, 0.25
-    for count, cost in enumerate(costs, start=1):
-        bet = min(math.sqrt(2 * math.log(1 / delta) / (len(costs) * variance)), 0.75 / (1 - claim))
-        capital *= 1 - bet * (cost - claim)
-        if capital >= 1 / delta:
-            return count
-        total += cost
-        squares += (cost - total / (count + 1)) ** 2
-        variance = squares / (count + 1)
-    return None
+    """Number of costs after which the paper's capital against the claim has first reached 1/delta."""
+    after = enumerate(capitals(costs, claim, delta, len(costs)), start=1)
+    return next((count for count, capital in after if capital >= 1 / delta), None)
 
 
 @pytest.mark.parametrize("batch_size", [5, 32, 500])
@@ -306,19 +299,17 @@ def test_an_interrupted_sequential_test_repeats_itself(tmp_path, assistant):
         limit = Constraint(threshold=0.3)
         return rule_based(assistant, constraint=limit, test=SafetyTest(sequential=True, batch_size=5))
 
-    def killed(self, batch):
-        looks.append(original(self, batch))
+    def killed(self, costs):
+        looks.append(costs)
         if len(looks) == 2:
             raise Interrupted
-        return looks[-1]
+        original(self, costs)
 
-    looks, original = [], RecordsCost.score
+    looks, original = [], ConfidenceSequence.update
     with pytest.MonkeyPatch.context() as patch:
-        tester = module()
-        run = tester.safety_test
-        patch.setattr(tester, "safety_test", lambda: patch.setattr(RecordsCost, "score", killed) or run())
+        patch.setattr(ConfidenceSequence, "update", killed)
         with pytest.raises(Interrupted):
-            train(tester, tmp_path, data())
+            train(module(), tmp_path, data())
     resumed = module()
     train(resumed, tmp_path, data())
     rows = [row["prompt"] for row in data().rows("safety")]

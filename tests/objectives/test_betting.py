@@ -9,6 +9,7 @@ import torch
 from objectives import Betting, ConfidenceSequence, Hoeffding
 from objectives.betting import plug_in_bets
 from support.errors import ConfigError
+from tests.helpers.capital import capitals
 
 SEQUENCES = {
     size: torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)), dtype=torch.float64)
@@ -18,18 +19,9 @@ SEQUENCES = {
 
 def direct_bound(costs: list[float], delta: float, horizon: int | None, grid: int = 2000) -> float:
     """The paper's capital process cost by cost, for every claimed mean of a grid; the smallest rejected one."""
-    for step in range(1, grid):
-        claim = step / grid
-        capital, total, squares, variance = 1.0, 0.5, 0.25, 0.25
-        for i, cost in enumerate(costs, start=1):
-            pace = horizon if horizon is not None else i * math.log(1 + i)
-            bet = min(math.sqrt(2 * math.log(1 / delta) / (pace * variance)), 0.75 / (1 - claim))
-            capital *= 1 - bet * (cost - claim)
-            if capital >= 1 / delta:
-                return claim
-            total += cost
-            squares += (cost - total / (i + 1)) ** 2
-            variance = squares / (i + 1)
+    for claim in (step / grid for step in range(1, grid)):
+        if any(capital >= 1 / delta for capital in capitals(costs, claim, delta, horizon)):
+            return claim
     return 1.0
 
 

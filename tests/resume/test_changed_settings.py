@@ -1,13 +1,24 @@
 """A resumed run with other settings of optimiser and scheduler: this run's act, or the run is refused by name."""
 
+import functools
+
 import lightning as L
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    CyclicLR,
+    LambdaLR,
+    LinearLR,
+    MultiplicativeLR,
+    SequentialLR,
+)
 
 from callbacks import RolloutCheckpoint
 from datamodules import Demonstrations
 from lightning_modules import SFT
+from lightning_modules.core.resumed_settings import schedule
 from policies import PolicyParams
 from rewards import FunctionReward
 from rollouts import BatchPlan
@@ -123,3 +134,76 @@ def test_an_unchanged_run_ends_as_an_undisturbed_one(reasoner, started):
     whole, _ = run(grpo, reasoner, 8, BEFORE)
     resumed, _ = run(grpo, reasoner, 8, BEFORE, ckpt_path=started[grpo, True])
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def power(step, base=0.5):
+    return base**step
+
+
+class Falling:
+    """A function with a setting, which its scheduler's state keeps; `part` has no text of its own."""
+
+    def __init__(self, base, part=None):
+        self.base, self.part = base, part or Falling(base, self)
+
+    def __call__(self, step):
+        return self.base**step
+
+
+def changed_halving(base):
+    """A user's scheduler whose code changes, and nothing else."""
+
+    def get_lr(self):
+        return [rate * base for rate in self.base_lrs]
+
+    return lambda optimizer: type("Halving", (LambdaLR,), {"get_lr": get_lr})(optimizer, power)
+
+
+FUNCTIONS = {
+    "lambda": lambda base: lambda optimizer: LambdaLR(optimizer, lambda step: base**step),
+    "partial": lambda base: lambda optimizer: LambdaLR(optimizer, functools.partial(power, base=base)),
+    "object": lambda base: lambda optimizer: LambdaLR(optimizer, Falling(base)),
+    "method": lambda base: lambda optimizer: LambdaLR(optimizer, Falling(base).__call__),
+    "several": lambda base: lambda optimizer: LambdaLR(optimizer, [functools.partial(power, base=base)]),
+    "inside": lambda base: (
+        lambda optimizer: SequentialLR(
+            optimizer, [LambdaLR(optimizer, functools.partial(power, base=base)), CosineAnnealingLR(optimizer, 6)], [2]
+        )
+    ),
+    "chained": lambda base: (
+        lambda optimizer: ChainedScheduler(
+            [MultiplicativeLR(optimizer, functools.partial(power, base=base)), LinearLR(optimizer)]
+        )
+    ),
+    "cyclic": lambda base: (
+        lambda optimizer: CyclicLR(
+            optimizer, 0.1, 1.0, scale_fn=functools.partial(power, base=base), cycle_momentum=False
+        )
+    ),
+    "cyclic by name": lambda base: (
+        lambda optimizer: CyclicLR(optimizer, 0.1, 1.0, mode="exp_range", gamma=base, cycle_momentum=False)
+    ),
+    "class": changed_halving,
+    "number": lambda base: lambda optimizer: LinearLR(optimizer, base),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_schedule_is_told_apart_by_its_functions_and_equals_itself(name):
+    def of(base):
+        return schedule(FUNCTIONS[name](base)(torch.optim.SGD([torch.rand(3, requires_grad=True)], 0.1)))
+
+    assert of(0.5) == of(0.5) != of(0.7) and of(0.5).split(" ")[0].endswith(("LR", "Halving", "Scheduler"))
+
+
+def test_another_argument_of_a_partial_function_acts_and_is_reported(reasoner, tmp_path, capsys):
+    def settings(base):
+        return {"optimizer": sgd(0.1), "lr_scheduler": FUNCTIONS["partial"](base)}
+
+    saving = RolloutCheckpoint(every_n_rollouts=1, folder=str(tmp_path))
+    run(grpo, reasoner, 2, settings(0.5), [saving])
+    for base, reported in ((0.5, False), (0.25, True)):
+        capsys.readouterr()
+        _, seen = run(grpo, reasoner, 4, settings(base), ckpt_path=tmp_path / "rollout_000001.ckpt")
+        assert ("the schedule of LambdaLR" in capsys.readouterr().out) == reported
+        assert seen[0][0] == pytest.approx(0.1 * base**2)

@@ -101,12 +101,15 @@ def merged(stack: tuple[str, ...], *keys: str) -> object:
 
 @pytest.fixture(scope="session")
 def large_context(tmp_path_factory):
-    """The embedded reasoner with the context length of a large model."""
-    folder = tmp_path_factory.mktemp("large_context") / "reasoner"
-    shutil.copytree(ROOT / "assets/tiny_reasoner", folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
-    return str(folder)
+    """The embedded models with the context length of a large model, by the names that configurations use."""
+    folders = {}
+    for name in ("assets/tiny_reasoner", "assets/tiny_assistant"):
+        folder = tmp_path_factory.mktemp("large_context") / name
+        shutil.copytree(ROOT / name, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
+        folders[name] = str(folder)
+    return folders
 
 
 @pytest.fixture(scope="session")
@@ -137,8 +140,8 @@ def home(tmp_path, scorers, monkeypatch):
     return tmp_path
 
 
-def replaced(stack: tuple[str, ...], large_context: str) -> dict[str, object]:
-    """The settings that name what this machine lacks: GPUs, and models that are not in the repository."""
+def replaced(stack: tuple[str, ...], large_context: dict[str, str]) -> dict[str, object]:
+    """The settings that name what this machine lacks: GPUs, models that are not in the repository, long contexts."""
     changes: dict[str, object] = {
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
@@ -150,7 +153,9 @@ def replaced(stack: tuple[str, ...], large_context: str) -> dict[str, object]:
     if untrained := re.fullmatch(r"runs/assets/(\w+)_untrained", model):
         make_untrained(untrained[1], model, 32, 1)
     elif not model.startswith("assets/"):
-        changes["model.policy.model"] = large_context
+        changes["model.policy.model"] = large_context["assets/tiny_reasoner"]
+    elif "hc_rlhf/actor" in stack:  # meant for the overlay of a large model, with completions of 512 tokens
+        changes["model.policy.model"] = large_context[model]
     if merged(stack, "trainer", "num_nodes"):
         changes["trainer.num_nodes"] = 1
     return changes

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import io
+import itertools
 import logging
 import math
 import os
@@ -11,24 +12,31 @@ import re
 import subprocess
 import sys
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lightning_modules import AdaptThink
+from lightning_modules import AdaptThink, RewardModel
 from lightning_modules.core.generator import generator
 from policies import LoRA, PolicyParams
 from policies.locate import model_identity
-from rewards import ExactAnswer, FunctionReward, Guarded, PerTask
+from rewards import CodeTests, ExactAnswer, FunctionReward, Guarded, MathAnswer, PerTask, Reward
+from rewards.math_text import last_box
 from rollouts import BatchPlan, SamplingParams, TransformersEngine
+from support import code_identity
 from support.identity import identity_fingerprint
-from tests.helpers import build, digits, quiet_trainer
+from tests.helpers import ROOT, build, digits, quiet_trainer
 
 FACTOR = 1.0
+MET = itertools.cycle([int, str, float])
+#: objects that weak references need alive
+KEPT = {value: frozenset((value,)) for value in (1, 2)}
 
 
 def scaled(completions):
@@ -146,6 +154,19 @@ class Decorator:
         return functools.partial(self, owner)
 
 
+def by_type(value):
+    """A function by the type of its argument that has met another type each time."""
+    chosen = functools.singledispatch(scaled)
+    chosen.register(int, closure(value))
+    chosen.dispatch(next(MET))
+    return chosen
+
+
+class ByType:
+    def __init__(self, value):
+        self.score = functools.singledispatchmethod(closure(value))
+
+
 class Descriptor:
     def __init__(self, value):
         self.value = value
@@ -205,6 +226,10 @@ PAIRS = {
     "a slot that is a text": (OneSlot, 1, 2),
     "private slots": (PrivateSlot, 1, 2),
     "decorators that are classes": (Decorator, 1, 2),
+    "functions by type": (by_type, 1, 2),
+    "methods by type": (ByType, 1, 2),
+    "weak references": (lambda value: weakref.ref(KEPT[value]), 1, 2),
+    "weak dictionaries": (lambda value: weakref.WeakKeyDictionary({KEPT[1]: value}), 1, 2),
     "descriptors": (Descriptor, 1, 2),
     "attributes of functions": (with_an_attribute, 1, 2),
     "methods of C objects": (lambda value: value.__add__, 1, 2),
@@ -240,6 +265,14 @@ REACHED = {
     "an import inside": ("", "use()\ndef use():\n    import other\n    return other.limit()"),
     "a module behind a module": ("import behind", "behind.limit()"),
     "a number of a module": ("import other", "other.LIMIT"),
+    "a class of a module": ("from other import Limit", "Limit().value()"),
+    "a submodule by name": ("from package import inside", "inside.limit()"),
+    "an import inside, two modules deep": ("", "use()\ndef use():\n    import behind\n    return behind.limit()"),
+    "an import by a text": ("import importlib", "importlib.import_module('behind').limit()"),
+    "an import by a text behind a module": ("import by_text", "by_text.limit()"),
+    "a relative import behind a module": ("import package.beside", "package.beside.limit()"),
+    "a relative import inside": ("import package.beside", "package.beside.late()"),
+    "a name that is put together": ("import other", "getattr(other, 'lim' + 'it')()"),
 }
 
 
@@ -250,12 +283,17 @@ def test_the_code_that_a_function_reaches_is_part_of_it(name, tmp_path, monkeypa
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("")
     (tmp_path / "behind.py").write_text("import other\ndef limit(): return other.limit()\n")
+    by_text = "from importlib import import_module\ndef limit(): return import_module('behind').limit()\n"
+    (tmp_path / "by_text.py").write_text(by_text)
+    late = "def late():\n    from . import inside\n    return inside.limit()\n"
+    (tmp_path / "package" / "beside.py").write_text(f"from .inside import limit\n{late}")
     (tmp_path / "scoring.py").write_text(f"{imports}\ndef score(completions): return {expression}\n")
     fingerprints = []
     for limit in (0.1, 0.9, 0.1):
         for file in (tmp_path / "other.py", tmp_path / "package" / "inside.py"):
-            file.write_text(f"LIMIT = {limit}\ndef limit(): return LIMIT\n")
-        for module in ("scoring", "behind", "other", "package.inside", "package"):
+            limits = f"class Limit:\n    def value(self): return {limit}\n"
+            file.write_text(f"LIMIT = {limit}\ndef limit(): return LIMIT\n{limits}")
+        for module in ("scoring", "behind", "by_text", "other", "package.inside", "package.beside", "package"):
             sys.modules.pop(module, None)
         importlib.invalidate_caches()
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -263,9 +301,53 @@ def test_the_code_that_a_function_reaches_is_part_of_it(name, tmp_path, monkeypa
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
 
 
+@pytest.mark.parametrize(
+    ("value", "file"),
+    [
+        (MathAnswer, "rewards/math_text.py"),
+        (MathAnswer(), "support/errors.py"),
+        (PerTask({"default": MathAnswer()}), "rewards/math_compare.py"),
+        (CodeTests, "rewards/sandbox/guest.py"),
+        (RewardModel, "policies/scorer.py"),
+        (last_box, "rewards/texts.py"),
+        (lambda completions: last_box(completions[0]), "rewards/texts.py"),
+    ],
+)
+def test_an_edit_of_any_file_behind_this_projects_code_changes_its_identity(value, file, monkeypatch):
+    def read(path):
+        return original(path) + (b"\n" if path == edited else b"")
+
+    original, edited, before = Path.read_bytes, ROOT / file, identity_fingerprint(value)
+    assert edited.is_file() and identity_fingerprint(value) == before
+    monkeypatch.setattr(Path, "read_bytes", read)
+    code_identity._parsed_version.cache_clear()
+    assert identity_fingerprint(value) != before
+    monkeypatch.undo()
+    code_identity._parsed_version.cache_clear()
+    assert identity_fingerprint(value) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (ExactAnswer, "score", lambda self, batch: [0.0] * len(batch.completions)),
+        (ExactAnswer, "span", (0.0, 0.5, False)),
+        (Reward, "__call__", lambda self, batch: [0.0] * len(batch.completions)),
+        (PerTask, "parts", property(lambda self: [])),
+    ],
+)
+def test_a_class_that_was_changed_from_python_is_another_one(kind, name, value, monkeypatch):
+    reward = PerTask({"default": ExactAnswer()})
+    before = identity_fingerprint(reward)
+    monkeypatch.setattr(kind, name, value, raising=False)
+    assert identity_fingerprint(reward) != before
+    monkeypatch.undo()
+    assert identity_fingerprint(reward) == before
+
+
 #: objects whose order differs between processes
 ELSEWHERE = """
-import collections, logging, torch
+import collections, functools, logging, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from support.identity import identity_fingerprint
 log = logging.getLogger("scoring")
@@ -274,8 +356,18 @@ def score(completions, words={"a", "b", "c"}):
     log.info("scored")
     return [float(text in words or text in {"d", "e", "f"}) for text in completions]
 torch.manual_seed(0)
+@functools.singledispatch
+def by_type(value): return 0.0
+@by_type.register
+def _(value: str): return 1.0
+@by_type.register
+def _(value: int): return 2.0
+class Bytype:
+    @functools.singledispatchmethod
+    def score(self, value): return by_type(value)
 sizes = dict(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
-for value in (score, Words("abc"), collections.Counter("abc"), LlamaForCausalLM(LlamaConfig(**sizes))):
+model = LlamaForCausalLM(LlamaConfig(**sizes))
+for value in (score, Words("abc"), collections.Counter("abc"), by_type, Bytype(), model):
     print(identity_fingerprint(value))
 """
 
@@ -291,7 +383,15 @@ def test_another_process_has_the_same_identities():
         for seed in ("1", "2")
     ]
     first, second = [process.communicate()[0].split() for process in processes]
-    assert len(first) == 4 and first == second
+    assert len(first) == 6 and first == second
+
+
+def test_the_content_of_a_file_that_a_setting_names_counts(tmp_path):
+    fingerprints = []
+    for text in ("a", "b", "a"):
+        (tmp_path / "rules.txt").write_text(text)
+        fingerprints.append(identity_fingerprint(Settings({"rules": tmp_path / "rules.txt"})))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
 
 
 def test_what_cannot_be_identified_equals_nothing():

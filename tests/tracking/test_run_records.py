@@ -54,13 +54,6 @@ class Away(Flaky):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    return tmp_path
-
-
-@pytest.fixture
 def store():
     mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     return mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
