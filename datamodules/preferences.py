@@ -98,7 +98,9 @@ def _from_hh(row: Row) -> Row:
 
 
 class PreferencePairs(L.LightningDataModule):
-    """Preference pairs for reward and cost models; training and held-out pairs have no prompt in common.
+    """Preference pairs for reward and cost models and preference tuning.
+
+    Training and held-out pairs have no prompt in common.
 
     Args:
         pairs: source of the pairs.
@@ -118,7 +120,11 @@ class PreferencePairs(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if not self.train_data:
-            self.train_data, self.val_data = split_by_prompt(self.pairs.rows(), self.val_share)
+            self.train_data, self.val_data = split_by_prompt(self.read(), self.val_share)
+
+    def read(self) -> list[Row]:
+        """All rows, before they are divided."""
+        return self.pairs.rows()
 
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None

@@ -12,6 +12,7 @@ from lightning_modules.core.reference_rewards import Reference
 from lightning_modules.core.terms import KLPenalty, Shaping
 from lightning_modules.grpo import GRPO
 from lightning_modules.hc_rlhf import HCRLHF, Constraint, SafetyTest, ScorerTraining, SupervisedTerm
+from lightning_modules.preference_tuning import Preference
 from lightning_modules.prorl import ProRL
 from lightning_modules.reward_models import CostModel, RewardModel
 from lightning_modules.s_grpo import SGRPO
@@ -35,6 +36,7 @@ __all__ = [
     "KLPenalty",
     "ModeRewards",
     "OnPolicyModule",
+    "Preference",
     "ProRL",
     "Reference",
     "RewardModel",

@@ -15,6 +15,17 @@ from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
 from objectives.pass_at_k import PassAtK
 from objectives.policy_losses import ClippedSurrogate, PolicyLoss, Reinforce
+from objectives.preference_objectives import (
+    DPO,
+    IPO,
+    KTO,
+    ORPO,
+    REDI,
+    PairLoss,
+    PreferenceLoss,
+    ResponseScores,
+    SimPO,
+)
 from objectives.prefix_tree import PrefixTree, Probability
 from objectives.running_mean import RunningMean
 from objectives.sequence_losses import SequenceSurrogate
@@ -30,24 +41,33 @@ __all__ = [
     "ClopperPearson",
     "ConfidenceSequence",
     "ConstantLength",
+    "DPO",
     "EmpiricalBernstein",
     "GlobalNorm",
     "GroupNorm",
     "Hoeffding",
+    "IPO",
     "KTAE",
+    "KTO",
     "LeaveOneOut",
     "NoBaseline",
+    "ORPO",
+    "PairLoss",
     "PassAtK",
     "PolicyLoss",
+    "PreferenceLoss",
     "PrefixTree",
     "Probability",
+    "REDI",
     "Reinforce",
     "ReinforcePlusPlus",
+    "ResponseScores",
     "RunningMean",
     "SAPO",
     "SequenceMean",
     "SequenceSum",
     "SequenceSurrogate",
+    "SimPO",
     "StudentT",
     "TokenMean",
     "VESPO",
