@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.rows import Row, check_rows, read_rows
@@ -15,7 +16,10 @@ from support.prompt_identity import split_by_prompt
 from support.seeding import run_seed
 
 #: columns of a CSV file that are labels, not texts
-LABELS = ("better_response_id", "safer_response_id", "is_response_0_safe", "is_response_1_safe")
+LABELS = (
+    *("better_response_id", "safer_response_id", "is_response_0_safe", "is_response_1_safe"),
+    *("ended_0", "ended_1"),
+)
 
 
 @dataclass
@@ -26,7 +30,7 @@ class PairSource:
         source: a file, a folder or owner/name on the hub.
         split, subset: split and configuration name of a hub data set.
         format: pku has prompt, response_0, response_1, is_response_0_safe, is_response_1_safe, better_response_id,
-            safer_response_id; hh has chosen and rejected dialogues; trl has chosen and rejected as texts or messages,
+            safer_response_id, and may have ended_0 and ended_1, false for a response that was cut off; hh has chosen and rejected dialogues; trl has chosen and rejected as texts or messages,
             with the prompt as a column of its own or as their first messages.
         columns: the format's column name -> the data's.
         limit: maximum number of rows; all if None.
@@ -45,7 +49,7 @@ class PairSource:
         raw = read_rows(self.source, self.split, self.columns, self.subset, LABELS)[: self.limit]
         if self.format == "hh":
             check_rows(raw, self.source, ("chosen", "rejected"))
-            return [{"id": row["id"], **_from_hh(row)} for row in raw]
+            return self._hh_pairs(raw)
         if self.format == "trl":
             check_rows(raw, self.source, ("chosen", "rejected"), texts=False)
             return check_rows([preference(row) for row in raw], self.source, ("prompt", "response_0", "response_1"))
@@ -59,6 +63,27 @@ class PairSource:
                     )
         return [{"id": row["id"], **_from_pku(row)} for row in raw]
 
+    def _hh_pairs(self, raw: list[Row]) -> list[Row]:
+        """The pairs of rows in HH's format; the few that are none in the published files are left out.
+
+        Raises:
+            ConfigError: where they are more than 1 %.
+        """
+        pairs = [(row["id"], _from_hh(row)) for row in raw]
+        wrong = [row_id for row_id, pair in pairs if pair is None]
+        if len(wrong) > 0.01 * len(raw):
+            raise ConfigError(
+                f"row {wrong[0]} of {self.source} is not an HH pair (as {len(wrong)} of {len(raw)} rows): `chosen` and "
+                "`rejected` must share every turn except the last, which must be the assistant's. Set "
+                "data.pairs.format (or data.preferences.format) to pku for data with separate columns."
+            )
+        if wrong:
+            rank_zero_warn(
+                f"{len(wrong)} of {len(raw)} rows of {self.source} are left out, the first of them row {wrong[0]}: "
+                "`chosen` and `rejected` must share every turn except the last, which must be the assistant's."
+            )
+        return [{"id": row_id, **pair} for row_id, pair in pairs if pair is not None]
+
 
 def _from_pku(row: Row) -> Row:
     pair = {name: row[name] for name in ("prompt", "response_0", "response_1")}
@@ -68,6 +93,8 @@ def _from_pku(row: Row) -> Row:
     for i in (0, 1):
         if row.get(f"is_response_{i}_safe") is not None:
             pair[f"unsafe_{i}"] = not row[f"is_response_{i}_safe"]
+        if row.get(f"ended_{i}") is not None:
+            pair[f"ended_{i}"] = bool(row[f"ended_{i}"])
     return pair
 
 
@@ -81,14 +108,11 @@ def parse_dialogue(text: str) -> list[dict[str, str]]:
     ]
 
 
-def _from_hh(row: Row) -> Row:
+def _from_hh(row: Row) -> Row | None:
+    """The pair of a row in HH's format; None where the sides differ before the last turn, or do not end with one."""
     chosen, rejected = parse_dialogue(row["chosen"]), parse_dialogue(row["rejected"])
     if not chosen or chosen[-1]["role"] != "assistant" or not rejected or chosen[:-1] != rejected[:-1]:
-        raise ConfigError(
-            f"row {row['id']} is not an HH pair: `chosen` and `rejected` must share every turn except the last, which "
-            "must be the assistant's. Set data.pairs.format (or data.preferences.format) to pku for data with separate "
-            "columns."
-        )
+        return None
     return {
         "prompt": chosen[:-1],
         "response_0": chosen[-1]["content"],

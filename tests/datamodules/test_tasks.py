@@ -218,6 +218,9 @@ def test_hh_pairs(tmp_path):
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": ""},
     ]
+    rows = [row] * 120 + [{"chosen": "a", "rejected": "b"}]
+    with pytest.warns(UserWarning, match="1 of 121 rows of .* are left out, the first of them row 120"):
+        assert len(PairSource(write_jsonl(tmp_path / "some.jsonl", rows), format="hh").rows()) == 120
     with pytest.raises(ConfigError, match="not an HH pair"):
         PairSource(write_jsonl(tmp_path / "x.jsonl", [{"chosen": "a", "rejected": "b"}]), format="hh").rows()
 
