@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.rows import Row, check_rows, read_rows
-from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import PromptLoader, RowSampler
 from datamodules.trl import preference
 from support.errors import ConfigError
 from support.prompt_identity import split_by_prompt
@@ -152,7 +152,7 @@ class PreferencePairs(L.LightningDataModule):
 
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None
-        sampler = PromptSampler(
+        sampler = RowSampler(
             len(self.train_data), self.batch_size, self.seed, self.trainer.global_rank, self.trainer.world_size
         )
         return PromptLoader(self.train_data, sampler)

@@ -21,7 +21,7 @@ from policies import Policy, PolicyParams, PromptGroups
 from policies.supervised import check_length, encode_response
 from support.errors import ConfigError
 from support.files import fingerprint
-from support.processes import summed
+from support.processes import gathered, summed
 
 Rows = list[dict[str, Any]]
 #: metric -> (sum, number of its terms)
@@ -184,24 +184,26 @@ class Preference(PosttrainModule):
             ) from None
         return sums.flatten().to(self.device)
 
+    @torch.no_grad()
     def _baseline(self, groups: PromptGroups) -> Tensor:
-        """KTO's z: max(0, mean of log pi - log pi_ref over prompts with the response of the prompt before)."""
-        with torch.no_grad():
-            count = len(groups.owner)
-            shifted = PromptGroups(
-                groups.prompt_ids,
-                groups.prompt_mask,
-                groups.owner,
-                groups.completion_ids.roll(1, 0),
-                groups.completion_mask.roll(1, 0),
-            )
-            ratios = torch.zeros(1, device=self.device)
-            if count > 1:  # the last validation batch may be a single row
-                policy = _sums(self.policy.logprobs(shifted)[0], shifted)
-                ratios = policy - _sums(self.policy.reference_logprobs(shifted), shifted)
-            total, number = summed(torch.stack([ratios.sum(), ratios.new_tensor(len(ratios))]))
-            baseline: Tensor = (total / number).clamp(min=0)
-            return baseline
+        """KTO's z: max(0, mean of log pi - log pi_ref over prompts with the response of the prompt before).
+
+        The batch is the one of all processes, so that their number changes nothing. A single prompt, as the last of a
+        validation may be, has no other one; z is 0 then.
+        """
+        prompts = [ids[mask].tolist() for ids, mask in zip(groups.prompt_ids, groups.prompt_mask, strict=True)]
+        responses = [
+            ids[mask].tolist() for ids, mask in zip(groups.completion_ids, groups.completion_mask, strict=True)
+        ]
+        last, number = zip(*gathered((responses[-1], len(responses))), strict=True)
+        others = [last[self.global_rank - 1], *responses[:-1]]
+        rooms = [self.max_length - len(prompt) for prompt in prompts]
+        cut = [response[:room] for response, room in zip(others, rooms, strict=True)]
+        shifted = PromptGroups.of(prompts, cut, self.policy.pad_token_id, self.device)
+        ratios = _sums(self.policy.logprobs(shifted)[0], shifted)
+        ratios = ratios - _sums(self.policy.reference_logprobs(shifted), shifted)
+        baseline = (summed(ratios.sum()) / sum(number)).clamp(min=0)
+        return baseline if sum(number) > 1 else torch.zeros_like(baseline)
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -228,10 +230,10 @@ class Preference(PosttrainModule):
         return losses.mean(), sums | {"loss": _pair(losses.detach())}
 
     def training_step(self, rows: Rows, batch_idx: int) -> Tensor:
-        if isinstance(self.loss, KTO) and len(rows) < 2:
+        if isinstance(self.loss, KTO) and len(rows) * self.trainer.world_size < 2:
             raise ConfigError(
-                "KTO compares every prompt with another prompt's response, but a process has one row per step; raise "
-                "data.batch_size to 2 per process or more."
+                "KTO compares every prompt with another prompt's response, but a step has one row; raise "
+                "data.batch_size to 2 or more."
             )
         loss, sums = self.evaluate_rows(rows)
         self._log_means("train", sums)

