@@ -32,7 +32,6 @@ from rollouts import BatchPlan, SamplingParams
 from tests.helpers import digits, sgd
 from tests.scale import train
 
-
 #: methods without rollouts
 OFFLINE = ("sft", "dpo", "kto")
 
