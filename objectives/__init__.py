@@ -15,18 +15,9 @@ from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
 from objectives.pass_at_k import PassAtK
 from objectives.policy_losses import ClippedSurrogate, PolicyLoss, Reinforce
-from objectives.preference_objectives import (
-    DPO,
-    IPO,
-    KTO,
-    ORPO,
-    REDI,
-    PairLoss,
-    PreferenceLoss,
-    ResponseScores,
-    SimPO,
-)
+from objectives.preference_objectives import DPO, IPO, KTO, PairLoss, PreferenceLoss, ResponseScores
 from objectives.prefix_tree import PrefixTree, Probability
+from objectives.reference_free import ORPO, REDI, SimPO
 from objectives.running_mean import RunningMean
 from objectives.sequence_losses import SequenceSurrogate
 from objectives.weighted_losses import CISPO, SAPO, VESPO

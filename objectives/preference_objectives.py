@@ -1,15 +1,13 @@
-"""Objectives that learn from preferred and rejected responses, without a reward model.
+"""Objectives that learn from preferred and rejected responses, without a reward model, compared with a reference.
 
 l is the summed log-prob of a response y to a prompt x, |y| its number of tokens, l_ref the same under the reference;
-w is the preferred response, l the rejected one.
+w is the preferred response, l the rejected one, r = l - l_ref the implicit reward without its factor beta.
 
-    r = l - l_ref                                                      (the implicit reward, without its factor beta)
-    DPO    -log sigma(beta * (r_w - r_l))                                                        (arXiv 2305.18290, eq. 7)
-    IPO    (r_w / |y_w| - r_l / |y_l| - 1 / (2 beta))^2                                         (arXiv 2310.12036, eq. 17)
-    SimPO  -log sigma(beta * (l_w / |y_w| - l_l / |y_l|) - gamma)                                (arXiv 2405.14734, eq. 6)
-    ORPO   -l_w / |y_w| - beta * log sigma(log odds_w - log odds_l), odds = p / (1 - p), p = e^(l / |y|)  (2403.07691)
-    KTO    lambda_D * (1 - sigma(beta * (r - z))) or lambda_U * (1 - sigma(beta * (z - r)))      (arXiv 2402.01306, eq. 8)
-    REDI   -l_w / |y_w| + alpha * l_l / |y_l|                                                          (arXiv 2505.24850)
+    DPO  -log sigma(beta * (r_w - r_l))                                                    (arXiv 2305.18290, eq. 7)
+    IPO  (r_w / |y_w| - r_l / |y_l| - 1 / (2 beta))^2                                     (arXiv 2310.12036, eq. 17)
+    KTO  lambda_D * (1 - sigma(beta * (r - z))) or lambda_U * (1 - sigma(beta * (z - r)))  (arXiv 2402.01306, eq. 8)
+
+objectives/reference_free.py has those without a reference.
 """
 
 import math
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from objectives.shapes import PerRow
 from support.errors import ConfigError
+from support.papers import Paper
 
 
 @dataclass
@@ -85,7 +84,7 @@ class PairLoss(PreferenceLoss):
         """The loss of each pair."""
 
 
-def _check_positive(loss: object, *names: str) -> None:
+def check_positive(loss: object, *names: str) -> None:
     """Refuse options that are not finite numbers above 0. Raises ConfigError."""
     for name in names:
         value = getattr(loss, name)
@@ -95,7 +94,7 @@ def _check_positive(loss: object, *names: str) -> None:
             )
 
 
-def _check_not_negative(loss: object, *names: str) -> None:
+def check_not_negative(loss: object, *names: str) -> None:
     """Refuse options below 0 or not finite. Raises ConfigError."""
     for name in names:
         value = getattr(loss, name)
@@ -121,7 +120,7 @@ class DPO(PairLoss):
     length_normalised: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive(self, "beta")
+        check_positive(self, "beta")
 
     def reward(self, scores: ResponseScores) -> PerRow:
         return self.beta * (scores.mean_ratio if self.length_normalised else scores.ratio)
@@ -144,110 +143,13 @@ class IPO(PairLoss):
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_positive(self, "beta")
+        check_positive(self, "beta")
 
     def reward(self, scores: ResponseScores) -> PerRow:
         return self.beta * scores.mean_ratio
 
     def __call__(self, chosen: ResponseScores, rejected: ResponseScores) -> PerRow:
         return (chosen.mean_ratio - rejected.mean_ratio - 1 / (2 * self.beta)) ** 2
-
-
-@dataclass
-class SimPO(PairLoss):
-    """-log sigma(beta * (l_w / |y_w| - l_l / |y_l|) - gamma) (Meng et al., arXiv 2405.14734, eq. 6).
-
-    Args:
-        beta: scale of the mean log-prob per token. gamma: target margin, in units of the scaled log-prob.
-    """
-
-    beta: float = 2.5
-    gamma: float = 1.375
-    needs_reference: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "beta")
-        _check_not_negative(self, "gamma")
-
-    def reward(self, scores: ResponseScores) -> PerRow:
-        return self.beta * scores.mean
-
-    def __call__(self, chosen: ResponseScores, rejected: ResponseScores) -> PerRow:
-        return -F.logsigmoid(self.reward(chosen) - self.reward(rejected) - self.gamma)
-
-
-def log_odds(mean: PerRow) -> PerRow:
-    """log(p / (1 - p)) of p = e^mean, in float32 or better; finite where p rounds to 1."""
-    wide = mean.float() if mean.dtype.itemsize < 4 else mean
-    below = wide.clamp(max=-torch.finfo(wide.dtype).eps)
-    # Of two forms of log(1 - e^x) each is exact on one side of -log 2 (Maechler 2012).
-    near_zero = below > -math.log(2)
-    safe_near, safe_far = torch.where(near_zero, below, -1.0), torch.where(near_zero, -1.0, below)
-    return below - torch.where(near_zero, (-safe_near.expm1()).log(), (-safe_far.exp()).log1p())
-
-
-@dataclass
-class ORPO(PairLoss):
-    """Fine-tuning on the preferred response, and beta times an odds-ratio penalty (Hong et al., arXiv 2403.07691, eq. 6).
-
-    No reference and no earlier fine-tuning.
-
-    Args:
-        beta: weight of the odds ratio; lambda in the paper.
-        prompt_loss: let the first term also cover the prompt's tokens, as in TRL; the prompts are computed once more
-            for it.
-    """
-
-    beta: float = 0.1
-    prompt_loss: bool = True
-    needs_reference: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _check_not_negative(self, "beta")
-
-    @property
-    def needs_prompts(self) -> bool:
-        return self.prompt_loss
-
-    def reward(self, scores: ResponseScores) -> PerRow:
-        return self.beta * scores.mean
-
-    def __call__(self, chosen: ResponseScores, rejected: ResponseScores) -> PerRow:
-        likelihood = chosen.mean
-        if self.prompt_loss:
-            assert chosen.prompt_total is not None and chosen.prompt_tokens is not None
-            likelihood = (chosen.total + chosen.prompt_total) / (chosen.tokens + chosen.prompt_tokens)
-        return -likelihood - self.beta * F.logsigmoid(log_odds(chosen.mean) - log_odds(rejected.mean))
-
-
-@dataclass
-class REDI(PairLoss):
-    """-l_w / |y_w| + alpha * l_l / |y_l| (arXiv 2505.24850): wrong traces are unlearned more weakly than right ones learned.
-
-    No reference and no sigmoid: with alpha of 1 the second term falls without a bound, and pulls the preferred
-    responses down with it. Starts from a model that was fine-tuned on the preferred responses.
-
-    Args:
-        alpha: weight of the rejected responses.
-        gamma: also weigh each rejected response by e^(gamma * l_l / |y_l|), which fades with its probability; as in the
-            official code the weight has a gradient. None for no weight.
-    """
-
-    alpha: float = 0.8
-    gamma: float | None = None
-    needs_reference: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _check_not_negative(self, "alpha")
-        if self.gamma is not None:
-            _check_positive(self, "gamma")
-
-    def reward(self, scores: ResponseScores) -> PerRow:
-        return scores.mean
-
-    def __call__(self, chosen: ResponseScores, rejected: ResponseScores) -> PerRow:
-        negative = rejected.mean if self.gamma is None else rejected.mean * (self.gamma * rejected.mean).exp()
-        return -chosen.mean + self.alpha * negative
 
 
 @dataclass
@@ -267,8 +169,8 @@ class KTO(PreferenceLoss):
     undesirable_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive(self, "beta")
-        _check_not_negative(self, "desirable_weight", "undesirable_weight")
+        check_positive(self, "beta")
+        check_not_negative(self, "desirable_weight", "undesirable_weight")
 
     def reward(self, scores: ResponseScores) -> PerRow:
         return self.beta * scores.ratio
@@ -286,3 +188,38 @@ class KTO(PreferenceLoss):
             self.desirable_weight * (1 - gain.sigmoid()),
             self.undesirable_weight * (1 - (-gain).sigmoid()),
         )
+
+
+PAPER_DPO = Paper(
+    name="dpo",
+    title="DPO",
+    arxiv="2305.18290",
+    idea="preferred responses become likelier than rejected ones, relative to a reference",
+    classes=("lightning_modules.Preference", "objectives.DPO"),
+    configs=("dpo",),
+    page="preference",
+    effect="",
+    not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
+)
+PAPER_IPO = Paper(
+    name="ipo",
+    title="IPO",
+    arxiv="2310.12036",
+    idea="DPO with a finite target for the margin",
+    classes=("lightning_modules.Preference", "objectives.IPO"),
+    configs=("dpo", "preference/ipo"),
+    page="preference",
+    effect="",
+    not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
+)
+PAPER_KTO = Paper(
+    name="kto",
+    title="KTO",
+    arxiv="2402.01306",
+    idea="single responses that are labelled desirable or not",
+    classes=("lightning_modules.Preference", "objectives.KTO", "datamodules.LabelledResponses"),
+    configs=("dpo", "preference/kto"),
+    page="preference",
+    effect="",
+    not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
+)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from objectives import DPO, IPO, KTO, ORPO, REDI, ResponseScores, SimPO
-from objectives.preference_objectives import log_odds
+from objectives.reference_free import log_odds
 from support.errors import ConfigError
 
 
