@@ -20,7 +20,7 @@ from main import main as command_line  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
 
 ARMS_FOLDER = Path("runs/redi/arms")
-QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
+QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false"]
 #: arm -> arguments after configs/redi.yaml; "sft" is the start of the others
 ARMS: dict[str, list[str]] = {
     "sft": [],
