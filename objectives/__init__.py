@@ -11,6 +11,7 @@ from objectives.advantages import Advantage, GroupNorm, LeaveOneOut, NoBaseline
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.betting import Betting, ConfidenceSequence
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
+from objectives.divergences import Divergence
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
 from objectives.pass_at_k import PassAtK
@@ -33,6 +34,7 @@ __all__ = [
     "ConfidenceSequence",
     "ConstantLength",
     "DPO",
+    "Divergence",
     "EmpiricalBernstein",
     "GlobalNorm",
     "GroupNorm",
