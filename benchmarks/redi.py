@@ -4,9 +4,9 @@
     python benchmarks/redi.py --only '[redi]'     # these arms only
     python benchmarks/redi.py --run false         # the table only
 
-Needs runs/redi/positives.jsonl and pairs.jsonl (`make redi`). A seed decides the order of the rows in both stages. Every
-arm ends with two validations: mean log-prob per token and margin on held-out pairs, and pass@1 on held-out sums. Results
-are runs/redi/arms/<arm>_<seed>.json, so that an interrupted benchmark continues where it stopped.
+Needs runs/redi/positives.jsonl and pairs.jsonl (`make redi`). A seed decides the order of the rows in both stages.
+Every arm ends with two validations: mean log-prob per token and margin on held-out pairs, and pass@1 on held-out sums.
+Results are runs/redi/arms/<arm>_<seed>.json, so that an interrupted benchmark continues where it stopped.
 """
 
 import json

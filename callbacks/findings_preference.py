@@ -41,8 +41,8 @@ def no_preference(module: Any, steps: Steps) -> str | None:
     if len(recent) < WINDOW or any(one["margin"] for one in recent):
         return None
     return (
-        f"The margin between preferred and rejected responses was exactly zero in {WINDOW} steps. Either the weights do "
-        "not move (model.optimizer.lr is 0 or lost in rounding), or the responses of each pair are equal. Raise "
+        f"The margin between preferred and rejected responses was exactly zero in {WINDOW} steps. Either the weights "
+        "do not move (model.optimizer.lr is 0 or lost in rounding), or the responses of each pair are equal. Raise "
         "model.optimizer.lr, or check the columns of the pairs."
     )
 

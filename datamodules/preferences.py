@@ -30,8 +30,9 @@ class PairSource:
         source: a file, a folder or owner/name on the hub.
         split, subset: split and configuration name of a hub data set.
         format: pku has prompt, response_0, response_1, is_response_0_safe, is_response_1_safe, better_response_id,
-            safer_response_id, and may have ended_0 and ended_1, false for a response that was cut off; hh has chosen and rejected dialogues; trl has chosen and rejected as texts or messages,
-            with the prompt as a column of its own or as their first messages.
+            safer_response_id, and may have ended_0 and ended_1, false for a response that was cut off; hh has chosen
+            and rejected dialogues; trl has chosen and rejected as texts or messages, with the prompt as a column of its
+            own or as their first messages.
         columns: the format's column name -> the data's.
         limit: maximum number of rows; all if None.
     """
@@ -64,7 +65,7 @@ class PairSource:
         return [{"id": row["id"], **_from_pku(row)} for row in raw]
 
     def _hh_pairs(self, raw: list[Row]) -> list[Row]:
-        """The pairs of rows in HH's format; the few that are none in the published files are left out.
+        """The pairs of rows in HH's format; the few others in the published files are left out.
 
         Raises:
             ConfigError: where they are more than 1 %.

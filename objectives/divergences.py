@@ -4,9 +4,9 @@ With p_S of the student, p_T of the teacher and M = beta p_T + (1 - beta) p_S, p
 
     reverse         KL(p_S || p_T) = sum_v p_S (log p_S - log p_T)
     forward         KL(p_T || p_S) = sum_v p_T (log p_T - log p_S)
-    jensen_shannon  beta KL(p_T || M) + (1 - beta) KL(p_S || M)                         (GKD, arXiv 2306.13649, eq. 1)
+    jensen_shannon  beta KL(p_T || M) + (1 - beta) KL(p_S || M)                     (GKD, arXiv 2306.13649)
 
-A mixture's teacher is p_T = softmax(lambda h_aligned + (1 - lambda) h_reference)               (TrRa, arXiv 2506.12704).
+A mixture's teacher is p_T = softmax(lambda h_aligned + (1 - lambda) h_reference)        (TrRa, arXiv 2506.12704).
 """
 
 import math

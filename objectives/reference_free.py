@@ -53,7 +53,7 @@ def log_odds(mean: PerRow) -> PerRow:
 
 @dataclass
 class ORPO(PairLoss):
-    """Fine-tuning on the preferred response, and beta times an odds-ratio penalty (Hong et al., arXiv 2403.07691, eq. 6).
+    """Fine-tuning on the preferred response, and beta times an odds-ratio penalty (arXiv 2403.07691, eq. 6).
 
     No reference and no earlier fine-tuning.
 
@@ -87,9 +87,9 @@ class ORPO(PairLoss):
 
 @dataclass
 class REDI(PairLoss):
-    """-l_w / |y_w| + alpha * l_l / |y_l| (arXiv 2505.24850): wrong traces are unlearned more weakly than right ones learned.
+    """-l_w / |y_w| + alpha * l_l / |y_l| (arXiv 2505.24850).
 
-    No reference and no sigmoid: with alpha of 1 the second term falls without a bound, and pulls the preferred
+    Wrong traces are unlearned more weakly than right ones are learned. No reference and no sigmoid: with alpha of 1 the second term falls without a bound, and pulls the preferred
     responses down with it. Starts from a model that was fine-tuned on the preferred responses.
 
     Args:

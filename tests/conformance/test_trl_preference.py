@@ -43,7 +43,7 @@ def accelerator():
 
 
 def outputs(logprobs, within):
-    """What TRL's models return: log-probs of every token but the first, 0 where there is no label."""
+    """The output of TRL's models: log-probs of every token but the first, 0 where there is no label."""
     masked = torch.where(within, logprobs, 0.0)
     values = torch.cat([torch.zeros(len(masked), PROMPT - 1).double(), masked], 1)
     return SimpleNamespace(
