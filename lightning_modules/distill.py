@@ -105,8 +105,8 @@ class Distill(SFT):
                 if one.tokenizer.get_vocab() != self.policy.tokenizer.get_vocab():
                     raise ConfigError(
                         f"the tokenizer of the teacher {name} has other tokens than that of "
-                        f"{self.policy_params.model}, so their distributions cannot be compared. Use models of one family, or lightning_modules.SFT "
-                        "on the teacher's responses."
+                        f"{self.policy_params.model}, so their distributions cannot be compared. Use models of one "
+                        "family, or lightning_modules.SFT on the teacher's responses."
                     )
                 self._teachers.append(one.requires_grad_(False).eval())
         return [one.to(self.device) for one in self._teachers]

@@ -89,8 +89,9 @@ class ORPO(PairLoss):
 class REDI(PairLoss):
     """-l_w / |y_w| + alpha * l_l / |y_l| (arXiv 2505.24850).
 
-    Wrong traces are unlearned more weakly than right ones are learned. No reference and no sigmoid: with alpha of 1 the second term falls without a bound, and pulls the preferred
-    responses down with it. Starts from a model that was fine-tuned on the preferred responses.
+    Wrong traces are unlearned more weakly than right ones are learned. No reference and no sigmoid: with alpha of 1 the
+    second term falls without a bound, and pulls the preferred responses down with it. Starts from a model that was
+    fine-tuned on the preferred responses.
 
     Args:
         alpha: weight of the rejected responses.
