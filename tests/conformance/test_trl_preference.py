@@ -16,7 +16,7 @@ from trl.experimental.orpo.orpo_trainer import ORPOTrainer  # noqa: E402
 from trl.trainer.dpo_trainer import DPOTrainer  # noqa: E402
 from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
 
-from objectives import DPO, IPO, KTO, ORPO, ResponseScores, SimPO  # noqa: E402
+from objectives import DPO, IPO, KTO, ORPO, Divergence, ResponseScores, SimPO  # noqa: E402
 
 ROWS, PROMPT, TIME = 4, 3, 6  # two pairs: chosen first, as TRL has them
 LENGTHS = torch.tensor([6, 2, 4, 5])
@@ -162,3 +162,16 @@ def test_orpo_of_one_pair():
     trainer.odds_ratio_loss = lambda *means: ORPOTrainer.odds_ratio_loss(trainer, *means)
     theirs = ORPOTrainer.get_batch_loss_metrics(trainer, None, None)[0]
     agree(ORPO()(chosen, rejected).mean(), theirs, leaf)
+
+
+@pytest.mark.parametrize(("beta", "divergence"), [(0.0, "forward"), (1.0, "reverse"), (0.5, 0.5), (0.1, 0.1)])
+def test_the_divergences_of_the_gkd_trainer(beta, divergence):
+    """TRL's ends of beta are the two KL divergences; in between its mixture is ours."""
+    from trl.experimental.gkd.gkd_trainer import GKDTrainer
+
+    student, teacher = (random(seed, (2, 3, 5)) for seed in (6, 7))
+    leaf = student.clone().requires_grad_()
+    theirs = GKDTrainer.generalized_jsd_loss(leaf, teacher, beta=beta, reduction="sum")
+    named = isinstance(divergence, str)
+    part = Divergence(divergence) if named else Divergence("jensen_shannon", divergence)
+    agree(part(leaf, teacher).sum(), theirs, leaf)

@@ -139,9 +139,17 @@ METHODS = {
             "data": {"pairs": PAIRS, "batch_size": 32},
         },
     ),
+    "distill": (
+        "distill",
+        "reasoner",
+        {
+            "model": {"optimizer": MODEL["optimizer"], "sampling": SAMPLING, "on_policy": 0.5},
+            "data": {"source": "arithmetic", "train_size": 30, "val_size": 6, "batch_size": 4},
+        },
+    ),
 }
 #: methods whose steps are counted, not their rollouts
-OFFLINE = ("sft", "dpo")
+OFFLINE = ("sft", "dpo", "distill")
 
 
 @pytest.fixture
