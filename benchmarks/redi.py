@@ -5,7 +5,7 @@
     python benchmarks/redi.py --run false         # the table only
 
 Needs runs/redi/positives.jsonl and pairs.jsonl (`make redi`). A seed decides the order of the rows in both stages.
-Every arm ends with two validations: mean log-prob per token and margin on held-out pairs, and pass@1 on held-out sums.
+Every arm ends with three validations: log-probs and margins on all and on held-out pairs, and pass@1 on held-out sums.
 Results are runs/redi/arms/<arm>_<seed>.json, so that an interrupted benchmark continues where it stopped.
 """
 
@@ -29,14 +29,18 @@ ARMS: dict[str, list[str]] = {
     "dpo": ["--model.loss=objectives.DPO"],
     "simpo": ["--model.loss=objectives.SimPO"],
 }
-#: heading -> metric of a result
+#: heading -> metric of a result; l is the mean log-prob per token
 COLUMNS = {
-    "l of right traces": "logprob/chosen",
-    "l of wrong traces": "logprob/rejected",
-    "margin": "margin",
-    "pairs in order": "accuracy",
+    "l, right": "all/logprob/chosen",
+    "l, wrong": "all/logprob/rejected",
+    "margin": "all/margin",
+    "l, right, held-out": "held_out/logprob/chosen",
+    "margin, held-out": "held_out/margin",
     "pass@1": "pass@1",
 }
+
+
+PAIR_METRICS = ("logprob/chosen", "logprob/rejected", "margin")
 
 
 def _run(stage: str, configs: list[str], arguments: list[str], seed: int) -> dict[str, float]:
@@ -64,9 +68,12 @@ def train(arm: str, seed: int, samples: int) -> dict[str, float]:
     else:
         _run("fit", ["redi"], [f"--model.policy.model={start}", without, _to(folder), *ARMS[arm]], seed)
     model = f"--model.policy.model={folder}"
-    pairs = _run("validate", ["redi"], [model], 0)
     sums = _run("validate", ["grpo"], [model, f"--model.evaluation.samples={samples}"], 0)
-    return {name: (pairs | sums)[f"val/{name}"] for name in COLUMNS.values()}
+    results = {"pass@1": sums["val/pass@1"]}
+    for name, share in (("held_out", []), ("all", ["--data.val_share=1.0"])):
+        metrics = _run("validate", ["redi"], [model, *share], 0)
+        results |= {f"{name}/{metric}": metrics[f"val/{metric}"] for metric in PAIR_METRICS}
+    return results
 
 
 def main(seeds: int = 3, only: list[str] | None = None, run: bool = True, samples: int = 4) -> None:
