@@ -8,6 +8,7 @@ responses that it samples itself (on-policy distillation; GKD, arXiv 2306.13649,
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,10 @@ class Teacher:
     aligned: str
     reference: str | None = None
     weight: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ConfigError(f"Teacher: weight is {self.weight}; set model.teacher.weight to a finite number.")
 
 
 class Distill(SFT):
