@@ -218,6 +218,10 @@ def test_the_configuration_of_a_script_runs_as_it_ships(name, home):
     smaller = ["--data.init_args.train_size=16"] if name.startswith("r1/") else ["--size=16"]
     if name.startswith("r1/"):
         shutil.copytree(ROOT / "assets/tiny_reasoner", "runs/r1/reasoning_rl")
+    if name.startswith("redi/"):
+        traces = [{"prompt": "1+1=?", "answer": "2", "completion": f"</think>{n}"} for n in (2, 3)]
+        Path("traces.jsonl").write_text("\n".join(map(json.dumps, traces)))
+        smaller = ["--sources=[traces.jsonl]"]
     launched(ROOT / SCRIPTS[name], [f"--config={CONFIGS[name]}", "--out=made.parquet", *smaller])
     assert Path("made.parquet").stat().st_size > 0
 
