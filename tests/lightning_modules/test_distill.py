@@ -142,3 +142,17 @@ def test_models_that_cannot_be_compared_are_named(reasoner, assistant, aligned, 
     with pytest.raises(ConfigError, match=r"model\.on_policy is 1\.5; it is a probability"):
         made(reasoner, Teacher(aligned), on_policy=1.5)
     assert assistant_tokenizer().get_vocab() != reasoner_tokenizer().get_vocab()
+
+
+def test_a_resumed_run_ends_with_the_same_bits(reasoner, aligned, tmp_path):
+    data = Demonstrations("arithmetic", batch_size=4, train_size=32, val_size=4, seed=1)
+
+    def run(steps, ckpt_path=None):
+        sampling = SamplingParams(max_new_tokens=8)
+        module = made(reasoner, Teacher(aligned), on_policy=0.5, sampling=sampling, optimizer=adamw(1e-2))
+        return module, fit(module, steps, data=data, seed=0, ckpt_path=ckpt_path)
+
+    whole, half = run(6), run(3)
+    half[1].save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = run(6, tmp_path / "half.ckpt")
+    assert torch.equal(weights(resumed), weights(whole[0])) and not torch.equal(weights(half[0]), weights(resumed))

@@ -15,7 +15,7 @@ from objectives import DPO, KTO, ORPO, REDI, SimPO
 from policies import LoRA, Policy, PolicyParams, fused
 from support.errors import ConfigError
 from tests.ecosystem.test_trl_formats import jsonl
-from tests.helpers import fit, quiet_trainer, sgd, weights
+from tests.helpers import adamw, fit, quiet_trainer, sgd, weights
 
 PAIRS = [
     {"id": str(n), "prompt": f"{n}+{2 * n + 3}=?", "chosen": f"{n}, {3 * n + 3}.", "rejected": f"It is {n * n}"}
@@ -224,3 +224,18 @@ def test_a_loss_with_a_reference_does_not_resume_from_a_run_without(reasoner, pa
     trainer.save_checkpoint(tmp_path / "made.ckpt")
     with pytest.raises(ConfigError, match=r"had another model\.loss or model\.reference, and this run needs one"):
         fit(made(reasoner, DPO()), 2, data=pairs, seed=0, ckpt_path=tmp_path / "made.ckpt")
+
+
+@pytest.mark.parametrize("loss", [DPO(), KTO()], ids=lambda loss: type(loss).__name__)
+def test_a_resumed_run_ends_with_the_same_bits(reasoner, pairs, responses, tmp_path, loss):
+    data = pairs if isinstance(loss, DPO) else responses
+    reference = {"reference": "precomputed"} if isinstance(loss, DPO) else {}
+
+    def run(steps, ckpt_path=None):
+        module = made(reasoner, loss, optimizer=adamw(1e-2), **reference)
+        return module, fit(module, steps, data=data, seed=0, ckpt_path=ckpt_path)
+
+    whole, half = run(6), run(3)
+    half[1].save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = run(6, tmp_path / "half.ckpt")
+    assert torch.equal(weights(resumed), weights(whole[0])) and not torch.equal(weights(half[0]), weights(resumed))
