@@ -5,7 +5,7 @@ SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py ca
   lightning_modules objectives policies rewards rollouts support tracking main.py
 
 .PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
-  wheels real-pairs assets r1 clean
+  wheels real-pairs assets r1 redi clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -101,6 +101,16 @@ r1: .venv/ready
 	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/r1/small_rl.yaml
 	for model in cold_start reasoning_rl sft final distilled small_cold_start small_rl; do echo $$model; \
 	  $(BIN)/python main.py validate --config configs/grpo.yaml --model.policy.model runs/r1/$$model \
+	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
+
+# REDI's recipe: recorded rollouts, pairs that two verifiers agree on, SFT on right traces, the second stage.
+redi: .venv/ready
+	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/redi/1_traces.yaml
+	$(BIN)/python assets/trace_pairs.py --config configs/redi/2_pairs.yaml
+	$(BIN)/python main.py fit --config configs/redi/3_sft.yaml
+	$(BIN)/python main.py fit --config configs/redi.yaml
+	for model in sft redi; do echo $$model; \
+	  $(BIN)/python main.py validate --config configs/grpo.yaml --model.policy.model runs/redi/$$model \
 	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
 
 clean:

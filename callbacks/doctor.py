@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from callbacks.findings import IN_A_ROW, WHILE_TRAINING, Seen
 from callbacks.findings_at_start import AT_START
+from callbacks.findings_preference import ON_PREFERENCES, READ, WINDOW, Steps
 from support.processes import gathered
 from tracking.runs import mlflow_runs
 
@@ -23,7 +24,7 @@ class Doctor(L.Callback):
 
     It reports each finding once per run: a paragraph with the measured figure and the setting to change, and the tag
     `doctor.<finding>` of the MLflow run. It never stops a run and draws no random numbers of the run's. On-policy
-    modules only.
+    modules and preference tuning only.
 
     Args:
         ignore: names of findings that are meant to be so.
@@ -33,13 +34,15 @@ class Doctor(L.Callback):
         self.ignore = set(ignore or [])
         self.said: dict[str, str] = {}  # paragraphs by finding
         self.seen: list[Seen] = []
+        self.steps: Steps = []  # of preference tuning
         self.watched: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"said": self.said, "seen": [asdict(one) for one in self.seen]}
+        return {"said": self.said, "seen": [asdict(one) for one in self.seen], "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.said, self.seen = dict(state_dict["said"]), [Seen(**one) for one in state_dict["seen"]]
+        self.steps = list(state_dict.get("steps", []))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not hasattr(pl_module, "last_rollout"):
@@ -50,6 +53,11 @@ class Doctor(L.Callback):
             self._say(trainer, check.__name__, check(pl_module, data))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if all(f"train/{name}" in trainer.callback_metrics for name in READ):
+            self.steps.append({name: float(trainer.callback_metrics[f"train/{name}"]) for name in READ})
+            self.steps = [*self.steps[:WINDOW], *self.steps[WINDOW:][-WINDOW:]]
+            for finding in ON_PREFERENCES:
+                self._say(trainer, finding.__name__, finding(pl_module, self.steps))
         if getattr(pl_module, "last_rollout", None) is None:
             return
         one = Seen.together(gathered(Seen.of(pl_module)))

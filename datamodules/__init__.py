@@ -9,6 +9,7 @@ from datamodules.demonstrations import Demonstrations
 from datamodules.file_prompts import FilePrompts
 from datamodules.garak import GarakPrompts
 from datamodules.human_eval import HumanEvalPrompts
+from datamodules.labelled_responses import LabelledResponses
 from datamodules.preferences import PairSource, PreferencePairs
 from datamodules.prompts import PromptData
 from datamodules.reasoning_gym import ReasoningGymPrompts
@@ -26,6 +27,7 @@ __all__ = [
     "GRESOSampler",
     "GarakPrompts",
     "HumanEvalPrompts",
+    "LabelledResponses",
     "OneShotSampler",
     "PairSource",
     "PreferencePairs",

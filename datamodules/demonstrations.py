@@ -9,7 +9,7 @@ from datamodules.prompt_form import PromptForm, Template
 from datamodules.rambling import rambling_demonstrations
 from datamodules.records_desk import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
-from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import PromptLoader, RowSampler
 from datamodules.switching import switching_demonstrations
 from datamodules.trl import demonstration
 from support.errors import ConfigError
@@ -96,7 +96,7 @@ class Demonstrations(L.LightningDataModule):
         trainer = self.trainer
         return PromptLoader(
             self.train_data,
-            PromptSampler(len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size),
+            RowSampler(len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size),
         )
 
     def _evaluation_loader(self) -> DataLoader[Row]:

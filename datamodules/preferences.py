@@ -9,14 +9,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.rows import Row, check_rows, read_rows
-from datamodules.samplers.prompt_sampler import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import PromptLoader, RowSampler
 from datamodules.trl import preference
 from support.errors import ConfigError
 from support.prompt_identity import split_by_prompt
 from support.seeding import run_seed
 
 #: columns of a CSV file that are labels, not texts
-LABELS = ("better_response_id", "safer_response_id", "is_response_0_safe", "is_response_1_safe")
+LABELS = (
+    *("better_response_id", "safer_response_id", "is_response_0_safe", "is_response_1_safe"),
+    *("ended_0", "ended_1"),
+)
 
 
 @dataclass
@@ -27,8 +30,9 @@ class PairSource:
         source: a file, a folder or owner/name on the hub.
         split, subset: split and configuration name of a hub data set.
         format: pku has prompt, response_0, response_1, is_response_0_safe, is_response_1_safe, better_response_id,
-            safer_response_id; hh has chosen and rejected dialogues; trl has chosen and rejected as texts or messages,
-            with the prompt as a column of its own or as their first messages.
+            safer_response_id, and may have ended_0 and ended_1, false for a response that was cut off; hh has chosen
+            and rejected dialogues; trl has chosen and rejected as texts or messages, with the prompt as a column of its
+            own or as their first messages.
         columns: the format's column name -> the data's.
         limit: maximum number of rows; all if None.
     """
@@ -45,7 +49,8 @@ class PairSource:
         unsafe_0, unsafe_1."""
         raw = read_rows(self.source, self.split, self.columns, self.subset, LABELS)[: self.limit]
         if self.format == "hh":
-            return _hh_pairs(check_rows(raw, self.source, ("chosen", "rejected")), self.source)
+            check_rows(raw, self.source, ("chosen", "rejected"))
+            return self._hh_pairs(raw)
         if self.format == "trl":
             check_rows(raw, self.source, ("chosen", "rejected"), texts=False)
             return check_rows([preference(row) for row in raw], self.source, ("prompt", "response_0", "response_1"))
@@ -59,6 +64,27 @@ class PairSource:
                     )
         return [{"id": row["id"], **_from_pku(row)} for row in raw]
 
+    def _hh_pairs(self, raw: list[Row]) -> list[Row]:
+        """The pairs of rows in HH's format; the few others in the published files are left out.
+
+        Raises:
+            ConfigError: where they are more than 1 %.
+        """
+        pairs = [(row["id"], _from_hh(row)) for row in raw]
+        wrong = [row_id for row_id, pair in pairs if pair is None]
+        if len(wrong) > 0.01 * len(raw):
+            raise ConfigError(
+                f"row {wrong[0]} of {self.source} is not an HH pair (as {len(wrong)} of {len(raw)} rows): `chosen` and "
+                "`rejected` must share every turn except the last, which must be the assistant's. Set "
+                "data.pairs.format (or data.preferences.format) to pku for data with separate columns."
+            )
+        if wrong:
+            rank_zero_warn(
+                f"{len(wrong)} of {len(raw)} rows of {self.source} are left out, the first of them row {wrong[0]}: "
+                "`chosen` and `rejected` must share every turn except the last, which must be the assistant's."
+            )
+        return [{"id": row_id, **pair} for row_id, pair in pairs if pair is not None]
+
 
 def _from_pku(row: Row) -> Row:
     pair = {name: row[name] for name in ("prompt", "response_0", "response_1")}
@@ -68,6 +94,8 @@ def _from_pku(row: Row) -> Row:
     for i in (0, 1):
         if row.get(f"is_response_{i}_safe") is not None:
             pair[f"unsafe_{i}"] = not row[f"is_response_{i}_safe"]
+        if row.get(f"ended_{i}") is not None:
+            pair[f"ended_{i}"] = bool(row[f"ended_{i}"])
     return pair
 
 
@@ -81,30 +109,8 @@ def parse_dialogue(text: str) -> list[dict[str, str]]:
     ]
 
 
-def _hh_pairs(rows: list[Row], source: str) -> list[Row]:
-    """The pairs of HH's rows. A few rows per thousand of the released data are no pairs; they are left out and named.
-
-    Raises:
-        ConfigError: if more than one row in twenty is no pair.
-    """
-    pairs = [(row["id"], _from_hh(row)) for row in rows]
-    faulty = [str(name) for name, pair in pairs if pair is None]
-    if len(faulty) > len(rows) / 20:
-        raise ConfigError(
-            f"row {faulty[0]} of {source} is not an HH pair, as {len(faulty)} of {len(rows)} rows are not: `chosen` "
-            "and `rejected` must share every turn except the last, which must be the assistant's. Set "
-            "data.pairs.format (or data.preferences.format) to pku for data with separate columns."
-        )
-    if faulty:
-        rank_zero_warn(
-            f"{len(faulty)} of {len(rows)} rows of {source} are left out, since their `chosen` and `rejected` differ "
-            f"before the last turn: {', '.join(faulty[:5])}{' and others' if len(faulty) > 5 else ''}"
-        )
-    return [{"id": name, **pair} for name, pair in pairs if pair is not None]
-
-
 def _from_hh(row: Row) -> Row | None:
-    """The pair of a row, None if its sides differ before the last turn or do not end with the assistant's."""
+    """The pair of a row in HH's format; None where the sides differ before the last turn, or do not end with one."""
     chosen, rejected = parse_dialogue(row["chosen"]), parse_dialogue(row["rejected"])
     if not chosen or chosen[-1]["role"] != "assistant" or not rejected or chosen[:-1] != rejected[:-1]:
         return None
@@ -117,7 +123,9 @@ def _from_hh(row: Row) -> Row | None:
 
 
 class PreferencePairs(L.LightningDataModule):
-    """Preference pairs for reward and cost models; training and held-out pairs have no prompt in common.
+    """Preference pairs for reward and cost models and preference tuning.
+
+    Training and held-out pairs have no prompt in common.
 
     Args:
         pairs: source of the pairs.
@@ -137,11 +145,15 @@ class PreferencePairs(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if not self.train_data:
-            self.train_data, self.val_data = split_by_prompt(self.pairs.rows(), self.val_share)
+            self.train_data, self.val_data = split_by_prompt(self.read(), self.val_share)
+
+    def read(self) -> list[Row]:
+        """All rows, before they are divided."""
+        return self.pairs.rows()
 
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None
-        sampler = PromptSampler(
+        sampler = RowSampler(
             len(self.train_data), self.batch_size, self.seed, self.trainer.global_rank, self.trainer.world_size
         )
         return PromptLoader(self.train_data, sampler)

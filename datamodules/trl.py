@@ -46,6 +46,25 @@ def preference(row: Row) -> Row:
     return {"id": row["id"], "prompt": prompt, **sides, "better": 0}
 
 
+def labelled(row: Row) -> Row:
+    """A single response with `prompt`, `response` and `desirable`, from TRL's `prompt`, `completion` and `label`.
+
+    Without a `prompt`, the messages before the last one of `completion` are the prompt.
+
+    Raises:
+        ConfigError: for a label that is not true or false, or a completion that is neither a text nor such messages.
+    """
+    prompt, completion, label = row.get("prompt"), row["completion"], row["label"]
+    if label not in (True, False):
+        raise ConfigError(
+            f"row {row.get('id')!r} has {label!r} as its label; it must be true or false. Correct or drop the row."
+        )
+    if prompt is None and isinstance(completion, list) and len(completion) > 1:
+        prompt, completion = completion[:-1], completion[-1:]
+    response = _text(completion, row, "completion")
+    return {"id": row["id"], "prompt": prompt, "response": response, "desirable": bool(label)}
+
+
 def _text(value: Any, row: Row, column: str) -> str:
     """The text of a completion."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):

@@ -10,8 +10,10 @@ from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.on_policy import OnPolicyModule
 from lightning_modules.core.reference_rewards import Reference
 from lightning_modules.core.terms import KLPenalty, Shaping
+from lightning_modules.distill import Distill, Teacher
 from lightning_modules.grpo import GRPO
 from lightning_modules.hc_rlhf import HCRLHF, Constraint, SafetyTest, ScorerTraining, SupervisedTerm
+from lightning_modules.preference_tuning import Preference
 from lightning_modules.prorl import ProRL
 from lightning_modules.reward_models import CostModel, RewardModel
 from lightning_modules.s_grpo import SGRPO
@@ -31,10 +33,12 @@ __all__ = [
     "AutoThink",
     "Constraint",
     "CostModel",
+    "Distill",
     "Evaluation",
     "KLPenalty",
     "ModeRewards",
     "OnPolicyModule",
+    "Preference",
     "ProRL",
     "Reference",
     "RewardModel",
@@ -44,5 +48,6 @@ __all__ = [
     "Shaping",
     "Still3",
     "SupervisedTerm",
+    "Teacher",
     "Verification",
 ]

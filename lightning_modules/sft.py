@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_modules.core.posttrain_module import PosttrainModule
 from policies import PolicyParams
-from policies.supervised import response_loss, summed_response_loss
+from policies.supervised import summed_response_loss
 from support.papers import Paper
 
 
@@ -31,12 +31,17 @@ class SFT(PosttrainModule):
         super().__init__(policy, **kwargs)
         self.max_length = max_length
 
+    def summed_loss(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """(the sum of the losses of the rows' response tokens, the number of these tokens)."""
+        return summed_response_loss(self.policy, rows, self.max_length)
+
     def loss(self, rows: list[dict[str, Any]]) -> Tensor:
-        """Mean negative log-likelihood of the rows' response tokens."""
-        return response_loss(self.policy, rows, self.max_length)
+        """Mean loss of the rows' response tokens."""
+        total, tokens = self.summed_loss(rows)
+        return total / tokens
 
     def training_step(self, rows: list[dict[str, Any]], batch_idx: int) -> Tensor:
-        total, tokens = summed_response_loss(self.policy, rows, self.max_length)
+        total, tokens = self.summed_loss(rows)
         if self.trainer.world_size > 1:  # gradients are averaged over the processes, whose rows differ in length
             tokens = self.trainer.strategy.reduce(tokens, reduce_op="mean")
         loss = total / tokens

@@ -11,11 +11,14 @@ from objectives.advantages import Advantage, GroupNorm, LeaveOneOut, NoBaseline
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.betting import Betting, ConfidenceSequence
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
+from objectives.divergences import Divergence
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
 from objectives.pass_at_k import PassAtK
 from objectives.policy_losses import ClippedSurrogate, PolicyLoss, Reinforce
+from objectives.preference_objectives import DPO, IPO, KTO, PairLoss, PreferenceLoss, ResponseScores
 from objectives.prefix_tree import PrefixTree, Probability
+from objectives.reference_free import ORPO, REDI, SimPO
 from objectives.running_mean import RunningMean
 from objectives.sequence_losses import SequenceSurrogate
 from objectives.weighted_losses import CISPO, SAPO, VESPO
@@ -30,24 +33,34 @@ __all__ = [
     "ClopperPearson",
     "ConfidenceSequence",
     "ConstantLength",
+    "DPO",
+    "Divergence",
     "EmpiricalBernstein",
     "GlobalNorm",
     "GroupNorm",
     "Hoeffding",
+    "IPO",
     "KTAE",
+    "KTO",
     "LeaveOneOut",
     "NoBaseline",
+    "ORPO",
+    "PairLoss",
     "PassAtK",
     "PolicyLoss",
+    "PreferenceLoss",
     "PrefixTree",
     "Probability",
+    "REDI",
     "Reinforce",
     "ReinforcePlusPlus",
+    "ResponseScores",
     "RunningMean",
     "SAPO",
     "SequenceMean",
     "SequenceSum",
     "SequenceSurrogate",
+    "SimPO",
     "StudentT",
     "TokenMean",
     "VESPO",

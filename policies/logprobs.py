@@ -1,7 +1,7 @@
 """Log-probs of completions under a causal language model."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -71,11 +71,14 @@ def padded_logprobs(
     Values outside the completion mask are arbitrary. The model only needs a causal forward. Prompts are repeated for
     every row, so that every completion starts at the same column and only its positions go through the output layer.
     """
+    return _scored(padded_logits(model, groups), groups, temperature, entropy_gradient)
+
+
+def padded_logits(model: nn.Module, groups: PromptGroups) -> Float[Tensor, "rows time vocabulary"]:
+    """Logits that predict every completion token, by one padded forward."""
     ids = torch.cat([groups.prompt_ids[groups.owner], groups.completion_ids], dim=1)
     mask = torch.cat([groups.prompt_mask[groups.owner], groups.completion_mask], dim=1)
-    return _scored(
-        model_logits(model, ids, mask, groups.completion_ids.shape[1] + 1), groups, temperature, entropy_gradient
-    )
+    return model_logits(model, ids, mask, groups.completion_ids.shape[1] + 1)[:, :-1]
 
 
 def by_length_logprobs(
@@ -86,16 +89,9 @@ def by_length_logprobs(
     For models that do not bear padding on the left, such as recurrent ones: nothing stands before a prompt, and what
     pads behind a completion changes no earlier token.
     """
-    lengths = groups.prompt_mask.sum(1)[groups.owner]
     results: list[LogprobsAndEntropies] = []
     order = []
-    for length in lengths.unique().tolist():
-        rows = (lengths == length).nonzero()[:, 0]
-        part = groups.rows(rows)
-        prompts = part.prompt_ids[part.owner, part.prompt_ids.shape[1] - length :]
-        logits = model_logits(
-            model, torch.cat([prompts, part.completion_ids], 1), keep=part.completion_ids.shape[1] + 1
-        )
+    for rows, part, logits in _by_length(model, groups):
         results.append(_scored(logits, part, temperature, entropy_gradient))
         order.append(rows)
     back = torch.cat(order).argsort()
@@ -103,8 +99,24 @@ def by_length_logprobs(
     return logprobs, entropies
 
 
+def by_length_logits(model: nn.Module, groups: PromptGroups) -> Float[Tensor, "rows time vocabulary"]:
+    """Logits that predict every completion token, by one forward per length of the prompts."""
+    order, _, logits = zip(*_by_length(model, groups), strict=True)
+    return torch.cat(logits)[torch.cat(order).argsort()]
+
+
+def _by_length(model: nn.Module, groups: PromptGroups) -> Iterator[tuple[Tensor, PromptGroups, Tensor]]:
+    """(indices of rows whose prompts have one length, these rows, logits that predict their tokens)."""
+    lengths = groups.prompt_mask.sum(1)[groups.owner]
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero()[:, 0]
+        part = groups.rows(rows)
+        prompts = part.prompt_ids[part.owner, part.prompt_ids.shape[1] - length :]
+        ids = torch.cat([prompts, part.completion_ids], 1)
+        yield rows, part, model_logits(model, ids, keep=part.completion_ids.shape[1] + 1)[:, :-1]
+
+
 def _scored(logits: Tensor, groups: PromptGroups, temperature: float, entropy_gradient: bool) -> LogprobsAndEntropies:
-    logits = logits[:, :-1]
     entropies = token_entropies(logits if entropy_gradient else logits.detach(), temperature)
     return token_logprobs(logits, groups.completion_ids, temperature), entropies
 
@@ -117,16 +129,22 @@ def packed_logprobs(
     There is no padding, each prompt is computed once, and no tensor has tokens x vocabulary entries. The model's
     attention must be SHARED_PREFIX, and its output layer a matrix without a bias.
     """
-    packed = groups.packed
-    # A mask of four dimensions keeps the model from making one; the attention uses the masks of the buckets.
-    mask = torch.ones(NO_MASK, dtype=torch.bool, device=packed.ids.device)
-    hidden = model.get_decoder()(
-        input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False, packed=packed
-    ).last_hidden_state
-    states = hidden[0].index_select(0, packed.source)
+    states, packed = packed_states(model, groups), groups.packed
     weight = model.get_output_embeddings().weight
     logprobs, entropies = (
         torch.zeros(groups.completion_ids.shape, device=states.device).masked_scatter(groups.completion_mask, values)
         for values in fused_logprobs(states, weight, packed.targets, temperature, entropy_gradient)
     )
     return logprobs, entropies
+
+
+def packed_states(model: Any, groups: PromptGroups) -> Float[Tensor, "tokens size"]:
+    """Hidden states that predict the completion tokens, row after row, by one packed forward."""
+    packed = groups.packed
+    # A mask of four dimensions keeps the model from making one; the attention uses the masks of the buckets.
+    mask = torch.ones(NO_MASK, dtype=torch.bool, device=packed.ids.device)
+    hidden = model.get_decoder()(
+        input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False, packed=packed
+    ).last_hidden_state
+    states: Tensor = hidden[0].index_select(0, packed.source)
+    return states

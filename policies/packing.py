@@ -40,14 +40,23 @@ class PromptGroups:
 
     @classmethod
     def of(
-        cls, prompts: list[list[int]], completions: list[list[int]], pad: int, device: torch.device
+        cls,
+        prompts: list[list[int]],
+        completions: list[list[int]],
+        pad: int,
+        device: torch.device,
+        owner: list[int] | None = None,
     ) -> "PromptGroups":
-        """One prompt per completion, both as token ids."""
+        """Prompts and completions as token ids.
+
+        Args:
+            owner: index of each completion's prompt; None for one prompt per completion.
+        """
         left, right = max(map(len, prompts)), max(1, *map(len, completions))
         return cls(
             torch.tensor([[pad] * (left - len(ids)) + ids for ids in prompts], device=device),
             torch.tensor([[False] * (left - len(ids)) + [True] * len(ids) for ids in prompts], device=device),
-            torch.arange(len(prompts), device=device),
+            torch.tensor(range(len(prompts)) if owner is None else owner, device=device),
             torch.tensor([ids + [pad] * (right - len(ids)) for ids in completions], device=device),
             torch.tensor([[True] * len(ids) + [False] * (right - len(ids)) for ids in completions], device=device),
         )

@@ -191,7 +191,7 @@ class Policy(nn.Module):
     def reference_logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> Float[Tensor, "rows time"]:
         """Log-probs of the completion tokens under the reference; values outside the completion mask are arbitrary."""
         self.check(groups)
-        with self._as_reference() as model:
+        with self.as_reference() as model:
             result: LogprobsAndEntropies = self(self._logprobs, model, groups, temperature)
         return result[0]
 
@@ -202,7 +202,8 @@ class Policy(nn.Module):
         return WAYS[self.scoring][0](model, groups, temperature, entropy_gradient)
 
     @contextmanager
-    def _as_reference(self) -> Iterator[nn.Module]:
+    def as_reference(self) -> Iterator[nn.Module]:
+        """Context in which the model that it gives computes as the reference."""
         self._require_reference()
         if self.reference is not None:
             yield self.reference

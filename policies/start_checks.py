@@ -53,9 +53,7 @@ def sample_groups(prompt: list[int], pad: int, device: torch.device) -> PromptGr
     completion = (long[::-1] * math.ceil(COMPLETION / len(long)))[:COMPLETION]
     short, long_completion = long[len(long) // 2 :], completion[::-1]
     prompts, completions = [long, long, short], [completion, long_completion[:-5], long_completion]
-    groups = PromptGroups.of(prompts, completions, pad, device)
-    groups.owner = torch.tensor([0, 0, 2], device=device)  # the first two share one copy
-    return groups
+    return PromptGroups.of(prompts, completions, pad, device, owner=[0, 0, 2])  # the first two share one copy
 
 
 def unpadded_logprobs(model: nn.Module, groups: PromptGroups) -> Float[Tensor, "rows time"]:

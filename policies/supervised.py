@@ -26,18 +26,13 @@ def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int
     Raises:
         ConfigError: for a row that is longer than max_length or the model's context; cut, it would teach to stop early.
     """
-    tokenizer, sequences = policy.tokenizer, []
+    sequences = []
     for row in rows:
         context = policy.encode(row["prompt"])
         if row.get("prefix"):
-            context = context + encode_content(tokenizer, row["prefix"])
-        response = encode_content(tokenizer, row["response"]) + [tokenizer.eos_token_id]
-        if len(context) + len(response) > max_length:
-            raise ConfigError(
-                f"row {row.get('id')!r} has {len(context) + len(response)} tokens, more than max_length={max_length}; "
-                "drop or shorten it, or raise model.max_length."
-            )
-        check_length(policy.bare.config, len(context) + len(response), f"row {row.get('id')!r}")
+            context = context + encode_content(policy.tokenizer, row["prefix"])
+        response = encode_response(policy, row["response"])
+        check_row_length(policy, row, len(context) + len(response), max_length)
         sequences.append((context, response))
     width = max(len(context) + len(response) for context, response in sequences)
     ids = torch.full((len(rows), width), policy.pad_token_id, device=policy.device)
@@ -48,6 +43,22 @@ def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int
         mask[i, :length] = 1
         loss_mask[i, len(context) : length] = True
     return ids, mask, loss_mask
+
+
+def encode_response(policy: Policy, text: str, ended: bool = True) -> list[int]:
+    """Token ids of a response and, if it has `ended`, of the end token. The response's control tokens stay text."""
+    end = [policy.tokenizer.eos_token_id] if ended else []
+    return encode_content(policy.tokenizer, text) + end
+
+
+def check_row_length(policy: Policy, row: dict[str, Any], tokens: int, max_length: int) -> None:
+    """Refuse a row whose sequence is longer than max_length or the model's context. Raises ConfigError."""
+    if tokens > max_length:
+        raise ConfigError(
+            f"row {row.get('id')!r} has {tokens} tokens, more than max_length={max_length}; drop or shorten it, or "
+            "raise model.max_length."
+        )
+    check_length(policy.bare.config, tokens, f"row {row.get('id')!r}")
 
 
 def response_loss(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> Float[Tensor, ""]:

@@ -28,12 +28,17 @@ def shipped(name: str) -> Path:
 
 def atomic_write_text(path: Path, text: str) -> None:
     """Write `text` atomically: a reader sees the old file or the new one, never a part, even after a crash."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` atomically, as `atomic_write_text` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     os.fchmod(handle, 0o666 & ~UMASK)  # the mode of an ordinary new file; mkstemp's is for the owner alone
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -28,6 +28,9 @@ class PromptSampler(Sampler[list[int]]):
         ConfigError: for an empty data set, one smaller than a batch, or a batch that the processes cannot share evenly.
     """
 
+    #: the key of the batch size, and what it counts; for messages
+    setting, counted = "batch.prompts_per_rollout", "prompts per rollout"
+
     def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
         if size == 0:
             raise ConfigError(
@@ -35,13 +38,13 @@ class PromptSampler(Sampler[list[int]]):
             )
         if batch_size < 1 or size < batch_size:
             raise ConfigError(
-                f"{batch_size} prompts per rollout cannot be drawn from {size} rows; set batch.prompts_per_rollout to "
+                f"{batch_size} {self.counted} cannot be drawn from {size} rows; set {self.setting} to "
                 f"1 or more and at most {size}, or add rows."
             )
         if batch_size % processes:
             raise ConfigError(
-                f"{batch_size} prompts per rollout cannot be shared evenly by {processes} processes; set "
-                "batch.prompts_per_rollout to a multiple of the number of processes, or change trainer.devices."
+                f"{batch_size} {self.counted} cannot be shared evenly by {processes} processes; set "
+                f"{self.setting} to a multiple of the number of processes, or change trainer.devices."
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.processes = rank, processes
@@ -90,10 +93,16 @@ class PromptSampler(Sampler[list[int]]):
             if state[name] != getattr(self, name):
                 raise ConfigError(
                     f"the checkpoint's prompt position was saved with {name}={state[name]}, but this run has "
-                    f"{name}={getattr(self, name)}; resume with the same data and batch.prompts_per_rollout, or start "
+                    f"{name}={getattr(self, name)}; resume with the same data and {self.setting}, or start "
                     "without --ckpt_path."
                 )
         self.epoch, self.position = state["epoch"], state["position"]
+
+
+class RowSampler(PromptSampler):
+    """The same for rows that are learned from as they are, without rollouts."""
+
+    setting, counted = "data.batch_size", "rows per step"
 
 
 class PromptLoader(DataLoader[dict[str, Any]]):

@@ -40,6 +40,8 @@ class PosttrainModule(L.LightningModule):
     """
 
     with_reference = False
+    #: what makes a run do without a reference, and how a run resumes from its checkpoint
+    no_reference = ("model.kl.coefficient 0", "Set model.kl.coefficient back to 0")
     _gathered: AbstractContextManager[None] | None = None
     policy: Any  # a Policy; a Scorer for reward and cost models
 
@@ -290,9 +292,9 @@ class PosttrainModule(L.LightningModule):
         missing = expected.keys() - saved.keys() - self._rebuilt_from_config()
         if missing and all(name.startswith("policy.reference.") for name in missing):
             raise ConfigError(
-                "the checkpoint has no reference, because its run had model.kl.coefficient 0, and this run needs one. "
-                "Set model.kl.coefficient back to 0, or start a run of its own from the exported policy "
-                "(callbacks.ExportPolicy, then model.policy.model)."
+                f"the checkpoint has no reference, because its run had {self.no_reference[0]}, and this run needs one. "
+                f"{self.no_reference[1]}, or start a run of its own from the exported policy (callbacks.ExportPolicy, "
+                "then model.policy.model)."
             )
         if missing:
             raise ConfigError(

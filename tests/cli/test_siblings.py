@@ -36,6 +36,8 @@ METHODS = [
 ]
 PLAIN = (bool, int, float, str)
 MODEL = {"model": "assets/tiny_reasoner"}
+#: options that name a model and have no default
+MODELS = ("model", "aligned")
 
 
 @cache
@@ -46,9 +48,25 @@ def parser() -> Parser:
     return command_line
 
 
+def without_default(method: type) -> list[str]:
+    """The options without a default of a method's parts, all of them names of models."""
+    required = [
+        (name, part)
+        for name, parameter in constructor_parameters(method).items()
+        if parameter.default is REQUIRED and (part := dataclass_in(parameter.annotation)) is not None
+    ]
+    return [
+        f"{name}.{option}"
+        for name, part in required
+        for option, default in field_defaults(part).items()
+        if default is REQUIRED
+    ]
+
+
 def parsed(method: type, *arguments: str) -> Namespace:
     """The settings of a method, with what has no default."""
-    required = [f"--model=lightning_modules.{method.__name__}", f"--model.policy.model={MODEL['model']}"]
+    required = [f"--model=lightning_modules.{method.__name__}"]
+    required += [f"--model.{option}={MODEL['model']}" for option in without_default(method)]
     if "rewards" in constructor_parameters(method):
         required.append("--model.rewards=[rewards.ExactAnswer]")
     return parser().parse_args([*required, *arguments]).model.init_args
@@ -102,7 +120,7 @@ def change(part: Any) -> tuple[str, Any] | None:
     """The first option of a part that can be set by its type, with another value; None if it has no such option."""
     types = annotations(part)
     for name, default in part_options(part).items():
-        value = None if name == "model" else another(types.get(name), None if default is REQUIRED else default)
+        value = None if name in MODELS else another(types.get(name), None if default is REQUIRED else default)
         if value is not None:
             return name, value
     return None
@@ -146,7 +164,7 @@ def test_setting_one_option_leaves_all_others(method, part, option, value):
         if off and name != part:
             default = None
         differences += difference(name, settings.get(name), default)
-    accepted = {f"{part}.{option}", "policy.model"}
+    accepted = {f"{part}.{option}", *without_default(method)}
     wrong = [line for line in differences if line.split(" is ")[0] not in accepted]
     assert not wrong, "\n".join(wrong)
     assert any(line.startswith(f"{part}.{option} is ") for line in differences), f"{part}.{option} was not set"

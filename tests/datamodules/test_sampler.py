@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from datamodules import PromptLoader, PromptSampler
+from datamodules.samplers.prompt_sampler import RowSampler
 from support.errors import ConfigError
 from tests.helpers import quiet_trainer
 
@@ -71,3 +72,12 @@ def test_impossible_sizes_are_refused(arguments, message):
 def test_another_data_set_is_refused_on_resume():
     with pytest.raises(ConfigError, match="size=11, but this run has size=12"):
         PromptSampler(12, 2, 1).load_state_dict(PromptSampler(11, 2, 1).state_dict())
+
+
+def test_rows_without_rollouts_name_their_own_setting():
+    with pytest.raises(ConfigError, match=r"4 rows per step cannot be drawn from 3 rows; set data\.batch_size"):
+        RowSampler(3, 4, seed=0)
+    with pytest.raises(ConfigError, match=r"set data\.batch_size to a multiple"):
+        RowSampler(9, 3, seed=0, processes=2)
+    with pytest.raises(ConfigError, match=r"same data and data\.batch_size"):
+        RowSampler(9, 3, seed=0).load_state_dict(RowSampler(8, 3, seed=0).state_dict())

@@ -218,21 +218,11 @@ def test_hh_pairs(tmp_path):
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": ""},
     ]
+    rows = [row] * 120 + [{"chosen": "a", "rejected": "b"}]
+    with pytest.warns(UserWarning, match="1 of 121 rows of .* are left out, the first of them row 120"):
+        assert len(PairSource(write_jsonl(tmp_path / "some.jsonl", rows), format="hh").rows()) == 120
     with pytest.raises(ConfigError, match="not an HH pair"):
         PairSource(write_jsonl(tmp_path / "x.jsonl", [{"chosen": "a", "rejected": "b"}]), format="hh").rows()
-
-
-def test_a_few_rows_that_are_no_hh_pairs_are_left_out_and_named(tmp_path):
-    turn = "\n\nHuman: {}\n\nAssistant: "
-    rows = [{"chosen": turn.format(i) + "yes", "rejected": turn.format(i) + "no"} for i in range(40)]
-    rows[7]["rejected"] = turn.format("another") + "no"
-    with pytest.warns(UserWarning, match=r"1 of 40 rows of .* are left out.*: 7"):
-        pairs = PairSource(write_jsonl(tmp_path / "hh.jsonl", rows), format="hh").rows()
-    assert [pair["prompt"][0]["content"] for pair in pairs] == [str(i) for i in range(40) if i != 7]
-    for i in range(3):
-        rows[i]["rejected"] = "no dialogue"
-    with pytest.raises(ConfigError, match="row 0 of .* is not an HH pair, as 4 of 40 rows are not"):
-        PairSource(write_jsonl(tmp_path / "hh.jsonl", rows), format="hh").rows()
 
 
 def test_pairs_of_a_prompt_stay_together(tmp_path):

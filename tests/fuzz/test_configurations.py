@@ -25,6 +25,8 @@ NAMES = [
     "hc_rlhf",
     "sft",
     "reward_model",
+    "dpo",
+    "distill",
     "curriculum",
     "saturn",
     "think_json",

@@ -7,10 +7,10 @@ from tests.helpers.processes import run_on_two
 from tests.lightning_modules import two_processes, two_processes_failing, two_processes_methods
 
 #: the cases in which faults were found, and all others
-CHEAP = {"ddp": ["grpo", "one_shot", "adapt_think"], "fsdp2": ["grpo"]}
+CHEAP = {"ddp": ["grpo", "one_shot", "adapt_think", "kto"], "fsdp2": ["grpo"]}
 METHODS = [
     *("grpo", "grpo, two updates", "grpo, adapters", "one_shot", "s_grpo", "t_spmo", "prorl", "still3"),
-    *("adapt_think", "auto_think", "self_verify", "sft", "hc_rlhf"),
+    *("adapt_think", "auto_think", "self_verify", "sft", "dpo", "kto", "hc_rlhf"),
 ]
 
 
@@ -32,7 +32,7 @@ def agree(names, strategy, models, folder, monkeypatch, steps, seconds):
             assert len(one["metrics"]) == len(two["metrics"]) > 2
             for expected, found in zip(one["metrics"], two["metrics"], strict=True):
                 assert found == pytest.approx(expected, abs=1e-4, nan_ok=True), name
-        if name != "sft":
+        if name not in two_processes_methods.OFFLINE:
             assert one["fillers"] == 0, "one process has nothing to equalise"
             assert max(metrics["train/grad_norm"] for metrics in one["metrics"] if "train/grad_norm" in metrics) > 1e-3
     assert any(torch.load(folder / f"{name} {strategy} {rank}.pt")["fillers"] for name in names for rank in (0, 1)), (
@@ -48,7 +48,7 @@ def test_two_processes_do_what_one_does(strategy, reasoner, assistant, tmp_path,
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_every_method_does_on_two_processes_what_it_does_on_one(strategy, reasoner, assistant, tmp_path, monkeypatch):
-    assert {*two_processes_methods.cases(reasoner), "sft", "hc_rlhf"} == set(METHODS)
+    assert {*two_processes_methods.cases(reasoner), *two_processes_methods.OFFLINE, "hc_rlhf"} == set(METHODS)
     agree(METHODS, strategy, [reasoner, assistant], tmp_path, monkeypatch, steps=6, seconds=1200)
 
 

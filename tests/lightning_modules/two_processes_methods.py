@@ -32,6 +32,9 @@ from rollouts import BatchPlan, SamplingParams
 from tests.helpers import digits, sgd
 from tests.scale import train
 
+#: methods without rollouts
+OFFLINE = ("sft", "dpo", "kto")
+
 
 class Parity(Reward):
     """Right if the text has an odd number of characters; does not apply to one completion in five."""
@@ -110,7 +113,7 @@ def cases(model, **changes):
 def fit(name, strategy, model, folder, steps=6):
     """Train one case. Returns its final weights, metrics and number of filling passes."""
     L.seed_everything(0, verbose=False)
-    if name in ("sft", "hc_rlhf"):
+    if name in (*OFFLINE, "hc_rlhf"):
         (module, data), further = train.made(name, model), []
     else:
         module, further = cases(model)[name]()
@@ -143,6 +146,6 @@ def fit(name, strategy, model, folder, steps=6):
 def main(names, strategy, models, folder, steps=6):
     torch.set_num_threads(1)
     for name in names:
-        found = fit(name, strategy, models[name == "hc_rlhf"], folder, steps)
+        found = fit(name, strategy, models[name in ("dpo", "kto", "hc_rlhf")], folder, steps)
         rank = torch.distributed.get_rank() if strategy != "one" else 0
         torch.save(found, Path(folder) / f"{name} {strategy} {rank}.pt")

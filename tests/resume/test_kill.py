@@ -131,7 +131,25 @@ METHODS = {
         "reasoner",
         {"model": {"optimizer": MODEL["optimizer"]}, "data": {"train_size": 30, "val_size": 6, "batch_size": 4}},
     ),
+    "dpo": (
+        "dpo",
+        "assistant",
+        {
+            "model": {"optimizer": MODEL["optimizer"], "reference": "precomputed"},
+            "data": {"pairs": PAIRS, "batch_size": 32},
+        },
+    ),
+    "distill": (
+        "distill",
+        "reasoner",
+        {
+            "model": {"optimizer": MODEL["optimizer"], "sampling": SAMPLING, "on_policy": 0.5},
+            "data": {"source": "arithmetic", "train_size": 30, "val_size": 6, "batch_size": 4},
+        },
+    ),
 }
+#: methods whose steps are counted, not their rollouts
+OFFLINE = ("sft", "dpo", "distill")
 
 
 @pytest.fixture
@@ -148,7 +166,7 @@ def command(reasoner, assistant, tmp_path, empty_store):
             "model": {"init_args": changes["model"] | {"policy": policy | changes["model"].get("policy", {})}},
             "data": {"init_args": changes.get("data", DATA)},
             "trainer": {
-                "max_steps": ROLLOUTS * (1 if method == "sft" else 2),
+                "max_steps": ROLLOUTS * (1 if method in OFFLINE else 2),
                 "val_check_interval": 3,
                 "accelerator": "cpu",
                 "enable_progress_bar": False,
@@ -157,7 +175,7 @@ def command(reasoner, assistant, tmp_path, empty_store):
         }
         if method == "prorl":
             overlay["data"]["class_path"] = "datamodules.ArithmeticPrompts"
-        if method == "sft":
+        if method in OFFLINE:
             overlay["trainer"]["limit_val_batches"] = 1
         (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
         first = [f"--config={ROOT}/configs/laser.yaml"] if config == "laser_d" else []

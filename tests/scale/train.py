@@ -8,12 +8,20 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from callbacks import ReferenceReset, RolloutCheckpoint
-from datamodules import ArithmeticPrompts, Demonstrations, RecordsPrompts
-from lightning_modules import GRPO, HCRLHF, SFT, AdaptThink, AutoThink, Constraint, Evaluation, KLPenalty
+from datamodules import (
+    ArithmeticPrompts,
+    Demonstrations,
+    LabelledResponses,
+    PairSource,
+    PreferencePairs,
+    RecordsPrompts,
+)
+from lightning_modules import GRPO, HCRLHF, SFT, AdaptThink, AutoThink, Constraint, Evaluation, KLPenalty, Preference
+from objectives import DPO, KTO
 from policies import LoRA, PolicyParams
 from rewards import ExactAnswer, FunctionReward, RecordsCost, RecordsReward
 from rollouts import BatchPlan, SamplingParams
-from tests.helpers import digits
+from tests.helpers import ROOT, digits
 
 
 class Metrics(L.Callback):
@@ -55,6 +63,11 @@ def made(method, model):
         return SFT(PolicyParams(model), optimizer=given["optimizer"]), Demonstrations(
             "arithmetic", batch_size=8, train_size=64, val_size=7, seed=1
         )
+    if method in ("dpo", "kto"):
+        pairs = PairSource(str(ROOT / "assets/preferences/records.parquet"), limit=120)
+        loss, kind = (DPO(), PreferencePairs) if method == "dpo" else (KTO(), LabelledResponses)
+        module = Preference(PolicyParams(model), loss=loss, optimizer=given["optimizer"])
+        return module, kind(pairs, batch_size=8, seed=1)
     if method in ("adapt_think", "auto_think"):
         kind = {"adapt_think": AdaptThink, "auto_think": AutoThink}[method]
         return kind(PolicyParams(model), [ExactAnswer(), FunctionReward(digits)], **given), ArithmeticPrompts(

@@ -1,0 +1,159 @@
+"""Compare methods that learn from given data, arm by arm, three seeds.
+
+    python benchmarks/offline.py --what redi            # REDI beside DPO and SimPO, all from SFT on right traces
+    python benchmarks/offline.py --what realignment     # TrRa: the student's length by the teacher's weight
+    python benchmarks/offline.py --what redi --run false            # the table only
+
+REDI needs runs/redi/positives.jsonl and pairs.jsonl (`make redi`). A seed decides the order of the rows. Every arm ends
+with validations of its exported model. Results are runs/<what>/arms/<arm>_<seed>.json, so that an interrupted benchmark
+continues where it stopped.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.common import markdown_table, run_script, use_threads  # noqa: E402
+from main import main as command_line  # noqa: E402
+from support.files import atomic_write_text  # noqa: E402
+
+QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that start alike.
+
+    Fields:
+        arms: arm -> (configuration, or None for a model as it is; arguments; the arm or model that it starts from).
+        measure: (model's folder, samples) -> metrics.
+        columns: heading of the table -> metric.
+    """
+
+    arms: dict[str, tuple[str | None, list[str], str]]
+    measure: Callable[[str, int], Metrics]
+    columns: dict[str, str]
+
+
+def _run(stage: str, config: str, arguments: list[str], seed: int = 0) -> Metrics:
+    """Metrics of one command."""
+    cli = command_line([stage, f"--config=configs/{config}.yaml", f"--seed_everything={seed}", *QUIET, *arguments])
+    return {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+
+
+def _traces(model: str, samples: int) -> Metrics:
+    """pass@1 on held-out sums, and log-probs on all and on held-out pairs."""
+    policy = f"--model.policy.model={model}"
+    results = {"pass@1": _run("validate", "grpo", [policy, f"--model.evaluation.samples={samples}"])["val/pass@1"]}
+    for split, share in (("held_out", []), ("all", ["--data.val_share=1.0"])):
+        metrics = _run("validate", "redi", [policy, *share])
+        for name in ("logprob/chosen", "logprob/rejected", "margin"):
+            results[f"{split}/{name}"] = metrics[f"val/{name}"]
+    return results
+
+
+def _lengths(model: str, samples: int) -> Metrics:
+    """Length and pass@1 on held-out sums."""
+    arguments = [f"--model.policy.model={model}", f"--model.evaluation.samples={samples}"]
+    metrics = _run("validate", "laser", arguments)
+    return {name: metrics[f"val/{name}"] for name in ("length", "pass@1")}
+
+
+REDI = Comparison(
+    arms={
+        "sft": ("redi/3_sft", [], "assets/tiny_reasoner"),
+        "redi": ("redi", [], "sft"),
+        "redi, alpha 1.2": ("redi", ["--model.loss.alpha=1.2"], "sft"),
+        "dpo": ("redi", ["--model.loss=objectives.DPO"], "sft"),
+        "simpo": ("redi", ["--model.loss=objectives.SimPO"], "sft"),
+    },
+    measure=_traces,
+    columns={
+        "l, right": "all/logprob/chosen",
+        "l, wrong": "all/logprob/rejected",
+        "margin": "all/margin",
+        "l, right, held-out": "held_out/logprob/chosen",
+        "margin, held-out": "held_out/margin",
+        "pass@1": "pass@1",
+    },
+)
+REALIGNMENT = Comparison(
+    arms={
+        "reference": (None, [], "assets/tiny_rambler"),
+        "aligned": (None, [], "assets/tiny_reasoner"),
+        **{
+            f"lambda {weight}": ("distill", [f"--model.teacher.weight={weight}"], "assets/tiny_rambler")
+            for weight in (0.5, 1.0, 1.5, 2.0)
+        },
+    },
+    measure=_lengths,
+    columns={"tokens": "length", "pass@1": "pass@1"},
+)
+COMPARISONS = {"redi": REDI, "realignment": REALIGNMENT}
+
+
+def train(what: str, arm: str, seed: int, samples: int) -> Metrics:
+    """Train one arm, and measure it."""
+    comparison = COMPARISONS[what]
+    config, arguments, start = comparison.arms[arm]
+    if config is None:
+        return comparison.measure(start, samples)
+    folder = str(_path(what, arm, seed).with_suffix(""))
+    origin = str(_path(what, start, seed).with_suffix("")) if start in comparison.arms else start
+    export = [{"class_path": "callbacks.ExportPolicy", "init_args": {"folder": folder}}]
+    settings = [f"--model.policy.model={origin}", f"--trainer.callbacks={json.dumps(export)}"]
+    _run("fit", config, [*settings, "--trainer.limit_val_batches=0", *arguments], seed)
+    return comparison.measure(folder, samples)
+
+
+def _path(what: str, arm: str, seed: int) -> Path:
+    return Path(f"runs/{what}/arms/{arm.replace(', ', '_').replace(' ', '_').replace('.', '_')}_{seed}.json")
+
+
+def main(
+    what: Literal["redi", "realignment"] = "redi",
+    seeds: int = 3,
+    only: list[str] | None = None,
+    run: bool = True,
+    samples: int = 2,
+) -> None:
+    """Run what has no result yet and print the table.
+
+    Args:
+        what: the comparison. seeds: number of seeds. only: arms to run; all if None. run: whether to run, or only to
+            print. samples: completions per held-out problem.
+    """
+    use_threads()
+    for seed in range(seeds):
+        for arm in COMPARISONS[what].arms if only is None else only:
+            path = _path(what, arm, seed)
+            if run and not path.is_file():
+                result = train(what, arm, seed, samples)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write_text(path, json.dumps(result, indent=1))
+    print(table(what, seeds))
+
+
+def table(what: str, seeds: int) -> str:
+    """Mean and range over the seeds of every arm."""
+    comparison, rows = COMPARISONS[what], []
+    for arm in comparison.arms:
+        paths = [path for seed in range(seeds) if (path := _path(what, arm, seed)).is_file()]
+        results: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths]
+        if results:
+            cells = [_shown([one[name] for one in results]) for name in comparison.columns.values()]
+            rows.append([arm, str(len(results)), *cells])
+    return markdown_table(["arm", "seeds", *comparison.columns], rows)
+
+
+def _shown(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+if __name__ == "__main__":
+    run_script(main)
