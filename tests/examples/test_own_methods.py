@@ -134,4 +134,8 @@ def test_they_are_compared(tmp_path):
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     report = (tmp_path / "runs/compare/report.html").read_text()
-    assert ">GMPO<" in report and ">Replay<" in report and "HC-RLHF: another task" not in report
+    assert (
+        "<td>GMPO <i>2507.20673</i></td>" in report
+        and "<td>Replay</td>" in report
+        and "HC-RLHF: another task" not in report
+    )
