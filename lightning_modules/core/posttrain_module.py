@@ -21,6 +21,7 @@ from lightning_modules.core.resumed_settings import (
     refuse_other_optimizer,
     schedule,
 )
+from lightning_modules.core.saved_weights import check_weights
 from lightning_modules.core.trainer_checks import check_trainer
 from policies import Policy, PolicyParams
 from policies.locate import locate
@@ -279,24 +280,4 @@ class PosttrainModule(L.LightningModule):
         saved = checkpoint["state_dict"]
         if any(".reference." in name for name in saved) and self.policy_params.lora is not None:
             self.policy.add_reference_adapter()
-        expected = self.state_dict()
-        remedy = (
-            "it was made with another policy or LoRA setting. Resume with the configuration that it was trained with."
-        )
-        if resized := [name for name in expected.keys() & saved.keys() if expected[name].shape != saved[name].shape]:
-            name = min(resized)
-            raise ConfigError(
-                f"the checkpoint's {name} has the shape {tuple(saved[name].shape)}, this model's "
-                f"{tuple(expected[name].shape)}; {remedy}"
-            )
-        missing = expected.keys() - saved.keys() - self._rebuilt_from_config()
-        if missing and all(name.startswith("policy.reference.") for name in missing):
-            raise ConfigError(
-                f"the checkpoint has no reference, because its run had {self.no_reference[0]}, and this run needs one. "
-                f"{self.no_reference[1]}, or start a run of its own from the exported policy (callbacks.ExportPolicy, "
-                "then model.policy.model)."
-            )
-        if missing:
-            raise ConfigError(
-                f"the checkpoint lacks {len(missing)} of this model's weights, among them {min(missing)}; {remedy}"
-            )
+        check_weights(self.state_dict(), saved, self._rebuilt_from_config(), self.no_reference)
