@@ -13,6 +13,8 @@ from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 LETTERS = "ABCDEFGHIJ"
+#: number of last letters of which one may be the answer, the others denied or words; more would cost seconds
+CANDIDATES = 200
 # Repetitions are bounded: two that may share white space take quadratic time. A letter of another script next to a
 # Latin letter is not part of its word.
 _LETTER = r"[\[(*_$\s\"'{]{0,8}([A-Ja-j])(?![A-Za-z0-9_'])"
@@ -75,9 +77,10 @@ def stated_letters(text: str, options: int = 4) -> list[str]:
     if (match := _SINGLE.fullmatch(text[:40])) and len(text) <= 40:
         return [match[1].upper()] if match[1].upper() in allowed else []
     for pattern in (*_STATED, _ALONE):
-        matches = [m for m in pattern.finditer(text) if _letter(m) in allowed and _is_meant(text, m)]
-        if matches:
-            return _together(text, matches, allowed)
+        candidates = [match for match in pattern.finditer(text) if _letter(match) in allowed][-CANDIDATES:]
+        for match in reversed(candidates):
+            if _is_meant(text, match):
+                return _together(text, match, allowed)
     return []
 
 
@@ -110,9 +113,9 @@ def _is_word(text: str, place: int) -> bool:
     )
 
 
-def _together(text: str, matches: list[re.Match[str]], allowed: str) -> list[str]:
-    """The last letter, with those before and after it that "and", "or" or a comma join to it."""
-    letters, place = [_letter(matches[-1])], matches[-1].start(matches[-1].lastindex or 1)
+def _together(text: str, match: re.Match[str], allowed: str) -> list[str]:
+    """The letter of the match, with those before and after it that "and", "or" or a comma join to it."""
+    letters, place = [_letter(match)], match.start(match.lastindex or 1)
     before, end = place, place + 1
     while (joined := _JOINED.search(text[max(0, before - 40) : before])) and joined[1].upper() in allowed:
         before = max(0, before - 40) + joined.start(1)

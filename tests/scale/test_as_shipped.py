@@ -82,8 +82,8 @@ def merged(stack: tuple[str, ...], *keys: str) -> object:
     for name in stack:
         part = SETTINGS[name]
         for key in keys:
-            part = part.get(key) or {} if isinstance(part, dict) else {}
-        value = part or value
+            part = part.get(key) if isinstance(part, dict) else None
+        value = value if part is None else part
     return value
 
 
