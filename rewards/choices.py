@@ -117,7 +117,10 @@ def _together(text: str, match: re.Match[str], allowed: str) -> list[str]:
     """The letter of the match, with those before and after it that "and", "or" or a comma join to it."""
     letters, place = [_letter(match)], match.start(match.lastindex or 1)
     before, end = place, place + 1
-    while (joined := _JOINED.search(text[max(0, before - 40) : before])) and joined[1].upper() in allowed:
+    for _ in LETTERS:
+        joined = _JOINED.search(text[max(0, before - 40) : before])
+        if not joined or joined[1].upper() not in allowed:
+            break
         before = max(0, before - 40) + joined.start(1)
         if _is_word(text, before) or _NEGATED.search(text[max(0, before - 60) : before]):
             break
@@ -125,7 +128,10 @@ def _together(text: str, match: re.Match[str], allowed: str) -> list[str]:
     behind = re.compile(
         r"[)\].*]{0,3}\s{0,3}(?:,|/|\bor\b|\band\b|&){1}\s{0,3}(?:option\s)?[(\[*]{0,3}([A-J])(?![A-Za-z0-9_'])"
     )
-    while (more := behind.match(text, end)) and more[1] in allowed and not _is_word(text, more.start(1)):
+    for _ in LETTERS:
+        more = behind.match(text, end)
+        if not more or more[1] not in allowed or _is_word(text, more.start(1)):
+            break
         letters.append(more[1])
         end = more.end(1)
     return list(dict.fromkeys(letters))

@@ -1,12 +1,14 @@
 """Order and position of prompts, by themselves and through a Lightning checkpoint in the middle of an epoch."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from callbacks import RolloutCheckpoint
-from datamodules import PromptLoader, PromptSampler
+from datamodules import ArithmeticPrompts, PromptLoader, PromptSampler
 from support.errors import ConfigError
 from tests.helpers import quiet_trainer
 
@@ -73,6 +75,16 @@ def test_impossible_sizes_are_refused(arguments, message):
 def test_another_data_set_is_refused_on_resume():
     with pytest.raises(ConfigError, match="size=11, but this run has size=12"):
         PromptSampler(12, 2, 1).load_state_dict(PromptSampler(11, 2, 1).state_dict())
+
+
+def test_fewer_held_out_rows_than_processes_are_refused_on_all_of_them():
+    for rank in (0, 1):
+        data = ArithmeticPrompts(train_size=16, val_size=1)
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, state=SimpleNamespace(fn="fit"))
+        with pytest.raises(
+            ConfigError, match=r"1 row\(s\) of the split 'val' for 2 processes.*trainer.limit_val_batches"
+        ):
+            data.val_dataloader()
 
 
 class Epochs(Recorder):

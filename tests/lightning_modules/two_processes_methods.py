@@ -32,9 +32,6 @@ from rollouts import BatchPlan, SamplingParams
 from tests.helpers import digits, sgd
 from tests.scale import train
 
-#: cases with one held-out prompt, so that the second process has nothing to validate
-ONE_HELD_OUT = ("grpo, adapters", "t_spmo", "prorl")
-
 
 class Parity(Reward):
     """Right if the text has an odd number of characters; does not apply to one completion in five."""
@@ -79,8 +76,8 @@ def settings(**changes):
     } | changes
 
 
-def prompts(held_out=5):
-    return ArithmeticPrompts([1, 2], 24, held_out, seed=1)
+def prompts():
+    return ArithmeticPrompts([1, 2], 24, 5, seed=1)
 
 
 def cases(model, **changes):
@@ -117,7 +114,7 @@ def fit(name, strategy, model, folder, steps=6):
         (module, data), further = train.made(name, model), []
     else:
         module, further = cases(model)[name]()
-        data = prompts(1 if name in ONE_HELD_OUT else 5)
+        data = prompts()
     found, passes = Found(), core.policy_update.micro_batches
 
     def counted(*arguments, **options):

@@ -3,6 +3,7 @@
 The ratio of the two decides, and the ratio to a plain loop over the same text.
 """
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -16,8 +17,11 @@ from tests.rewards.text_functions import ALONE, NOT_MEASURED, WITH, measured, te
 SIZE = 1500
 #: of the two times; 4 is linear, 16 quadratic
 STEEPEST = 8.0
-#: times that a loop over the characters may take: 20 ms for 16,000 characters, which it passes in 0.4 ms
-LOOPS = 50
+#: loops over the characters in whose time a function ends. 20 ms for 16,000 characters are 50 of them; twice as many,
+#: because other work on the machine slows a function more than a loop.
+LOOPS = 100
+#: functions whose time is that of a tokenizer, of which only the growth is measured
+TOKENIZERS = ("policies.prompt_encoding.",)
 #: pieces of which hostile texts are made: what is repeated, and what follows once
 PIECES = [
     " ", "\n", " \n", "\t", ".", "....x", "!?", "a", "a ", "A", "A ", "A or ", "not A ", "(", "((", "[", "{", "}", "{}",
@@ -97,7 +101,9 @@ def loop(text: str) -> int:
     return blanks
 
 
-def faults(function: Callable[[str], object], hostile: list[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
+def faults(
+    function: Callable[[str], object], hostile: list[tuple[str, str, str]], loops_allowed: float = LOOPS
+) -> dict[tuple[str, str, str], str]:
     """Texts on which the function is too slow. Measured again are those that take much longer than most, or long."""
     spent = {parts: seconds(function, texts(*parts)[1], 1, measurements=1) for parts in hostile}
     usual, found = sorted(spent.values())[len(spent) // 2], {}
@@ -108,23 +114,30 @@ def faults(function: Callable[[str], object], hostile: list[tuple[str, str, str]
             if ratio > STEEPEST:
                 found[parts] = f"grows {ratio:.1f} times with a text four times as long"
         read = plain(large)  # what is read: a character such as one half stands for eleven
-        if time_spent > LOOPS / 2 * seconds(loop, read, 1):
+        if time_spent > loops_allowed / 2 * seconds(loop, read, 1):
             loops = min(seconds(function, large, 1) / seconds(loop, read, 1) for _ in range(3))
-            if loops > LOOPS:
+            if loops > loops_allowed:
                 found[parts] = f"takes as long as {loops:.0f} loops over its characters"
     return found
+
+
+def allowed(name: str) -> float:
+    """LOOPS of a function."""
+    return math.inf if name.startswith(TOKENIZERS) else LOOPS
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_time_grows_no_faster_than_the_text(name):
     """On every fourth text; which ones differs from function to function."""
     start = sum(map(ord, name)) % 4
-    assert faults(FUNCTIONS[name], HOSTILE[start::4]) == {}
+    assert faults(FUNCTIONS[name], HOSTILE[start::4], allowed(name)) == {}
 
 
 @pytest.mark.long
 def test_nor_on_any_of_the_texts():
-    assert {name: found for name, function in FUNCTIONS.items() if (found := faults(function, HOSTILE))} == {}
+    assert {
+        name: found for name, function in FUNCTIONS.items() if (found := faults(function, HOSTILE, allowed(name)))
+    } == {}
 
 
 def test_every_function_that_takes_a_text_is_measured():

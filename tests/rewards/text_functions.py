@@ -126,7 +126,7 @@ def with_text(function: Callable[..., object], arguments: tuple[object, ...]) ->
             cached.cache_clear()
         try:
             return function(*(text if argument is ... else argument for argument in arguments))
-        except (NeedsAlgebra, Unreadable, ValueError, SyntaxError, ConfigError):
+        except (NeedsAlgebra, Unreadable, ValueError, SyntaxError, RecursionError, MemoryError, ConfigError):
             return None
 
     return call
