@@ -1,8 +1,8 @@
 """Every configuration of configs/ as it ships: a rollout, a validation, a checkpoint, and a second rollout resumed.
 
 Replaced are only the model where the file names one that is not in this repository (a small one with the context of a
-large one), or where thousands of completions are measured before the first rollout (the same one, with more end tokens),
-the accelerator, the number of devices, and how long the run lasts.
+large one), or where thousands of completions are measured before the first rollout (the same one, with more end
+tokens), the accelerator, the number of devices, and how long the run lasts.
 """
 
 import json
