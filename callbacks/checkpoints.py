@@ -170,11 +170,26 @@ class RolloutCheckpoint(Checkpoint):
         if trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return
         asked = self._asked(trainer)
-        if asked or (self.every_n_rollouts and self._done(trainer) % self.every_n_rollouts == 0):
+        if asked or self._due(trainer):
             self._log(trainer)
             self._save(trainer)
         if asked:
             trainer._signal_connector.received_sigterm = True
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        """Whether the rollout that has ended is one to save after: an n-th one, or the last one.
+
+        At the end of the training Lightning counts its epoch as finished, so that a run which goes on from there, with
+        a higher `max_steps`, would leave out the rest of that epoch.
+        """
+        loop = trainer.fit_loop
+        ends_epoch = loop.epoch_loop._num_ready_batches_reached()
+        is_last = (
+            _reached(trainer.global_step, loop.max_steps)
+            or (ends_epoch and _reached(trainer.current_epoch + 1, loop.max_epochs))
+            or (trainer.should_stop and loop._can_stop_early)
+        )
+        return is_last or bool(self.every_n_rollouts and self._done(trainer) % self.every_n_rollouts == 0)
 
     def _log(self, trainer: L.Trainer) -> None:
         """Log the rollout's metrics now.
@@ -194,7 +209,7 @@ class RolloutCheckpoint(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         done, asked = self._done(trainer), self._asked(trainer)
-        if done and (asked or (self.every_n_rollouts and done % self.every_n_rollouts == 0) or done == self.last_saved):
+        if done and (asked or self._due(trainer) or done == self.last_saved):
             self.last_saved = -1  # save again: the validation has changed the state of other callbacks
             self._save(trainer)
         if asked:
@@ -222,3 +237,7 @@ class RolloutCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._save(trainer)
+
+
+def _reached(count: int, limit: int | None) -> bool:
+    return limit is not None and 0 <= limit <= count

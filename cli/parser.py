@@ -32,8 +32,19 @@ class Parser(LightningArgumentParser):
         return super().error(message, ex)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        """Parse the text of a configuration, of this version or of an earlier one."""
-        namespace: Namespace = super().parse_string(brought_up_to_date(content), *args, **kwargs)
+        """Parse the text of a configuration, of this version or of an earlier one.
+
+        Raises:
+            ConfigError: for a value with a null byte, where a section is looked for as a file.
+        """
+        try:
+            namespace: Namespace = super().parse_string(brought_up_to_date(content), *args, **kwargs)
+        except ValueError as error:
+            if "null byte" not in str(error):
+                raise
+            raise ConfigError(
+                "a configuration has a null byte (\\0) where it names a section; remove it from the file."
+            ) from error
         return namespace
 
 

@@ -108,6 +108,13 @@ class PromptData(L.LightningDataModule, ABC):
     def _evaluation_loader(self, split: str) -> DataLoader[Row]:
         rows = self.rows(split)
         if self.trainer is not None:
+            if len(rows) < self.trainer.world_size:
+                raise ConfigError(
+                    f"{type(self).__name__} has {len(rows)} row(s) of the split {split!r} for "
+                    f"{self.trainer.world_size} processes, and a process without rows would leave the others waiting; "
+                    "add rows (data.val_size), use fewer processes (trainer.devices), or set trainer.limit_val_batches "
+                    "to 0."
+                )
             # Every row on exactly one process: a padding sampler would count some rows twice.
             rows = rows[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(rows, batch_size=self.val_batch, collate_fn=list)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from policies.modes import checkpoint_layers, evaluation_mode, set_mode
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.params import PolicyParams
 from policies.prompt_encoding import Prompt, encode_prompt
-from policies.start_checks import WAYS, way_of_scoring
+from policies.start_checks import WAYS, agree_on_scoring, way_of_scoring
 from policies.tokenizer import check_known, load_tokenizer, open_thinking
 from support.errors import ConfigError
 from support.seeding import isolated_rng
@@ -72,8 +72,9 @@ class Policy(nn.Module):
         self.packed = params.packing and can_pack(self.bare)
         if self.packed:
             self.bare.set_attn_implementation(SHARED_PREFIX)
-        #: one of policies/start_checks.WAYS, once compared
+        #: one of policies/start_checks.WAYS, once compared, and whether all processes go this way
         self.scoring: str | None = None
+        self.scoring_agreed = False
         self.with_reference, self.is_whole, self.version_in_shards = with_reference, False, 0
         self.reference: nn.Module | None = None
         if params.lora is None and with_reference:
@@ -145,6 +146,7 @@ class Policy(nn.Module):
         Entropies carry a gradient only with `entropy_gradient`. Values outside the completion mask are arbitrary.
         """
         self.check(groups)
+        agree_on_scoring(self, in_shards=not self.is_whole)
         result: LogprobsAndEntropies = self(self._logprobs, self.model, groups, temperature, entropy_gradient)
         return result
 
@@ -191,6 +193,7 @@ class Policy(nn.Module):
     def reference_logprobs(self, groups: PromptGroups, temperature: float = 1.0) -> Float[Tensor, "rows time"]:
         """Log-probs of the completion tokens under the reference; values outside the completion mask are arbitrary."""
         self.check(groups)
+        agree_on_scoring(self, in_shards=True)
         with self.as_reference() as model:
             result: LogprobsAndEntropies = self(self._logprobs, model, groups, temperature)
         return result[0]

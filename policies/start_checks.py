@@ -140,6 +140,30 @@ def _attention(policy: Any, kind: str) -> Iterator[None]:
             policy.bare.set_attn_implementation(before)
 
 
+def _leave_packed(policy: Any) -> None:
+    """Give the models the attention of their own choice."""
+    for model in filter(None, (policy.bare, policy.reference)):
+        model.set_attn_implementation(policy.attention)
+
+
+def agree_on_scoring(policy: Any, in_shards: bool) -> None:
+    """Let all processes score in the slowest of the ways that they chose, once they gather weights in every forward.
+
+    `Policy.check` chooses without the others, because a process may sample while another has no prompts.
+
+    Args:
+        policy: a Policy that has chosen.
+        in_shards: whether the next forward gathers the weights of a policy in shards; all processes call it then.
+    """
+    in_shards = in_shards and isinstance(policy, FSDPModule)
+    if policy.scoring_agreed or not in_shards:
+        return
+    slowest = max(gathered(policy.scoring), key=list(WAYS).index)
+    if policy.scoring == "packed" != slowest:
+        _leave_packed(policy)
+    policy.scoring, policy.scoring_agreed = slowest, True
+
+
 def _gap(values: Tensor, expected: Tensor) -> float:
     return float((values - expected).abs().mean())
 
@@ -153,6 +177,9 @@ def _tolerance(model: nn.Module, device: torch.device) -> float:
 @torch.no_grad()
 def way_of_scoring(policy: Any, prompt: Int[Tensor, "time"] | list[int]) -> str:
     """The fastest of WAYS that gives the log-probs of unpadded forwards. A slower one than asked for is reported.
+
+    Where the weights are in shards and not gathered, all processes call it, each with a prompt of its own, and find the
+    same way. Where they are gathered, any process may call it alone.
 
     Args:
         policy: a Policy.
@@ -192,14 +219,13 @@ def way_of_scoring(policy: Any, prompt: Int[Tensor, "time"] | list[int]) -> str:
                 raise
             except FOREIGN as error:
                 problem = f"{name} fail with {type(error).__name__} ({_line(error)})"
-            if sharded:  # the processes must go the same way
+            if sharded and not policy.is_whole:  # the forwards of the next way need all processes
                 problem = next(filter(None, gathered(problem)), "")
             if not problem:
                 break
             reasons.append(problem)
             if way == "packed":
-                for one in filter(None, (policy.bare, policy.reference)):
-                    one.set_attn_implementation(policy.attention)
+                _leave_packed(policy)
         else:
             raise ConfigError(
                 f"{policy.params.model} cannot be trained: compared with its forward over single sequences, "

@@ -133,7 +133,7 @@ class NumericAnswer(AnswerReward):
         return (number := last_number(text)) is not None and number == last_number(gold)
 
     def gives_all(self, text: str, golds: list[str]) -> bool:
-        stated = numbers(text)[-len(golds) :]
+        stated = numbers(text, last=len(golds))
         return _matches([str(last_number(gold)) for gold in golds], list(map(str, stated)), str.__eq__)
 
     def extracted(self, batch: RolloutBatch) -> list[str]:

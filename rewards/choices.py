@@ -13,6 +13,8 @@ from rollouts import RolloutBatch
 from support.errors import ConfigError
 
 LETTERS = "ABCDEFGHIJ"
+#: number of last letters of which one may be the answer, the others denied or words; more would cost seconds
+CANDIDATES = 200
 # Repetitions are bounded: two that may share white space take quadratic time. A letter of another script next to a
 # Latin letter is not part of its word.
 _LETTER = r"[\[(*_$\s\"'{]{0,8}([A-Ja-j])(?![A-Za-z0-9_'])"
@@ -75,9 +77,10 @@ def stated_letters(text: str, options: int = 4) -> list[str]:
     if (match := _SINGLE.fullmatch(text[:40])) and len(text) <= 40:
         return [match[1].upper()] if match[1].upper() in allowed else []
     for pattern in (*_STATED, _ALONE):
-        matches = [m for m in pattern.finditer(text) if _letter(m) in allowed and _is_meant(text, m)]
-        if matches:
-            return _together(text, matches, allowed)
+        candidates = [match for match in pattern.finditer(text) if _letter(match) in allowed][-CANDIDATES:]
+        for match in reversed(candidates):
+            if _is_meant(text, match):
+                return _together(text, match, allowed)
     return []
 
 
@@ -110,11 +113,14 @@ def _is_word(text: str, place: int) -> bool:
     )
 
 
-def _together(text: str, matches: list[re.Match[str]], allowed: str) -> list[str]:
-    """The last letter, with those before and after it that "and", "or" or a comma join to it."""
-    letters, place = [_letter(matches[-1])], matches[-1].start(matches[-1].lastindex or 1)
+def _together(text: str, match: re.Match[str], allowed: str) -> list[str]:
+    """The letter of the match, with those before and after it that "and", "or" or a comma join to it."""
+    letters, place = [_letter(match)], match.start(match.lastindex or 1)
     before, end = place, place + 1
-    while (joined := _JOINED.search(text[max(0, before - 40) : before])) and joined[1].upper() in allowed:
+    for _ in LETTERS:
+        joined = _JOINED.search(text[max(0, before - 40) : before])
+        if not joined or joined[1].upper() not in allowed:
+            break
         before = max(0, before - 40) + joined.start(1)
         if _is_word(text, before) or _NEGATED.search(text[max(0, before - 60) : before]):
             break
@@ -122,7 +128,10 @@ def _together(text: str, matches: list[re.Match[str]], allowed: str) -> list[str
     behind = re.compile(
         r"[)\].*]{0,3}\s{0,3}(?:,|/|\bor\b|\band\b|&){1}\s{0,3}(?:option\s)?[(\[*]{0,3}([A-J])(?![A-Za-z0-9_'])"
     )
-    while (more := behind.match(text, end)) and more[1] in allowed and not _is_word(text, more.start(1)):
+    for _ in LETTERS:
+        more = behind.match(text, end)
+        if not more or more[1] not in allowed or _is_word(text, more.start(1)):
+            break
         letters.append(more[1])
         end = more.end(1)
     return list(dict.fromkeys(letters))

@@ -271,7 +271,8 @@ class CodeTests(Reward):
     def check_columns(self, row: dict[str, Any]) -> None:
         where = f"the reward {self.name!r} (CodeTests), row {row.get('id')!r}"
         if row.get("cases"):
-            if not all(isinstance(case, dict) and {"input", "output"} <= set(case) for case in row["cases"]):
+            cases = row["cases"] if isinstance(row["cases"], list) else [row["cases"]]
+            if not all(isinstance(case, dict) and {"input", "output"} <= set(case) for case in cases):
                 raise ConfigError(f"{where}: `cases` is not a list of {{input, output}}; correct the row.")
             return
         if not _tests_of(row) or not row.get("entry_point"):
@@ -281,9 +282,9 @@ class CodeTests(Reward):
             )
         try:
             _, count = caller_of(_tests_of(row), "", row["entry_point"])
-        except SyntaxError as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # nested too deeply, or a null byte
             raise ConfigError(
-                f"{where}: the tests are not valid Python: {error}; correct or remove the row."
+                f"{where}: the tests are not valid Python: {type(error).__name__} {error}; correct or remove the row."
             ) from error
         if count == 0:
             raise ConfigError(f"{where}: the tests contain no assert that calls anything; correct or remove the row.")

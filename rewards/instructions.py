@@ -4,7 +4,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rewards.answers import answers
 from rewards.base import Reward, needs
@@ -158,6 +159,19 @@ KINDS: dict[str, Callable[..., bool]] = {
 }
 
 
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value that came from JSON has the type of a parameter: plain ones, lists, literals and unions."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is UnionType:
+        return any(_is_a(value, part) for part in get_args(kind))
+    if kind is int:  # tables turn a column with gaps into floats
+        return not isinstance(value, bool) and (isinstance(value, int) or isinstance(value, float) and value % 1 == 0)
+    return isinstance(value, kind)
+
+
 def _arguments(instruction: dict[str, Any]) -> dict[str, Any]:
     """The arguments of an instruction, without None, with which a table fills rows of different length."""
     return {name: value for name, value in instruction.items() if name != "kind" and value is not None}
@@ -198,7 +212,7 @@ class InstructionFollowing(Reward):
             raise ConfigError(f"{where}: `instructions` is not a list of at least one {{kind, ...}}; correct the row.")
         for instruction in row["instructions"]:
             kind = instruction.get("kind") if isinstance(instruction, dict) else instruction
-            if kind not in KINDS:
+            if not isinstance(kind, str) or kind not in KINDS or not isinstance(instruction, dict):
                 raise ConfigError(
                     f"{where}: there is no instruction of the kind {kind!r}; use one of {', '.join(sorted(KINDS))}."
                 )
@@ -207,9 +221,11 @@ class InstructionFollowing(Reward):
                 signature.bind("", **arguments)
             except TypeError as error:
                 raise ConfigError(f"{where}: the instruction {kind!r} cannot take {arguments}: {error}.") from error
+            kinds = get_type_hints(KINDS[kind])
+            if wrong := [name for name, value in arguments.items() if not _is_a(value, kinds[name])]:
+                raise ConfigError(
+                    f"{where}: the instruction {kind!r} has {wrong[0]}: {arguments[wrong[0]]!r}, which is not of the "
+                    f"type {inspect.formatannotation(kinds[wrong[0]])}; correct the row."
+                )
             if {"at_least", "at_most"} <= set(signature.parameters) and not {"at_least", "at_most"} & set(arguments):
                 raise ConfigError(f"{where}: the instruction {kind!r} needs at_least, at_most or both.")
-            if kind == "case" and arguments["which"] not in ("lower", "upper"):
-                raise ConfigError(
-                    f"{where}: the instruction 'case' has which: {arguments['which']!r}; set which to lower or upper."
-                )

@@ -6,6 +6,7 @@ answer processes (rewards/answer_process.py) load it alone.
 
 import re
 import unicodedata
+from collections import deque
 from fractions import Fraction
 from functools import lru_cache
 
@@ -114,17 +115,14 @@ def _joined(text: str) -> str:
     )
 
 
-def numbers(text: str) -> list[Fraction | None]:
-    """All numbers of a text in their order; None for one without a value, such as 3/0."""
-    return [_value(match) for match in NUMBER.finditer(_joined(plain(text)))]
+def numbers(text: str, last: int | None = None) -> list[Fraction | None]:
+    """The numbers of a text in their order, all or the last so many; None for one without a value, such as 3/0."""
+    return [_value(match) for match in deque(NUMBER.finditer(_joined(plain(text))), maxlen=last)]
 
 
 def last_number(text: str) -> Fraction | None:
     """The last number of a text, None without one; thousands separators, exponents and simple fractions are read."""
-    match = None
-    for match in NUMBER.finditer(_joined(plain(text))):  # noqa: B007
-        pass
-    return None if match is None else _value(match)
+    return next(iter(numbers(text, last=1)), None)
 
 
 def number_of(text: str) -> Fraction | None:

@@ -59,6 +59,8 @@ NAMES = {
     for words, size in units.items()
     for word in words.split()
 }
+#: characters of the longest text that may be a unit
+LONGEST_UNIT = 100
 #: units of one letter, which is a variable if nothing marks it as a unit
 LETTERS = {name for name in NAMES if len(name) == 1 and name.isascii() and name.isalpha()}
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
@@ -75,6 +77,8 @@ def _named(word: str) -> Unit | None:
 @lru_cache(maxsize=4096)
 def unit_of(text: str) -> Unit:
     """The unit of a text: `cm`, `square inches`, `km/h`, `meters per second`, `cm^2`; UNKNOWN for other words."""
+    if len(text) > LONGEST_UNIT:
+        return UNKNOWN
     text = " ".join(text.lower().replace("^\\circ", "°").replace("^{\\circ}", "°").replace("\\%", "%").split()).strip(
         " ."
     )

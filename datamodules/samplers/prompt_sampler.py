@@ -58,11 +58,12 @@ class PromptSampler(Sampler[list[int]]):
         return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        while self.position < len(self):
-            rows = self.draw(self.epoch * len(self) + self.position)
-            self.position += 1
-            yield part_of_process(rows, self.rank, self.processes, self.updates)
-        self.position, self.epoch = 0, self.epoch + 1
+        # As many rollouts as an epoch has, from the position on. The next epoch begins with its last rollout's draw:
+        # a trainer that knows the length stops there, and what followed the last `yield` would not run.
+        for _ in range(len(self)):
+            rollout = self.epoch * len(self) + self.position
+            self.epoch, self.position = divmod(rollout + 1, len(self))
+            yield part_of_process(self.draw(rollout), self.rank, self.processes, self.updates)
 
     def draw(self, rollout: int) -> list[int]:
         """The rows of one rollout, over all processes."""
@@ -96,7 +97,8 @@ class PromptSampler(Sampler[list[int]]):
                     f"{name}={getattr(self, name)}; resume with the same data and {self.setting}, or start "
                     "without --ckpt_path."
                 )
-        self.epoch, self.position = state["epoch"], state["position"]
+        # Earlier versions wrote the end of an epoch as its length.
+        self.epoch, self.position = divmod(state["epoch"] * len(self) + state["position"], len(self))
 
 
 class RowSampler(PromptSampler):

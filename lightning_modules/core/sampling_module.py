@@ -126,8 +126,8 @@ class SamplingModule(PosttrainModule):
             forced: fixed first tokens of every completion, which are not sampled; lists may be empty.
         """
         prompts, at_once = [self.prompt_tokens(row) for row in rows], self.batch.rollout_micro_batch
-        self.policy.check(prompts)
         with self.policy.whole():
+            self.policy.check(prompts)
             batch = self.engine.generate(self.policy, prompts, rows, group_size, sampling, forced, at_once)
         if bool(batch.behaviour_logprobs.isnan().any()):
             logprobs = batch_logprobs(self.policy, batch, sampling.temperature or 1.0, self.update_token_budget)

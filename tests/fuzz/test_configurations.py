@@ -77,7 +77,9 @@ def places(node, path=()):
 def changed(draw):
     config = copy.deepcopy(CONFIGS[draw(st.sampled_from(NAMES))])
     for _ in range(draw(st.integers(1, 2))):
-        *parents, key = draw(st.sampled_from(places(config)))
+        if not (left := places(config)):  # everything was removed
+            break
+        *parents, key = draw(st.sampled_from(left))
         node = config
         for parent in parents:
             node = node[parent]
@@ -130,6 +132,8 @@ def test_changed_configurations(here, capsys, config):
         "!!python/object/apply:os.mkdir [executed]",
         "&a [*a]",
         "---\na: 1\n---\nb: 2\n",
+        'trainer: "\\0"',
+        'model: "\\0"',
     ],
 )
 def test_files_that_are_no_configuration(here, capsys, text):

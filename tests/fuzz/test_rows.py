@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,10 +13,12 @@ from datamodules import FilePrompts
 from datamodules.preferences import PairSource
 from datamodules.rows import check_rows, read_json, read_rows
 from policies.prompt_encoding import encode_content, encode_prompt
+from rewards.instructions import KINDS
 from support.errors import ConfigError
 from support.prompt_identity import normalised
 from tests.fuzz.shares import cases
 from tests.fuzz.test_completions import COMPLETIONS, JSON, REWARDS
+from tests.rewards.test_rewards import batch_of
 
 COLUMNS = [
     "prompt",
@@ -39,7 +42,14 @@ MESSAGES = st.lists(
     ),
     max_size=3,
 )
-ROWS = st.dictionaries(st.sampled_from(COLUMNS), st.text(max_size=20) | JSON | MESSAGES, max_size=6)
+#: instructions with arguments of any type
+FAULTY = st.dictionaries(
+    st.sampled_from(["kind", "words", "at_least", "at_most", "character", "phrase", "which", "script", "options"]),
+    st.sampled_from(sorted(KINDS)) | JSON,
+    max_size=3,
+)
+VALUES = st.text(max_size=20) | JSON | MESSAGES | st.lists(FAULTY, max_size=2)
+ROWS = st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=6)
 LINES = st.one_of(
     ROWS.map(lambda row: json.dumps(row).encode()),
     JSON.map(lambda v: json.dumps(v).encode()),
@@ -59,6 +69,9 @@ LINES = st.one_of(
         ]
     ),
 )
+
+
+CHECKED = REWARDS + [rewards.ReasoningGymScore(), rewards.MathAnswer(), rewards.FilledSchema(validate=True)]
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +111,16 @@ def test_files(folder, lines, suffix, ends):
 @cases("rows", 3)
 @given(ROWS)
 def test_rows_that_pass_the_checks_can_be_scored(row):
-    row = {"id": "0"} | row
-    for reward in REWARDS + [rewards.ReasoningGymScore(), rewards.MathAnswer(), rewards.FilledSchema(validate=True)]:
+    row = {"id": "0", "prompt": "?", "group_size": 2, "group_correct": 1, "solution_correct": True} | row
+    for reward in CHECKED:
         try:
             reward.check_columns(row)
         except ConfigError:
-            pass
+            continue
+        batch = batch_of(["a", "42"], [row])
+        correct = torch.tensor([1.0, 0.0])
+        batch.rewards |= {other.correctness: correct for other in REWARDS if hasattr(other, "correctness")}
+        assert reward(batch).shape == (2,)
 
 
 TOKENIZERS = [reasoner_tokenizer(), assistant_tokenizer()]

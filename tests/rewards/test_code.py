@@ -166,8 +166,12 @@ def test_programs_that_read_and_print():
     [
         ({"prompt": "p", "test": "assert f(1)"}, "needs the data columns `tests` and `entry_point`"),
         ({"prompt": "p", "test": "assert (", "entry_point": "f"}, "not valid Python"),
+        ({"prompt": "p", "test": "(" * 5000, "entry_point": "f"}, "not valid Python: (MemoryError|SyntaxError)"),
+        ({"prompt": "p", "test": "-" * 90000 + "1", "entry_point": "f"}, "not valid Python: (Memory|Recursion|Syntax)"),
+        ({"prompt": "p", "test": "a\x00", "entry_point": "f"}, "not valid Python: .*null bytes"),
         ({"prompt": "p", "test": "assert True", "entry_point": "f"}, "no assert that calls anything"),
         ({"prompt": "p", "cases": [{"input": "1"}]}, "list of {input, output}"),
+        ({"prompt": "p", "cases": 5}, "list of {input, output}"),
     ],
 )
 def test_a_faulty_row_is_named(row, message):

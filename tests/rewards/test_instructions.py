@@ -76,7 +76,13 @@ def test_share_or_all():
         ([{"kind": "keywords"}], "'keywords' cannot take {}: missing a required argument: 'words'"),
         ([{"kind": "no_commas", "words": ["a"]}], "cannot take .*unexpected keyword argument 'words'"),
         ([{"kind": "number_of_words"}], "needs at_least, at_most or both"),
-        ([{"kind": "case", "which": "title"}], "which: 'title'; set which to lower or upper"),
+        ([{"kind": "case", "which": "title"}], "which: 'title', which is not of the type"),
+        ([[]], r"there is no instruction of the kind \[\]"),
+        (["no_commas"], "there is no instruction of the kind 'no_commas'"),
+        ([{"kind": ["no_commas"]}], r"there is no instruction of the kind \['no_commas'\]"),
+        ([{"kind": "keywords", "words": ["a", 5]}], r"words: \['a', 5\], which is not of the type list\[str\]"),
+        ([{"kind": "number_of_words", "at_least": "x"}], "at_least: 'x', which is not of the type"),
+        ([{"kind": "number_of_words", "at_least": 2.5}], "at_least: 2.5, which is not of the type"),
     ],
 )
 def test_a_faulty_row_is_named(instructions, message):

@@ -1,7 +1,8 @@
 """Every configuration of configs/ as it ships: a rollout, a validation, a checkpoint, and a second rollout resumed.
 
 Replaced are only the model where the file names one that is not in this repository (a small one with the context of a
-large one), the accelerator, the number of devices, and how long the run lasts.
+large one), or where thousands of completions are measured before the first rollout (the same one, with more end
+tokens), the accelerator, the number of devices, and how long the run lasts.
 """
 
 import json
@@ -21,6 +22,7 @@ import yaml
 
 from assets.make_untrained import main as make_untrained
 from main import main
+from tests.helpers.processes import run_on_two
 from tests.rollouts.vllm_fake import FakeLLM, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,14 +98,29 @@ def merged(stack: tuple[str, ...], *keys: str) -> object:
     for name in stack:
         part = SETTINGS[name]
         for key in keys:
-            part = part.get(key) or {} if isinstance(part, dict) else {}
-        value = part or value
+            part = part.get(key) if isinstance(part, dict) else None
+        value = value if part is None else part
     return value
+
+
+def make_brief(folder: Path) -> None:
+    """Let a model end its completions early: every third character, the first digit among them, is an end token."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    ends = [
+        1,
+        *(number for number in tokenizer["model"]["vocab"].values() if number % 3 == 1 and number not in special),
+    ]
+    generation = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": ends}))
 
 
 @pytest.fixture(scope="session")
 def large_context(tmp_path_factory):
-    """The embedded models with the context length of a large model, by the names that configurations use."""
+    """The embedded models with the context length of a large model, by the names that configurations use.
+
+    The reasoner's completions are short.
+    """
     folders = {}
     for name in ("assets/tiny_reasoner", "assets/tiny_assistant"):
         folder = tmp_path_factory.mktemp("large_context") / name
@@ -111,6 +128,7 @@ def large_context(tmp_path_factory):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
         folders[name] = str(folder)
+    make_brief(Path(folders["assets/tiny_reasoner"]))
     return folders
 
 
@@ -163,6 +181,8 @@ def replaced(stack: tuple[str, ...], large_context: dict[str, str]) -> dict[str,
         changes["model.policy.model"] = large_context["assets/tiny_reasoner"]
     elif "hc_rlhf/actor" in stack:  # meant for the overlay of a large model, with completions of 512 tokens
         changes["model.policy.model"] = large_context[model]
+    elif stack[0] == "adapt_think":
+        make_brief(Path(model))
     if merged(stack, "trainer", "num_nodes"):
         changes["trainer.num_nodes"] = 1
     return changes
@@ -229,9 +249,9 @@ def test_a_stack_with_weights_in_shards_runs_as_it_ships(stack, home, large_cont
         f"{strategy}.data_parallel_size": 2,
         f"{strategy}.process_group_backend": "gloo",
     }
-    launched(ROOT / "main.py", [*arguments(stack, changes, steps=1), *UNTESTED.get(stack[0], [])], processes=2)
+    on_two_processes([*arguments(stack, changes, steps=1), *UNTESTED.get(stack[0], [])], home)
     second = arguments(stack, changes, steps=steps_done(checkpoints()[0]) + 1)
-    launched(ROOT / "main.py", [*second, "--ckpt_path=last"], processes=2)
+    on_two_processes([*second, "--ckpt_path=last"], home)
     assert len(checkpoints()) == 2
 
 
@@ -250,11 +270,22 @@ def test_the_configuration_of_a_script_runs_as_it_ships(name, home):
     assert Path("made.parquet").stat().st_size > 0
 
 
-def launched(program: Path, given: list[str], processes: int = 1) -> None:
-    """Run a program in processes of its own."""
-    several = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    command = [sys.executable, *(several if processes > 1 else []), str(program), *given]
+def main_in(folder: Path, given: list[str]) -> None:
+    """A process of its own: main.py in this folder."""
+    os.chdir(folder)
+    main(given)
+
+
+def on_two_processes(given: list[str], folder: Path) -> None:
+    """main.py as torchrun starts it; tests/scale/test_torchrun.py has torchrun itself."""
+    log = folder / "log.txt"
+    assert run_on_two(main_in, folder, given, log=log, seconds=400) == [0, 0], log.read_text()[-4000:]
+
+
+def launched(program: Path, given: list[str]) -> None:
+    """Run a program in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(program), *given]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
 
