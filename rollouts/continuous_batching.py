@@ -7,7 +7,7 @@ does not depend on the rows beside it.
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from policies import Policy
@@ -15,9 +15,12 @@ from rollouts.decoder import Decoder
 from rollouts.engine import Prompts, StopStrings, draw, warpers
 from rollouts.kv_cache import Cache, PromptCache, SharedPrompts
 from rollouts.sampling import SamplingParams
+from rollouts.turns import FinishReason
 
 PREFILL_TOKENS = 4096  # maximum number of prompt tokens computed at once: bounds the memory of the widest layer
 SHARE_FROM = 128  # mean tokens per prompt from which reading it once per group is faster than a copy for every row
+#: names of the codes in ContinuousBatching.reasons
+FINISH_REASONS: tuple[FinishReason, ...] = ("length", "eos", "stop")
 LOGITS = 2**23  # maximum number of logits held at once: 32 MiB in float32
 
 
@@ -72,10 +75,11 @@ class ContinuousBatching:
     def generate(self, rows_at_once: int) -> None:
         """Generate all rows, at most `rows_at_once` side by side."""
         shared: SharedPrompts | None = None
-        while self.waiting or len(self.row):
-            if self.waiting and len(self.row) < rows_at_once:
-                self._admit(min(rows_at_once - len(self.row), self.waiting))
+        while self._pending():
+            if self._enter(rows_at_once):
                 shared = None
+            if not len(self.row):
+                continue
             drawn = self._draw()
             live_tokens = self._finish(drawn)
             if len(live_tokens) < len(drawn):
@@ -91,6 +95,17 @@ class ContinuousBatching:
             positions = self.prompt_cache.lengths[self.slot] + self.steps
             self.hidden = self.decoder.step(live_tokens, positions, places, last_place, self.completion_cache, shared)
             self.steps = self.steps + 1
+
+    def _pending(self) -> bool:
+        """Whether anything is left to generate."""
+        return bool(self.waiting or len(self.row))
+
+    def _enter(self, rows_at_once: int) -> bool:
+        """Let rows join the live ones, up to this many in all. Returns whether any did."""
+        if not self.waiting or len(self.row) >= rows_at_once:
+            return False
+        self._admit(min(rows_at_once - len(self.row), self.waiting))
+        return True
 
     def _admit(self, count: int) -> None:
         """Start the next `count` waiting rows, behind the live ones, and compute the prompts that have no slot yet."""
@@ -161,19 +176,15 @@ class ContinuousBatching:
     def _finish(self, drawn: Int[Tensor, "live"]) -> Int[Tensor, "still_live"]:
         """Remove rows that ended, and move the last live rows into their places. Returns the live rows' tokens."""
         ended = torch.isin(drawn, self.ends)
-        stopped = self.stop(self.tokens[self.row], self.steps + 1) if self.sampling.stop else torch.zeros_like(ended)
-        done = ended | stopped | (self.steps + 1 == self.sampling.max_new_tokens)
+        stopped, limits = self._stopped(), self._limits()
+        done = ended | stopped | (self.steps + 1 == limits)
         finished = done.nonzero()[:, 0]
         if not len(finished):
             return drawn
         rows = self.row[finished]
         self.lengths[rows] = self.steps[finished] + 1
         self.reasons[rows] = torch.where(ended, 1, stopped.long() * 2)[finished]
-        for row in rows.tolist():
-            prompt = row // self.group_size
-            self.unfinished[prompt] -= 1
-            if not self.unfinished[prompt]:
-                self.free.append(self.slots.pop(prompt))
+        self._leave(finished)
         live = len(drawn) - len(finished)
         holes, movers = finished[finished < live], live + (~done[live:]).nonzero()[:, 0]
         order = torch.arange(live, device=drawn.device)
@@ -186,6 +197,28 @@ class ContinuousBatching:
         if 2 * len(self.slots) < len(self.prompt_cache.lengths):
             self._fewer_slots()
         return drawn[order]
+
+    def _stopped(self) -> Bool[Tensor, "live"]:
+        """Live rows that a stop string ends with the token just drawn."""
+        if not self.sampling.stop:
+            return torch.zeros_like(self.steps, dtype=torch.bool)
+        return self.stop(self.tokens[self.row], self.steps + 1)
+
+    def _limits(self) -> int | Int[Tensor, "live"]:
+        """Number of tokens at which each live row ends at the latest."""
+        return self.sampling.max_new_tokens
+
+    def _leave(self, finished: Int[Tensor, "finished"]) -> None:
+        """Called with the live rows that ended, before others take their places."""
+        self._release(self.row[finished].tolist())
+
+    def _release(self, rows: list[int]) -> None:
+        """Free the slots of prompts whose last row has ended."""
+        for row in rows:
+            prompt = row // self.group_size
+            self.unfinished[prompt] -= 1
+            if not self.unfinished[prompt]:
+                self.free.append(self.slots.pop(prompt))
 
     def _fewer_slots(self) -> None:
         """Keep only the slots of prompts that are still needed, since every slot costs time in every step."""

@@ -11,8 +11,10 @@ from transformers import LogitsProcessorList, StopStringCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from policies import Policy
-from rollouts.batch import FinishReason, RolloutBatch
+from rollouts.batch import RolloutBatch
+from rollouts.environment import Environment
 from rollouts.sampling import SamplingParams
+from rollouts.turns import FinishReason, Turns
 from support.errors import ConfigError
 from support.identity import identity
 from support.processes import gathered, in_one_order
@@ -47,6 +49,7 @@ class Engine(ABC):
         sampling: SamplingParams,
         forced: Forced = None,
         rows_at_once: int | None = None,
+        environment: Environment | None = None,
     ) -> RolloutBatch:
         """Generate `group_size` completions of every prompt (token ids), prompt-major.
 
@@ -57,6 +60,8 @@ class Engine(ABC):
             forced: first tokens of every completion, which are not sampled: False in the action mask,
                 log-prob 0. Lists may be empty.
             rows_at_once: maximum number of completions generated side by side; None sets no limit.
+            environment: what follows each turn of a completion; sampling.max_new_tokens then bounds all turns and the
+                environment's text together. None for completions of one turn.
         """
 
 
@@ -205,13 +210,20 @@ class StopStrings:
         self.criteria = StopStringCriteria(policy.tokenizer, strings) if strings else None
         self.reach = self.criteria.maximum_token_len if self.criteria else 0
 
-    def __call__(self, ids: Int[Tensor, "rows time"], lengths: Int[Tensor, "rows"]) -> Bool[Tensor, "rows"]:
-        """Whether the first `lengths` tokens of each row end with a stop string."""
+    def __call__(
+        self, ids: Int[Tensor, "rows time"], lengths: Int[Tensor, "rows"], start: Int[Tensor, "rows"] | None = None
+    ) -> Bool[Tensor, "rows"]:
+        """Whether the first `lengths` tokens of each row end with a stop string.
+
+        Args:
+            start: index of the first token that may belong to the stop string; 0 if None.
+        """
         if self.criteria is None:
             return torch.zeros_like(lengths, dtype=torch.bool)
         places = lengths[:, None] - torch.arange(self.reach, 0, -1, device=ids.device)
         no_token = torch.iinfo(ids.dtype).max  # matches no string
-        tail = torch.where(places >= 0, ids.gather(1, places.clamp(min=0)), no_token)
+        first = 0 if start is None else start[:, None]
+        tail = torch.where(places >= first, ids.gather(1, places.clamp(min=0)), no_token)
         ended: Tensor = self.criteria(tail, None)
         return ended
 
@@ -225,6 +237,7 @@ def assemble(
     lengths: Tensor,
     forced: Tensor,
     reasons: list[FinishReason],
+    turns: Turns | None = None,
 ) -> RolloutBatch:
     """Make the batch, with padding and forced tokens masked.
 
@@ -252,5 +265,6 @@ def assemble(
         behaviour_logprobs=logprobs[:, :width].masked_fill(~action, 0.0),
         finish_reasons=reasons,
         rows=rows,
+        turns=turns,
         decoder=policy.decode,
     )
