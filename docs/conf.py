@@ -18,7 +18,10 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("lightning_modules", "datamodules", "rewards", "callbacks", "objectives", "policies", "rollouts", "support")
+PACKAGES = (
+    "lightning_modules", "datamodules", "environments", "rewards", "callbacks", "objectives", "policies", "rollouts",
+    "support",
+)  # fmt: skip
 sys.path.insert(0, str(ROOT))
 from benchmarks.pages import page_of  # noqa: E402
 from support.papers import all_papers  # noqa: E402

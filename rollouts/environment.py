@@ -27,7 +27,7 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """What an environment knows about one completion.
+    """Everything that an environment knows about one completion.
 
     Args:
         row: the prompt's data row (answer, task, id).
@@ -46,7 +46,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Reply:
-    """What follows a turn. With neither `text` nor `messages` the conversation ends.
+    """The answer of an environment to a turn. With neither `text` nor `messages` the conversation ends.
 
     No token of a reply is the policy's choice: all are False in the action mask.
 
@@ -74,7 +74,7 @@ class Reply:
 
 
 class Environment(ABC):
-    """What follows each turn of a completion; `reply` decides.
+    """The other side of completions of several turns; `reply` decides what follows each turn.
 
     Engines call `reply` for every turn, also for one that used up the last token: its reward counts, its text does not.
     Everything that belongs to a completion is in the conversation, so that one environment serves all completions at
@@ -101,7 +101,7 @@ class Environment(ABC):
 
     @abstractmethod
     def reply(self, conversation: Conversation) -> Reply:
-        """What follows the last turn of a conversation."""
+        """Decide what follows the last turn of a conversation."""
 
     def template_arguments(self) -> dict[str, Any]:
         """Arguments of the chat template that prompts need, such as `tools`."""

@@ -29,7 +29,8 @@ _LIBRARIES = tuple(
 )
 #: this project's packages; a class or function in them is identified by its file
 _PROJECT = set(
-    "callbacks cli datamodules environments lightning_modules objectives policies rewards rollouts support tracking".split()
+    "callbacks cli datamodules environments lightning_modules objectives policies rewards rollouts support "
+    "tracking".split()
 )
 _CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, types.MappingProxyType)
 

@@ -49,7 +49,9 @@ class Result:
 
 
 #: packages whose code decides the outcome of a run
-SOURCES = "callbacks cli datamodules lightning_modules objectives policies rewards rollouts support".split()
+SOURCES = (
+    "callbacks cli datamodules environments lightning_modules objectives policies rewards rollouts support"
+).split()
 
 
 def digest(command: list[str]) -> str:
