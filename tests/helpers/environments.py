@@ -36,7 +36,7 @@ class Fuzz(Environment):
     def reply(self, conversation):
         draw = random.Random(f"{conversation.seed} {len(conversation.turns)}")
         if self.waits:
-            time.sleep(draw.random() * 0.004)
+            time.sleep(random.random() * 0.004)
         kind = draw.random()
         text = "".join(draw.choice("0123456789+=? \n`<>") for _ in range(draw.randrange(7)))
         common = {

@@ -1,14 +1,27 @@
 """Conversations: masks, log-probs and draws of every engine, against slow references."""
 
 import math
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from policies import Policy, PolicyParams
 from policies.prompt_encoding import encode_content
-from rollouts import EmbeddedEngine, Environment, Reply, RolloutBatch, SamplingParams, TransformersEngine, Turns
-from rollouts import continuous_batching, read_rollout, write_rollout
+from rollouts import (
+    EmbeddedEngine,
+    Environment,
+    Reply,
+    RolloutBatch,
+    SamplingParams,
+    TransformersEngine,
+    Turns,
+    continuous_batching,
+    read_rollout,
+    write_rollout,
+)
+from rollouts.decoder import Decoder
 from rollouts.transformers_engine import WAYS
 from support.errors import ConfigError
 from support.seeding import isolated_rng
@@ -18,8 +31,9 @@ from tests.helpers.environments import Chat, Fuzz
 @pytest.fixture(scope="module")
 def policy(reasoner):
     policy = Policy(PolicyParams(reasoner))
-    with torch.no_grad():  # peaked distributions with frequent ends
-        policy.model.lm_head.weight.mul_(20.0)
+    with torch.no_grad():  # peaked distributions, in which the end token is likely at times
+        policy.model.lm_head.weight.mul_(10.0)
+        policy.model.lm_head.weight[policy.eos_token_ids[0]] *= 2
     return policy
 
 
@@ -53,9 +67,10 @@ ENGINES = {
 def slow_reference(policy, batch, row, said, environment, sampling):
     """Mask and turn of every token of a row, by walking over its ids with what the environment said.
 
-    Each reply's ids come from whole renderings of the template with and without it, not from `encode_reply`.
+    A token is a character here, and the template is written out.
     """
     tokenizer, ends = policy.tokenizer, set(policy.eos_token_ids)
+    texts = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     ids = batch.completion_ids[row, : int(batch.lengths[row])].tolist()
     mask, number, place, turn = [], [], 0, 0
     replies = iter(said)
@@ -63,7 +78,7 @@ def slow_reference(policy, batch, row, said, environment, sampling):
     while place < len(ids):
         begin, text = place, ""
         while True:
-            text += tokenizer.decode(ids[place])
+            text += texts[ids[place]]
             place += 1
             mask.append(True), number.append(turn)
             stopped = stops and any(text.endswith(mark) for mark in environment.stop)
@@ -75,7 +90,6 @@ def slow_reference(policy, batch, row, said, environment, sampling):
         if reply.text is not None:
             added = [tokenizer.convert_tokens_to_ids(c) for c in reply.text]
         else:
-            behind = "".join(f"<{m['role']}>" for m in reply.messages[:0])
             added = [] if ids[place - 1] in ends else [tokenizer.eos_token_id]
             for message in reply.messages:
                 head = f"<{message['role']}>"
@@ -84,7 +98,6 @@ def slow_reference(policy, batch, row, said, environment, sampling):
                 added += [known] if is_token else [tokenizer.convert_tokens_to_ids(c) for c in head]
                 added += [tokenizer.convert_tokens_to_ids(c) for c in message["content"]]
             added += [tokenizer.convert_tokens_to_ids(t) for t in ("<assistant>", "<think>")]
-            assert behind == ""
         assert ids[place : place + len(added)] == added
         mask += [False] * len(added)
         number += [-1] * len(added)
@@ -99,9 +112,6 @@ def test_masks_of_a_thousand_fuzzed_conversations_equal_a_slow_reference(policy)
     batch = hold(EmbeddedEngine(), policy, environment, count=125, group=8, sampling=sampling)
     rows = batch.completion_ids.shape[0]
     assert rows == 1000 and len(environment.said) == 1000
-    said = list(environment.said.values())
-    by_first = {tuple(id(reply) for reply in replies): replies for replies in said}
-    assert len(by_first) == 1000
     kinds = set()
     seeds = seeds_of(policy, 125, 8, sampling)
     for row in range(rows):
@@ -116,23 +126,25 @@ def test_masks_of_a_thousand_fuzzed_conversations_equal_a_slow_reference(policy)
         kinds |= {*batch.turns.finish_reasons[row], "env" if not all(mask) else "plain"}
         kinds |= {name for name, values in batch.turns.values.items() if values[row]}
     assert kinds == {"eos", "stop", "length", "env", "plain", "turns_exhausted", "tokens_exhausted", "replies"}
-    assert torch.equal(batch.behaviour_logprobs != 0, batch.action_mask & (batch.behaviour_logprobs != 0))
+    assert not batch.behaviour_logprobs[~batch.action_mask].any()
 
 
 def seeds_of(policy, count, group, sampling):
-    """The seed of each row's conversation, from an environment that ends at once."""
+    """The seed of each row's conversation, from an environment that all rows ask after one token, in order."""
 
     class Seeds(Environment):
+        max_turn_tokens = 1
+
         def __init__(self):
             self.seen = []
 
         def reply(self, conversation):
-            self.seen.append((conversation.row["id"], conversation.seed))
+            self.seen.append(conversation.seed)
             return Reply()
 
     environment = Seeds()
-    hold(EmbeddedEngine(), policy, environment, count=count, group=group, sampling=sampling, rows_at_once=1)
-    return [seed for _, seed in environment.seen]
+    hold(EmbeddedEngine(), policy, environment, count=count, group=group, sampling=sampling)
+    return environment.seen
 
 
 @torch.no_grad()
@@ -175,23 +187,35 @@ def test_greedy_conversations_equal_those_made_by_generate_turn_by_turn(policy, 
         assert batch.action_mask[row, :length].tolist() == chosen
 
 
+def same(batch, expected):
+    assert torch.equal(batch.completion_ids, expected.completion_ids)
+    assert torch.equal(batch.action_mask, expected.action_mask)
+    assert torch.equal(batch.turns.number, expected.turns.number)
+    assert batch.finish_reasons == expected.finish_reasons
+    assert batch.turns.finish_reasons == expected.turns.finish_reasons
+    assert torch.allclose(batch.behaviour_logprobs, expected.behaviour_logprobs, atol=1e-4)
+
+
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("share_from", [0, 1000])
-def test_all_engines_hold_the_same_conversations_however_many_rows_are_side_by_side(
-    policy, monkeypatch, waits, share_from
-):
+def test_a_conversation_does_not_depend_on_its_neighbours(policy, monkeypatch, waits, share_from):
     monkeypatch.setattr(continuous_batching, "SHARE_FROM", share_from)
     expected = hold(EmbeddedEngine(), policy, Fuzz(waits))
     assert len(set(expected.turns.counts.tolist())) > 2
-    for name, made in ENGINES.items():
-        for rows_at_once in (None, 4, 1) if name == "embedded" else (None, 4):
-            batch = hold(made(), policy, Fuzz(waits), rows_at_once=rows_at_once)
-            assert torch.equal(batch.completion_ids, expected.completion_ids), name
-            assert torch.equal(batch.action_mask, expected.action_mask)
-            assert torch.equal(batch.turns.number, expected.turns.number)
-            assert batch.finish_reasons == expected.finish_reasons
-            assert batch.turns.finish_reasons == expected.turns.finish_reasons
-            assert torch.allclose(batch.behaviour_logprobs, expected.behaviour_logprobs, atol=1e-4)
+    for rows_at_once in (7, 2):
+        same(hold(EmbeddedEngine(), policy, Fuzz(waits), rows_at_once=rows_at_once), expected)
+    alone = hold(EmbeddedEngine(), policy, Fuzz(waits), count=2)
+    assert alone.turns.finish_reasons == expected.turns.finish_reasons[:6]
+    assert [i[m].tolist() for i, m in zip(alone.completion_ids, alone.completion_mask, strict=True)] == [
+        i[m].tolist() for i, m in zip(expected.completion_ids, expected.completion_mask, strict=True)
+    ][:6]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_engines_hold_the_same_conversations(policy, engine):
+    expected = hold(EmbeddedEngine(), policy, Fuzz(), count=3)
+    for rows_at_once in (None, 4):
+        same(hold(ENGINES[engine](), policy, Fuzz(waits=True), count=3, rows_at_once=rows_at_once), expected)
 
 
 def test_slow_replies_change_no_bit(policy):
@@ -202,24 +226,32 @@ def test_slow_replies_change_no_bit(policy):
         assert torch.equal(batches[0].behaviour_logprobs, other.behaviour_logprobs)
 
 
-def test_other_rows_are_decoded_while_a_reply_is_waited_for(policy):
-    """With an overlap, replies of several rows are waited for at the same time."""
+def test_other_rows_are_decoded_while_a_reply_is_waited_for(policy, monkeypatch):
+    steps, step = [0], Decoder.step
+
+    def counted(*arguments, **options):
+        steps[0] += 1
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(Decoder, "step", counted)
 
     class Slow(Chat):
-        at_once = most = 0
+        """Row 0 has a short second turn, and does not answer to it before others have gone on."""
+
+        went_on = False
 
         def reply(self, conversation):
-            import time
+            if conversation.row["id"] == 0 and len(conversation.turns) == 2:
+                before, until = steps[0], time.monotonic() + 20
+                while steps[0] < before + 3 and time.monotonic() < until:
+                    time.sleep(0.001)
+                Slow.went_on = steps[0] >= before + 3
+            short = 1 if conversation.row["id"] == 0 else None
+            reply = super().reply(conversation)
+            return reply if reply.ends else replace(reply, max_tokens=short)
 
-            Slow.at_once += 1
-            Slow.most = max(Slow.most, Slow.at_once)
-            time.sleep(0.02)
-            Slow.at_once -= 1
-            return super().reply(conversation)
-
-    batch = hold(EmbeddedEngine(), policy, Slow(waits=True))
-    assert Slow.most > 3
-    assert torch.equal(batch.completion_ids, hold(EmbeddedEngine(), policy, Chat()).completion_ids)
+    batch = hold(EmbeddedEngine(), policy, Slow(waits=True, overlap=5), group=1, sampling=SamplingParams(90))
+    assert Slow.went_on and set(batch.turns.counts.tolist()) == {3}
 
 
 def test_a_batch_of_conversations_can_be_divided_put_together_cut_and_stored(policy, tmp_path):
@@ -358,8 +390,6 @@ def test_bad_replies_end_the_run_and_are_named(policy, engine, waits, answer, er
 
 
 def test_a_reply_that_does_not_come_ends_the_run(policy):
-    import time
-
     with pytest.raises(ConfigError, match=r"has not replied in 0\.05 seconds \(Bad, turn 1"):
         hold(EmbeddedEngine(), policy, Bad(lambda: time.sleep(1), waits=True, timeout_s=0.05), count=1)
 
