@@ -22,7 +22,7 @@ from rollouts import BatchPlan, RolloutBatch, SamplingParams, Turns, read_rollou
 from support.errors import ConfigError
 from tests.helpers import build, digits, fit, quiet_trainer, sums
 from tests.helpers.batches import batch_of_texts
-from tests.helpers.environments import Chat
+from tests.helpers.talks import Chat
 
 
 def chatting(model, **parts):
@@ -110,7 +110,7 @@ def test_a_trace_has_one_span_per_turn(reasoner, tmp_path, monkeypatch):
     turns = [{"text": "a", "tokens": 1, "finish": "eos", "reward": 0.5}, {"text": "b", "tokens": 2, "finish": "stop"}]
     facts = {
         "name": "val", "rollout": 1, "judge": "GRPO", "time_ms": 1, "prompt": "?", "prompt_id": "1",
-        "completions": [{"completion": "ab", "rewards": {"r": 1.0}, "turns": turns}, {"completion": "c", "rewards": {}}],
+        "completions": [{"completion": "ab", "rewards": {}, "turns": turns}, {"completion": "c", "rewards": {}}],
     }  # fmt: skip
     trace(client, run, facts)
     (found,) = mlflow.search_traces(locations=[client.get_run(run).info.experiment_id], return_type="list")

@@ -31,7 +31,7 @@ from policies import LoRA, PolicyParams
 from rewards import FunctionReward, Guarded, Reward, TurnRewards
 from rollouts import BatchPlan, SamplingParams
 from tests.helpers import digits, sgd
-from tests.helpers.environments import Chat
+from tests.helpers.talks import Chat
 from tests.scale import train
 
 

@@ -133,7 +133,7 @@ METHODS = {
         {
             "model": MODEL
             | {
-                "environment": part("tests.helpers.environments.Chat", waits=True),
+                "environment": part("tests.helpers.talks.Chat", waits=True),
                 "sampling": {"max_new_tokens": 60},
                 "shaping": {"credit": "turn"},
                 "rewards": [part("rewards.TurnRewards"), *JUDGE],

@@ -25,7 +25,7 @@ from rollouts.decoder import Decoder
 from rollouts.transformers_engine import WAYS
 from support.errors import ConfigError
 from support.seeding import isolated_rng
-from tests.helpers.environments import Chat, Fuzz
+from tests.helpers.talks import Chat, Fuzz
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_all_engines_hold_the_same_conversations(policy, engine):
 
 
 def test_slow_replies_change_no_bit(policy):
-    """Which rows are computed together does not depend on how long the environment takes."""
+    """The rows that are computed together do not depend on how long the environment takes."""
     batches = [hold(EmbeddedEngine(), policy, Fuzz(waits=True, overlap=3), rows_at_once=7) for _ in range(3)]
     for other in batches[1:]:
         assert torch.equal(batches[0].completion_ids, other.completion_ids)

@@ -10,7 +10,7 @@ from policies import LoRA
 from rollouts import SamplingParams, TransformersEngine, VLLMEngine, VLLMServer
 from support.errors import ConfigError
 from support.seeding import isolated_rng
-from tests.helpers.environments import Chat, Fuzz
+from tests.helpers.talks import Chat, Fuzz
 from tests.rollouts.test_engine import PROMPTS, ROWS, build, naive, roll
 from tests.rollouts.vllm_fake import FakeLLM, serve
 
