@@ -5,7 +5,6 @@ engine asks and settles row by row (rollouts/conversation_batching.py); other en
 time, from their cache (rollouts/carried_turns.py) or without (`by_turns`).
 """
 
-import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, TimeoutError
@@ -23,7 +22,7 @@ from rollouts.sampling import SamplingParams
 from rollouts.turns import FinishReason, Turns
 from support.errors import ConfigError
 from support.seeding import derive_seed
-from support.threads import done, on_thread
+from support.threads import Threads, done
 
 #: metrics of every environment: conversations that were cut at its max_turns, or for lack of tokens for its reply
 CUT = ("turns_exhausted", "tokens_exhausted")
@@ -81,7 +80,7 @@ class Conversations:
             Conversation(rows[row // group_size], seed, width) for row, seed in zip(range(count), seeds, strict=True)
         ]
         self.failed = False
-        self._limit = threading.Semaphore(environment.concurrent)
+        self._threads = Threads(environment.concurrent)
 
     def ask(self, row: int, end: int, reason: FinishReason) -> "Future[Reply]":
         """Tell the environment that the row's turn has ended before the token `end`, and ask what follows."""
@@ -94,7 +93,7 @@ class Conversations:
         self.turn_reasons[row].append(reason)
         self.lengths[row], self.reasons[row] = end, reason
         if self.environment.waits:
-            return on_thread(self.environment.reply, conversation, limit=self._limit)
+            return self._threads.submit(self.environment.reply, conversation)
         return done(self.environment.reply, conversation)
 
     def settle(self, row: int, future: "Future[Reply]") -> list[int] | None:
@@ -203,7 +202,7 @@ class Conversations:
                 f"the environment has not replied in {environment.timeout_s:g} seconds ({where}); bound what it waits "
                 "for, or raise its timeout_s."
             ) from error
-        except Exception as error:
+        except BaseException as error:  # also SystemExit on a thread
             error.add_note(f"raised by the environment {where}")
             self.failed = True
             raise

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from policies import Policy
 from policies.modes import evaluation_mode
+from policies.packing import limits
 from policies.start_checks import FOREIGN
 from rollouts.batch import RolloutBatch
 from rollouts.carried_turns import carry_turns
@@ -100,6 +101,8 @@ class TransformersEngine(Engine):
         for way in [self.ways[talks]] if talks in self.ways else WAYS[0 if talks else 1 :]:
             if policy.scoring == "by_length":
                 way = replace(way, by_length=True, carried=False)
+            if way.carried and limits(policy.bare.config):
+                continue  # a window would count the padding between turns, which no short comparison shows
             conversations: Conversations | None = None
             if environment is not None:
                 conversations = Conversations(policy, environment, rows, group_size, sampling, forced_tokens, uniform)

@@ -54,7 +54,8 @@ def turn_advantages(
     )
     by_turn = result.unflatten(0, returns.shape)
     by_turn = by_turn if by_turn.dim() == 3 else by_turn[..., None]
-    return (by_turn.nan_to_num(0.0) * of_turn).sum(1)
+    by_token: Tensor = (by_turn.nan_to_num(0.0) * of_turn).sum(1)
+    return by_token
 
 
 def _turns(batch: RolloutBatch) -> Turns:

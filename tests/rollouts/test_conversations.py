@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from assets.make_untrained import reasoner_tokenizer
 from policies import Policy, PolicyParams
 from policies.prompt_encoding import encode_content
 from rollouts import (
@@ -413,3 +414,36 @@ def test_without_an_environment_a_batch_has_no_turns(policy):
         batch = EmbeddedEngine().generate(policy, prompts_of(policy, 2), [{}, {}], 2, SamplingParams(8))
     assert batch.turns is None and batch.turn_texts == [[text] for text in batch.completions]
     assert isinstance(hold(EmbeddedEngine(), policy, Chat()).turns, Turns)
+
+
+@pytest.mark.parametrize(("family", "way"), [("gpt2", WAYS[0]), ("mistral", WAYS[1])])
+def test_conversations_of_other_architectures(family, way, tmp_path):
+    """Learned positions count what the mask shows; a window would count the padding between turns, so it is avoided."""
+    from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = reasoner_tokenizer()
+    common = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    if family == "gpt2":
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=128, initializer_range=0.3, **common)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    else:
+        config = MistralConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+            max_position_embeddings=128, sliding_window=12, initializer_range=0.3, **common,
+        )  # fmt: skip
+        MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy, engine = Policy(PolicyParams(str(tmp_path))), TransformersEngine()
+    policy.tokenizer.chat_template = tokenizer.chat_template
+    batch = hold(engine, policy, Fuzz())
+    assert engine.ways[True] == way
+    prompts = prompts_of(policy, 5)
+    with torch.no_grad():
+        for row in range(15):
+            completion = batch.completion_ids[row, : int(batch.lengths[row])]
+            ids = torch.cat([torch.tensor(prompts[row // 3]), completion])[None]
+            plain = policy.model(ids).logits[0, len(prompts[row // 3]) - 1 : -1].log_softmax(-1)
+            plain = plain.gather(1, completion[:, None])[:, 0]
+            chosen = batch.action_mask[row, : len(plain)]
+            assert torch.allclose(batch.behaviour_logprobs[row, : len(plain)][chosen], plain[chosen], atol=1e-4)
