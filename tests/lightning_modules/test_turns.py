@@ -12,6 +12,7 @@ from callbacks import CompletionsTable, CompletionTraces, RolloutRecorder, Write
 from callbacks.completions import table
 from callbacks.traces import group
 from cli import inspect
+from cli.plan_report import batches
 from cli.run_plan import RunPlan
 from lightning_modules import GRPO, Evaluation, KLPenalty, Shaping
 from lightning_modules.core.turn_credit import turn_advantages, turn_returns
@@ -189,6 +190,7 @@ def test_the_plan_counts_all_turns(reasoner, tmp_path):
     module = chatting(reasoner)
     plan = RunPlan.of(quiet_trainer(3), module, sums())
     assert plan.tokens == 8 * 64 + 2 * plan.prompt
+    assert "environment: Chat, at most 3 turns" in "\n".join(batches(plan, module, sums()))
 
 
 def test_a_table_of_one_turn_has_no_column_for_turns(reasoner):
