@@ -103,6 +103,27 @@ def test_predictions_validations_and_traces_show_turns(reasoner, tmp_path):
     assert "turn 2" in inspect.main([str(tmp_path / "local/predictions.jsonl")]).read_text()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"turn": [0]}, "its 'turn' is not one whole number per token"),
+        ({"turn": [0, 1.5]}, "its 'turn' is not one whole number per token"),
+        ({"turn_rewards": ["a"]}, "its 'turn_rewards' are not numbers"),
+        ({"turn_finish": None}, "its 'turn_finish' are not texts"),
+    ],
+)
+def test_records_with_damaged_turns_are_refused(changes, message, tmp_path):
+    record = {
+        "id": 1, "prompt": "?", "finish": "eos", "length": 2, "tokens": ["a", "b"], "logprobs": [0.0, 0.0],
+        "turn": [0, -1], "turn_rewards": [None], "turn_finish": ["eos"],
+    }  # fmt: skip
+    (tmp_path / "whole.jsonl").write_text(json.dumps(record))
+    assert "grey text" in inspect.main([str(tmp_path / "whole.jsonl")]).read_text()
+    (tmp_path / "damaged.jsonl").write_text(json.dumps(record | changes))
+    with pytest.raises(ConfigError, match=message):
+        inspect.main([str(tmp_path / "damaged.jsonl")])
+
+
 def test_a_trace_has_one_span_per_turn(reasoner, tmp_path, monkeypatch):
     from tracking.trace_record import trace
 
