@@ -2,7 +2,7 @@ export OMP_NUM_THREADS ?= 1
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py callbacks cli datamodules \
-  lightning_modules objectives policies rewards rollouts support tracking main.py
+  environments lightning_modules objectives policies rewards rollouts support tracking main.py
 
 .PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
   wheels real-pairs assets r1 redi clean

@@ -19,6 +19,7 @@ SIBLINGS = {
     "tracking": ("support",),
     "rollouts": ("policies", "support"),
     "rewards": ("datamodules", "policies", "rollouts", "support"),
+    "environments": ("datamodules", "policies", "rewards", "rollouts", "support"),
     "callbacks": ("datamodules", "objectives", "policies", "rewards", "rollouts", "support", "tracking"),
     "lightning_modules": ("datamodules", "objectives", "policies", "rewards", "rollouts", "support", "tracking"),
     "cli": (

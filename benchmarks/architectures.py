@@ -26,6 +26,7 @@ from benchmarks.families import FAMILIES
 from benchmarks.tiny_models import Family, build
 from policies import LoRA, Policy, PolicyParams
 from rollouts import EmbeddedEngine, SamplingParams
+from rollouts.transformers_engine import WAYS
 from support.errors import ConfigError
 from support.seeding import isolated_rng
 
@@ -89,9 +90,9 @@ def rolled(policy: Policy) -> tuple[Any, str]:
         batch = engine.generate(policy, PROMPTS, [{"id": i} for i in range(3)], 2, SamplingParams(NEW_TOKENS))
     if all(engine._checked.values()):
         return batch, "embedded"
-    by_length, cached = engine._other._way or (False, True)
-    by_length |= policy.scoring == "by_length"
-    return batch, "generate" + (", by length" if by_length else "") + ("" if cached else ", no cache")
+    way = engine._other.ways.get(False, WAYS[1])
+    by_length = way.by_length or policy.scoring == "by_length"
+    return batch, "generate" + (", by length" if by_length else "") + ("" if way.cache else ", no cache")
 
 
 def rollout_and_update(policy: Policy, model: Any) -> tuple[Cell, Cell]:

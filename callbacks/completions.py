@@ -18,6 +18,8 @@ TABLES, MAX_TAG_LENGTH = "mlflow.loggedArtifacts", 8000
 def table(batch: RolloutBatch, prompts: int) -> dict[str, list[Any]]:
     """Columns of the first `prompts` groups: prompt, completion, answer, length, finish, rewards, advantage.
 
+    Completions that an environment took part in also have turns (their number), turn rewards and finish reasons.
+
     The advantage of a completion is the mean over its tokens where every token has its own.
     """
     rows = slice(0, prompts * batch.group_size)
@@ -28,6 +30,12 @@ def table(batch: RolloutBatch, prompts: int) -> dict[str, list[Any]]:
         "length": batch.lengths[rows].tolist(),
         "finish": list(batch.finish_reasons[rows]),
     }
+    if batch.turns is not None:
+        reasons = batch.turns.finish_reasons[rows]
+        by_turn = [values[: len(r)] for values, r in zip(batch.turns.rewards[rows].tolist(), reasons, strict=True)]
+        columns["turns"] = [len(r) for r in reasons]
+        columns["turn rewards"] = [", ".join("-" if math.isnan(v) else f"{v:.4g}" for v in row) for row in by_turn]
+        columns["turn finish"] = [", ".join(r) for r in reasons]
     for name, scores in batch.rewards.items():
         columns[f"reward/{name}"] = [None if math.isnan(s) else s for s in scores[rows].tolist()]
     if batch.advantages is not None:

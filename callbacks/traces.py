@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from rollouts import RolloutBatch
+from rollouts import RolloutBatch, Turns
 from support.errors import ConfigError
 from tracking.run_records import Facts, now_ms, record
 from tracking.runs import mlflow_runs
@@ -16,7 +16,8 @@ def group(batch: RolloutBatch, prompt: int) -> Facts:
     """Contents of a trace: one prompt and its completions."""
     row, size = batch.rows[prompt], batch.group_size
     text = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
-    completions = []
+    completions: list[Facts] = []
+    texts = batch.turn_texts if batch.turns is not None else []
     for index in range(prompt * size, (prompt + 1) * size):
         rewards = {name: float(scores[index]) for name, scores in batch.rewards.items()}
         completions.append(
@@ -27,12 +28,28 @@ def group(batch: RolloutBatch, prompt: int) -> Facts:
                 "rewards": {name: value for name, value in rewards.items() if not math.isnan(value)},
             }
         )
+        if batch.turns is not None:
+            completions[-1]["turns"] = _turns(batch.turns, texts[index], index)
     return {
         "prompt": text,
         "prompt_id": str(row.get("id", prompt)),
         "answer": row.get("answer"),
         "completions": completions,
     }
+
+
+def _turns(turns: Turns, texts: list[str], row: int) -> list[Facts]:
+    """Contents of the spans of a completion's turns."""
+    rewards = turns.rewards[row].tolist()
+    return [
+        {
+            "text": text,
+            "tokens": int(turns.lengths(turn)[row]),
+            "finish": turns.finish_reasons[row][turn],
+            "reward": None if math.isnan(rewards[turn]) else rewards[turn],
+        }
+        for turn, text in enumerate(texts)
+    ]
 
 
 class CompletionTraces(L.Callback):

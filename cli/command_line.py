@@ -19,8 +19,8 @@ STAGES = ("fit", "validate", "test", "predict")
 COMMANDS = (*STAGES, "plan", "chat")
 EXAMPLE = "python main.py fit --config configs/grpo.yaml"
 #: packages whose classes are not listed when a configuration from elsewhere is refused
-KNOWN = ("callbacks.", "datamodules.", "lightning.", "lightning_modules.", "objectives.", "policies.", "rewards.",
-         "rollouts.", "torch.", "tracking.")  # fmt: skip
+KNOWN = ("callbacks.", "datamodules.", "environments.", "lightning.", "lightning_modules.", "objectives.", "policies.",
+         "rewards.", "rollouts.", "torch.", "tracking.")  # fmt: skip
 #: other projects' commands -> ours
 SYNONYMS = {"train": "fit", "eval": "validate", "evaluate": "validate", "generate": "predict", "talk": "chat"}
 

@@ -24,6 +24,7 @@ STYLE = (
     "body{font:15px/1.6 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "article{border-top:1px solid #ddd;padding:.6rem 0}p{margin:.3rem 0}.prompt{color:#666;white-space:pre-wrap}"
     ".text{font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}small{color:#555}"
+    ".environment{color:#777;background:#eee}.turn{color:#555;font-size:.8em;border:1px solid #bbb;padding:0 .3em}"
 )
 BLUE, RED, ORANGE = "31,97,200", "200,50,40", "235,130,20"
 COLOURS = ("advantage", "kl", "surprise")
@@ -43,10 +44,20 @@ def token_values(row: dict[str, Any], colour: str) -> list[float] | None:
     return [-value for value in row["logprobs"]]
 
 
-def coloured(tokens: list[str], values: list[float], scale: float, colour: str) -> str:
-    """Spans whose background is stronger the larger the absolute value is."""
-    spans = []
-    for token, value in zip(tokens, values, strict=True):
+def coloured(tokens: list[str], values: list[float], turns: list[int] | None, scale: float, colour: str) -> str:
+    """Spans whose background is stronger the larger the absolute value is; the environment's tokens are grey.
+
+    Args:
+        turns: number of each token's turn, -1 on the environment's tokens; None for completions of one turn.
+    """
+    spans, begun = [], -1
+    for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
+        if turns is not None and turns[place] > begun:
+            begun = turns[place]
+            spans.append(f'<span class="turn">turn {begun + 1}</span>')
+        if turns is not None and turns[place] < 0:
+            spans.append(f'<span class="environment">{html.escape(token) or "&#9633;"}</span>')
+            continue
         strength = min(1.0, abs(value) / scale)
         tone = ORANGE if colour == "surprise" else BLUE if value > 0 else RED
         text = html.escape(token) or "&#9633;"
@@ -57,7 +68,12 @@ def coloured(tokens: list[str], values: list[float], scale: float, colour: str) 
 def page(rows: list[dict[str, Any]], colour: str, title: str) -> str:
     """The whole document. The 98th percentile of the absolute values, and above, has full colour."""
     values = [token_values(row, colour) or [0.0] * len(row["tokens"]) for row in rows]
-    sizes = sorted(abs(value) for row_values in values for value in row_values)
+    sizes = sorted(
+        abs(value)
+        for row, row_values in zip(rows, values, strict=True)
+        for value, turn in zip(row_values, row.get("turn") or [0] * len(row_values), strict=True)
+        if turn >= 0
+    )
     # Scaled by the maximum, a single outlier would leave all others white.
     scale = (sizes[math.ceil(0.98 * (len(sizes) - 1))] or sizes[-1] if sizes else 0.0) or 1.0
     articles = []
@@ -66,17 +82,20 @@ def page(rows: list[dict[str, Any]], colour: str, title: str) -> str:
             f"{name} {value:.4g}" for name, value in row.items() if name.startswith("reward/") and value is not None
         ]
         facts += [f"advantage {row['advantage']:.4g}"] if isinstance(row.get("advantage"), float) else []
+        if row.get("turn") is not None:
+            rewards = ["none" if value is None else f"{value:.4g}" for value in row["turn_rewards"]]
+            facts += [f"{len(rewards)} turns ({', '.join(row['turn_finish'])}) with rewards {', '.join(rewards)}"]
         facts += [f"{row['length']} tokens", str(row["finish"]), f"id {row['id']}"]
         articles.append(
             f'<article><p class="prompt">{html.escape(str(row["prompt"]))}</p>'
-            f'<p class="text">{coloured(row["tokens"], row_values, scale, colour)}</p>'
+            f'<p class="text">{coloured(row["tokens"], row_values, row.get("turn"), scale, colour)}</p>'
             f"<small>{html.escape(', '.join(facts))}</small></article>"
         )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"<p>Coloured by {colour}; full colour is {scale:.4g} and above. A box is the end token. Point at a token for "
-        f"its number.</p>{''.join(articles)}</html>\n"
+        f"<p>Coloured by {colour}; full colour is {scale:.4g} and above. A box is the end token, grey text is the "
+        f"environment's. Point at a token for its number.</p>{''.join(articles)}</html>\n"
     )
 
 
@@ -127,6 +146,14 @@ def _fault(row: Any) -> str | None:
             return f"its {name!r} is not one number per token"
         if not isinstance(values, list) and values is not None and not (name == "advantage" and _is_number(values)):
             return f"its {name!r} is {str(values)[:40]!r}"
+    if (turns := row.get("turn")) is not None:
+        if not isinstance(turns, list) or len(turns) != len(tokens) or not all(type(turn) is int for turn in turns):
+            return "its 'turn' is not one whole number per token"
+        rewards, reasons = row.get("turn_rewards"), row.get("turn_finish")
+        if not isinstance(rewards, list) or not all(value is None or _is_number(value) for value in rewards):
+            return "its 'turn_rewards' are not numbers"
+        if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
+            return "its 'turn_finish' are not texts"
     wrong = [n for n, value in row.items() if n.startswith("reward/") and value is not None and not _is_number(value)]
     return f"its {wrong[0]!r} is not a number" if wrong else None
 

@@ -44,6 +44,11 @@ def batches(plan: RunPlan, module: OnPolicyModule, data: Any) -> list[str]:
         f"per rollout: at most {plan.rows:,} x {module.sampling.max_new_tokens:,} completion tokens + "
         f"{batch.prompts_per_rollout:,} prompts of at most {plan.prompt:,} = {plan.tokens:,} tokens",
     ]
+    if (environment := module.environment) is not None:
+        lines.append(
+            f"environment: {type(environment).__name__}, at most {environment.max_turns} turns, which share the "
+            "completion tokens with its replies"
+        )
     if plan.rollouts is None or plan.steps is None:
         lines.append("per run: no end; set trainer.max_steps (optimiser steps)")
     else:

@@ -8,6 +8,7 @@ import lightning as L
 
 from lightning_modules.core.on_policy import OnPolicyModule
 from policies import encode_prompt, load_tokenizer
+from rollouts.environment import add_template_arguments
 
 #: number of prompts, the longest in characters, that are encoded to find the longest in tokens
 ENCODED = 64
@@ -44,6 +45,8 @@ class RunPlan:
         """Work out the numbers from the objects of a command line, none of which has loaded a model."""
         batch, train = module.batch, data.rows("train")
         tokenizer = load_tokenizer(module.policy_params.model, module.policy_params.chat_template_args)
+        if module.environment is not None:
+            add_template_arguments(tokenizer, module.environment)
         longest = sorted((row["prompt"] for row in train), key=lambda prompt: -len(str(prompt)))[:ENCODED]
         prompt_tokens = max(len(encode_prompt(tokenizer, prompt)) for prompt in longest)
         rows, epoch = batch.prompts_per_rollout * batch.group_size, len(train) // batch.prompts_per_rollout

@@ -18,7 +18,10 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("lightning_modules", "datamodules", "rewards", "callbacks", "objectives", "policies", "rollouts", "support")
+PACKAGES = (
+    "lightning_modules", "datamodules", "environments", "rewards", "callbacks", "objectives", "policies", "rollouts",
+    "support",
+)  # fmt: skip
 sys.path.insert(0, str(ROOT))
 from benchmarks.pages import page_of  # noqa: E402
 from support.papers import all_papers  # noqa: E402
@@ -48,6 +51,8 @@ nitpick_ignore_regex = [(r"py:.*", rf"(?!({'|'.join(PACKAGES)})\.).*")]  # names
 # Bases and types of public classes that have no page of their own.
 nitpick_ignore = [
     ("py:class", "lightning_modules.hc_rlhf.safety_phase.SafetyTestPhase"),
+    ("py:class", "rollouts.request_engine.RequestEngine"),
+    ("py:class", "rollouts.transformers_engine.Way"),
     ("py:class", "support.seen_prompts.SeenPrompts"),
 ]
 

@@ -9,6 +9,7 @@ from policies.packing import PromptGroups
 from policies.params import LoRA, PolicyParams
 from policies.policy import Policy
 from policies.prompt_encoding import Prompt, encode_prompt
+from policies.reply_encoding import encode_reply
 from policies.scorer import Scorer, load_scorer
 from policies.tokenizer import load_tokenizer
 
@@ -20,6 +21,7 @@ __all__ = [
     "PromptGroups",
     "Scorer",
     "encode_prompt",
+    "encode_reply",
     "load_scorer",
     "load_tokenizer",
     "packed_logprobs",

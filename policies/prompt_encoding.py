@@ -48,8 +48,8 @@ def encode_content(tokenizer: Any, text: str, keep: tuple[str, ...] = MARKERS) -
     Args:
         keep: spellings of control tokens that stay tokens.
     """
-    mark = _unused([text])
-    return encode_cut(tokenizer, _cut(tokenizer, text, keep, mark), mark)
+    mark = unused_mark([text])
+    return encode_cut(tokenizer, cut_content(tokenizer, text, keep, mark), mark)
 
 
 def encode_cut(tokenizer: Any, text: str, mark: str) -> list[int]:
@@ -64,8 +64,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """
     if tokenizer.chat_template or not isinstance(prompt, str):
         return encode_cut(tokenizer, *render(tokenizer, prompt))
-    mark = _unused([prompt])
-    first, *others = _cut(tokenizer, prompt, (), mark).split(mark)
+    mark = unused_mark([prompt])
+    first, *others = cut_content(tokenizer, prompt, (), mark).split(mark)
     encoded = tokenizer(first, return_special_tokens_mask=True)
     ids: list[int] = encoded["input_ids"]
     bare = tokenizer(first, add_special_tokens=False)["input_ids"]
@@ -93,11 +93,11 @@ def render(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
         )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     check_prompt(messages, "a prompt")
-    mark = _unused(messages)
+    mark = unused_mark(messages)
     cut = []
     for message in messages:
         keep = MARKERS if message["role"] == "assistant" else ()
-        cut.append(_cut(tokenizer, message, keep, mark) | {"role": message["role"]})
+        cut.append(cut_content(tokenizer, message, keep, mark) | {"role": message["role"]})
     continues = cut[-1]["role"] == "assistant"
     if continues and not cut[-1]["content"]:  # a turn that begins with nothing is an open turn
         cut, continues = cut[:-1], False
@@ -125,17 +125,17 @@ def begun_turn(prompt: Prompt) -> str:
     return str(last.get("content", "")) if is_begun and last is not None else ""
 
 
-def _cut(tokenizer: Any, value: Any, keep: tuple[str, ...], mark: str) -> Any:
+def cut_content(tokenizer: Any, value: Any, keep: tuple[str, ...], mark: str) -> Any:
     """The value with a mark inside every spelling of a control token, in all its texts."""
     if isinstance(value, dict):
-        return {key: _cut(tokenizer, item, keep, mark) for key, item in value.items()}
+        return {key: cut_content(tokenizer, item, keep, mark) for key, item in value.items()}
     if isinstance(value, list):
-        return [_cut(tokenizer, item, keep, mark) for item in value]
+        return [cut_content(tokenizer, item, keep, mark) for item in value]
     spelling = _spellings(tokenizer, tokenizer.chat_template, keep) if isinstance(value, str) else None
     return value if spelling is None else spelling.sub(rf"\1{mark}", value)
 
 
-def _unused(texts: Any) -> str:
+def unused_mark(texts: Any) -> str:
     """A mark that occurs in none of the texts."""
     longest = max(map(len, re.findall(f"{_CUT}+", json.dumps(texts, ensure_ascii=False, default=str))), default=0)
     return _CUT * (longest + 1)

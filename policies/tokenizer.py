@@ -48,11 +48,9 @@ def load_tokenizer(name: str, chat_template_args: dict[str, Any] | None = None) 
 
 def check_template_args(tokenizer: Any, arguments: dict[str, Any], name: str) -> dict[str, Any]:
     """The arguments, if the tokenizer's chat template uses each of them. Raises ConfigError otherwise."""
-    template = tokenizer.chat_template
-    text = " ".join(template.values()) if isinstance(template, dict) else template or ""
-    unused = [key for key in arguments if key in OURS or not re.search(rf"\b{re.escape(key)}\b", text)]
+    unused = [key for key in arguments if key in OURS or not template_uses(tokenizer, key)]
     if unused:
-        why = "has no chat template" if not text else "has a chat template that does not use it"
+        why = "has no chat template" if not tokenizer.chat_template else "has a chat template that does not use it"
         raise ConfigError(
             f"policy.chat_template_args names {unused[0]!r}, "
             + (
@@ -62,6 +60,13 @@ def check_template_args(tokenizer: Any, arguments: dict[str, Any], name: str) ->
             )
         )
     return arguments
+
+
+def template_uses(tokenizer: Any, argument: str) -> bool:
+    """Whether the tokenizer's chat template mentions an argument."""
+    template = tokenizer.chat_template
+    text = " ".join(template.values()) if isinstance(template, dict) else template or ""
+    return re.search(rf"\b{re.escape(argument)}\b", text) is not None
 
 
 def open_thinking(tokenizer: Any) -> None:

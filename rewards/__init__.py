@@ -29,6 +29,7 @@ from rewards.still3 import ActionBonus, LengthBonus
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 from rewards.think_json import FilledSchema, JsonPart, ThinkAnswerFormat
+from rewards.turn_rewards import TurnRewards
 
 __all__ = [
     "ActionBonus",
@@ -78,6 +79,7 @@ __all__ = [
     "ThinkAnswerFormat",
     "ToxicityCost",
     "Truncation",
+    "TurnRewards",
     "Verdict",
     "as_reward",
     "correct_rows",

@@ -46,8 +46,8 @@ def answer_text(completion: str, opened: bool) -> str:
 
 
 def answers(batch: RolloutBatch) -> list[str]:
-    """The answer of every row."""
-    return [answer_text(text, opened) for text, opened in zip(batch.completions, batch.opened, strict=True)]
+    """The answer of every row, in its last message."""
+    return [answer_text(text, opened) for text, opened in batch.messages]
 
 
 class Judge(Protocol):

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from rewards.answers import answer_text
+from rewards.answers import answers
 from rewards.base import Reward
 from rollouts import RolloutBatch
 
@@ -44,9 +44,7 @@ class Verdict(Reward):
 
     def verdicts(self, batch: RolloutBatch) -> list[bool | None]:
         """The verdict of every row: Yes (True), No (False) or neither (None)."""
-        return [
-            verdict_of(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)
-        ]
+        return [verdict_of(answer) for answer in answers(batch)]
 
     def _one(self, row: dict[str, Any], verdict: bool | None, completion: str) -> float:
         correct, size = row["solution_correct"], row["group_size"]

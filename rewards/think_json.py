@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rewards.answer_process import judged_all
-from rewards.answers import answer_text
+from rewards.answers import answers
 from rewards.base import Reward, needs
 from rollouts import RolloutBatch
 from support.errors import ConfigError
@@ -124,9 +124,7 @@ class _OnObjects(Reward):
         """The score of an object; `parsed` is None if the answer is not an object."""
 
     def score(self, batch: RolloutBatch) -> list[float]:
-        texts = [
-            object_text(answer_text(text, opened)) for text, opened in zip(batch.completions, batch.opened, strict=True)
-        ]
+        texts = [object_text(answer) for answer in answers(batch)]
         objects = [strict_object(text) for text in texts]
         schemas = [str(schema) for schema in batch.column("schema")]
         asked = [

@@ -9,24 +9,31 @@ from rollouts.batch_plan import BatchPlan
 from rollouts.completion_records import completion_records
 from rollouts.embedded import EmbeddedEngine
 from rollouts.engine import Engine, assemble, padded_forced
+from rollouts.environment import Conversation, Environment, Reply, Turn
 from rollouts.sampling import SamplingOverrides, SamplingParams, overridden
 from rollouts.storage import read_rollout, write_rollout
 from rollouts.thinking_format import Mode, ThinkingFormat, needs_thinking, thinking_format
 from rollouts.transformers_engine import TransformersEngine
+from rollouts.turns import Turns
 from rollouts.vllm import VLLMEngine, VLLMServer
 from rollouts.written import text_batch, written
 
 __all__ = [
     "BatchPlan",
+    "Conversation",
     "EmbeddedEngine",
     "Engine",
+    "Environment",
     "Mode",
+    "Reply",
     "RolloutBatch",
     "SamplingOverrides",
     "SamplingParams",
     "overridden",
     "ThinkingFormat",
     "TransformersEngine",
+    "Turn",
+    "Turns",
     "VLLMEngine",
     "VLLMServer",
     "assemble",

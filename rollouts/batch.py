@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from policies import PromptGroups
-
-FinishReason = Literal["eos", "stop", "length"]
+from rollouts.turns import FinishReason, Turns
 
 
 def ends_open(prompt: str) -> bool:
@@ -39,6 +38,7 @@ class RolloutBatch:
         reference_logprobs: under the reference, once computed; 0 outside completion_mask.
         own_first: number of first tokens of each completion that the method drew itself (rollouts/first_tokens.py);
             None if it drew none.
+        turns: of completions that an environment took part in (rollouts/environment.py); None without one.
         decoder: (ids, mask) -> texts, called when a text is first needed.
     """
 
@@ -56,6 +56,7 @@ class RolloutBatch:
     advantages: Float[Tensor, "rows"] | Float[Tensor, "rows time"] | None = None
     reference_logprobs: Float[Tensor, "rows time"] | None = None
     own_first: Int[Tensor, "rows"] | None = None
+    turns: Turns | None = None
     decoder: Callable[[Tensor, Tensor], list[str]] | None = field(default=None, repr=False)
     _completions: list[str] | None = field(default=None, repr=False)
     #: by name of a reward, results by row of tests too costly to repeat; not passed on to other batches
@@ -100,6 +101,7 @@ class RolloutBatch:
             own_first=None
             if parts[0].own_first is None
             else torch.cat([part.own_first for part in parts if part.own_first is not None]),
+            turns=None if parts[0].turns is None else Turns.concatenate([p.turns for p in parts if p.turns]),
             decoder=parts[0].decoder,
         )
 
@@ -109,7 +111,8 @@ class RolloutBatch:
         It lacks the decoder, the judges and the texts, which can be made anew.
         """
         left_out = ("decoder", "judges", "_completions", "tested")
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
+        state = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
+        return state | {"turns": None if self.turns is None else vars(self.turns)}
 
     @classmethod
     def from_state_dict(
@@ -122,7 +125,10 @@ class RolloutBatch:
                 return {name: moved(item) for name, item in value.items()}
             return value.to(device) if isinstance(value, Tensor) else value
 
-        return cls(**{name: moved(value) for name, value in state.items()}, decoder=decoder)
+        values = {name: moved(value) for name, value in state.items()}
+        if values.get("turns") is not None:
+            values["turns"] = Turns(**values["turns"])
+        return cls(**values, decoder=decoder)
 
     def take(self, prompts: list[int]) -> "RolloutBatch":
         """The groups of these prompts, in this order, without advantages and reference log-probs."""
@@ -141,6 +147,7 @@ class RolloutBatch:
             judges=dict(self.judges),
             failures={name: values[rows.to(values.device)] for name, values in self.failures.items()},
             own_first=None if self.own_first is None else self.own_first[rows],
+            turns=None if self.turns is None else self.turns.take(rows),
             decoder=self.decoder,
             _completions=None if self._completions is None else [self._completions[row] for row in rows.tolist()],
         )
@@ -157,6 +164,7 @@ class RolloutBatch:
             action_mask=self.action_mask & kept,
             finish_reasons=["length" if c else reason for c, reason in zip(is_cut, self.finish_reasons, strict=True)],
             own_first=None if self.own_first is None else torch.minimum(self.own_first, limits),
+            turns=None if self.turns is None else self.turns.cut(kept),
             _completions=None,
         )
 
@@ -173,6 +181,7 @@ class RolloutBatch:
             finish_reasons=self.finish_reasons[only_row],
             rows=[self.rows[prompt]],
             own_first=None if self.own_first is None else self.own_first[only_row],
+            turns=None if self.turns is None else self.turns.take(torch.tensor([row])),
             decoder=self.decoder,
             _completions=self.completions[only_row],
         )
@@ -207,11 +216,38 @@ class RolloutBatch:
         return self._completions
 
     @property
+    def turn_texts(self) -> list[list[str]]:
+        """The texts of each row's turns, without the environment's; a completion without one is one turn."""
+        if self.turns is None:
+            return [[text] for text in self.completions]
+        assert self.decoder is not None
+        number, counts = self.turns.number, self.turns.counts.tolist()
+        decoded = [self.decoder(self.completion_ids, number == turn) for turn in range(max(counts))]
+        return [[texts[row] for texts in decoded[:count]] for row, count in enumerate(counts)]
+
+    @property
     def opened(self) -> list[bool]:
         """Whether the prompt of each row ends in an open think block, as the templates of reasoning models make it."""
         assert self.decoder is not None
         texts = self.decoder(self.prompt_ids, self.prompt_mask)
         return [ends_open(text) for text in texts for _ in range(self.group_size)]
+
+    @property
+    def messages(self) -> list[tuple[str, bool]]:
+        """(text, whether it begins within an open think block) of each row's last message.
+
+        This is the whole completion, the output of tools included, unless an environment began another message.
+        """
+        whole = list(zip(self.completions, self.opened, strict=True))
+        if self.turns is None or not self.turns.message_start.any():
+            return whole
+        assert self.decoder is not None
+        place = torch.arange(self.completion_ids.shape[1], device=self.completion_ids.device)
+        last = place >= self.turns.message_start[:, None]
+        texts = self.decoder(self.completion_ids, self.completion_mask & last)
+        before = self.decoder(self.completion_ids, self.completion_mask & ~last)
+        begun = self.turns.message_start.tolist()
+        return [(texts[row], ends_open(before[row])) if begun[row] else whole[row] for row in range(len(whole))]
 
     def column(self, name: str) -> list[Any]:
         """A data column, one value per completion; None where a row lacks it."""

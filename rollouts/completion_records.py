@@ -34,6 +34,8 @@ def completion_records(batch: RolloutBatch) -> list[dict[str, Any]]:
     Keys: id, prompt (messages as JSON), completion, finish, length; reward/<name> of every reward, None where it does
     not apply; per token: tokens (their texts), logprobs under the distribution that was sampled from (0 on tokens that
     were not sampled), reference_logprobs if they are known; advantage, one number or one per token, if it is known.
+    Completions that an environment took part in also have turn, the number of each token's turn (-1 on the
+    environment's), and per turn turn_rewards (None without one) and turn_finish; environment/<name>, its numbers.
     """
     records = []
     texts, prompts, ids = token_texts(batch), batch.column("prompt"), batch.column("id")
@@ -49,6 +51,12 @@ def completion_records(batch: RolloutBatch) -> list[dict[str, Any]]:
         record |= {"tokens": texts[row], "logprobs": batch.behaviour_logprobs[row][mask].tolist()}
         if batch.reference_logprobs is not None:
             record["reference_logprobs"] = batch.reference_logprobs[row][mask].tolist()
+        if (turns := batch.turns) is not None:
+            reasons = turns.finish_reasons[row]
+            record["turn"] = turns.number[row][mask].tolist()
+            record["turn_rewards"] = [number(value) for value in turns.rewards[row, : len(reasons)].tolist()]
+            record["turn_finish"] = list(reasons)
+            record |= {f"environment/{name}": float(values[row]) for name, values in turns.values.items()}
         if batch.advantages is not None:
             advantage = batch.advantages[row]
             record["advantage"] = advantage.item() if advantage.dim() == 0 else advantage[mask].tolist()

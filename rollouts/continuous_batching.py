@@ -51,7 +51,7 @@ class ContinuousBatching:
     ) -> None:
         device, rows = policy.device, len(prompts) * group_size
         self.decoder, self.prompts, self.group_size, self.sampling = decoder, prompts, group_size, sampling
-        self.forced, self.warpers, self.endings = forced, warpers(sampling), Endings(policy, sampling, forced)
+        self.forced, self.warpers, self.endings = forced, warpers(sampling), Endings(policy, sampling.stop, forced)
         self.uniform = uniform
         self.tokens = torch.full(self.uniform.shape, policy.pad_token_id, device=device)
         self.logprobs = torch.zeros_like(self.uniform)
@@ -71,10 +71,11 @@ class ContinuousBatching:
     def generate(self, rows_at_once: int) -> None:
         """Generate all rows, at most `rows_at_once` side by side."""
         shared: SharedPrompts | None = None
-        while self.waiting or len(self.row):
-            if self.waiting and len(self.row) < rows_at_once:
-                self._admit(min(rows_at_once - len(self.row), self.waiting))
+        while self._pending():
+            if self._enter(rows_at_once):
                 shared = None
+            if not len(self.row):
+                continue
             drawn = self._draw()
             live_tokens = self._finish(drawn)
             if len(live_tokens) < len(drawn):
@@ -90,6 +91,17 @@ class ContinuousBatching:
             positions = self.prompt_cache.lengths[self.slot] + self.steps
             self.hidden = self.decoder.step(live_tokens, positions, places, last_place, self.completion_cache, shared)
             self.steps = self.steps + 1
+
+    def _pending(self) -> bool:
+        """Whether anything is left to generate."""
+        return bool(self.waiting or len(self.row))
+
+    def _enter(self, rows_at_once: int) -> bool:
+        """Let rows join the live ones, up to this many in all. Returns whether any did."""
+        if not self.waiting or len(self.row) >= rows_at_once:
+            return False
+        self._admit(min(rows_at_once - len(self.row), self.waiting))
+        return True
 
     def _admit(self, count: int) -> None:
         """Start the next `count` waiting rows, behind the live ones, and compute the prompts that have no slot yet."""
@@ -159,19 +171,15 @@ class ContinuousBatching:
 
     def _finish(self, drawn: Int[Tensor, "live"]) -> Int[Tensor, "still_live"]:
         """Remove rows that ended, and move the last live rows into their places. Returns the live rows' tokens."""
-        reasons = self.endings(self.tokens, self.steps + 1, self.row)
-        done = (reasons > 0) | (self.steps + 1 == self.sampling.max_new_tokens)
+        reasons = self._reasons()
+        done = (reasons > 0) | (self.steps + 1 == self._limits())
         finished = done.nonzero()[:, 0]
         if not len(finished):
             return drawn
         rows = self.row[finished]
         self.lengths[rows] = self.steps[finished] + 1
         self.reasons[rows] = reasons[finished]
-        for row in rows.tolist():
-            prompt = row // self.group_size
-            self.unfinished[prompt] -= 1
-            if not self.unfinished[prompt]:
-                self.free.append(self.slots.pop(prompt))
+        self._leave(finished)
         live = len(drawn) - len(finished)
         holes, movers = finished[finished < live], live + (~done[live:]).nonzero()[:, 0]
         order = torch.arange(live, device=drawn.device)
@@ -184,6 +192,26 @@ class ContinuousBatching:
         if 2 * len(self.slots) < len(self.prompt_cache.lengths):
             self._fewer_slots()
         return drawn[order]
+
+    def _reasons(self) -> Int[Tensor, "live"]:
+        """Index in REASONS of why the token just drawn ends each live row."""
+        return self.endings(self.tokens, self.steps + 1, self.row)
+
+    def _limits(self) -> int | Int[Tensor, "live"]:
+        """Number of tokens at which each live row ends at the latest."""
+        return self.sampling.max_new_tokens
+
+    def _leave(self, finished: Int[Tensor, "finished"]) -> None:
+        """Called with the live rows that ended, before others take their places."""
+        self._release(self.row[finished].tolist())
+
+    def _release(self, rows: list[int]) -> None:
+        """Free the slots of prompts whose last row has ended."""
+        for row in rows:
+            prompt = row // self.group_size
+            self.unfinished[prompt] -= 1
+            if not self.unfinished[prompt]:
+                self.free.append(self.slots.pop(prompt))
 
     def _fewer_slots(self) -> None:
         """Keep only the slots of prompts that are still needed, since every slot costs time in every step."""

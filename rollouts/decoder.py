@@ -222,3 +222,48 @@ class Decoder:
                 attended = shared.attend(i, query * self.scale, keys, values, bias)
             states = self._rest(layer, states, attended.flatten(1))
         return self._rms(states, self.norm)
+
+    @torch.no_grad()
+    def extend(
+        self,
+        tokens: Int[Tensor, "rows time"],
+        counts: Int[Tensor, "rows"],
+        position: Int[Tensor, "rows"],
+        place: Int[Tensor, "rows"],
+        index: Int[Tensor, "rows"],
+        cache: Cache,
+        prompts: tuple[PromptCache, Int[Tensor, "rows"]] | None = None,
+    ) -> Float[Tensor, "rows width"]:
+        """Outputs, before the output layer, of the last of several more tokens of some rows, computed at once.
+
+        Args:
+            tokens: padded on the right. counts: number of tokens of each row.
+            position, place: of each row's first token, in its sequence and in its cache.
+            index: the row of the cache that each row has; it needs room for the padding too.
+            prompts: (cache, slot of each row), if `cache` does not hold the prompts.
+        """
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        places, width = place[:, None] + steps, int(place.max()) + len(steps)
+        seen = torch.arange(width, device=tokens.device) <= places[..., None]
+        if prompts is not None:
+            shown, slots = prompts
+            of_prompt = torch.arange(shown.states.shape[4], device=tokens.device) < shown.lengths[slots, None, None]
+            seen = torch.cat([of_prompt.expand(-1, len(steps), -1), seen], 2)
+        cos, sin = self.rotary(position[:, None] + steps)
+        states, repeats = F.embedding(tokens, self.embedding), self.heads // self.key_heads
+        for i, layer in enumerate(self.layers):
+            query, key, value = self._projected(layer, states, cos, sin)
+            both: list[Tensor] = []
+            for kind, new in enumerate((key, value)):
+                cached = cache.states[i, kind]
+                cached[index[:, None], :, places] = new
+                rows = cached[index, :, :width]
+                if prompts is not None:
+                    rows = torch.cat([shown.states[i, kind, slots], rows], 2)
+                both.append(rows.repeat_interleave(repeats, 1))
+            attended = F.scaled_dot_product_attention(
+                query.transpose(1, 2), both[0], both[1], attn_mask=seen[:, None], scale=self.scale
+            )
+            states = self._rest(layer, states, attended.transpose(1, 2).flatten(2))
+        last = states[torch.arange(len(tokens), device=tokens.device), counts - 1]
+        return self._rms(last, self.norm)

@@ -14,6 +14,8 @@ from policies.adapters import acting_adapters
 from policies.modes import evaluation_mode
 from rollouts.batch import RolloutBatch
 from rollouts.continuous_batching import ContinuousBatching
+from rollouts.conversation_batching import ConversationBatching
+from rollouts.conversations import Conversations
 from rollouts.decoder import Decoder
 from rollouts.engine import (
     REASONS,
@@ -27,6 +29,7 @@ from rollouts.engine import (
     uniforms,
 )
 from rollouts.engine_checks import allowed_gap, recorded_gap
+from rollouts.environment import Environment
 from rollouts.kv_cache import PromptCache, SharedPrompts
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
@@ -61,6 +64,7 @@ class EmbeddedEngine(Engine):
         sampling: SamplingParams,
         forced: Forced = None,
         rows_at_once: int | None = None,
+        environment: Environment | None = None,
     ) -> RolloutBatch:
         check_prompts(policy, prompts, sampling)
         device_type, dtype = policy.device.type, next(policy.model.parameters()).dtype
@@ -68,11 +72,17 @@ class EmbeddedEngine(Engine):
         transpose = device_type == "cpu" and sampling.max_new_tokens >= TRANSPOSE_FROM
         decoder = self._decoder(policy, max(prompts, key=len), dtype, transpose)
         if decoder is None:
-            return self._other.generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
+            return self._other.generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once, environment)
+        conversations: Conversations | None = None
         with torch.autocast(device_type, enabled=False):
             uniform = uniforms(rows, group_size, sampling.max_new_tokens, policy.device)
             forced_tokens = padded_forced(forced, len(uniform), policy.device)
-            run = ContinuousBatching(policy, decoder, prompts, group_size, sampling, forced_tokens, uniform)
+            parts = (decoder, prompts, group_size, sampling, forced_tokens, uniform)
+            if environment is None:
+                run = ContinuousBatching(policy, *parts)
+            else:
+                conversations = Conversations(policy, environment, rows, group_size, sampling, forced_tokens, uniform)
+                run, forced_tokens = ConversationBatching(policy, conversations, *parts), conversations.forced
             run.generate(rows_at_once or len(prompts) * group_size)
         if not self._compared:
             by_row = [prompt for prompt in prompts for _ in range(group_size)]
@@ -82,10 +92,14 @@ class EmbeddedEngine(Engine):
                 self._fall_back(
                     dtype, f"{type(policy.bare).__name__} decodes differently (mean log-probs differ by {gap:.2g})"
                 )
-                return self._other.generate(policy, prompts, rows, group_size, sampling, forced, rows_at_once)
+                return self._other.generate(
+                    policy, prompts, rows, group_size, sampling, forced, rows_at_once, environment
+                )
             self._compared = True
-        reasons = [REASONS[i] for i in run.reasons.tolist()]
-        return assemble(policy, prompts, rows, run.tokens, run.logprobs, run.lengths, run.forced, reasons)
+        reasons, turns = [REASONS[i] for i in run.reasons.tolist()], None
+        if conversations is not None:
+            reasons, turns = conversations.reasons, conversations.turns(int(run.lengths.max()))
+        return assemble(policy, prompts, rows, run.tokens, run.logprobs, run.lengths, forced_tokens, reasons, turns)
 
     def _decoder(self, policy: Policy, prompt: list[int], dtype: torch.dtype, transpose: bool) -> Decoder | None:
         if self._checked.get(dtype) is False:

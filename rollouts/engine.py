@@ -5,15 +5,17 @@ from collections import Counter
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StopStringCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from policies import Policy
 from policies.config_checks import context_of
-from rollouts.batch import FinishReason, RolloutBatch
+from rollouts.batch import RolloutBatch
+from rollouts.environment import Environment
 from rollouts.sampling import SamplingParams
+from rollouts.turns import FinishReason, Turns
 from support.errors import ConfigError
 from support.identity import identity
 from support.processes import gathered, in_one_order
@@ -50,6 +52,7 @@ class Engine(ABC):
         sampling: SamplingParams,
         forced: Forced = None,
         rows_at_once: int | None = None,
+        environment: Environment | None = None,
     ) -> RolloutBatch:
         """Generate `group_size` completions of every prompt (token ids), prompt-major.
 
@@ -60,6 +63,8 @@ class Engine(ABC):
             forced: first tokens of every completion, which are not sampled: False in the action mask,
                 log-prob 0. Lists may be empty. An end token among them does not end the completion.
             rows_at_once: maximum number of completions generated side by side; None sets no limit.
+            environment: what follows each turn of a completion; sampling.max_new_tokens then bounds all turns and the
+                environment's text together. None for completions of one turn.
         """
 
 
@@ -204,26 +209,33 @@ class Endings:
     Forced tokens are given like the prompt's: none of them ends a row, and none is a part of a stop string.
 
     Args:
-        sampling: its stop strings are found by transformers' matcher over tokens.
+        stop: the stop strings, found by transformers' matcher over tokens.
         forced: of every row, as from padded_forced.
     """
 
-    def __init__(self, policy: Policy, sampling: SamplingParams, forced: Int[Tensor, "rows forced_time"]) -> None:
+    def __init__(self, policy: Policy, stop: list[str], forced: Int[Tensor, "rows forced_time"]) -> None:
         self.end_tokens = torch.tensor(policy.eos_token_ids, device=forced.device)
         self.forced = (forced >= 0).sum(1)
-        self.criteria = StopStringCriteria(policy.tokenizer, sampling.stop) if sampling.stop else None
+        self.criteria = StopStringCriteria(policy.tokenizer, stop) if stop else None
         #: number of tokens before the newest one that can be parts of a stop string
         self.reach = 0 if self.criteria is None else self.criteria.maximum_token_len - 1
 
     def __call__(
-        self, tokens: Int[Tensor, "all_rows time"], lengths: Int[Tensor, "rows"], rows: Int[Tensor, "rows"]
+        self,
+        tokens: Int[Tensor, "all_rows time"],
+        lengths: Int[Tensor, "rows"],
+        rows: Int[Tensor, "rows"],
+        start: Int[Tensor, "rows"] | None = None,
+        stops: Bool[Tensor, "rows"] | None = None,
     ) -> Int[Tensor, "rows"]:
         """The index in REASONS of each row's end, "length" for a row that does not end.
 
         Args:
             tokens: of all rows. lengths: number of tokens so far, at least 1. rows: indices of the rows to look at.
+            start: index of the first token of the current turn; 0 if None.
+            stops: whether stop strings end the current turn; all if None.
         """
-        first = self.forced[rows]
+        first = self.forced[rows] if start is None else torch.maximum(self.forced[rows], start)
         ended = torch.isin(tokens[rows, lengths - 1], self.end_tokens) & (lengths > first)
         reasons = ended.long() * REASONS.index("eos")
         if self.criteria is None:
@@ -232,6 +244,8 @@ class Endings:
         no_token = torch.iinfo(tokens.dtype).max  # matches no string
         tail = torch.where(places >= first[:, None], tokens[rows[:, None], places.clamp(min=0)], no_token)
         stopped: Any = self.criteria(tail, None)
+        if stops is not None:
+            stopped = stopped & stops
         return torch.where(stopped & ~ended, REASONS.index("stop"), reasons)
 
 
@@ -244,6 +258,7 @@ def assemble(
     lengths: Tensor,
     forced: Tensor,
     reasons: list[FinishReason],
+    turns: Turns | None = None,
 ) -> RolloutBatch:
     """Make the batch, with padding and forced tokens masked.
 
@@ -271,5 +286,6 @@ def assemble(
         behaviour_logprobs=logprobs[:, :width].masked_fill(~action, 0.0),
         finish_reasons=reasons,
         rows=rows,
+        turns=turns,
         decoder=policy.decode,
     )

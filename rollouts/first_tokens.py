@@ -53,7 +53,7 @@ def ended_by_own_tokens(batch: RolloutBatch, policy: Policy, sampling: SamplingP
     """
     if batch.own_first is None:
         return batch
-    endings = Endings(policy, sampling, torch.zeros(len(batch.lengths), 0, dtype=torch.long, device=policy.device))
+    endings = Endings(policy, sampling.stop, torch.zeros(len(batch.lengths), 0, dtype=torch.long, device=policy.device))
     limits, reasons = batch.lengths.clone(), torch.zeros_like(batch.lengths)
     last = int(batch.own_first.max()) + endings.reach
     for length in range(1, min(last, batch.completion_ids.shape[1]) + 1):

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from rollouts.batch import RolloutBatch
 from rollouts.completion_records import completion_records
+from rollouts.turns import Turns
 from support.errors import ConfigError
 
 #: metadata key of the facts about the file
 ABOUT = b"rollout"
 FLOATS = pyarrow.list_(pyarrow.float32())
+#: columns of lists that are no floating-point numbers
+OTHER_LISTS = ("tokens", "turn", "turn_finish")
 
 
 def write_rollout(batch: RolloutBatch, path: Path, about: dict[str, Any] | None = None) -> None:
@@ -38,9 +41,9 @@ def write_rollout(batch: RolloutBatch, path: Path, about: dict[str, Any] | None 
     for name in rows[0]:
         values = [row[name] for row in rows]
         column_type = None  # pyarrow's choice
-        if isinstance(values[0], list) and name != "tokens":
+        if isinstance(values[0], list) and name not in OTHER_LISTS:
             column_type = FLOATS
-        elif name.startswith(("reward/", "advantage")):
+        elif name.startswith(("reward/", "environment/", "advantage")):
             column_type = pyarrow.float32()
         columns[name] = pyarrow.array([str(value) for value in values] if name == "id" else values, column_type)
     data_rows = [json.dumps(row, ensure_ascii=False, default=str) for row in batch.rows]
@@ -53,6 +56,8 @@ def write_rollout(batch: RolloutBatch, path: Path, about: dict[str, Any] | None 
     }
     if batch.own_first is not None:
         columns["own_first"] = batch.own_first.tolist()
+    if batch.turns is not None:
+        columns["message_start"] = batch.turns.message_start.tolist()
     facts = {"group_size": batch.group_size, **(about or {})}
     table = pyarrow.table(columns).replace_schema_metadata({ABOUT: json.dumps(facts).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +132,23 @@ def _restored(
         advantages=advantages,
         reference_logprobs=by_token("reference_logprobs", torch.float32) if "reference_logprobs" in columns else None,
         own_first=torch.tensor(columns["own_first"]) if "own_first" in columns else None,
+        turns=_turns(columns, by_token("turn", torch.long, -1)) if "turn" in columns else None,
         decoder=decoder,
         _completions=None if decoder is not None else columns["completion"],
     )
+
+
+def _turns(columns: dict[str, list[Any]], turn_of_token: Tensor) -> Turns:
+    """The turns of a file's columns."""
+    longest = max(map(len, columns["turn_finish"]))
+    rewards = [
+        [math.nan if value is None else value for value in values] + [math.nan] * (longest - len(values))
+        for values in columns["turn_rewards"]
+    ]
+    values = {
+        name.removeprefix("environment/"): torch.tensor(numbers)
+        for name, numbers in columns.items()
+        if name.startswith("environment/")
+    }
+    start = torch.tensor(columns["message_start"])
+    return Turns(turn_of_token, torch.tensor(rewards), columns["turn_finish"], values, start)

@@ -1,83 +1,63 @@
 """The engine for every architecture, `generate` of transformers; tests compare the other engines with it."""
 
 import warnings
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from policies import Policy
 from policies.modes import evaluation_mode
+from policies.packing import limits
 from policies.start_checks import FOREIGN
-from rollouts.batch import FinishReason, RolloutBatch
+from rollouts.batch import RolloutBatch
+from rollouts.carried_turns import carry_turns
+from rollouts.conversations import Conversations, Sampled
 from rollouts.engine import (
-    REASONS,
-    Endings,
     Engine,
     Forced,
     Prompts,
     assemble,
     check_prompts,
-    draw,
     full_precision,
     padded_forced,
     padded_left,
     padded_together,
     uniforms,
-    warpers,
 )
 from rollouts.engine_checks import allowed_gap, recorded_gap
+from rollouts.environment import Environment
 from rollouts.sampling import SamplingParams
+from rollouts.transformers_sampling import Part, sample_part
+from rollouts.turns import FinishReason
 from support.errors import ConfigError
 
-#: (prompts of one length at a time, with a cache): the ways of generating, the fastest first
-WAYS = [(False, True), (True, True), (True, False)]
+#: (tokens, log-probs, lengths, finish reasons) of all rows
+Generated = tuple[Tensor, Tensor, Tensor, list[FinishReason]]
 
 
-class _Choose(LogitsProcessor):
-    """Processor that draws the next token, leaves `generate` no other choice, and records the token's log-prob.
+@dataclass(frozen=True)
+class Way:
+    """A way of generating.
 
     Args:
-        uniform: (rows, steps), the random numbers. forced: as from padded_forced.
+        by_length: only prompts of one length side by side, so that nothing is padded.
+        cache: with a cache of keys and values.
+        carried: the next turn of a conversation goes on from the cache; without it, the conversation is computed anew.
     """
 
-    def __init__(self, sampling: SamplingParams, uniform: Tensor, forced: Tensor, prompt_width: int) -> None:
-        self.sampling, self.warpers, self.uniform = sampling, warpers(sampling), uniform
-        self.forced, self.prompt_width = forced, prompt_width
-        self.logprobs: list[Tensor] = []
+    by_length: bool
+    cache: bool
+    carried: bool = False
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        step = input_ids.shape[1] - self.prompt_width
-        tokens, logprobs = draw(
-            self.warpers(input_ids, scores.float()), self.uniform[:, step], self.sampling.temperature == 0
-        )
-        self.logprobs.append(logprobs)
-        if step < self.forced.shape[1]:
-            tokens = torch.where(self.forced[:, step] >= 0, self.forced[:, step], tokens)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+    def __str__(self) -> str:
+        rows = "prompts of one length" if self.by_length else "padded prompts"
+        return f"{rows} with{'' if self.cache else 'out'} a cache{' that is kept between turns' * self.carried}"
 
 
-class _Stop(StoppingCriteria):
-    """Criterion that ends rows, and records why and where.
-
-    Fields:
-        reasons: (rows,), index in REASONS. lengths: (rows,), tokens of each completion.
-    """
-
-    def __init__(self, endings: Endings, prompt_width: int, rows: int, device: torch.device) -> None:
-        self.endings, self.prompt_width = endings, prompt_width
-        self.eos_token_id = endings.end_tokens  # by this name `generate` knows that ended rows are padded
-        self.rows = torch.arange(rows, device=device)
-        self.reasons, self.lengths = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Tensor:
-        completions = input_ids[:, self.prompt_width :]
-        lengths = torch.full_like(self.rows, completions.shape[1])
-        live = self.reasons == 0
-        self.lengths = torch.where(live, lengths, self.lengths)
-        self.reasons = torch.where(live, self.endings(completions, lengths, self.rows), self.reasons)
-        return self.reasons > 0
+#: the fastest first; the first one is for conversations
+WAYS = [Way(False, True, carried=True), Way(False, True), Way(True, True), Way(True, False)]
 
 
 class TransformersEngine(Engine):
@@ -85,11 +65,13 @@ class TransformersEngine(Engine):
 
     With equal seeds it draws the same tokens as the embedded engine. The model's own generation defaults (a repetition
     penalty, a top-p) are not used: they would change the sampling distribution, but not the policy's log-probs.
+    Conversations advance by one turn at a time, all rows of a batch together.
     """
 
     def __init__(self) -> None:
-        #: the way of generating that gave the log-probs of plain forwards on the first completions
-        self._way: tuple[bool, bool] | None = None
+        #: for conversations (True) and completions of one turn (False), the way of generating that gave the log-probs
+        #: of plain forwards on the first completions
+        self.ways: dict[bool, Way] = {}
 
     def matches(self, policy: Policy) -> bool:
         return full_precision(policy)
@@ -107,6 +89,7 @@ class TransformersEngine(Engine):
         sampling: SamplingParams,
         forced: Forced = None,
         rows_at_once: int | None = None,
+        environment: Environment | None = None,
     ) -> RolloutBatch:
         check_prompts(policy, prompts, sampling)
         policy.check(prompts)
@@ -114,26 +97,36 @@ class TransformersEngine(Engine):
         forced_tokens = padded_forced(forced, len(by_row), policy.device)
         uniform = uniforms(rows, group_size, sampling.max_new_tokens, policy.device)
         problems: list[str] = []
-        for way in WAYS if self._way is None else [self._way]:
-            by_length = way[0] or policy.scoring == "by_length"
-            name = f"{'prompts of one length' if by_length else 'padded prompts'} with{'' if way[1] else 'out'} a cache"
+        talks = environment is not None
+        for way in [self.ways[talks]] if talks in self.ways else WAYS[0 if talks else 1 :]:
+            if policy.scoring == "by_length":
+                way = replace(way, by_length=True, carried=False)
+            if way.carried and limits(policy.bare.config):
+                continue  # a window would count the padding between turns, which no short comparison shows
+            conversations: Conversations | None = None
+            if environment is not None:
+                conversations = Conversations(policy, environment, rows, group_size, sampling, forced_tokens, uniform)
             try:
                 with evaluation_mode(policy.model):
-                    tokens, logprobs, lengths, reasons = self._rows(
-                        policy, by_row, uniform, forced_tokens, sampling, rows_at_once, by_length, way[1]
-                    )
-                    if self._way is not None:
+                    if conversations is None:
+                        fixed = forced_tokens
+                        made = self._rows(policy, by_row, uniform, fixed, sampling, rows_at_once, way)
+                    else:
+                        fixed = conversations.forced
+                        made = self._hold(policy, by_row, uniform, conversations, rows_at_once, way)
+                    if talks in self.ways:
                         break
-                    gap = recorded_gap(policy, by_row, tokens, logprobs, lengths, forced_tokens, sampling)
+                    gap = recorded_gap(policy, by_row, *made[:3], fixed, sampling)
             except FOREIGN as error:
-                if self._way is not None or isinstance(error, torch.OutOfMemoryError):
+                of_environment = conversations is not None and conversations.failed
+                if talks in self.ways or of_environment or isinstance(error, torch.OutOfMemoryError):
                     raise
-                problems.append(f"{name}: {type(error).__name__} ({str(error)[:100]})")
+                problems.append(f"{way}: {type(error).__name__} ({str(error)[:100]})")
                 continue
             if gap <= allowed_gap(policy):
-                self._way = way
+                self.ways[talks] = way
                 break
-            problems.append(f"{name}: {gap:.2g}")
+            problems.append(f"{way}: {gap:.2g}")
         else:
             raise ConfigError(
                 f"`generate` of {type(policy.bare).__name__} samples from another distribution than its forward (mean "
@@ -142,10 +135,12 @@ class TransformersEngine(Engine):
         if problems:
             warnings.warn(
                 f"`generate` of {type(policy.bare).__name__} differs from its forward ({'; '.join(problems)}), so it "
-                f"generates {'with' if way[1] else 'without'} a cache for prompts of one length at a time, slower.",
+                f"generates {way}, slower.",
                 stacklevel=2,
             )
-        return assemble(policy, prompts, rows, tokens, logprobs, lengths, forced_tokens, reasons)
+        tokens, logprobs, lengths, reasons = made
+        turns = None if conversations is None else conversations.turns(int(lengths.max()))
+        return assemble(policy, prompts, rows, tokens, logprobs, lengths, fixed, reasons, turns)
 
     def _rows(
         self,
@@ -155,58 +150,83 @@ class TransformersEngine(Engine):
         forced: Tensor,
         sampling: SamplingParams,
         rows_at_once: int | None,
-        by_length: bool,
-        use_cache: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, list[FinishReason]]:
-        """(tokens, log-probs, lengths, finish reasons) of one completion per prompt."""
+        way: Way,
+        stops: list[bool] | None = None,
+    ) -> Generated:
+        """One completion per prompt.
+
+        Args:
+            stops: as in `sample_part`.
+        """
         device = policy.device
         ids, mask = padded_left(prompts, policy.pad_token_id, device)
         completions = ids.new_full((len(ids), sampling.max_new_tokens), policy.pad_token_id)
         logprobs = torch.zeros(completions.shape, device=device)
         lengths = torch.zeros(len(ids), dtype=torch.long, device=device)
         reasons: list[FinishReason] = ["length"] * len(ids)
-        for part in padded_together([len(prompt) for prompt in prompts], by_length, rows_at_once):
-            first = ids.shape[1] - len(prompts[part[0]]) if by_length else 0
-            tokens, values, stop = self._sample(
-                policy, ids[part, first:], mask[part, first:], uniform[part], forced[part], sampling, use_cache
+        for rows in padded_together([len(prompt) for prompt in prompts], way.by_length, rows_at_once):
+            first = ids.shape[1] - len(prompts[rows[0]]) if way.by_length else 0
+            part = sample_part(
+                policy,
+                ids[rows, first:],
+                mask[rows, first:],
+                uniform[rows],
+                forced[rows],
+                sampling,
+                way.cache,
+                None if stops is None else [stops[row] for row in rows],
             )
-            for row, reason in zip(part, stop.reasons.tolist(), strict=True):
-                reasons[row] = REASONS[reason]
-            lengths[part] = stop.lengths
-            completions[part, : tokens.shape[1]], logprobs[part, : values.shape[1]] = tokens, values
+            for row, reason in zip(rows, part.reasons, strict=True):
+                reasons[row] = reason
+            lengths[rows] = part.lengths
+            completions[rows, : part.tokens.shape[1]] = part.tokens
+            logprobs[rows, : part.logprobs.shape[1]] = part.logprobs
         return completions, logprobs, lengths, reasons
 
-    def _sample(
+    def _hold(
         self,
         policy: Policy,
-        ids: Tensor,
-        mask: Tensor,
+        prompts: Prompts,
         uniform: Tensor,
-        forced: Tensor,
-        sampling: SamplingParams,
-        use_cache: bool,
-    ) -> tuple[Tensor, Tensor, _Stop]:
-        """(tokens, log-probs, the criterion that ended the rows)."""
-        choose = _Choose(sampling, uniform, forced, ids.shape[1])
-        stop = _Stop(Endings(policy, sampling, forced), ids.shape[1], len(ids), ids.device)
-        config = GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=False,
-            repetition_penalty=1.0,
-            use_cache=use_cache,
-            pad_token_id=policy.pad_token_id,
-        )
-        # Not peft's wrapper: its `generate` would leave the temporary configuration on the model below it.
-        model: Any = policy.bare
-        model_config, model.generation_config = model.generation_config, GenerationConfig()
-        try:
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([choose]),
-                stopping_criteria=StoppingCriteriaList([stop]),
+        conversations: Conversations,
+        rows_at_once: int | None,
+        way: Way,
+    ) -> Generated:
+        """One conversation per prompt."""
+        sampling = replace(conversations.sampling, stop=conversations.stop)
+
+        def carried(rows: list[int], ids: Tensor, mask: Tensor, cache: Any) -> tuple[list[Sampled], Tensor, Any]:
+            part: Part = sample_part(
+                policy,
+                ids,
+                mask,
+                conversations.from_start(uniform, rows),
+                conversations.from_start(conversations.forced, rows),
+                replace(sampling, max_new_tokens=conversations.room(rows)),
+                use_cache=True,
+                stops=[conversations.stops[row] for row in rows],
+                keep_cache=True,
+                cache=cache,
             )
-        finally:
-            model.generation_config = model_config
-        return output[:, ids.shape[1] :], torch.stack(choose.logprobs, 1), stop
+            return part.turns(), part.tokens, part.cache
+
+        def anew(rows: list[int]) -> list[Sampled]:
+            generated = self._rows(
+                policy,
+                [prompts[row] + conversations.so_far(row) for row in rows],
+                conversations.from_start(uniform, rows),
+                conversations.from_start(conversations.forced, rows),
+                replace(sampling, max_new_tokens=conversations.room(rows)),
+                rows_at_once,
+                way,
+                [conversations.stops[row] for row in rows],
+            )
+            return Part(*generated, cache=None).turns()
+
+        if way.carried:
+            for rows in padded_together([len(prompt) for prompt in prompts], False, rows_at_once):
+                carry_turns(conversations, rows, [prompts[row] for row in rows], carried)
+        else:
+            conversations.by_turns(anew)
+        lengths = torch.tensor(conversations.lengths, device=policy.device)
+        return conversations.tokens, conversations.logprobs, lengths, conversations.reasons

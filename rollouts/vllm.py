@@ -2,7 +2,7 @@
 
 vLLM computes with other kernels, often in another precision. Its log-probs therefore differ slightly from the policy's,
 and the modules correct for that (importance_cap). Every completion is a request with its own seed; vLLM's prefix cache
-computes a group's prompt once.
+computes a group's prompt once. Every turn of a conversation is a request too, whose beginning that cache knows.
 """
 
 import json
@@ -11,9 +11,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,99 +19,12 @@ import torch
 from safetensors.torch import save_file
 
 from policies import Policy
-from rollouts.batch import FinishReason, RolloutBatch
-from rollouts.engine import Engine, Forced, Prompts, assemble, check_prompts, padded_forced, uniforms
-from rollouts.sampling import SamplingParams
+from rollouts.request_engine import Answer, Request, RequestEngine
 from support.errors import ConfigError
 from support.identity import identity
 
 
-@dataclass
-class Request:
-    """One completion to generate."""
-
-    ids: list[int]
-    params: dict[str, Any]
-
-
-@dataclass
-class Answer:
-    """The tokens that vLLM generated for a request, and their log-probs."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    stopped: bool
-
-
-class _VLLM(Engine):
-    def generate(
-        self,
-        policy: Policy,
-        prompts: Prompts,
-        rows: list[dict[str, Any]],
-        group_size: int,
-        sampling: SamplingParams,
-        forced: Forced = None,
-        rows_at_once: int | None = None,
-    ) -> RolloutBatch:
-        check_prompts(policy, prompts, sampling)
-        forced_tokens = padded_forced(forced, len(prompts) * group_size, torch.device("cpu"))
-        count, device = len(forced_tokens), policy.device
-        first = [[token for token in row if token >= 0][: sampling.max_new_tokens] for row in forced_tokens.tolist()]
-        # A request must leave room for a token; a row without room has nothing to sample.
-        open_rows = [row for row in range(count) if len(first[row]) < sampling.max_new_tokens]
-        requests = self._requests(policy, prompts, rows, first, group_size, sampling)
-        answers = [Answer([], [], False)] * count
-        for row, answer in zip(open_rows, self.answer(policy, [requests[row] for row in open_rows]), strict=True):
-            answers[row] = answer
-        tokens = torch.full((count, sampling.max_new_tokens), policy.pad_token_id)
-        logprobs = torch.zeros(tokens.shape)
-        lengths, reasons = torch.zeros(count, dtype=torch.long), list[FinishReason]()
-        for row, (start, answer) in enumerate(zip(first, answers, strict=True)):
-            end = len(start) + len(answer.tokens)
-            tokens[row, :end] = torch.tensor(start + answer.tokens)
-            logprobs[row, len(start) : end] = torch.tensor(answer.logprobs)
-            lengths[row] = end
-            reasons.append(
-                "length" if not answer.stopped else "eos" if answer.tokens[-1] in policy.eos_token_ids else "stop"
-            )
-        tokens, logprobs, lengths, forced_tokens = (t.to(device) for t in (tokens, logprobs, lengths, forced_tokens))
-        return assemble(policy, prompts, rows, tokens, logprobs, lengths, forced_tokens, reasons)
-
-    def _requests(
-        self,
-        policy: Policy,
-        prompts: Prompts,
-        rows: list[dict[str, Any]],
-        first: list[list[int]],
-        group_size: int,
-        sampling: SamplingParams,
-    ) -> list[Request]:
-        seeds = (uniforms(rows, group_size, 1, torch.device("cpu"))[:, 0].double() * 2**31).long().tolist()
-        return [
-            Request(
-                prompts[row // group_size] + start,
-                {
-                    "max_tokens": sampling.max_new_tokens - len(start),
-                    "temperature": sampling.temperature,
-                    "top_p": sampling.top_p,
-                    "top_k": sampling.top_k,
-                    "seed": seeds[row],
-                    "logprobs": 0,
-                    "stop": sampling.stop or None,
-                    "include_stop_str_in_output": True,
-                    "stop_token_ids": policy.eos_token_ids,
-                },
-            )
-            for row, start in enumerate(first)
-        ]
-
-    @abstractmethod
-    def answer(self, policy: Policy, requests: list[Request]) -> list[Answer]:
-        """Generate one answer per request, in order, with the policy's current weights."""
-
-
-class VLLMEngine(_VLLM):
+class VLLMEngine(RequestEngine):
     """vLLM in the training process, on the same device.
 
     Args:
@@ -128,6 +39,7 @@ class VLLMEngine(_VLLM):
         self.gpu_memory_utilization, self.sleep, self.options = gpu_memory_utilization, sleep, options or {}
         self.llm: Any = None
         self.version: int | None = None
+        self.asleep = False
 
     def identity(self) -> Any:
         return identity(self.options)
@@ -145,9 +57,6 @@ class VLLMEngine(_VLLM):
             [Params(**request.params) for request in requests],
             use_tqdm=False,
         )
-        if self._sleeps(policy):
-            self.llm.sleep(level=2)  # discards weights and cache: both are stale after the update
-            self.version = None
         completions = [output.outputs[0] for output in outputs]
         return [
             Answer(
@@ -158,13 +67,19 @@ class VLLMEngine(_VLLM):
             for c in completions
         ]
 
+    def rest(self, policy: Policy) -> None:
+        if self._sleeps(policy):
+            self.llm.sleep(level=2)  # discards weights and cache: both are stale after the update
+            self.version, self.asleep = None, True
+
     def _sleeps(self, policy: Policy) -> bool:
         return self.sleep and policy.device.type == "cuda"
 
     def _start(self, policy: Policy) -> None:
         if self.llm is not None:
-            if self._sleeps(policy):
+            if self.asleep:
                 self.llm.wake_up()
+                self.asleep = False
             return
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights are handed over within the process
         try:
@@ -190,7 +105,7 @@ class VLLMEngine(_VLLM):
         self.version = policy.version
 
 
-class VLLMServer(_VLLM):
+class VLLMServer(RequestEngine):
     """A vLLM server that shares a folder with this process.
 
     Start it with:

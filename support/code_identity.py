@@ -19,7 +19,8 @@ from support.files import INSTALLED, fingerprint
 
 #: this project's packages
 PROJECT = set(
-    "callbacks cli datamodules lightning_modules objectives policies rewards rollouts support tracking".split()
+    "callbacks cli datamodules environments lightning_modules objectives policies rewards rollouts support "
+    "tracking".split()
 )
 #: functions that import the module that their first argument names
 IMPORTERS = {"import_module", "__import__"}

@@ -22,7 +22,9 @@ from typing import Any
 from support.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("lightning_modules", "objectives", "rewards", "callbacks", "datamodules", "policies", "rollouts")
+ROOMS = (
+    "lightning_modules", "objectives", "environments", "rewards", "callbacks", "datamodules", "policies", "rollouts",
+)  # fmt: skip
 Settings = dict[str, Any]
 _BLOCK = re.compile(r"^\w+ = Paper\(", re.MULTILINE)
 _HEAD = re.compile(r"(?P<title>[^:(]+?)(?: \((?P<source>[^)]*)\))?: (?P<idea>.+?)\.(?:\s|$)")

@@ -1,4 +1,4 @@
-"""A prompt group as an MLflow trace: one span per completion, rewards as assessments."""
+"""A prompt group as an MLflow trace: one span per completion and one per turn below it, rewards as assessments."""
 
 import json
 from typing import Any
@@ -19,8 +19,8 @@ def trace(client: Any, run: str, facts: dict[str, Any]) -> None:
     The prompt is the input, each completion a span, mean rewards are assessments, the answer is the expectation.
 
     Args:
-        facts: name, rollout, judge, time_ms, prompt, prompt_id, completions (each with completion, rewards and further
-            attributes) and, optionally, answer.
+        facts: name, rollout, judge, time_ms, prompt, prompt_id, completions (each with completion, rewards, further
+            attributes and, optionally, turns: each with its text and further attributes) and, optionally, answer.
     """
     experiment = client.get_run(run).info.experiment_id
     digest = fingerprint([run, facts["name"], facts["prompt_id"]])
@@ -49,10 +49,10 @@ def trace(client: Any, run: str, facts: dict[str, Any]) -> None:
 
 
 def _spans(facts: dict[str, Any], trace_id: str, first_id: int) -> list[Span]:
-    """The group's span, and one span per completion below it."""
+    """The group's span, one span per completion below it, and one per turn below that."""
     inputs, outputs = {"prompt": facts["prompt"]}, [completion["completion"] for completion in facts["completions"]]
 
-    def span(index: int, name: str, outputs: Any, attributes: dict[str, Any]) -> Span:
+    def span(index: int, name: str, outputs: Any, attributes: dict[str, Any], parent: int = 0) -> Span:
         values = {
             SpanAttributeKey.REQUEST_ID: trace_id,
             SpanAttributeKey.INPUTS: inputs,
@@ -65,7 +65,7 @@ def _spans(facts: dict[str, Any], trace_id: str, first_id: int) -> list[Span]:
                 "name": name,
                 "trace_id": trace_id,
                 "span_id": f"{first_id + index:016x}",
-                "parent_span_id": f"{first_id:016x}" if index else None,
+                "parent_span_id": f"{first_id + parent:016x}" if index else None,
                 "start_time_unix_nano": facts["time_ms"] * 1_000_000 + index,
                 "end_time_unix_nano": (facts["time_ms"] + 1) * 1_000_000 + index,
                 "status": {"code": "STATUS_CODE_OK", "message": ""},
@@ -75,8 +75,12 @@ def _spans(facts: dict[str, Any], trace_id: str, first_id: int) -> list[Span]:
 
     spans = [span(0, facts["name"], outputs, {"rollout": facts["rollout"]})]
     for index, completion in enumerate(facts["completions"], start=1):
-        attributes = {name: value for name, value in completion.items() if name != "completion"}
+        attributes = {name: value for name, value in completion.items() if name not in ("completion", "turns")}
         spans.append(span(index, f"completion {index}", completion["completion"], attributes))
+    for parent, completion in enumerate(facts["completions"], start=1):
+        for number, turn in enumerate(completion.get("turns", ()), start=1):
+            attributes = {name: value for name, value in turn.items() if name != "text"}
+            spans.append(span(len(spans), f"turn {number}", turn["text"], attributes, parent))
     return spans
 
 

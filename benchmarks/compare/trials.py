@@ -53,7 +53,9 @@ class Result:
 
 
 #: packages whose code decides the outcome of a run
-SOURCES = "callbacks cli datamodules lightning_modules objectives policies rewards rollouts support".split()
+SOURCES = (
+    "callbacks cli datamodules environments lightning_modules objectives policies rewards rollouts support"
+).split()
 
 
 #: libraries whose version decides it too

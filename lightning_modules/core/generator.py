@@ -6,7 +6,7 @@ from typing import Any
 from lightning_modules.core.sampling_module import SamplingModule
 from rollouts import SamplingParams
 from support.files import fingerprint, weights_fingerprint
-from support.identity import identity_fingerprint, tokenizer_identity
+from support.identity import identity, identity_fingerprint, tokenizer_identity
 
 #: entries of a model's configuration that tell where it came from
 _ORIGIN = {"_name_or_path", "transformers_version", "_commit_hash"}
@@ -16,14 +16,16 @@ def generator(module: SamplingModule, sampling: SamplingParams) -> dict[str, Any
     """Everything that decides the completions of a module, as plain data; call it within `whole_weights`.
 
     It holds the weights that act (adapters added, with their scale), the model's configuration and hooks, the tokenizer
-    with its chat template and settings, the end tokens, the sampling settings, the engine with its settings,
-    the code of both, the precision and the kind of device.
+    with its chat template and settings, the end tokens, the sampling settings, engine and environment with their
+    settings, the code of all, the precision and the kind of device.
     """
     policy, config = module.policy, module.policy.bare.config.to_dict()
     parts = list(policy.bare.modules())
     hooks = [one for part in parts for one in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())]
     buffers = ((name, buffer) for name, buffer in policy.bare.named_buffers() if ".lora_" not in name)
-    return {
+    # Without one the key is absent, as in certificates from before there were environments.
+    environment = {} if module.environment is None else {"environment": identity(module.environment)}
+    return environment | {
         "weights": weights_fingerprint(policy.weights()),
         "buffers": weights_fingerprint(buffers),
         "configuration": fingerprint([{name: value for name, value in config.items() if name not in _ORIGIN}]),

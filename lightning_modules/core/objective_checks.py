@@ -5,8 +5,8 @@ from typing import Protocol
 from lightning_modules.core.part_types import check_part
 from lightning_modules.core.terms import KLPenalty, Shaping
 from objectives import Advantage, Aggregation, PolicyLoss
-from rewards import Reward
-from rollouts import BatchPlan, SamplingParams
+from rewards import Reward, TurnRewards
+from rollouts import BatchPlan, Environment, SamplingParams
 from support.errors import ConfigError
 
 
@@ -21,6 +21,7 @@ class Method(Protocol):
     aggregation: Aggregation
     kl: KLPenalty
     shaping: Shaping
+    environment: Environment | None
     importance_cap: float | None
     max_grad_norm: float | None
     zero_variance_groups_have_no_gradient: bool
@@ -39,6 +40,7 @@ def check_objective(method: Method) -> None:
     check_part(method, "aggregation", method.aggregation, Aggregation, "TokenMean()")
     check_part(method, "kl", method.kl, KLPenalty, "KLPenalty(coefficient=0.04)")
     check_part(method, "shaping", method.shaping, Shaping, "Shaping()")
+    _check_turns(method)
     _check_rewards(method)
     _check_batch(method)
     if method.sampling.temperature == 0:
@@ -56,6 +58,25 @@ def check_objective(method: Method) -> None:
         raise ConfigError(
             f"kl.placement is token_reward, but {type(method.advantage).__name__} takes one reward per completion; set "
             "kl.placement to reward, or model.advantage to objectives.ReinforcePlusPlus (baseline: none)."
+        )
+
+
+def _check_turns(method: Method) -> None:
+    if method.shaping.credit == "turn":
+        if method.environment is None:
+            raise ConfigError(
+                "shaping.credit is turn, but completions have one turn without an environment; set model.environment, "
+                "or shaping.credit to completion."
+            )
+        if method.kl.placement == "token_reward" and method.kl.coefficient:
+            raise ConfigError(
+                "shaping.credit is turn, which needs one reward per turn, but kl.placement token_reward gives one per "
+                "token; set kl.placement to reward or loss."
+            )
+    if method.environment is None and any(isinstance(reward, TurnRewards) for reward in method.rewards):
+        raise ConfigError(
+            "rewards.TurnRewards sums what an environment gives for turns; set model.environment, or remove it from "
+            "model.rewards."
         )
 
 

@@ -27,13 +27,14 @@ from lightning_modules.core.policy_update import Objective, PolicyUpdate, Steps,
 from lightning_modules.core.sampling_module import Rows, SamplingModule
 from lightning_modules.core.telemetry import SHOWN, forget_earlier_steps, rollout_metrics, throughput
 from lightning_modules.core.terms import KLPenalty, Shaping
+from lightning_modules.core.turn_credit import turn_advantages, turn_returns
 from objectives import Advantage, Aggregation, ClippedSurrogate, GroupNorm, PolicyLoss, SequenceMean
 from objectives.global_norm import at_last_token, normalised_sum
 from objectives.kl import kl_estimate
 from objectives.policy_losses import log_ratios
 from policies import PolicyParams
 from rewards import Reward, correct_rows, total_reward, without_failed
-from rollouts import BatchPlan, Engine, RolloutBatch, SamplingParams
+from rollouts import BatchPlan, Engine, Environment, RolloutBatch, SamplingParams
 from rollouts.engine import with_copy_numbers
 from support.allocator import keep_freed_memory
 from support.errors import ConfigError
@@ -53,6 +54,7 @@ class OnPolicyModule(SamplingModule):
         kl: penalty for the distance from the reference.
         evaluation: settings of validation, test and prediction.
         engine: the engine that generates; the embedded engine if None.
+        environment: what follows each turn of a completion; None for completions of one turn.
         importance_cap: if the engine's log-probs differ from the policy's (another precision, another program), each
             token's loss is multiplied by min(policy / engine, cap): truncated importance sampling. None omits the
             factor.
@@ -79,6 +81,7 @@ class OnPolicyModule(SamplingModule):
         kl: KLPenalty = KLPenalty(),
         evaluation: Evaluation = Evaluation(),
         engine: Engine | None = None,
+        environment: Environment | None = None,
         importance_cap: float | None = 2.0,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -93,6 +96,7 @@ class OnPolicyModule(SamplingModule):
             sampling=copy.deepcopy(sampling),
             evaluation=copy.deepcopy(evaluation),
             engine=engine,
+            environment=environment,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )
@@ -226,6 +230,9 @@ class OnPolicyModule(SamplingModule):
         if self.kl.placement == "token_reward" and self.kl.coefficient:
             returns = at_last_token(returns, batch.action_mask) - self.kl.coefficient * self.token_kl(batch)
         correct = correct_rows(self.rewards, batch)
+        if self.shaping.credit == "turn":
+            by_turn = turn_returns(batch, returns, self.rewards)
+            return turn_advantages(batch, by_turn, self.advantage, correct)
         return self.advantage.with_correctness(returns, batch.groups, batch.completion_ids, batch.action_mask, correct)
 
     def learned_from(self, batch: RolloutBatch) -> RolloutBatch:

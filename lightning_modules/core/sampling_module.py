@@ -27,7 +27,17 @@ from lightning_modules.core.thinking_stats import ThinkingStats
 from policies import PolicyParams
 from policies.config_checks import context_of
 from rewards import Reward, as_reward, total_reward
-from rollouts import BatchPlan, EmbeddedEngine, Engine, RolloutBatch, SamplingParams, completion_records, overridden
+from rollouts import (
+    BatchPlan,
+    EmbeddedEngine,
+    Engine,
+    Environment,
+    RolloutBatch,
+    SamplingParams,
+    completion_records,
+    overridden,
+)
+from rollouts.environment import add_template_arguments
 from support.errors import ConfigError
 from support.seeding import isolated_rng, run_seed
 
@@ -44,6 +54,7 @@ class SamplingModule(PosttrainModule):
         sampling: sampling settings in training.
         evaluation: settings of validation, test and prediction.
         engine: the engine that generates; the embedded engine if None.
+        environment: what follows each turn of a completion; None for completions of one turn.
         optimizer, lr_scheduler: as in every module.
     """
 
@@ -56,6 +67,7 @@ class SamplingModule(PosttrainModule):
         sampling: SamplingParams,
         evaluation: Evaluation,
         engine: Engine | None,
+        environment: Environment | None,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
     ) -> None:
@@ -65,6 +77,8 @@ class SamplingModule(PosttrainModule):
         check_part(self, "evaluation", evaluation, Evaluation, "Evaluation(samples=4)")
         if engine is not None:
             check_part(self, "engine", engine, Engine, "EmbeddedEngine()")
+        if environment is not None:
+            check_part(self, "environment", environment, Environment, "ToolEnvironment(tools=[search])")
         rewards = [as_reward(reward) for reward in rewards]
         names = [reward.name for reward in rewards]
         if len(set(names)) < len(names):
@@ -72,7 +86,7 @@ class SamplingModule(PosttrainModule):
         self.rewards: list[Reward] = rewards
         self.batch, self.sampling, self.evaluation = batch, sampling, evaluation
         overridden(sampling, evaluation.sampling)  # raises for values out of range now, not at the first validation
-        self.engine = engine or EmbeddedEngine()
+        self.engine, self.environment = engine or EmbeddedEngine(), environment
         #: maximum number of tokens per forward pass over a rollout
         self.update_token_budget = batch.update_token_budget
         #: batches of the latest validation
@@ -128,7 +142,9 @@ class SamplingModule(PosttrainModule):
         prompts, at_once = [self.prompt_tokens(row) for row in rows], self.batch.rollout_micro_batch
         with self.policy.whole():
             self.policy.check(prompts)
-            batch = self.engine.generate(self.policy, prompts, rows, group_size, sampling, forced, at_once)
+            # An engine of one's own may know completions of one turn only.
+            talks = () if self.environment is None else (self.environment,)
+            batch = self.engine.generate(self.policy, prompts, rows, group_size, sampling, forced, at_once, *talks)
         if bool(batch.behaviour_logprobs.isnan().any()):
             logprobs = batch_logprobs(self.policy, batch, sampling.temperature or 1.0, self.update_token_budget)
             batch.behaviour_logprobs = logprobs.masked_fill(~batch.action_mask, 0.0)
@@ -184,6 +200,7 @@ class SamplingModule(PosttrainModule):
         values = {self.metric_name(name): scores for name, scores in batch.rewards.items()}
         if self.rewards:
             values["reward"] = total_reward(self.rewards, batch.rewards, batch.failures)
+        values |= {} if batch.turns is None else batch.turns.metrics(batch.completion_mask)
         for name, of_rows in (values | {"length": batch.lengths, "truncated": batch.truncated}).items():
             self.row_values[loader, name].append(of_rows)
         judge = self.correctness_reward()
@@ -263,6 +280,12 @@ class SamplingModule(PosttrainModule):
             if self.with_reference:
                 self.reference_logprobs(batch)
         return completion_records(batch)
+
+    def configure_model(self) -> None:
+        is_new = getattr(self, "policy", None) is None
+        super().configure_model()
+        if is_new and self.environment is not None:
+            add_template_arguments(self.policy.tokenizer, self.environment)
 
     # ---- start of a stage --------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ def rollout_metrics(
     rows = {names[name]: scores for name, scores in drawn.rewards.items()}
     if rewards:
         rows["reward"] = total_reward(list(rewards), drawn.rewards, drawn.failures)
+    rows |= {} if drawn.turns is None else drawn.turns.metrics(drawn.completion_mask)
     rows |= {"length": drawn.lengths, "truncated": drawn.truncated}
     return {f"train/{name}": value for name, value in (dict(metrics) | means_over_processes(rows)).items()}
 

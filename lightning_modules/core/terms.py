@@ -71,12 +71,15 @@ class Shaping:
         normalise_rewards: each reward is normalised within its group before the weighted sum (GDPO, arXiv 2601.05242).
         entropy_bonus: coefficient of the entropy of each token's distribution, which is subtracted from the token's
             loss before the aggregation.
+        credit: completion gives all turns of a completion its advantage; turn gives each turn its own, from the
+            environment's rewards for turns (rewards.TurnRewards), with all other rewards at the last turn.
     """
 
     mask_truncated: bool = False
     truncated_scale: float = 1.0
     normalise_rewards: bool = False
     entropy_bonus: float = 0.0
+    credit: Literal["completion", "turn"] = "completion"
 
     def __post_init__(self) -> None:
         if not 0 <= self.truncated_scale <= 1:

@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import tomllib
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 from pathlib import Path
 
@@ -209,6 +210,9 @@ def test_a_configuration_is_put_together(page, language, text, before, here, mon
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     monkeypatch.setenv("JUDGE_TOKEN", "x")
     monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
+    tools = spec_from_file_location("my_tools", ROOT / "docs/examples/own_environment.py")
+    monkeypatch.setitem(sys.modules, "my_tools", module_from_spec(tools))
+    tools.loader.exec_module(sys.modules["my_tools"])
     snippet = yaml.safe_load(text)
     if not snippet.keys() <= {"model", "data", "trainer"}:
         snippet = {"model": {"init_args": snippet}}

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("lightning_modules", "datamodules", "rewards", "callbacks", "objectives", "policies", "rollouts")
+PACKAGES = (
+    "lightning_modules", "datamodules", "environments", "rewards", "callbacks", "objectives", "policies", "rollouts",
+)  # fmt: skip
 
 MISTAKES = {
     "[a page](docs/absent.md)": "cross-reference target not found: 'docs/absent.md'",

@@ -17,6 +17,7 @@ LAYERS = [
     {"cli"},
     {"assets", "callbacks"},
     {"lightning_modules"},
+    {"environments"},
     {"rewards"},
     {"rollouts"},
     {"datamodules", "policies", "objectives", "tracking"},

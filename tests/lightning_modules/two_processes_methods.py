@@ -23,13 +23,15 @@ from lightning_modules import (
     ProRL,
     Reference,
     SelfVerify,
+    Shaping,
     Still3,
     core,
 )
 from policies import LoRA, PolicyParams
-from rewards import FunctionReward, Guarded, Reward
+from rewards import FunctionReward, Guarded, Reward, TurnRewards
 from rollouts import BatchPlan, SamplingParams
 from tests.helpers import digits, sgd
+from tests.helpers.talks import Chat
 from tests.scale import train
 
 #: methods without rollouts
@@ -95,6 +97,12 @@ def cases(model, **changes):
     in_reward = KLPenalty(coefficient=0.05, estimator="k1", placement="reward")
     without_kl = {key: value for key, value in parts().items() if key != "kl"}
     copies = BatchPlan(8, 4, update_token_budget=56)
+    conversations = {
+        "environment": Chat(waits=True),
+        "sampling": SamplingParams(max_new_tokens=60),
+        "shaping": Shaping(credit="turn"),
+        "rewards": [TurnRewards(), *settings()["rewards"]],
+    }
     return {
         "grpo": lambda: (GRPO(plain, **parts()), []),
         "grpo, two updates": lambda: (GRPO(plain, **parts(batch=two_updates)), []),
@@ -107,6 +115,7 @@ def cases(model, **changes):
         "adapt_think": lambda: (AdaptThink(plain, reference=Reference(samples=2), **parts(kl=in_reward)), []),
         "auto_think": lambda: (AutoThink(plain, stage=3, **parts()), []),
         "self_verify": lambda: (SelfVerify(plain, **parts(batch=two_updates)), []),
+        "turns": lambda: (GRPO(plain, **parts(**conversations)), []),
     }  # fmt: skip
 
 

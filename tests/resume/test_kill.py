@@ -126,6 +126,21 @@ METHODS = {
     ),
     "self_verify": ("self_verify", "reasoner", {"model": MODEL}),
     "still3": ("still3", "reasoner", {"model": MODEL}),
+    # Killed within conversations, which an environment on threads takes part in.
+    "turns": (
+        "grpo",
+        "reasoner",
+        {
+            "model": MODEL
+            | {
+                "environment": part("tests.helpers.talks.Chat", waits=True),
+                "sampling": {"max_new_tokens": 60},
+                "shaping": {"credit": "turn"},
+                "rewards": [part("rewards.TurnRewards"), *JUDGE],
+                "evaluation": {"samples": 2},
+            }
+        },
+    ),
     "sft": (
         "sft",
         "reasoner",

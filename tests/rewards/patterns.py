@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 #: packages that see prompts, completions, data rows or replies of others
 PACKAGES = ("rewards", "rollouts", "policies", "datamodules", "lightning_modules", "callbacks", "objectives", "support",
-            "cli", "tracking")  # fmt: skip
+            "cli", "tracking", "environments")  # fmt: skip
 USES = {"search", "match", "fullmatch", "sub", "subn", "split", "findall", "finditer"}
 
 

@@ -8,6 +8,7 @@ import torch
 
 from rollouts import EmbeddedEngine, SamplingParams, TransformersEngine, VLLMEngine, continuous_batching
 from rollouts.first_tokens import FirstTokens, ended_by_own_tokens
+from rollouts.transformers_engine import Way
 from tests.rollouts.test_engine import PROMPTS, build, roll
 from tests.rollouts.vllm_fake import FakeLLM
 
@@ -25,7 +26,7 @@ def engine(request, monkeypatch):
         return VLLMEngine()
     if request.param == "by length":
         made = TransformersEngine()
-        made._way = (True, False)
+        made.ways[False] = Way(by_length=True, cache=False)
         return made
     return EmbeddedEngine() if request.param.startswith("embedded") else TransformersEngine()
 

@@ -10,6 +10,7 @@ from policies import LoRA
 from rollouts import SamplingParams, TransformersEngine, VLLMEngine, VLLMServer
 from support.errors import ConfigError
 from support.seeding import isolated_rng
+from tests.helpers.talks import Chat, Fuzz
 from tests.rollouts.test_engine import PROMPTS, ROWS, build, naive, roll
 from tests.rollouts.vllm_fake import FakeLLM, serve
 
@@ -111,3 +112,27 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with isolated_rng(0), pytest.raises(ConfigError, match=r"pip install 'lightning-posttrain\[vllm\]'"):
         VLLMEngine().generate(policy, PROMPTS, ROWS, 2, SamplingParams(4))
+
+
+def test_conversations_are_held_by_requests(start, tmp_path):
+    """Greedy ones equal those of `generate`; drawn ones have the policy's log-probs and do not repeat their turns."""
+    policy = build("llama", tmp_path / "model", max_position_embeddings=160)
+    engine, plain, forced = start(policy), TransformersEngine(), [[], [10], [11, 12], []] * 3
+    greedy = SamplingParams(90, temperature=0.0)
+    for environment, options in ((Chat(), {}), (Fuzz(), {}), (Chat(waits=True), {"forced": forced})):
+        ours, theirs = (roll(made, policy, greedy, environment=environment, **options) for made in (engine, plain))
+        assert torch.equal(ours.completion_ids, theirs.completion_ids)
+        assert torch.equal(ours.action_mask, theirs.action_mask)
+        assert torch.equal(ours.turns.number, theirs.turns.number)
+        assert ours.turns.finish_reasons == theirs.turns.finish_reasons
+    batch = roll(engine, policy, SamplingParams(90), environment=Chat())
+    with torch.no_grad():
+        for row in range(12):
+            expected, chosen = naive(policy, batch, row), batch.action_mask[row, : int(batch.lengths[row])]
+            assert torch.allclose(batch.behaviour_logprobs[row, : len(expected)][chosen], expected[chosen], atol=1e-5)
+    turns = [batch.completion_ids[:, :8], *(batch.completion_ids[batch.turns.number == turn] for turn in (1, 2))]
+    assert not torch.equal(turns[1][:8], turns[2][:8])
+    filled = {"environment": Chat(max_turn_tokens=1), "forced": [[5]] * 12}
+    ours, theirs = (roll(made, policy, greedy, **filled) for made in (engine, plain))
+    assert torch.equal(ours.completion_ids, theirs.completion_ids), "forced tokens fill the first turn"
+    assert ours.turns.finish_reasons == theirs.turns.finish_reasons
