@@ -1,7 +1,6 @@
 """Formats of calls: the ways in which a model calls tools, and in which it reads their outputs."""
 
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,13 +141,21 @@ def last_block(text: str) -> tuple[str | None, list[str], bool]:
     lines: list[str] = []
     is_open = False
     for line in text.removesuffix("\n").split("\n"):
-        fence = re.fullmatch(r"\s*```\s*(\w*)\s*", line)
-        if is_open and fence and not fence.group(1):
+        fence = _fence(line)
+        if is_open and fence == "":
             is_open = False
         elif is_open:
             lines.append(line)
-        elif fence:
-            language, lines, is_open = fence.group(1), [], True
+        elif fence is not None:
+            language, lines, is_open = fence, [], True
         else:
             language = None
     return language, lines, not is_open
+
+
+def _fence(line: str) -> str | None:
+    """The name behind a fence, "" for one without a name; None for a line that is not a fence."""
+    text = line.strip()
+    name = text.removeprefix("```").strip()
+    is_fence = text.startswith("```") and (not name or name.replace("_", "").isalnum())
+    return name if is_fence else None

@@ -27,7 +27,7 @@ MADE = {
     ("rewards.quantities", "f'([-+]?)\\\\s?({_CURRENCY})\\\\s?'"): [f"([-+]?)\\s?({quantities._CURRENCY})\\s?"],
     ("rewards.still3", "f\"\\\\b(?:{'|'.join(map(re.escape, words))})\\\\b\""): ["\\b(?:wait|let me|therefore)\\b"],
     ("policies.prompt_encoding", "f\"(?=(?:{'|'.join(words)}))(.)\""): ["(?=(?:<eos>|</think>))(.)"],
-    ("policies.tokenizer", "f'\\\\b{re.escape(key)}\\\\b'"): ["\\benable_thinking\\b"],
+    ("policies.tokenizer", "f'\\\\b{re.escape(argument)}\\\\b'"): ["\\benable_thinking\\b"],
     ("policies.prompt_encoding", "f'{_CUT}+'"): [f"{prompt_encoding._CUT}+"],
     ("datamodules.records_desk", "_FACT"): [records_desk._FACT],
     ("datamodules.records_desk", "_FACT + ' \\\\.'"): [records_desk._FACT + " \\."],
