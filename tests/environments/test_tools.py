@@ -24,6 +24,7 @@ from environments.tools import clipped
 from policies import Policy, PolicyParams
 from rewards.sandbox import Limits
 from rollouts import EmbeddedEngine, SamplingParams
+from rollouts.continuous_batching import ContinuousBatching
 from support.errors import ConfigError
 from support.identity import identity
 from support.seeding import isolated_rng
@@ -299,7 +300,22 @@ def test_a_tool_may_keep_a_state_of_its_own():
 # ---- with a model ---------------------------------------------------------------------------------------------------
 
 
-def test_outputs_are_in_the_completion_and_a_fence_of_the_models_own_is_its_choice(reasoner):
+def engine_that_begins_with(ids, monkeypatch):
+    """An engine whose policy draws these tokens first, whatever its logits are."""
+    draw, script = ContinuousBatching._draw, torch.tensor(ids)
+
+    def scripted(run):
+        drawn = torch.where(run.steps < len(ids), script[run.steps.clamp(max=len(ids) - 1)], draw(run))
+        run.tokens[run.row, run.steps] = drawn
+        return drawn
+
+    monkeypatch.setattr(ContinuousBatching, "_draw", scripted)
+    engine = EmbeddedEngine()
+    engine._compared = True  # the log-probs are those of other tokens
+    return engine
+
+
+def test_outputs_are_in_the_completion_and_a_fence_of_the_models_own_is_its_choice(reasoner, monkeypatch):
     """The first turn is fixed, so that a model that knows no code calls the tool."""
     policy = Policy(PolicyParams(reasoner))
     written = "```output\n9\n```\n"
@@ -312,10 +328,9 @@ def test_outputs_are_in_the_completion_and_a_fence_of_the_models_own_is_its_choi
         [PythonTool()], CodeFence(), CallLimits(max_calls=4, max_turn_tokens=30), notice="Last."
     )
     for first, turns in ((code, 2), (written, 2)):
-        with isolated_rng(1):
-            batch = EmbeddedEngine().generate(
-                policy, [ids("?")], [{"id": 1}], 2, SamplingParams(100), [ids(first)] * 2, environment=environment
-            )
+        with isolated_rng(1), monkeypatch.context() as patch:
+            engine = engine_that_begins_with(ids(first), patch)
+            batch = engine.generate(policy, [ids("?")], [{"id": 1}], 2, SamplingParams(100), environment=environment)
         assert (batch.turns.counts >= turns).all()
         for row in range(2):
             output = "```output\n42\n```\n" if first == code else ""
@@ -365,14 +380,13 @@ def test_prompts_describe_the_tools_by_the_template(described, reasoner):
     assert "add" not in plain.policy.tokenizer.decode(plain.prompt_tokens({"prompt": "2+2=?"}))
 
 
-def test_a_call_by_json_is_answered_by_a_message_of_the_template(described):
+def test_a_call_by_json_is_answered_by_a_message_of_the_template(described, monkeypatch):
     policy = Policy(PolicyParams(described))
     first = policy.tokenizer(call(a=20, b=22), add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id]
     environment = ToolEnvironment([add], limits=CallLimits(max_calls=1, max_turn_tokens=80), notice="")
+    engine = engine_that_begins_with(first, monkeypatch)
     with isolated_rng(1):
-        batch = EmbeddedEngine().generate(
-            policy, [[5]], [{"id": 1}], 2, SamplingParams(140), [first] * 2, environment=environment
-        )
+        batch = engine.generate(policy, [[5]], [{"id": 1}], 2, SamplingParams(140), environment=environment)
     for row in range(2):
         fixed = batch.completion_ids[row][batch.completion_mask[row] & (batch.turns.number[row] < 0)]
         assert policy.tokenizer.decode(fixed) == "<tool>42<assistant>"
