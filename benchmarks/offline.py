@@ -82,12 +82,18 @@ REDI = Comparison(
         "pass@1": "pass@1",
     },
 )
+#: stands for the folder of the arm "aligned" of the same seed
+ALIGNED = "ALIGNED"
 REALIGNMENT = Comparison(
     arms={
         "reference": (None, [], "assets/tiny_rambler"),
-        "aligned": (None, [], "assets/tiny_reasoner"),
+        "aligned": ("laser", ["--trainer.max_steps=10"], "assets/tiny_rambler"),
         **{
-            f"lambda {weight}": ("distill", [f"--model.teacher.weight={weight}"], "assets/tiny_rambler")
+            f"lambda {weight}": (
+                "distill",
+                [f"--model.teacher.weight={weight}", f"--model.teacher.aligned={ALIGNED}"],
+                "assets/tiny_rambler",
+            )
             for weight in (0.5, 1.0, 1.5, 2.0)
         },
     },
@@ -107,6 +113,7 @@ def train(what: str, arm: str, seed: int, samples: int) -> Metrics:
     origin = str(_path(what, start, seed).with_suffix("")) if start in comparison.arms else start
     export = [{"class_path": "callbacks.ExportPolicy", "init_args": {"folder": folder}}]
     settings = [f"--model.policy.model={origin}", f"--trainer.callbacks={json.dumps(export)}"]
+    arguments = [one.replace(ALIGNED, str(_path(what, "aligned", seed).with_suffix(""))) for one in arguments]
     _run("fit", config, [*settings, "--trainer.limit_val_batches=0", *arguments], seed)
     return comparison.measure(folder, samples)
 

@@ -116,7 +116,7 @@ class Distill(SFT):
                 self._teachers.append(one.requires_grad_(False).eval())
         return [one.to(self.device) for one in self._teachers]
 
-    def teacher_logits(self, groups: PromptGroups) -> tuple[list[Distributions], list[float]]:
+    def _teacher_logits(self, groups: PromptGroups) -> tuple[list[Distributions], list[float]]:
         """(the distributions that are mixed, their weights)."""
         weight, models = self.teacher.weight, self._loaded_teachers()
         with torch.no_grad():
@@ -165,7 +165,7 @@ class Distill(SFT):
         if self.on_policy == 1 and any(SAMPLED not in row and "response" not in row for row in rows):
             rows = self.sampled(rows, "evaluation")
         groups = self.groups(rows)
-        parts, weights = self.teacher_logits(groups)
+        parts, weights = self._teacher_logits(groups)
 
         def divergence(student: Tensor, *teachers: Tensor) -> Tensor:
             mixed = teachers[0] if len(teachers) == 1 else mixed_logits(teachers[0], teachers[1], weights[0])
@@ -190,5 +190,6 @@ PAPER = Paper(
     idea="distillation from a mixture of the logits of an aligned and a reference model, whose weight sets the degree",
     classes=("lightning_modules.Distill", "objectives.Divergence"),
     configs=("distill",),
+    effect="41.5 → 26.6, 22.6 and 21.2 tokens with lambda 0.5, 1 and 2; pass@1 0.78 → 0.86, 0.89 and 0.82",
     not_compared="it learns from a teacher, so a budget of generated tokens says nothing about it",
 )

@@ -124,7 +124,6 @@ PAPER_SIMPO = Paper(
     classes=("lightning_modules.Preference", "objectives.SimPO"),
     configs=("dpo", "preference/simpo"),
     page="preference",
-    effect="",
     not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
 )
 PAPER_ORPO = Paper(
@@ -135,7 +134,6 @@ PAPER_ORPO = Paper(
     classes=("lightning_modules.Preference", "objectives.ORPO"),
     configs=("dpo", "preference/orpo"),
     page="preference",
-    effect="",
     not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
 )
 PAPER_REDI = Paper(
@@ -146,6 +144,6 @@ PAPER_REDI = Paper(
     classes=("lightning_modules.Preference", "objectives.REDI"),
     configs=("redi/3_sft", "redi"),
     page="redi",
-    effect="",
+    effect="0.80 → 0.86 on held-out sums from SFT on right traces; DPO and SimPO from the same start 0.79",
     not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
 )

@@ -142,8 +142,7 @@ class SamplingModule(PosttrainModule):
         prompts, at_once = [self.prompt_tokens(row) for row in rows], self.batch.rollout_micro_batch
         with self.policy.whole():
             self.policy.check(prompts)
-            # An engine of one's own may know completions of one turn only.
-            talks = () if self.environment is None else (self.environment,)
+            talks = () if self.environment is None else (self.environment,)  # a user's engine may know one turn only
             batch = self.engine.generate(self.policy, prompts, rows, group_size, sampling, forced, at_once, *talks)
         if bool(batch.behaviour_logprobs.isnan().any()):
             logprobs = batch_logprobs(self.policy, batch, sampling.temperature or 1.0, self.update_token_budget)

@@ -140,6 +140,7 @@ def every_reward():
         "MathAnswer",
         "ParsableMathAnswer",
         "ReasoningGymScore",
+        "TurnRewards",
     }
     for name in rewards.__all__:
         kind = getattr(rewards, name)

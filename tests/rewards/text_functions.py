@@ -21,7 +21,7 @@ from tests.rewards.patterns import module_of, sources
 from tests.rewards.test_rewards import batch_of
 
 #: packages whose functions are looked at; the others hand texts to these
-PARSING = ("rewards", "rollouts", "policies", "datamodules", "cli", "support", "tracking")
+PARSING = ("environments", "rewards", "rollouts", "policies", "datamodules", "cli", "support", "tracking")
 #: parameters that name something: a file, a class, a column, a part of the program
 NAMES = {
     *("alias", "argument", "character", "checkpoint", "class_path", "colour", "command", "context", "data"),
@@ -34,7 +34,7 @@ TEXTS = ("str", "str | None", "list[str]")
 #: functions that take a text and are not measured, by the reason
 NOT_MEASURED = {
     "the project's own texts": {
-        "cli.command_line.completed", "cli.inspect.coloured", "cli.own_configurations.remember_as_own",
+        "cli.chat.load", "cli.chat.once", "cli.command_line.completed", "cli.inspect.coloured", "cli.own_configurations.remember_as_own",
         "cli.suggestions.explain", "datamodules.arithmetic.is_held_out", "datamodules.gym_demonstrations.add_columns",
         "datamodules.gym_demonstrations.divide", "datamodules.gym_demonstrations.halve",
         "datamodules.gym_demonstrations.number_letters", "datamodules.gym_demonstrations.tally",
@@ -48,7 +48,8 @@ NOT_MEASURED = {
         "rewards.math_algebra.readable_by_algebra", "rewards.schemas.fits", "rewards.schemas.schema_fault",
     },
     "hands the text to a tokenizer or a file": {
-        "datamodules.rows.read_rows", "policies.given.score_completions", "rollouts.written.text_batch",
+        "datamodules.rows.read_rows", "policies.given.score_completions", "policies.supervised.encode_response",
+        "rollouts.written.text_batch",
         "rollouts.written.written", "support.files.atomic_write_text",
     },
     "2 to the number of variables, which saturn.py bounds": {"datamodules.saturn.chance"},
@@ -74,7 +75,7 @@ ALONE = [
     "rewards.think_json.strict_object", "rewards.think_json.object_text", "rewards.units.unit_of",
     "rewards.units.is_unit", "rollouts.batch.ends_open", "datamodules.garak.split_of",
     "datamodules.preferences.parse_dialogue", "datamodules.records_desk.parse_request", "datamodules.saturn.literals",
-    "support.errors.printable", "cli.earlier_configurations.brought_up_to_date",
+    "support.errors.printable", "environments.call_formats.last_block", "cli.earlier_configurations.brought_up_to_date",
 ]  # fmt: skip
 #: measured with these arguments; ... stands for the text
 WITH: dict[str, list[tuple[object, ...]]] = {
@@ -88,6 +89,8 @@ WITH: dict[str, list[tuple[object, ...]]] = {
     "rewards.quantities.quantity": [(..., True)],
     "rewards.self_check.answer_text": [(..., True)],
     "rewards.tasks.is_unsafe": [(..., "coin_flip"), (..., "rubiks_cube")],
+    "cli.chat.folded": [(..., True), (..., False)],
+    "environments.tools.clipped": [(..., 400, 400)],
     "policies.prompt_encoding.encode_content": [(reasoner_tokenizer(), ..., ())],
     "policies.prompt_encoding.encode_cut": [(reasoner_tokenizer(), ..., "\x00")],
     "datamodules.records_desk.true_cost": [("what is x ?", ...), (..., "x")],
