@@ -39,7 +39,8 @@ test-long: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py \
 	  tests/examples/test_home.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m long tests/benchmarks/test_compare.py tests/callbacks tests/cli \
-	  tests/examples/test_own_methods.py tests/lightning_modules tests/policies tests/rewards tests/support tests/tracking
+	  tests/examples/test_own_methods.py tests/examples/test_grpo_in_one_file.py tests/lightning_modules \
+	  tests/policies tests/rewards tests/support tests/tracking
 
 # Other cases at every run; the tests in tests/fuzz make few, and always the same, in the normal suite.
 fuzz: .venv/ready

@@ -54,9 +54,9 @@ def is_library(module: str | None) -> bool:
     return _in_library(file)
 
 
-def in_project(module: str) -> bool:
-    """Whether a loaded module belongs to this project's packages."""
-    file = _file(module) if module.partition(".")[0] in PROJECT else None
+def in_project(module: str | None) -> bool:
+    """Whether a loaded module belongs to this project's packages; None for code without one."""
+    file = _file(module) if module is not None and module.partition(".")[0] in PROJECT else None
     return file is not None and file.is_relative_to(INSTALLED)
 
 

@@ -261,9 +261,17 @@ def _module_parts(module: torch.nn.Module) -> tuple[Any, ...]:
         settings = sorted((n, v) for n, v in vars(part).items() if n not in of_all)
         if is_library(type(part).__module__):  # transformers keeps plans here whose order differs between processes
             settings = [(n, v) for n, v in settings if not n.startswith("_")]
-        hooks = [list(getattr(part, f"_forward_{kind}").values()) for kind in ("pre_hooks", "hooks")]
-        parts[name] = [type(part), settings, hooks]
+        parts[name] = [type(part), settings, forward_hooks(part)]
     return dict(module.named_buffers()), dict(module.state_dict()), parts
+
+
+def forward_hooks(module: torch.nn.Module) -> list[Any]:
+    """The hooks of one network's forward, without those with which PyTorch gathers weights in shards.
+
+    Weights in shards are those of the network, and its hooks hold process groups.
+    """
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return [one for one in hooks if not str(getattr(one, "__module__", "")).startswith("torch.distributed.")]
 
 
 def attributes_of(value: Any) -> list[Any] | None:

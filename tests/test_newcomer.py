@@ -83,7 +83,7 @@ MISTAKES = {
     ),
     "numbers as prompts": (
         ["--data=datamodules.FilePrompts", "--data.source=numbers.jsonl"],
-        "row 0 of the train split of FilePrompts (numbers.jsonl) holds 7 (int); a prompt is a text",
+        "row 0 of 'numbers.jsonl' holds 7 (int); a prompt is a text",
     ),
     "data that does not exist": (
         ["--data=datamodules.FilePrompts", "--data.source=question.jsonl"],

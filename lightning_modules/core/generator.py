@@ -6,7 +6,7 @@ from typing import Any
 from lightning_modules.core.sampling_module import SamplingModule
 from rollouts import SamplingParams
 from support.files import fingerprint, weights_fingerprint
-from support.identity import identity, identity_fingerprint, tokenizer_identity
+from support.identity import forward_hooks, identity, identity_fingerprint, tokenizer_identity
 
 #: entries of a model's configuration that tell where it came from
 _ORIGIN = {"_name_or_path", "transformers_version", "_commit_hash"}
@@ -20,8 +20,7 @@ def generator(module: SamplingModule, sampling: SamplingParams) -> dict[str, Any
     settings, the code of all, the precision and the kind of device.
     """
     policy, config = module.policy, module.policy.bare.config.to_dict()
-    parts = list(policy.bare.modules())
-    hooks = [one for part in parts for one in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())]
+    hooks = [hook for part in policy.bare.modules() for hook in forward_hooks(part)]
     buffers = ((name, buffer) for name, buffer in policy.bare.named_buffers() if ".lora_" not in name)
     # Without one the key is absent, as in certificates from before there were environments.
     environment = {} if module.environment is None else {"environment": identity(module.environment)}

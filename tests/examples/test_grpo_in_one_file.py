@@ -253,6 +253,7 @@ def commands():
     return [line.strip() for line in example.__doc__.splitlines() if line.startswith("    python ")]
 
 
+@pytest.mark.long  # its weights are compared with the module's in the normal suite
 def test_the_script_raises_the_reward():
     program, *arguments = shlex.split(commands()[0])
     assert (program, arguments) == ("python", [str(SCRIPT.relative_to(ROOT))])

@@ -86,6 +86,7 @@ def test_the_wheel_holds_models_configurations_types_and_a_command(wheel):
     assert "lightning-posttrain = main:run" in zipfile.ZipFile(wheel).read(entries).decode()
 
 
+@pytest.mark.long
 def test_two_methods_train_in_a_project_of_its_own(home):
     packages = ", ".join(PACKAGES)
     imports = f"import {packages}, main, train; print('FROM', *[m.__file__ for m in ({packages}, main)])"

@@ -242,8 +242,8 @@ def kill_and_compare(method, command, tmp_path, begin, kills_wanted, more=()):
         folder, finished = None, finished + 1
 
 
-#: those whose state is of kinds that no other has stay in the normal suite; prorl's contains grpo's
-SHORT = ("prorl", "hc_rlhf")
+#: the one with the most kinds of state stays in the normal suite
+SHORT = ("hc_rlhf",)
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in SHORT else pytest.mark.long) for m in METHODS])
@@ -378,7 +378,8 @@ def test_a_second_ctrl_c_stops_at_once(where, command, tmp_path):
     )
 
 
-@pytest.mark.parametrize("told", [pytest.param("one", marks=pytest.mark.long), "all"])
+@pytest.mark.long  # test_sigterm_saves_and_says_so is the same for one process
+@pytest.mark.parametrize("told", ["one", "all"])
 def test_sigterm_ends_two_processes(told, command, tmp_path):
     """A cluster tells all processes; a person with `kill` tells the first, whatever the others are waiting for."""
     folder = tmp_path / "terminated"

@@ -18,6 +18,8 @@ from tests.rewards.test_complexity import STEEPEST, growth, seconds
 #: patterns that are made at run time: (module, source) -> examples
 MADE = {
     ("rewards.answers", "pattern"): [],  # the user's own, of the configuration
+    ("datamodules.prompt_form", "pattern"): [],  # likewise
+    ("policies.packing", "unused"): ["window", "$."],
     ("rewards.code", "head"): ["^def f\\(", "(?m)^def f\\b"],
     ("rewards.instructions", "f'(?<!\\\\w){re.escape(word)}(?!\\\\w)'"): [
         "(?<!\\w)answer(?!\\w)",

@@ -34,8 +34,9 @@ TEXTS = ("str", "str | None", "list[str]")
 #: functions that take a text and are not measured, by the reason
 NOT_MEASURED = {
     "the project's own texts": {
-        "cli.chat.load", "cli.chat.once", "cli.command_line.completed", "cli.inspect.coloured", "cli.own_configurations.remember_as_own",
-        "cli.suggestions.explain", "datamodules.arithmetic.is_held_out", "datamodules.gym_demonstrations.add_columns",
+        "cli.chat.load", "cli.chat.once", "cli.command_line.completed", "cli.inspect.coloured",
+        "cli.own_configurations.remember_as_own", "cli.suggestions.explain", "datamodules.arithmetic.is_held_out",
+        "datamodules.gym_demonstrations.add_columns",
         "datamodules.gym_demonstrations.divide", "datamodules.gym_demonstrations.halve",
         "datamodules.gym_demonstrations.number_letters", "datamodules.gym_demonstrations.tally",
         "datamodules.human_eval.human_eval", "datamodules.records_desk.fact", "datamodules.saturn.clauses_for",
