@@ -6,11 +6,12 @@ check_siblings(__name__)
 
 from datamodules.arithmetic import ArithmeticPrompts
 from datamodules.demonstrations import Demonstrations
-from datamodules.file_prompts import FilePrompts
+from datamodules.file_prompts import FilePrompts, ValidationSet
 from datamodules.garak import GarakPrompts
 from datamodules.human_eval import HumanEvalPrompts
 from datamodules.labelled_responses import LabelledResponses
 from datamodules.preferences import PairSource, PreferencePairs
+from datamodules.prompt_form import FewShot
 from datamodules.prompts import PromptData
 from datamodules.reasoning_gym import ReasoningGymPrompts
 from datamodules.records_desk import RecordsPrompts
@@ -23,6 +24,7 @@ __all__ = [
     "ArithmeticPrompts",
     "CurriculumSampler",
     "Demonstrations",
+    "FewShot",
     "FilePrompts",
     "GRESOSampler",
     "GarakPrompts",
@@ -40,5 +42,6 @@ __all__ = [
     "SaturnPrompts",
     "SchemaDemonstrations",
     "SchemaPrompts",
+    "ValidationSet",
     "VerifyDemonstrations",
 ]

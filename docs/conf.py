@@ -51,6 +51,7 @@ nitpick_ignore_regex = [(r"py:.*", rf"(?!({'|'.join(PACKAGES)})\.).*")]  # names
 # Bases and types of public classes that have no page of their own.
 nitpick_ignore = [
     ("py:class", "lightning_modules.hc_rlhf.safety_phase.SafetyTestPhase"),
+    ("py:class", "objectives.advantages.JudgedAdvantage"),
     ("py:class", "rollouts.request_engine.RequestEngine"),
     ("py:class", "rollouts.transformers_engine.Way"),
     ("py:class", "support.seen_prompts.SeenPrompts"),
