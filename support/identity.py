@@ -1,8 +1,7 @@
 """Identity of an object by all of its settings, as plain data that can be fingerprinted.
 
-Caches and the ledger of safety tests rest on it, so it must never be equal for two things that act differently.
-Whatever cannot be read (a lock, a socket, a C object without a pickle form) therefore gets a random identity, equal to
-nothing.
+Caches and the ledger of safety tests rest on it, so it must never be equal for two things that act differently. What
+cannot be read (a lock, a socket, a C object without a pickle form) therefore gets a random identity.
 """
 
 import copyreg
@@ -266,10 +265,7 @@ def _module_parts(module: torch.nn.Module) -> tuple[Any, ...]:
 
 
 def forward_hooks(module: torch.nn.Module) -> list[Any]:
-    """The hooks of one network's forward, without those with which PyTorch gathers weights in shards.
-
-    Weights in shards are those of the network, and its hooks hold process groups.
-    """
+    """The hooks of one network's forward, without PyTorch's own for weights in shards, which hold process groups."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     return [one for one in hooks if not str(getattr(one, "__module__", "")).startswith("torch.distributed.")]
 

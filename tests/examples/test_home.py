@@ -118,6 +118,7 @@ def test_everything_in_one_process(home):
     assert (home / "my_loop/model.safetensors").is_file()
 
 
+@pytest.mark.long
 def test_the_installed_command_trains(home):
     """The configuration and the model lie in the wheel; the rest is the project's."""
     run(

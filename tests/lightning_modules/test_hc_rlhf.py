@@ -239,7 +239,10 @@ def _run(arguments, hurt):
         main(arguments)
 
 
-@pytest.mark.parametrize("hurt", [between_phases, between_steps, inside_the_test, after_the_test])
+EARLY = [pytest.param(hurt, marks=pytest.mark.long) for hurt in (between_phases, between_steps)]
+
+
+@pytest.mark.parametrize("hurt", [*EARLY, inside_the_test, after_the_test])
 def test_a_killed_run_goes_on_without_paying_twice(here, assistant, hurt, capsys):
     """After SIGKILL the same command ends as an undisturbed run does, and the safety split has served one test."""
     from main import main

@@ -86,7 +86,7 @@ def test_packed_forwards_equal_one_by_one_forwards(name, shape):
     prompts, completions, seed = shape
     generator = torch.Generator().manual_seed(seed)
     groups = groups_of(prompts, completions, generator)
-    packed_model, plain = build(name), build(name, "eager")
+    packed_model, plain = build(name).double(), build(name, "eager").double()
     weights = [torch.randn(length, generator=generator) for _, length in completions]
     expected = naive(plain, groups, 0.8)
     for values, entropies in (packed_logprobs(packed_model, groups, 0.8), padded_logprobs(packed_model, groups, 0.8)):

@@ -144,7 +144,10 @@ def test_a_judge_that_waits_is_ended_too(monkeypatch):
     assert process.ask("same", r"\sqrt{4}x", "2x") is True
 
 
-@pytest.mark.parametrize("task", ["arc_agi", "rearc", "coin_flip", "rubiks_cube", "graph_color", "word_ladder"])
+SLOW = [pytest.param(task, marks=pytest.mark.long) for task in ("coin_flip", "rubiks_cube")]
+
+
+@pytest.mark.parametrize("task", ["arc_agi", "rearc", *SLOW, "graph_color", "word_ladder"])
 def test_every_scorer_runs_in_another_process_and_pays_its_own_answer(task, monkeypatch):
     """Entries are written as JSON and read again there, which must not make a right answer a wrong one."""
     entry = reasoning_gym.create_dataset(task, size=1, seed=0)[0]
