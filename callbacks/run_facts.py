@@ -81,6 +81,9 @@ def parameters(trainer: L.Trainer, module: Any, method: str | None) -> dict[str,
         values |= {
             "max_new_tokens": module.sampling.max_new_tokens,
             "temperature": module.sampling.temperature,
+        }
+    if hasattr(module, "batch"):  # a module without rollouts may sample too, as in distillation
+        values |= {
             "prompts": module.batch.prompts_per_rollout,
             "group_size": module.batch.group_size,
             "updates": module.batch.updates,
