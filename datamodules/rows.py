@@ -18,6 +18,8 @@ Row = dict[str, Any]
 #: columns that hold one text
 TEXTS = {"response", "response_0", "response_1", "chosen", "rejected"}
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+#: what a CSV line that ends early has in place of its cells; no file can hold it, as it is no text in UTF-8
+_ABSENT = "\ud800"
 FORMATS |= {".jsonl.gz": "json", ".json.gz": "json", ".csv.gz": "csv"}
 
 
@@ -92,19 +94,24 @@ def read_csv(path: str | Path, numbers: Collection[str] = ()) -> list[Row]:
         numbers: columns whose cells are numbers, or true and false.
 
     Raises:
-        ConfigError: naming the file and the line, for text that is not UTF-8, a line with too many cells, or a cell
-            that is not a number.
+        ConfigError: naming the file and the line, for text that is not UTF-8, a line with too many or too few cells, or
+            a cell that is not a number.
     """
     rows: list[Row] = []
     csv.field_size_limit(1 << 30)
     try:
         with io.StringIO(_content(Path(path)).decode("utf-8-sig"), newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, strict=True, restval=_ABSENT)
             for cells in reader:
                 where = f"line {reader.line_num} of the file {path}"
                 if None in cells:
                     raise ConfigError(
                         f"{where} has more cells than the header has names; put quotation marks around commas."
+                    )
+                if _ABSENT in cells.values():
+                    raise ConfigError(
+                        f"{where} has fewer cells than the header has names; if the file was cut off, download it again, "
+                        "else write the commas of the empty cells."
                     )
                 rows.append(
                     {

@@ -88,6 +88,18 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def names_a_file(text: str) -> bool:
+    """Whether a text is the name of a file that exists."""
+    return bool(text) and len(text) <= 4096 and "\n" not in text and os.path.isfile(text)
+
+
+def path_hashes(path: Path) -> str | list[tuple[str, str]]:
+    """Hash of the file, or (name in the folder, hash) of all files below the folder; "" where nothing is."""
+    if not path.is_dir():
+        return file_hash(path) if path.is_file() else ""
+    return [(str(file.relative_to(path)), file_hash(file)) for file in sorted(path.rglob("*")) if file.is_file()]
+
+
 def weights_fingerprint(weights: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of weights, in the order of the names.
 

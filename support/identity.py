@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from support.code_identity import IMPORTERS, code_behind, in_project, is_library, version_of
-from support.files import file_hash, fingerprint
+from support.files import file_hash, fingerprint, names_a_file, path_hashes
 
 _SINGLE_DISPATCH = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
 _DISPATCH = {"registry", "dispatch", "register", "_clear_cache"}
@@ -49,8 +49,10 @@ def identity_fingerprint(*values: Any) -> str:
 
 def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     """Identity of `value` within the objects `outer`; `code` numbers the functions and classes that were met before."""
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or type(value) in (bool, int, float):
         return value
+    if type(value) is str:
+        return ["file", value, file_hash(Path(value))] if names_a_file(value) else value
     if id(value) in outer:  # an object that refers to itself
         return ["inside itself", len(outer) - outer.index(id(value))]
     outer = (*outer, id(value))
@@ -71,7 +73,7 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     if isinstance(value, bytes):
         return [name, hashlib.sha256(value).hexdigest()]
     if isinstance(value, Path):
-        return [name, str(value), file_hash(value) if value.is_file() else ""]
+        return [name, str(value), path_hashes(value)]
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return [name, str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]

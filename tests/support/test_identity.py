@@ -30,7 +30,7 @@ from rewards import CodeTests, ExactAnswer, FunctionReward, Guarded, MathAnswer,
 from rewards.math_text import last_box
 from rollouts import BatchPlan, SamplingParams, TransformersEngine
 from support import code_identity
-from support.identity import identity_fingerprint
+from support.identity import identity, identity_fingerprint
 from tests.helpers import ROOT, build, digits, quiet_trainer
 
 FACTOR = 1.0
@@ -349,7 +349,7 @@ def test_a_class_that_was_changed_from_python_is_another_one(kind, name, value, 
 ELSEWHERE = """
 import collections, functools, logging, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from support.identity import identity_fingerprint
+from support.identity import identity, identity_fingerprint
 log = logging.getLogger("scoring")
 class Words(set): pass
 def score(completions, words={"a", "b", "c"}):
@@ -386,12 +386,29 @@ def test_another_process_has_the_same_identities():
     assert len(first) == 6 and first == second
 
 
-def test_the_content_of_a_file_that_a_setting_names_counts(tmp_path):
+@pytest.mark.parametrize(
+    "named_by",
+    [
+        lambda file: Settings({"rules": file}),
+        lambda file: Settings({"rules": str(file)}),
+        lambda file: Settings({"rules": [{"path": f"{file.parent}/../{file.parent.name}/rules.txt"}]}),
+        lambda file: Settings({"rules": file.parent}),
+        lambda file: functools.partial(open, str(file)),
+        lambda file: eval(f"lambda batch: open({str(file)!r})"),
+    ],
+    ids=["path", "text", "nested text", "folder", "partial", "constant in a function"],
+)
+def test_the_content_of_a_file_that_a_setting_names_counts(tmp_path, named_by):
     fingerprints = []
     for text in ("a", "b", "a"):
         (tmp_path / "rules.txt").write_text(text)
-        fingerprints.append(identity_fingerprint(Settings({"rules": tmp_path / "rules.txt"})))
+        fingerprints.append(identity_fingerprint(named_by(tmp_path / "rules.txt")))
     assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+def test_a_text_that_can_name_no_file_counts_as_it_is(tmp_path):
+    texts = ["", "a\0b", "line\n" * 3, "x" * 5000, "/" + "y" * 300, "\ud800", str(tmp_path)]
+    assert [identity(text) for text in texts] == texts
 
 
 def test_what_cannot_be_identified_equals_nothing():
