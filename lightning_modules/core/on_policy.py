@@ -212,8 +212,8 @@ class OnPolicyModule(SamplingModule):
     def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The weighted rewards of every completion, after `shaping`. Pure."""
         if self.shaping.normalise_rewards:
-            weights = torch.tensor([reward.weight for reward in self.rewards])
             scores = torch.stack([batch.rewards[reward.name] for reward in self.rewards])
+            weights = torch.tensor([reward.weight for reward in self.rewards], device=scores.device)
             total = without_failed(normalised_sum(scores, weights, batch.groups), self.rewards, batch.failures)
         else:
             total = total_reward(self.rewards, batch.rewards, batch.failures)

@@ -74,7 +74,8 @@ class Steps:
         if math.isfinite(norm):  # the same on all processes, because gradients have been averaged
             if self.max_grad_norm is not None and parameters:
                 # Lightning's own clipping refuses fused optimisers under mixed precision, which need no unscaling here.
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
+                whole = torch.tensor(norm, device=parameters[0].device)
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, whole)
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
