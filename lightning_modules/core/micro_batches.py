@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from policies import Policy
+from policies.compute import computing
 from rollouts import RolloutBatch
 from support.processes import maximum
 
@@ -121,10 +122,11 @@ def batch_logprobs(
     logprobs = torch.zeros(batch.completion_ids.shape, device=policy.device)
     # All processes gather sharded weights together in every pass; a reference's weights stay sharded.
     in_shards = isinstance(policy, FSDPModule) and (reference or not policy.is_whole)
-    for micro in micro_batches(batch, slice(0, len(logprobs)), budget, equalise=in_shards):
-        groups = batch.prompt_groups(micro.rows)
-        if reference:
-            logprobs[micro.rows, : micro.width] = policy.reference_logprobs(groups, temperature)
-        else:
-            logprobs[micro.rows, : micro.width] = policy.logprobs(groups, temperature)[0]
+    with computing(policy):
+        for micro in micro_batches(batch, slice(0, len(logprobs)), budget, equalise=in_shards):
+            groups = batch.prompt_groups(micro.rows)
+            if reference:
+                logprobs[micro.rows, : micro.width] = policy.reference_logprobs(groups, temperature)
+            else:
+                logprobs[micro.rows, : micro.width] = policy.logprobs(groups, temperature)[0]
     return logprobs.masked_fill(~batch.completion_mask, 0.0)

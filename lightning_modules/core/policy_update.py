@@ -16,6 +16,7 @@ from lightning_modules.core.signal import rows_with_signal
 from objectives import Aggregation
 from objectives.kl import kl_estimate
 from policies import Policy
+from policies.compute import computing
 from rollouts import BatchPlan, RolloutBatch
 from support.errors import ConfigError
 from support.processes import process_count, summed
@@ -77,6 +78,7 @@ class Steps:
                 whole = torch.tensor(norm, device=parameters[0].device)
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, whole)
             self.optimizer.step()
+            torch.clear_autocast_cache()  # the casts of the weights before the step
         self.optimizer.zero_grad()
         return norm
 
@@ -192,10 +194,11 @@ class PolicyUpdate:
         self.drift.zero_()
         micros = micro_batches(self.batch, part, self.token_budget, equalise=True, computed=self.computed)
         try:
-            for micro in micros:
-                # The processes' gradients are averaged, the row weights already count all processes' rows.
-                loss = self._loss(micro, weights[micro.rows - part.start].to(self.policy.device))
-                self.steps.backward(loss * process_count())
+            with computing(self.policy):  # all passes of a step cast the weights once
+                for micro in micros:
+                    # The processes' gradients are averaged, the row weights already count all processes' rows.
+                    loss = self._loss(micro, weights[micro.rows - part.start].to(self.policy.device))
+                    self.steps.backward(loss * process_count())
             return
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):

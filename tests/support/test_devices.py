@@ -24,6 +24,7 @@ ON_THE_CPU = {
     "rollouts/storage.py: _restored.by_token": "columns of a file",
     "rollouts/storage.py: _turns": "columns of a file",
     "rollouts/written.py: text_batch": "a batch of texts for rewards, without a model",
+    "policies/compute.py: probe": "measures the CPU",
     "objectives/betting.py: Betting.order": "positions, moved by the caller",
     "objectives/betting.py: Betting.width": "a bound's width, from floats",
     "objectives/betting.py: ConfidenceSequence.__init__": "costs that a checkpoint holds",
@@ -86,9 +87,7 @@ def without_device(source: str, path: str = "file.py") -> list[tuple[str, int]]:
 
 def test_every_tensor_constructor_names_a_device_or_is_meant_for_the_cpu():
     files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-    places = [
-        place for path in files for place in without_device(path.read_text(), path.relative_to(ROOT).as_posix())
-    ]
+    places = [place for path in files for place in without_device(path.read_text(), path.relative_to(ROOT).as_posix())]
     forgotten = [f"{function}, line {line}" for function, line in places if function not in ON_THE_CPU]
     assert not forgotten, "give a device, or list the function in ON_THE_CPU with the reason"
     assert set(ON_THE_CPU) == {function for function, _ in places}, "these are no longer needed in ON_THE_CPU"
