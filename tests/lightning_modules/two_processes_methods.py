@@ -54,11 +54,22 @@ def fragile(completions):
 
 
 class Seldom(Reward):
-    """Digits, for the prompts of a few rollouts only: some processes, and whole updates, are without signal."""
+    """Digits for a part of the prompts, in every second rollout: some processes, or all, have no row with signal."""
+
+    def __init__(self):
+        super().__init__()
+        self.rollouts = 0
 
     def score(self, batch):
-        told = [sum(map(ord, row["id"])) % 4 == 0 for row in batch.rows for _ in range(batch.group_size)]
+        told = [
+            self.rollouts % 2 == 0 and sum(map(ord, row["id"])) % 16 in (4, 7)
+            for row in batch.rows
+            for _ in range(batch.group_size)
+        ]
         return [value * one for value, one in zip(digits(batch.completions), told, strict=True)]
+
+    def observe(self, batch):
+        self.rollouts += 1
 
 
 class Found(L.Callback):
