@@ -69,7 +69,8 @@ def parameters(trainer: L.Trainer, module: Any, method: str | None) -> dict[str,
         "trained_weights": sum(p.numel() for p in trained),
         "max_steps": trainer.max_steps,
         "processes": trainer.world_size,
-        "precision": trainer.precision,
+        "precision": getattr(module, "precision", trainer.precision),
+        "compute_probe": getattr(getattr(module, "policy", None), "compute_probe", None),
     }
     for name in ("advantage", "policy_loss", "aggregation", "engine"):
         values[name] = type(getattr(module, name)).__name__ if hasattr(module, name) else None

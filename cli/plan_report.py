@@ -12,6 +12,8 @@ from cli.idle_settings import idle_settings
 from cli.memory_estimate import ModelSize, machine_memory, states_of
 from cli.run_plan import RunPlan
 from lightning_modules.core.on_policy import OnPolicyModule
+from policies.compute import chosen_precision
+from policies.params import PolicyParams
 from rollouts import EmbeddedEngine
 from support.errors import ConfigError
 
@@ -31,6 +33,7 @@ def describe(trainer: L.Trainer, module: Any, data: Any) -> str:
     parts = {
         f"{type(module).__name__} on {module.policy_params.model}": batches(plan, module, data),
         "Memory per process, largest amounts": memory(plan, module),
+        "Matrix products": precision(module.policy_params),
         "Settings that do nothing": idle_settings(plan, module, trainer) or ["none found"],
     }
     return "\n\n".join(title + "".join(f"\n  {line}" for line in lines) for title, lines in parts.items())
@@ -95,6 +98,14 @@ def memory(plan: RunPlan, module: OnPolicyModule) -> list[str]:
     if hasattr(module, "models"):
         lines.append("the reward and cost models need memory in addition")
     return lines
+
+
+def precision(params: PolicyParams) -> list[str]:
+    """The precision of matrix products on this machine, and the measurement that chose it."""
+    if params.compute == "float32":
+        return [f"{params.dtype}, or as trainer.precision says"]
+    choice, measured = chosen_precision(params, ModelSize.of(params).config)
+    return [f"{choice}, policy.compute {params.compute}", *([] if measured is None else [str(measured)])]
 
 
 def resident(size: ModelSize, module: OnPolicyModule) -> dict[str, int]:

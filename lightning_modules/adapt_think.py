@@ -101,6 +101,7 @@ class AdaptThink(OnPolicyModule):
     """
 
     zero_variance_groups_have_no_gradient = False  # the baseline is the initial policy, not the group
+    zero_advantage_has_no_gradient = True  # `token_loss` adds metrics only
 
     def __init__(
         self,

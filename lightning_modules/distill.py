@@ -9,7 +9,7 @@ responses that it samples itself (on-policy distillation; GKD, arXiv 2306.13649,
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,7 +106,8 @@ class Distill(SFT):
             names = [] if weight == 0 else [self.teacher.aligned]
             names += [reference] if reference is not None and weight != 1 else []
             for name in names:
-                one = Policy(PolicyParams(name, dtype=self.policy_params.dtype, packing=self.policy_params.packing))
+                params = replace(PolicyParams(name), dtype=self.policy_params.dtype, packing=self.policy_params.packing)
+                one = Policy(replace(params, compute=self.policy.compute))
                 if one.tokenizer.get_vocab() != self.policy.tokenizer.get_vocab():
                     raise ConfigError(
                         f"the tokenizer of the teacher {name} has other tokens than that of "

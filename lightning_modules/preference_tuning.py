@@ -7,6 +7,7 @@ computed over the vocabulary in tiles, as in the updates of rollouts.
 """
 
 import copy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -101,12 +102,12 @@ class Preference(PosttrainModule):
                 "trainer.strategy shards the weights. Set model.reference to model, whose copy is in shards too."
             )
         sums = reference_sums(
-            self.policy_params,
+            replace(self.policy_params, compute=self.policy.compute),
             rows,
             self.groups,
             device=self.trainer.strategy.root_device,
             precision=self.trainer.precision_plugin.forward_context,
-            precision_name=str(self.trainer.precision),
+            precision_name=self.precision,
             rank=self.trainer.global_rank,
         )
         self._reference_sums = {_key(row): values for row, values in zip(rows, sums, strict=True)}

@@ -54,7 +54,7 @@ def fisher_p(a: Counts, b: Counts, right: int, wrong: int) -> Counts:
 def _entropy(share: Tensor) -> Tensor:
     """Entropy of a coin with this probability, in bits."""
     return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / torch.log(
-        torch.tensor(2.0, dtype=share.dtype)
+        torch.tensor(2.0, dtype=share.dtype, device=share.device)
     )
 
 

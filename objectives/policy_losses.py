@@ -16,6 +16,10 @@ Metrics = dict[str, Tensor]
 class PolicyLoss(ABC):
     """The surrogate whose gradient moves the policy."""
 
+    #: whether a row whose advantages are all 0 has no gradient, so that the update need not compute it; a class that
+    #: defines `__call__` declares it anew, because it counts as False there until then
+    zero_advantage_has_no_gradient = False
+
     @abstractmethod
     def __call__(
         self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
@@ -84,6 +88,8 @@ class ClippedSurrogate(PolicyLoss):
         log_ratio_clamp: log rho is clamped to plus and minus this value (verl: 20). None does not clamp it.
     """
 
+    zero_advantage_has_no_gradient = True
+
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
@@ -117,6 +123,8 @@ class ClippedSurrogate(PolicyLoss):
 @dataclass
 class Reinforce(PolicyLoss):
     """-A * log pi: the score-function estimator, without a ratio or clipping (Williams 1992; HC-RLHF)."""
+
+    zero_advantage_has_no_gradient = True
 
     def __call__(
         self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask

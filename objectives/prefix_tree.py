@@ -66,6 +66,8 @@ def _means(values: Tensor, index: Tensor) -> Tensor:
 class Probability(PolicyLoss):
     """-A pi: the token's probability, not its logarithm, so that unlikely tokens have small gradients (T-SPMO)."""
 
+    zero_advantage_has_no_gradient = True
+
     def __call__(
         self, logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: TokenMask
     ) -> tuple[PerToken, Metrics]:

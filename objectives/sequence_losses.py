@@ -24,6 +24,8 @@ class SequenceSurrogate(PolicyLoss):
         clip_high: clip range of s_i above 1.
     """
 
+    zero_advantage_has_no_gradient = True
+
     clip_low: float = 0.2
     clip_high: float = 0.2
     length_root: bool = True

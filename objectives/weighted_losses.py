@@ -29,6 +29,8 @@ class CISPO(PolicyLoss):
         log_ratio_clamp: log rho is clamped to plus and minus this value (verl: 20).
     """
 
+    zero_advantage_has_no_gradient = True
+
     clip_high: float | None = None
     ratio_cap: float | None = None
     clip_low: float | None = None
@@ -76,6 +78,8 @@ class SAPO(PolicyLoss):
         temperature_negative: tau for A <= 0; a higher tau decays faster.
     """
 
+    zero_advantage_has_no_gradient = True
+
     temperature_positive: float = 1.0
     temperature_negative: float = 1.05
 
@@ -106,6 +110,8 @@ class VESPO(PolicyLoss):
         k_positive, lambda_positive: k and lambda for A >= 0.
         k_negative, lambda_negative: k and lambda for A < 0.
     """
+
+    zero_advantage_has_no_gradient = True
 
     k_positive: float = 2.0
     lambda_positive: float = 3.0

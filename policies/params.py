@@ -46,6 +46,9 @@ class PolicyParams:
         dropout: let the dropout of the model's configuration, and other noise of its training mode, act in updates.
             Their log-probs then differ from those of the rollout. The adapters' dropout is lora.dropout.
         chat_template_args: arguments of the chat template, such as Qwen3's enable_thinking: false.
+        compute: precision of the matrix products of float32 weights. auto takes bfloat16 where a short measurement on
+            this processor finds it faster; a resumed run keeps what its checkpoint says. trainer.precision bf16-mixed
+            sets the same as bfloat16.
     """
 
     model: str
@@ -56,6 +59,7 @@ class PolicyParams:
     open_thinking: bool = False
     dropout: bool = False
     chat_template_args: dict[str, Any] = field(default_factory=dict)
+    compute: Literal["auto", "float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if isinstance(self.model, os.PathLike):

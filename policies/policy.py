@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from policies.adapters import acting_weights, with_adapter, without_wrapper
+from policies.compute import chosen_precision, computing
 from policies.config_checks import context_of
 from policies.gathering import gathered_weights, sharded_modules
 from policies.given import score_completions
@@ -67,6 +68,8 @@ class Policy(nn.Module):
         self.model.generation_config = GenerationConfig(eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id)
         if params.lora is not None:
             self.model = with_adapter(self.model, params.lora)
+        #: precision of the matrix products, and the measurement that chose it
+        self.compute, self.compute_probe = chosen_precision(params, self.bare.config)
         #: attention of the model's own choice
         self.attention = self.bare.config._attn_implementation
         self.packed = params.packing and can_pack(self.bare)
@@ -166,11 +169,9 @@ class Policy(nn.Module):
     score = score_completions
 
     def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
-        """Call `compute` with the arguments.
-
-        Every computation with a gradient goes through this forward, so that weights in shards are gathered for it.
-        """
-        return compute(*arguments)
+        """Call `compute` in the policy's precision. Every gradient comes from here, where shards are gathered."""
+        with computing(self):
+            return compute(*arguments)
 
     @contextmanager
     def whole(self) -> Iterator[None]:

@@ -37,6 +37,11 @@ class Scorer(nn.Module):
                 "policy.chat_template_args is set for a reward or cost model, whose folder would not keep it; set the "
                 "values in the tokenizer's chat template and save the folder."
             )
+        if params.compute != "float32":
+            raise ConfigError(
+                f"policy.compute is {params.compute} for a reward or cost model, which has no log-probs to keep exact; "
+                "remove it, and set trainer.precision to bf16-mixed for speed."
+            )
         self.params = params
         self.tokenizer = load_tokenizer(params.model)
         # The backbone has the precision of `params`; the head's single output needs float32.

@@ -181,7 +181,9 @@ class RolloutBatch:
             finish_reasons=self.finish_reasons[only_row],
             rows=[self.rows[prompt]],
             own_first=None if self.own_first is None else self.own_first[only_row],
-            turns=None if self.turns is None else self.turns.take(torch.tensor([row])),
+            turns=None
+            if self.turns is None
+            else self.turns.take(torch.tensor([row], device=self.completion_ids.device)),
             decoder=self.decoder,
             _completions=self.completions[only_row],
         )

@@ -25,6 +25,7 @@ from rollouts.engine import (
     assemble,
     check_prompts,
     full_precision,
+    in_its_precision,
     padded_forced,
     uniforms,
 )
@@ -55,6 +56,7 @@ class EmbeddedEngine(Engine):
         return {}  # it has no settings
 
     @torch.no_grad()
+    @in_its_precision
     def generate(
         self,
         policy: Policy,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies import Policy
+from policies.compute import computing
 from policies.logprobs import model_logits
 from policies.modes import evaluation_mode
 from rollouts.batch import RolloutBatch
@@ -76,7 +77,7 @@ def next_token_logprobs(
     policy.check(prompts)
     size = max(1, TOKENS_AT_ONCE // max(map(len, prompts)))
     parts, order = [], []
-    with evaluation_mode(policy.model):
+    with evaluation_mode(policy.model), computing(policy):
         for rows in padded_together([len(prompt) for prompt in prompts], policy.scoring == "by_length", size):
             ids, mask = padded_left([prompts[row] for row in rows], policy.pad_token_id, policy.device)
             logits = model_logits(policy.model, ids, mask)

@@ -21,6 +21,7 @@ from rollouts.engine import (
     assemble,
     check_prompts,
     full_precision,
+    in_its_precision,
     padded_forced,
     padded_left,
     padded_together,
@@ -80,6 +81,7 @@ class TransformersEngine(Engine):
         return {}  # it has no settings
 
     @torch.no_grad()
+    @in_its_precision
     def generate(
         self,
         policy: Policy,

@@ -24,6 +24,8 @@ class GMPO(PolicyLoss):
         clip: c, the clip range of the log-ratio on both sides; the paper's is 0.4.
     """
 
+    zero_advantage_has_no_gradient = True  # the update leaves rows without an advantage out
+
     clip: float = 0.4
 
     def __post_init__(self) -> None:

@@ -35,6 +35,6 @@ def generator(module: SamplingModule, sampling: SamplingParams) -> dict[str, Any
         "engine": [f"{type(module.engine).__module__}.{type(module.engine).__qualname__}", module.engine.identity()],
         "code": identity_fingerprint(type(module.engine), type(policy)),
         "dtype": policy.params.dtype,
-        "precision": str(module.trainer.precision),
+        "precision": module.precision,
         "device": policy.device.type,
     }

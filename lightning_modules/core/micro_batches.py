@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from policies import Policy
+from policies.compute import computing
 from rollouts import RolloutBatch
 from support.processes import maximum
 
@@ -39,7 +40,13 @@ def update_slices(batch: RolloutBatch, updates: int) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(edges)]
 
 
-def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, equalise: bool = False) -> list[MicroBatch]:
+def micro_batches(
+    batch: RolloutBatch,
+    part: slice,
+    budget: int | None,
+    equalise: bool = False,
+    computed: Bool[Tensor, "rows"] | None = None,
+) -> list[MicroBatch]:
     """Passes of at most `budget` tokens; a prompt counts once for all its rows in the pass.
 
     Groups that fit stay whole, the largest first, each in the first pass with room. A group larger than the budget is
@@ -49,24 +56,30 @@ def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, equalise
     Args:
         part: rows of one optimiser step.
         budget: maximum number of tokens per pass; None for one pass.
-        equalise: give every process the same number of passes, because a missing one would hang the others; all
-            processes must call this then.
+        equalise: give every process the same number of passes, at least one, because a missing one would hang the
+            others, and because weights without any pass would have no gradient instead of one of zeros; all processes
+            must call this then.
+        computed: the rows of the batch that are computed; all if None.
     """
     lengths, prompts = batch.lengths.tolist(), batch.prompt_mask.sum(1).tolist()
+    is_computed = [True] * len(lengths) if computed is None else computed.tolist()
+    needed = 0
     pieces: list[tuple[int, list[int]]] = []
-    groups = range(part.start, part.stop, batch.group_size)
-    for start in groups:
+    for start in range(part.start, part.stop, batch.group_size):
         prompt = prompts[start // batch.group_size]
-        rows = sorted(range(start, start + batch.group_size), key=lambda row: -lengths[row])
+        rows = [row for row in range(start, start + batch.group_size) if is_computed[row]]
+        if not rows:
+            continue
+        rows.sort(key=lambda row: -lengths[row])
+        needed += prompt + sum(lengths[row] for row in rows)
         room = None if budget is None else budget - prompt
         pieces += [(prompt + size, piece) for size, piece in _fill([(lengths[row], [row]) for row in rows], room)]
     passes = _fill(sorted(pieces, key=lambda piece: -piece[0]), budget)
-    computed = sum(size for size, _ in passes)
-    needed = sum(lengths[part]) + sum(prompts[row // batch.group_size] for row in groups)
-    if computed > 1.5 * needed:
+    tokens = sum(size for size, _ in passes)
+    if tokens > 1.5 * needed:
         warnings.warn(
             f"batch.update_token_budget is {budget}, in which few completions fit beside their prompt: prompts are "
-            f"computed repeatedly, {computed} tokens in total where {needed} would do. If memory allows, raise "
+            f"computed repeatedly, {tokens} tokens in total where {needed} would do. If memory allows, raise "
             "batch.update_token_budget.",
             stacklevel=2,
         )
@@ -77,7 +90,7 @@ def micro_batches(batch: RolloutBatch, part: slice, budget: int | None, equalise
         return MicroBatch(torch.tensor(rows, device=device), max(1, max(lengths[row] for row in rows)), flags)
 
     micros = [micro_batch(sorted(rows), counted=True) for _, rows in passes]
-    if equalise and (missing := int(maximum(len(micros))) - len(micros)) > 0:
+    if equalise and (missing := max(1, int(maximum(len(micros)))) - len(micros)) > 0:
         shortest = min(range(part.start, part.stop), key=lambda row: lengths[row])
         micros += [micro_batch([shortest], counted=False)] * missing
     return micros
@@ -109,10 +122,11 @@ def batch_logprobs(
     logprobs = torch.zeros(batch.completion_ids.shape, device=policy.device)
     # All processes gather sharded weights together in every pass; a reference's weights stay sharded.
     in_shards = isinstance(policy, FSDPModule) and (reference or not policy.is_whole)
-    for micro in micro_batches(batch, slice(0, len(logprobs)), budget, equalise=in_shards):
-        groups = batch.prompt_groups(micro.rows)
-        if reference:
-            logprobs[micro.rows, : micro.width] = policy.reference_logprobs(groups, temperature)
-        else:
-            logprobs[micro.rows, : micro.width] = policy.logprobs(groups, temperature)[0]
+    with computing(policy):
+        for micro in micro_batches(batch, slice(0, len(logprobs)), budget, equalise=in_shards):
+            groups = batch.prompt_groups(micro.rows)
+            if reference:
+                logprobs[micro.rows, : micro.width] = policy.reference_logprobs(groups, temperature)
+            else:
+                logprobs[micro.rows, : micro.width] = policy.logprobs(groups, temperature)[0]
     return logprobs.masked_fill(~batch.completion_mask, 0.0)

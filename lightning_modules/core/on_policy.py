@@ -25,6 +25,7 @@ from lightning_modules.core.objective_checks import check_objective
 from lightning_modules.core.overlap import overlapped_rollout
 from lightning_modules.core.policy_update import Objective, PolicyUpdate, Steps, Sums
 from lightning_modules.core.sampling_module import Rows, SamplingModule
+from lightning_modules.core.signal import declares_no_gradient
 from lightning_modules.core.telemetry import SHOWN, forget_earlier_steps, rollout_metrics, throughput
 from lightning_modules.core.terms import KLPenalty, Shaping
 from lightning_modules.core.turn_credit import turn_advantages, turn_returns
@@ -65,6 +66,9 @@ class OnPolicyModule(SamplingModule):
 
     #: whether groups whose rewards are all equal have no gradient, so that `batch.refill` may replace them
     zero_variance_groups_have_no_gradient = True
+    #: whether `token_loss` adds no term with a gradient where a row's advantages are all 0, apart from the KL penalty; a
+    #: class that overrides `token_loss` declares it anew, else the update computes all rows
+    zero_advantage_has_no_gradient = True
     #: whether `rewards` must not be empty, and whether one of them must judge correctness
     needs_rewards, needs_correctness = True, False
 
@@ -208,8 +212,8 @@ class OnPolicyModule(SamplingModule):
     def totals(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         """The weighted rewards of every completion, after `shaping`. Pure."""
         if self.shaping.normalise_rewards:
-            weights = torch.tensor([reward.weight for reward in self.rewards])
             scores = torch.stack([batch.rewards[reward.name] for reward in self.rewards])
+            weights = torch.tensor([reward.weight for reward in self.rewards], device=scores.device)
             total = without_failed(normalised_sum(scores, weights, batch.groups), self.rewards, batch.failures)
         else:
             total = total_reward(self.rewards, batch.rewards, batch.failures)
@@ -289,6 +293,7 @@ class OnPolicyModule(SamplingModule):
                 self.temperature,
                 self.shaping.entropy_bonus,
                 self.importance_cap if corrects else None,
+                self.needs_all_rows,
             ),
             steps=Steps(self.optimizers(), self.lr_schedulers(), self.manual_backward, self.max_grad_norm),
             sampled_logprobs=self.sampled_logprobs(batch) if self.batch.updates > 1 else None,
@@ -310,6 +315,16 @@ class OnPolicyModule(SamplingModule):
         return {}
 
     # ---- parts of the arrows -----------------------------------------------------------------------------------------
+
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether the update must compute rows whose advantages are all 0: for a term that acts on them, or `kl_stop`.
+
+        `auxiliary_loss` computes its own rows.
+        """
+        terms = self.kl.coefficient or self.shaping.entropy_bonus or self.batch.kl_stop is not None
+        declared = declares_no_gradient(self, "token_loss") and declares_no_gradient(self.policy_loss, "__call__")
+        return bool(terms) or not declared
 
     @property
     def rollouts_done(self) -> int:

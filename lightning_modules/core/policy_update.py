@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_modules.core.micro_batches import MicroBatch, micro_batches, update_slices
+from lightning_modules.core.signal import rows_with_signal
 from objectives import Aggregation
 from objectives.kl import kl_estimate
 from policies import Policy
+from policies.compute import computing
 from rollouts import BatchPlan, RolloutBatch
 from support.errors import ConfigError
 from support.processes import process_count, summed
@@ -35,6 +37,7 @@ class Objective:
         temperature: divisor of the logits.
         entropy_bonus: coefficient of the entropy that is subtracted from each token's loss.
         importance_cap: maximum importance weight of policy over engine; None for engines that need no correction.
+        needs_all_rows: compute also rows whose advantages are all 0. Every term that acts on such rows needs it.
     """
 
     token_loss: Callable[..., tuple[Float[Tensor, "rows time"], Sums]]
@@ -44,6 +47,7 @@ class Objective:
     temperature: float
     entropy_bonus: float
     importance_cap: float | None
+    needs_all_rows: bool = True
 
 
 @dataclass
@@ -71,8 +75,10 @@ class Steps:
         if math.isfinite(norm):  # the same on all processes, because gradients have been averaged
             if self.max_grad_norm is not None and parameters:
                 # Lightning's own clipping refuses fused optimisers under mixed precision, which need no unscaling here.
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, torch.tensor(norm))
+                whole = torch.tensor(norm, device=parameters[0].device)
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, whole)
             self.optimizer.step()
+            torch.clear_autocast_cache()  # the casts of the weights before the step
         self.optimizer.zero_grad()
         return norm
 
@@ -137,6 +143,7 @@ class PolicyUpdate:
         per_token = batch.advantages.dim() == 2
         self.advantages = batch.advantages if per_token else batch.advantages[:, None].expand(mask.shape)
         self.batch, self.mask = without_idle_tokens(batch, mask), mask
+        self.computed = rows_with_signal(mask, None if objective.needs_all_rows else self.advantages)
         self.policy, self.plan, self.objective, self.steps = policy, plan, objective, steps
         self.sampled_logprobs, self.reference_logprobs = sampled_logprobs, reference_logprobs
         self.token_budget, self.may_halve = token_budget, may_halve
@@ -153,7 +160,9 @@ class PolicyUpdate:
             totals = summed(torch.stack([(mask.sum(1) > 0).sum(), mask.sum()]).double())
             # A step without any token that carries loss still counts, but changes neither weights nor moments.
             if totals[1] > 0:
+                # The weights count all rows with loss, also those that are not computed.
                 self._accumulate(part, self.objective.aggregation(mask, *totals.tolist()))
+                self._count_left_out(part)
                 self.updated = True
                 if self._drifted(float(totals[1])):
                     self.steps.optimizer.zero_grad()
@@ -172,7 +181,7 @@ class PolicyUpdate:
         metrics: dict[str, float] = {}
         if self.sums:
             totals = summed(torch.stack(list(self.sums.values())).double())
-            metrics = {name: float(s / n.clamp(min=1)) for name, (s, n) in zip(self.sums, totals, strict=True)}
+            metrics = {name: float(s / n) for name, (s, n) in zip(self.sums, totals, strict=True) if n}
         metrics["loss"] = float(totals[list(self.sums).index("loss")][0]) / parts if self.sums else 0.0
         if self.plan.kl_stop is not None:
             metrics["updates"] = float(len(finite))
@@ -183,12 +192,13 @@ class PolicyUpdate:
         """Add the gradient of one optimiser step; passes that do not fit into memory are halved, once per run."""
         sums = dict(self.sums)
         self.drift.zero_()
-        micros = micro_batches(self.batch, part, self.token_budget, equalise=True)
+        micros = micro_batches(self.batch, part, self.token_budget, equalise=True, computed=self.computed)
         try:
-            for micro in micros:
-                # The processes' gradients are averaged, the row weights already count all processes' rows.
-                loss = self._loss(micro, weights[micro.rows - part.start].to(self.policy.device))
-                self.steps.backward(loss * process_count())
+            with computing(self.policy):  # all passes of a step cast the weights once
+                for micro in micros:
+                    # The processes' gradients are averaged, the row weights already count all processes' rows.
+                    loss = self._loss(micro, weights[micro.rows - part.start].to(self.policy.device))
+                    self.steps.backward(loss * process_count())
             return
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -235,10 +245,23 @@ class PolicyUpdate:
             self.drift += torch.where(mask, kl_estimate(sampled, detached, "k3"), 0.0).sum()
         total = (torch.where(mask, loss, 0.0) * weights[:, None]).sum()
         for name, value in (sums | {"loss": total}).items():
-            pair = value if isinstance(value, tuple) else (value, mask.sum())
-            sum_and_count = torch.stack([item.detach().double() for item in pair])
-            self.sums[name] = self.sums[name] + sum_and_count if name in self.sums else sum_and_count
+            self._add(name, *(value if isinstance(value, tuple) else (value, mask.sum())))
         return total
+
+    def _add(self, name: str, total: Tensor, count: Tensor) -> None:
+        sum_and_count = torch.stack([total.detach().double(), count.double()])
+        self.sums[name] = self.sums[name] + sum_and_count if name in self.sums else sum_and_count
+
+    def _count_left_out(self, part: slice) -> None:
+        """Complete the metrics of one optimiser step by the rows that were not computed.
+
+        The mean of -log p over sampled tokens estimates the entropy, so that `entropy` also shows a policy whose
+        completions are all equal, and therefore all without signal.
+        """
+        computed = self.computed[part]
+        left_out = self.mask[part] & ~computed[:, None]
+        self._add("entropy", torch.where(left_out, -self.batch.behaviour_logprobs[part], 0.0).sum(), left_out.sum())
+        self._add("computed_rows", computed.sum(), torch.tensor(len(computed), device=computed.device))
 
     def _drifted(self, tokens: float) -> bool:
         """Whether the policy left the one that sampled by more than `kl_stop` nats per token, over all processes."""

@@ -124,8 +124,16 @@ class PosttrainModule(L.LightningModule):
                         "trainer.strategy splits matrices over processes, which is not supported; set its "
                         "tensor_parallel_size to 1, which shards whole weights."
                     )
-                dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+                dtype = torch.bfloat16 if self.precision == "bf16-mixed" else None
                 shard(self.policy, strategy.device_mesh["data_parallel"], dtype)
+            if self._trainer is not None and self.trainer.is_global_zero and self.policy_params.compute == "auto":
+                print(f"policy.compute auto: {self.policy.compute}; {self.policy.compute_probe or 'not measured'}")
+
+    @property
+    def precision(self) -> str:
+        """The precision of the matrix products under the trainer's names, whether `policy.compute` or it sets it."""
+        in_bfloat16 = getattr(self.policy, "compute", "float32") == "bfloat16"
+        return "bf16-mixed" if in_bfloat16 else str(self.trainer.precision)
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that the optimiser updates: the policy's; a method with a critic adds its own."""
@@ -254,6 +262,8 @@ class PosttrainModule(L.LightningModule):
         checkpoint["module"] = type(self).__name__
         checkpoint["seen_prompts"] = self.seen_prompts().state_dict()
         checkpoint["optimizer_settings"] = self.optimizer_settings
+        if isinstance(self.policy, Policy):
+            checkpoint["compute"] = self.policy.compute
         for name in self._rebuilt_from_config():
             del checkpoint["state_dict"][name]
 
@@ -275,6 +285,8 @@ class PosttrainModule(L.LightningModule):
             self._saved_schedulers, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []), []
             self._check_optimizer()
         self.configure_model()
+        if self.policy_params.compute == "auto" and "compute" in checkpoint:
+            self.policy.compute = checkpoint["compute"]  # another machine's choice would change the resumed run
         if "state_dict" not in checkpoint:  # a sharded checkpoint, which the strategy loads and checks
             return
         saved = checkpoint["state_dict"]

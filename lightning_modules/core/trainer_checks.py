@@ -82,6 +82,11 @@ def check_trainer(trainer: Any, module: Any) -> None:
             f"trainer.use_distributed_sampler is true, but {type(trainer.datamodule).__name__} "
             "divides its rows among the processes itself; set it to false."
         )
+    if module.policy_params.compute != "float32" and trainer.precision != "32-true":
+        raise ConfigError(
+            f"model.policy.compute is {module.policy_params.compute} and trainer.precision is {trainer.precision}, but "
+            "one of them decides. Set trainer.precision to 32-true, or model.policy.compute to float32."
+        )
     if not module.automatic_optimization:
         _check_manual(trainer, type(module).__name__)
 
@@ -103,5 +108,6 @@ def _check_manual(trainer: Any, method: str) -> None:
         raise ConfigError(
             f"trainer.precision is {trainer.precision!r}, but {method} trains with {' or '.join(PRECISIONS)}: sampling "
             "and scoring must agree on the log-probs, and gradients are clipped by their true norm. Set "
-            "trainer.precision to bf16-mixed for speed; model.policy.dtype: bfloat16 stores the weights in 16 bits too."
+            "trainer.precision to bf16-mixed for speed, or model.policy.compute to auto on a CPU; model.policy.dtype: "
+            "bfloat16 stores the weights in 16 bits too."
         )

@@ -70,7 +70,13 @@ def check_export(module: SamplingModule, folder: Path, rows: Rows) -> dict[str, 
     tested = batch.behaviour_logprobs if module.plain_sampling else module.sampled_logprobs(batch)
     params = module.policy.params
     exported = Policy(
-        PolicyParams(str(folder), dtype=params.dtype, packing=False, chat_template_args=params.chat_template_args)
+        PolicyParams(
+            str(folder),
+            dtype=params.dtype,
+            packing=False,
+            chat_template_args=params.chat_template_args,
+            compute=module.policy.compute,
+        )
     )
     exported.to(module.policy.device).eval()
     other_prompts = any(exported.encode(row["prompt"]) != module.prompt_tokens(row) for row in batch.rows)
@@ -84,7 +90,7 @@ def check_export(module: SamplingModule, folder: Path, rows: Rows) -> dict[str, 
     logprobs = batch_logprobs(exported, batch, module.temperature, module.update_token_budget)
     gaps = (logprobs - tested)[batch.action_mask].abs()
     gap = {"mean": float(gaps.mean()), "largest": float(gaps.max())}
-    full = module.engine.matches(module.policy) and "16" not in str(module.trainer.precision)
+    full = module.engine.matches(module.policy) and "16" not in module.precision
     tolerance = 1e-3 if full else 0.1
     if not gap["mean"] <= tolerance:
         raise ConfigError(

@@ -215,7 +215,7 @@ class SafetyTestPhase(OnPolicyModule):
 
     @property
     def _precision(self) -> str:
-        return f"{self.policy_params.dtype} (trainer.precision {self.trainer.precision})"
+        return f"{self.policy_params.dtype} (trainer.precision {self.precision})"
 
     def _export_tested(self, folder: Path, weights: str) -> dict[str, Any]:
         """Write the policy with the sampling settings of the test, and check that it is what was tested."""

@@ -24,7 +24,7 @@ METHODS = [
     if isinstance(method, type) and issubclass(method, OnPolicyModule) and method is not OnPolicyModule
 ]
 #: properties and names, not hooks of the training step
-OTHERS = {"all_rewards", "metric_name"}
+OTHERS = {"all_rewards", "metric_name", "needs_all_rows"}
 
 
 def overridden(method):

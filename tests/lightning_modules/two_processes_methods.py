@@ -30,7 +30,7 @@ from lightning_modules import (
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward, Guarded, Reward, TurnRewards
 from rollouts import BatchPlan, SamplingParams
-from tests.helpers import digits, sgd
+from tests.helpers import adamw, digits, sgd
 from tests.helpers.talks import Chat
 from tests.scale import train
 
@@ -51,6 +51,25 @@ def fragile(completions):
     if len(completions[0]) % 7 == 3:
         raise RuntimeError("no score")
     return [len(completions[0]) % 3 / 2]
+
+
+class Seldom(Reward):
+    """Digits for a part of the prompts, in every second rollout: some processes, or all, have no row with signal."""
+
+    def __init__(self):
+        super().__init__()
+        self.rollouts = 0
+
+    def score(self, batch):
+        told = [
+            self.rollouts % 2 == 0 and sum(map(ord, row["id"])) % 16 in (4, 7)
+            for row in batch.rows
+            for _ in range(batch.group_size)
+        ]
+        return [value * one for value, one in zip(digits(batch.completions), told, strict=True)]
+
+    def observe(self, batch):
+        self.rollouts += 1
 
 
 class Found(L.Callback):
@@ -116,6 +135,9 @@ def cases(model, **changes):
         "auto_think": lambda: (AutoThink(plain, stage=3, **parts()), []),
         "self_verify": lambda: (SelfVerify(plain, **parts(batch=two_updates)), []),
         "turns": lambda: (GRPO(plain, **parts(**conversations)), []),
+        "no_signal": lambda: (
+            GRPO(plain, **parts(rewards=[Seldom()], kl=KLPenalty(0.0), optimizer=adamw(1e-3, 0.1))), [],
+        ),
     }  # fmt: skip
 
 
