@@ -13,7 +13,7 @@ from lightning_modules.core.reference_rewards import Reference
 from lightning_modules.core.terms import KLPenalty, Shaping
 from lightning_modules.distill import Distill, Teacher
 from lightning_modules.grpo import GRPO
-from lightning_modules.hc_rlhf import HCRLHF, Constraint, SafetyTest, ScorerTraining, SupervisedTerm
+from lightning_modules.hc_rlhf import HCRLHF, Constraint, PPOLagrangian, SafetyTest, ScorerTraining, SupervisedTerm
 from lightning_modules.ppo import PPO
 from lightning_modules.preference_tuning import Preference
 from lightning_modules.prorl import ProRL
@@ -30,6 +30,7 @@ __all__ = [
     "GRPO",
     "HCRLHF",
     "PPO",
+    "PPOLagrangian",
     "SFT",
     "SGRPO",
     "TSPMO",

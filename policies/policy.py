@@ -19,14 +19,13 @@ from policies.config_checks import context_of
 from policies.gathering import gathered_weights, sharded_modules
 from policies.given import score_completions
 from policies.locate import load_pretrained
-from policies.logprobs import LogprobsAndEntropies, packed_states
+from policies.logprobs import LogprobsAndEntropies
 from policies.modes import checkpoint_layers, evaluation_mode, set_mode
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.params import PolicyParams
 from policies.prompt_encoding import Prompt, encode_prompt
 from policies.start_checks import WAYS, agree_on_scoring, way_of_scoring
 from policies.tokenizer import check_known, load_tokenizer, open_thinking
-from policies.values import decoder_outputs, token_values, zero_head
 from support.errors import ConfigError
 from support.seeding import isolated_rng
 
@@ -47,10 +46,9 @@ class Policy(nn.Module):
         params: the model to load.
         with_reference: keep a reference. Under LoRA it is the model with its adapter off until the first reset;
             otherwise it is a frozen copy.
-        value_heads: number of values of every state that a critic on the model's own body computes; 0 for no critic.
     """
 
-    def __init__(self, params: PolicyParams, with_reference: bool = False, value_heads: int = 0) -> None:
+    def __init__(self, params: PolicyParams, with_reference: bool = False) -> None:
         super().__init__()
         self.params = params
         self.tokenizer = load_tokenizer(params.model, params.chat_template_args)
@@ -69,8 +67,6 @@ class Policy(nn.Module):
         self.model.generation_config = GenerationConfig(eos_token_id=self.eos_token_ids, pad_token_id=self.pad_token_id)
         if params.lora is not None:
             self.model = with_adapter(self.model, params.lora)
-        #: of a critic that shares the body; exported folders do not hold it
-        self.value_head = zero_head(self.bare.config, value_heads) if value_heads else None
         #: attention of the model's own choice
         self.attention = self.bare.config._attn_implementation
         self.packed = params.packing and can_pack(self.bare)
@@ -81,6 +77,7 @@ class Policy(nn.Module):
         self.scoring_agreed = False
         self.with_reference, self.is_whole, self.version_in_shards = with_reference, False, 0
         self.reference: nn.Module | None = None
+        self.value_head: nn.Module | None = None  # see policies/value_heads.py
         if params.lora is None and with_reference:
             self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
         if params.gradient_checkpointing:
@@ -153,38 +150,6 @@ class Policy(nn.Module):
         agree_on_scoring(self, in_shards=not self.is_whole)
         result: LogprobsAndEntropies = self(self._logprobs, self.model, groups, temperature, entropy_gradient)
         return result
-
-    def logprobs_and_values(
-        self, groups: PromptGroups, temperature: float = 1.0, entropy_gradient: bool = False
-    ) -> tuple[Tensor, Tensor, Float[Tensor, "rows time heads"]]:
-        """(log-probs, entropies, values of the state before each token) by one forward pass, as in `logprobs`."""
-        self.check(groups)
-        agree_on_scoring(self, in_shards=not self.is_whole)
-        result: tuple[Tensor, Tensor, Tensor] = self(self._with_values, groups, temperature, entropy_gradient)
-        return result
-
-    @torch.no_grad()
-    def values(self, groups: PromptGroups) -> Float[Tensor, "rows time heads"]:
-        """The value heads' values of the state before each completion token; arbitrary outside the completion mask."""
-        self.check(groups)
-        agree_on_scoring(self, in_shards=not self.is_whole)
-        result: Tensor = self(self._values, groups)
-        return result
-
-    def _with_values(self, groups: PromptGroups, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-        assert self.value_head is not None and self.scoring is not None
-        with decoder_outputs(self.bare) as outputs:
-            logprobs, entropies = self._logprobs(self.model, groups, *options)
-        return logprobs, entropies, token_values(self.value_head, self.scoring, groups, outputs)
-
-    def _values(self, groups: PromptGroups) -> Tensor:
-        assert self.value_head is not None and self.scoring is not None
-        with decoder_outputs(self.bare) as outputs:
-            if self.scoring == "packed":
-                packed_states(self.bare, groups)  # without the logits
-            else:
-                self._logprobs(self.model, groups, 1.0)
-        return token_values(self.value_head, self.scoring, groups, outputs)
 
     def check(self, prompts: PromptGroups | list[list[int]]) -> None:
         """Choose, once, how completions are scored, by a comparison on the longest of the prompts.

@@ -21,6 +21,7 @@ from objectives.global_norm import at_last_token
 from policies import Policy, PolicyParams, PromptGroups, ValueModel
 from policies.sharding import shard_critic
 from policies.tokenizer import load_tokenizer
+from policies.value_heads import logprobs_and_values, shared_values
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 from support.processes import summed
@@ -90,7 +91,7 @@ class CriticTerm(ValueTerm):
         self, groups: PromptGroups, temperature: float, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not self.critics:
-            return self.policy.logprobs_and_values(groups, temperature, entropy_gradient)
+            return logprobs_and_values(self.policy, groups, temperature, entropy_gradient)
         logprobs, entropies = self.policy.logprobs(groups, temperature, entropy_gradient)
         return logprobs, entropies, torch.cat([critic(groups) for critic in self.critics], -1)
 
@@ -195,7 +196,11 @@ class CriticMethod(OnPolicyModule):
             in_shards = isinstance(self.policy, FSDPModule)
             for micro in micro_batches(batch, slice(0, rows[0]), self.update_token_budget, equalise=in_shards):
                 groups, critics = batch.prompt_groups(micro.rows), self._own_critics()
-                parts = torch.cat([critic(groups) for critic in critics], -1) if critics else self.policy.values(groups)
+                parts = (
+                    torch.cat([critic(groups) for critic in critics], -1)
+                    if critics
+                    else shared_values(self.policy, groups)
+                )
                 values[micro.rows, : micro.width] = parts
             batch.values = values * batch.action_mask[..., None]
         return batch.values

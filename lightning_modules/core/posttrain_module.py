@@ -26,6 +26,7 @@ from lightning_modules.core.trainer_checks import check_trainer
 from policies import Policy, PolicyParams
 from policies.locate import locate
 from policies.sharding import shard
+from policies.value_heads import add_value_heads
 from support.errors import ConfigError
 from support.seeding import isolated_rng, run_seed
 from support.seen_prompts import SeenPrompts, prompts_of_data
@@ -119,7 +120,9 @@ class PosttrainModule(L.LightningModule):
         if getattr(self, "policy", None) is None:
             # Makes the initial adapters independent of earlier random draws.
             with isolated_rng("initialisation", run_seed()):
-                self.policy = Policy(self.policy_params, self.with_reference, self.value_heads)
+                self.policy = Policy(self.policy_params, with_reference=self.with_reference)
+                if self.value_heads:
+                    add_value_heads(self.policy, self.value_heads)
             if self._trainer is not None and isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
                 if strategy.device_mesh["tensor_parallel"].size() > 1:
                     raise ConfigError(
