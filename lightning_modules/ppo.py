@@ -15,7 +15,7 @@ from objectives import GAE, Aggregation, TokenMean
 from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, SamplingParams
-from support.papers import Paper
+from support.papers import Experiment, Paper
 
 
 class PPO(CriticMethod):
@@ -69,4 +69,19 @@ PAPER = Paper(
     idea="a clipped policy gradient whose baseline is a critic's value of every token",
     classes=("lightning_modules.PPO", "lightning_modules.Critic", "objectives.GAE"),
     configs=("ppo",),
+    experiment=Experiment(
+        rollouts=30,
+        validate_every=10,
+        arms={
+            "ppo": {},
+            "ppo, shared body": {"model.critic.body": "shared", "model.critic.coefficient": 0.1},
+            "grpo": {"config": ["grpo"]},
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "explained variance": "train/explained_variance",
+            "value loss": "train/value_loss",
+        },
+        expect="GRPO's pass@1 from the same rollouts; the critic explains a part of the returns' variance.",
+    ),
 )
