@@ -21,6 +21,11 @@ BODIES = ["own", "shared"]
 SMALL = BatchPlan(4, 2)
 
 
+def slow(*values):
+    """A case whose kind has a cheaper member in the normal suite."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 def ppo(model, body="own", **parts):
     critic = {"body": body, "lr": 0.1, **parts.pop("critic", {})}
     return build(
@@ -44,8 +49,7 @@ def plain_pass(decoder, row, batch):
     return states[len(prompt) - 1 : -1], completion
 
 
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("budget", [None, 40])
+@pytest.mark.parametrize(("body", "budget"), [("own", 40), ("shared", 40), slow("own", None), slow("shared", None)])
 def test_the_gradient_is_that_of_plain_forwards_and_two_losses(reasoner, body, budget):
     """One step of SGD at learning rate 1 changes each weight by its gradient; the critic has moved once before."""
     steps = dict(
@@ -89,7 +93,7 @@ def test_the_gradient_is_that_of_plain_forwards_and_two_losses(reasoner, body, b
         assert torch.allclose(before[name] - trained[name], gradient, atol=2e-5), name
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", ["shared", slow("own")])
 def test_a_warm_up_trains_the_critic_alone(reasoner, body):
     module = ppo(reasoner, body, critic={"warmup_rollouts": 2}, optimizer=adamw(1e-2, weight_decay=0.5))
     seen = []
@@ -136,7 +140,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("own", "shared", "adapters")
+
+
+@pytest.mark.parametrize("case", [slow(name) if name in SLOW else name for name in CASES])
 def test_a_resumed_run_has_the_same_weights_bit_for_bit(reasoner, case, tmp_path):
     def made():
         parts = {key: dict(value) if isinstance(value, dict) else value for key, value in CASES[case].items()}

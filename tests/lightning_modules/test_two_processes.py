@@ -7,10 +7,10 @@ from tests.helpers.processes import run_on_two
 from tests.lightning_modules import two_processes, two_processes_failing, two_processes_methods
 
 #: the cases in which faults were found, and all others
-CHEAP = {"ddp": ["grpo", "one_shot", "adapt_think", "kto", "turns"], "fsdp2": ["grpo", "adapt_think", "turns"]}
+CHEAP = {"ddp": ["grpo", "one_shot", "adapt_think", "kto", "turns"], "fsdp2": ["grpo", "adapt_think", "ppo", "turns"]}
 METHODS = [
     *("grpo", "grpo, two updates", "grpo, adapters", "one_shot", "s_grpo", "t_spmo", "prorl", "still3"),
-    *("adapt_think", "auto_think", "self_verify", "turns", "sft", "dpo", "kto", "hc_rlhf"),
+    *("adapt_think", "auto_think", "self_verify", "ppo", "ppo, shared", "turns", "sft", "dpo", "kto", "hc_rlhf"),
 ]
 
 
