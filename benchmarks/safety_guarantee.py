@@ -53,6 +53,7 @@ ARMS = {
     "rule": Arm("HC-RLHF, C1 = 1, C2 = 2", RULE),
     "rule_c1_4": Arm("HC-RLHF, C1 = 4, C2 = 2", RULE, ("--model.constraint.c1=4",)),
     "lagrangian": Arm("Lagrangian without test", (*RULE, "baselines/lagrangian")),
+    "ppo_lagrangian": Arm("PPO-Lagrangian without test", (*RULE, "baselines/ppo_lagrangian")),
     "fixed_penalty": Arm("fixed penalty", (*RULE, "baselines/fixed_penalty")),
     "reward_only": Arm("reward only", (*RULE, "baselines/reward_only")),
 }

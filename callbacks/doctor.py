@@ -64,10 +64,10 @@ class Doctor(L.Callback):
         now = watched(pl_module)
         one.moved, one.changed = change(self.watched, now)
         self.watched = now
-        one.learning_rate = max(group["lr"] for group in pl_module.optimizers().param_groups)
-        one.entropy, one.kl, one.grad_norm, one.gap = (
+        one.learning_rate = pl_module.optimizers().param_groups[0]["lr"]  # the policy's; a critic's come after it
+        one.entropy, one.kl, one.grad_norm, one.gap, one.explained = (
             float(trainer.callback_metrics.get(f"train/{name}", math.nan))
-            for name in ("entropy", "kl", "grad_norm", "behaviour_gap")
+            for name in ("entropy", "kl", "grad_norm", "behaviour_gap", "explained_variance")
         )
         # The first ones, from which falls are measured, and as many of the latest as any check looks at.
         self.seen = [*self.seen[:IN_A_ROW], *self.seen[IN_A_ROW:][-4 * IN_A_ROW :], one]

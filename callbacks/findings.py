@@ -31,8 +31,9 @@ class Seen:
         advantage: largest absolute advantage among the rows that the update learned from.
         moved: norm of the last change of the watched weights, divided by the norm of these weights.
         changed: largest fraction of one watched tensor's weights that changed.
-        learning_rate: the largest over the parameter groups.
+        learning_rate: the policy's.
         entropy, kl, grad_norm: as logged; NaN where they are not logged.
+        explained: fraction of the variance of a critic's targets that its values explain; NaN without a critic.
         gap: mean difference of the engine's log-probs from the policy's before the update; NaN where it is not logged.
     """
 
@@ -49,6 +50,7 @@ class Seen:
     kl: float = math.nan
     grad_norm: float = math.nan
     gap: float = math.nan
+    explained: float = math.nan
 
     @classmethod
     def of(cls, module: Any) -> "Seen":
@@ -264,6 +266,19 @@ def behaviour_gap(module: Any, seen: list[Seen]) -> str | None:
     )
 
 
+def critic_learns_nothing(module: Any, seen: list[Seen]) -> str | None:
+    """A critic whose values explain nothing after 20 rollouts: the advantages are noisier than without it."""
+    if not streak(seen, lambda one: one.explained < 0, 4 * IN_A_ROW):
+        return None
+    return (
+        f"The critic explained {seen[-1].explained:.2f} of the variance of its targets, and less than nothing in each "
+        f"of the last {4 * IN_A_ROW} rollouts, so its values add noise to the advantages. Raise critic.lr "
+        f"({module.critic.lr:g}), set critic.warmup_rollouts, raise critic.value_clip "
+        f"({module.critic.value_clip}) if value_clip_fraction is high, or train without a critic "
+        "(lightning_modules.GRPO)."
+    )
+
+
 WHILE_TRAINING = (
     no_end_token,
     truncated,
@@ -277,4 +292,5 @@ WHILE_TRAINING = (
     weights_still,
     learning_rate_huge,
     behaviour_gap,
+    critic_learns_nothing,
 )

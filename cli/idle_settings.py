@@ -67,7 +67,7 @@ def kl(plan: RunPlan, module: OnPolicyModule, trainer: L.Trainer) -> str | None:
 
 def group(plan: RunPlan, module: OnPolicyModule, trainer: L.Trainer) -> str | None:
     """A group without a second completion."""
-    if module.batch.group_size > 1:
+    if module.batch.group_size > 1 or not module.advantage.needs_group:
         return None
     return "batch.group_size is 1: completions of a prompt are not compared with one another"
 

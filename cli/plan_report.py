@@ -11,6 +11,7 @@ import lightning as L
 from cli.idle_settings import idle_settings
 from cli.memory_estimate import ModelSize, machine_memory, states_of
 from cli.run_plan import RunPlan
+from lightning_modules.core.critic import CriticMethod
 from lightning_modules.core.on_policy import OnPolicyModule
 from policies.compute import chosen_precision
 from policies.params import PolicyParams
@@ -111,11 +112,23 @@ def precision(params: PolicyParams) -> list[str]:
 def resident(size: ModelSize, module: OnPolicyModule) -> dict[str, int]:
     """Bytes that are in memory throughout."""
     with_copy = module.with_reference and module.policy_params.lora is None
+    numbers = states_of(module.optimizer_callable)
+    critic, count = critics(module)
     return {
         "weights": size.parameters * size.width,
         "reference": size.parameters * size.width if with_copy else 0,
-        "optimiser": states_of(module.optimizer_callable) * size.trained * size.width,
+        "optimiser": numbers * size.trained * size.width,
+        f"{count} critic(s), with the optimiser's state": 0
+        if critic is None
+        else count * (critic.parameters + numbers * critic.trained) * critic.width,
     }
+
+
+def critics(module: OnPolicyModule) -> tuple[ModelSize | None, int]:
+    """(size of a critic with a body of its own, number of them); None for others, whose heads are negligible."""
+    if not isinstance(module, CriticMethod) or module.critic.body == "shared":
+        return None, 0
+    return ModelSize.of(module.critic_params), len(module.critic_names)
 
 
 def in_rollout(size: ModelSize, plan: RunPlan, module: OnPolicyModule) -> dict[str, int]:
@@ -136,17 +149,20 @@ def in_update(size: ModelSize, plan: RunPlan, module: OnPolicyModule) -> dict[st
     rows_at_once = plan.rows // plan.processes // batch.updates_per_rollout
     if batch.update_token_budget is not None:
         rows_at_once = min(rows_at_once, max(1, (batch.update_token_budget - plan.prompt) // new_tokens))
-    activations = size.activation_bytes(
-        math.ceil(rows_at_once / batch.group_size),
-        plan.prompt,
-        rows_at_once,
-        new_tokens,
-        module.policy_params.gradient_checkpointing,
-    )
-    return {
+    pass_size = math.ceil(rows_at_once / batch.group_size), plan.prompt, rows_at_once, new_tokens
+    critic, count = critics(module)
+    amounts = {
         "gradients": size.trained * size.width,
-        f"activations of {rows_at_once:,} rows at once, about": activations,
+        f"activations of {rows_at_once:,} rows at once, about": size.activation_bytes(
+            *pass_size, module.policy_params.gradient_checkpointing
+        ),
     }
+    if critic is not None and isinstance(module, CriticMethod):
+        activations = critic.activation_bytes(*pass_size, module.critic_params.gradient_checkpointing)
+        amounts["gradients and activations of the critic(s), about"] = count * (
+            critic.trained * critic.width + activations
+        )
+    return amounts
 
 
 def amount(number: float) -> str:

@@ -6,13 +6,15 @@ check_siblings(__name__)
 
 from lightning_modules.adapt_think import AdaptThink, Forcing
 from lightning_modules.auto_think import AutoThink, ModeRewards
+from lightning_modules.core.critic import Critic
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.on_policy import OnPolicyModule
 from lightning_modules.core.reference_rewards import Reference
 from lightning_modules.core.terms import KLPenalty, Shaping
 from lightning_modules.distill import Distill, Teacher
 from lightning_modules.grpo import GRPO
-from lightning_modules.hc_rlhf import HCRLHF, Constraint, SafetyTest, ScorerTraining, SupervisedTerm
+from lightning_modules.hc_rlhf import HCRLHF, Constraint, PPOLagrangian, SafetyTest, ScorerTraining, SupervisedTerm
+from lightning_modules.ppo import PPO
 from lightning_modules.preference_tuning import Preference
 from lightning_modules.prorl import ProRL
 from lightning_modules.reward_models import CostModel, RewardModel
@@ -27,12 +29,15 @@ __all__ = [
     "Forcing",
     "GRPO",
     "HCRLHF",
+    "PPO",
+    "PPOLagrangian",
     "SFT",
     "SGRPO",
     "TSPMO",
     "AutoThink",
     "Constraint",
     "CostModel",
+    "Critic",
     "Distill",
     "Evaluation",
     "KLPenalty",

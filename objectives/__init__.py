@@ -12,6 +12,7 @@ from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, Se
 from objectives.betting import Betting, ConfidenceSequence
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
 from objectives.divergences import Divergence
+from objectives.gae import GAE
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
 from objectives.pass_at_k import PassAtK
@@ -36,6 +37,7 @@ __all__ = [
     "DPO",
     "Divergence",
     "EmpiricalBernstein",
+    "GAE",
     "GlobalNorm",
     "GroupNorm",
     "Hoeffding",

@@ -19,6 +19,8 @@ class Advantage(ABC):
     token_rewards = False
     #: whether it compares a completion with others of its prompt, so that a group of one has no gradient
     needs_group = True
+    #: whether it needs the values of a critic, which methods with one have
+    needs_critic = False
     #: metrics of the latest call, by name; the on-policy module logs them under train/
     metrics: dict[str, float] = {}
     #: set by `prepare`: sums statistics over all processes

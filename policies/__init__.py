@@ -12,6 +12,7 @@ from policies.prompt_encoding import Prompt, encode_prompt
 from policies.reply_encoding import encode_reply
 from policies.scorer import Scorer, load_scorer
 from policies.tokenizer import load_tokenizer
+from policies.value_model import ValueModel
 
 __all__ = [
     "LoRA",
@@ -20,6 +21,7 @@ __all__ = [
     "Prompt",
     "PromptGroups",
     "Scorer",
+    "ValueModel",
     "encode_prompt",
     "encode_reply",
     "load_scorer",

@@ -107,13 +107,18 @@ def by_length_logits(model: nn.Module, groups: PromptGroups) -> Float[Tensor, "r
 
 def _by_length(model: nn.Module, groups: PromptGroups) -> Iterator[tuple[Tensor, PromptGroups, Tensor]]:
     """(indices of rows whose prompts have one length, these rows, logits that predict their tokens)."""
+    for rows, part, ids in sequences_by_length(groups):
+        yield rows, part, model_logits(model, ids, keep=part.completion_ids.shape[1] + 1)[:, :-1]
+
+
+def sequences_by_length(groups: PromptGroups) -> Iterator[tuple[Tensor, PromptGroups, Int[Tensor, "rows time"]]]:
+    """(indices of rows whose prompts have one length, these rows, prompt and completion without padding before)."""
     lengths = groups.prompt_mask.sum(1)[groups.owner]
     for length in lengths.unique().tolist():
         rows = (lengths == length).nonzero()[:, 0]
         part = groups.rows(rows)
         prompts = part.prompt_ids[part.owner, part.prompt_ids.shape[1] - length :]
-        ids = torch.cat([prompts, part.completion_ids], 1)
-        yield rows, part, model_logits(model, ids, keep=part.completion_ids.shape[1] + 1)[:, :-1]
+        yield rows, part, torch.cat([prompts, part.completion_ids], 1)
 
 
 def _scored(logits: Tensor, groups: PromptGroups, temperature: float, entropy_gradient: bool) -> LogprobsAndEntropies:

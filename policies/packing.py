@@ -246,8 +246,12 @@ def can_pack(model: Any) -> bool:
     not zero. What else may not fit shows in the comparison of policies/start_checks.py.
     """
     head = model.get_output_embeddings()
-    plain_head = isinstance(head, nn.Linear) and head.bias is None and not hasattr(head, "lora_A")
-    return plain_head and bool(getattr(model, "_supports_attention_backend", False)) and not limits(model.config)
+    return isinstance(head, nn.Linear) and head.bias is None and not hasattr(head, "lora_A") and can_attend(model)
+
+
+def can_attend(model: Any) -> bool:
+    """Whether a transformers model accepts a custom attention function, and its layers ask for nothing more."""
+    return bool(getattr(model, "_supports_attention_backend", False)) and not limits(model.config)
 
 
 def limits(config: Any) -> list[str]:

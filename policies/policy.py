@@ -80,6 +80,7 @@ class Policy(nn.Module):
         self.scoring_agreed = False
         self.with_reference, self.is_whole, self.version_in_shards = with_reference, False, 0
         self.reference: nn.Module | None = None
+        self.value_head: nn.Module | None = None  # see policies/value_heads.py
         if params.lora is None and with_reference:
             self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
         if params.gradient_checkpointing:

@@ -18,6 +18,7 @@ from policies.modes import evaluation_mode, set_mode
 from policies.params import PolicyParams
 from policies.prompt_encoding import Prompt, encode_content, encode_prompt
 from policies.tokenizer import load_tokenizer
+from policies.values import zero_head
 from support.errors import ConfigError
 from support.files import weights_fingerprint
 from support.identity import identity, tokenizer_identity
@@ -46,9 +47,7 @@ class Scorer(nn.Module):
         self.tokenizer = load_tokenizer(params.model)
         # The backbone has the precision of `params`; the head's single output needs float32.
         self.backbone = load_pretrained(AutoModel, params.model, dtype=getattr(torch, params.dtype))
-        self.head = nn.Linear(self.backbone.config.hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zero_head(self.backbone.config)
         saved = Path(locate(params.model)) / "head.safetensors"
         if saved.is_file():
             try:

@@ -9,6 +9,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from policies.adapters import without_wrapper
 from policies.policy import Policy
+from policies.value_model import ValueModel
+from support.errors import ConfigError
 
 
 def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
@@ -30,9 +32,29 @@ def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype | None = None) ->
     for model in filter(None, (policy.model, policy.reference)):
         for layer in _layers(model):
             fully_shard(layer, mesh=mesh, mp_policy=precision)
+    if policy.value_head is not None:
+        fully_shard(policy.value_head, mesh=mesh)  # in float32 whatever the model's dtype
     fully_shard(policy, mesh=mesh, mp_policy=precision)
     # The first forward decides which module is the root; without this one it could be a layer's.
     policy(lambda: None)
+
+
+def shard_critic(critic: ValueModel, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
+    """Give every process its part of every weight of a critic of its own; arguments as in `shard`.
+
+    Raises:
+        ConfigError: the critic's passes are not packed, and their number would differ between the processes.
+    """
+    if critic.way == "by_length":
+        raise ConfigError(
+            f"the critic {critic.params.model} is computed in passes over prompts of one length, which weights in "
+            "shards do not allow; set policy.packing: true, or trainer.strategy: ddp."
+        )
+    precision = MixedPrecisionPolicy(dtype, None if dtype is None else torch.float32, cast_forward_inputs=False)
+    for layer in _layers(critic.backbone):
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(critic.head, mesh=mesh)
+    fully_shard(critic, mesh=mesh, mp_policy=precision)
 
 
 def _layers(model: Any) -> nn.ModuleList:

@@ -36,6 +36,8 @@ class RolloutBatch:
         failures: by name of a reward that may fail, one per completion: 0 scored, 1 error, 2 time-out.
         advantages: one per completion or one per token, once computed.
         reference_logprobs: under the reference, once computed; 0 outside completion_mask.
+        values, value_targets: of the state before each token, one per critic, once computed; targets are NaN in rows
+            that no reward applied to.
         own_first: number of first tokens of each completion that the method drew itself (rollouts/first_tokens.py);
             None if it drew none.
         turns: of completions that an environment took part in (rollouts/environment.py); None without one.
@@ -55,6 +57,8 @@ class RolloutBatch:
     failures: dict[str, Int[Tensor, "rows"]] = field(default_factory=dict)
     advantages: Float[Tensor, "rows"] | Float[Tensor, "rows time"] | None = None
     reference_logprobs: Float[Tensor, "rows time"] | None = None
+    values: Float[Tensor, "rows time critics"] | None = None
+    value_targets: Float[Tensor, "rows time critics"] | None = None
     own_first: Int[Tensor, "rows"] | None = None
     turns: Turns | None = None
     decoder: Callable[[Tensor, Tensor], list[str]] | None = field(default=None, repr=False)
@@ -131,7 +135,7 @@ class RolloutBatch:
         return cls(**values, decoder=decoder)
 
     def take(self, prompts: list[int]) -> "RolloutBatch":
-        """The groups of these prompts, in this order, without advantages and reference log-probs."""
+        """The groups of these prompts, in this order, without advantages, values and reference log-probs."""
         index = torch.tensor(prompts, device=self.completion_ids.device)
         rows = (index[:, None] * self.group_size + torch.arange(self.group_size, device=index.device)).flatten()
         return RolloutBatch(

@@ -27,6 +27,7 @@ class Method(Protocol):
     zero_variance_groups_have_no_gradient: bool
     needs_rewards: bool
     needs_correctness: bool
+    has_critic: bool
 
 
 def check_objective(method: Method) -> None:
@@ -40,6 +41,15 @@ def check_objective(method: Method) -> None:
     check_part(method, "aggregation", method.aggregation, Aggregation, "TokenMean()")
     check_part(method, "kl", method.kl, KLPenalty, "KLPenalty(coefficient=0.04)")
     check_part(method, "shaping", method.shaping, Shaping, "Shaping()")
+    if method.advantage.needs_critic != method.has_critic:
+        name, kind = type(method).__name__, type(method.advantage).__name__
+        raise ConfigError(
+            f"{name} has a critic, whose values {kind} does not use; set model.advantage to objectives.GAE, or train "
+            "without a critic, for example with lightning_modules.GRPO."
+            if method.has_critic
+            else f"model.advantage is {kind}, which needs a critic, and {name} has none; train with "
+            "lightning_modules.PPO, or set model.advantage to one that needs no critic."
+        )
     _check_turns(method)
     _check_rewards(method)
     _check_batch(method)
@@ -68,7 +78,7 @@ def _check_turns(method: Method) -> None:
                 "shaping.credit is turn, but completions have one turn without an environment; set model.environment, "
                 "or shaping.credit to completion."
             )
-        if method.kl.placement == "token_reward" and method.kl.coefficient:
+        if method.kl.placement == "token_reward" and method.kl.coefficient and not method.has_critic:
             raise ConfigError(
                 "shaping.credit is turn, which needs one reward per turn, but kl.placement token_reward gives one per "
                 "token; set kl.placement to reward or loss."

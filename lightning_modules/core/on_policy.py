@@ -23,7 +23,7 @@ from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.failure_counts import FailureCounts
 from lightning_modules.core.objective_checks import check_objective
 from lightning_modules.core.overlap import overlapped_rollout
-from lightning_modules.core.policy_update import Objective, PolicyUpdate, Steps, Sums
+from lightning_modules.core.policy_update import Objective, PolicyUpdate, Steps, Sums, ValueTerm
 from lightning_modules.core.sampling_module import Rows, SamplingModule
 from lightning_modules.core.signal import declares_no_gradient
 from lightning_modules.core.telemetry import SHOWN, forget_earlier_steps, rollout_metrics, throughput
@@ -71,6 +71,8 @@ class OnPolicyModule(SamplingModule):
     zero_advantage_has_no_gradient = True
     #: whether `rewards` must not be empty, and whether one of them must judge correctness
     needs_rewards, needs_correctness = True, False
+    #: whether it has a critic, whose values `objectives.GAE` needs
+    has_critic = False
 
     def __init__(
         self,
@@ -276,10 +278,15 @@ class OnPolicyModule(SamplingModule):
         """
         return None
 
+    def value_term(self) -> ValueTerm | None:
+        """What a critic adds to every pass of the update; None without a critic. Called once per rollout."""
+        return None
+
     def update(self, batch: RolloutBatch) -> dict[str, float]:
         """Run the optimiser steps of one rollout. Returns the loss's metrics, as means over the tokens."""
         engine_matches = self.plain_sampling and self.engine.matches(self.policy)
         corrects = self.importance_cap is not None and self.plain_sampling and not engine_matches
+        term = self.value_term()
         update = PolicyUpdate(
             batch,
             self.loss_mask(batch),
@@ -293,9 +300,16 @@ class OnPolicyModule(SamplingModule):
                 self.temperature,
                 self.shaping.entropy_bonus,
                 self.importance_cap if corrects else None,
-                self.needs_all_rows,
+                self.needs_all_rows or term is not None,  # critics learn from every row
+                term,
             ),
-            steps=Steps(self.optimizers(), self.lr_schedulers(), self.manual_backward, self.max_grad_norm),
+            steps=Steps(
+                self.optimizers(),
+                self.lr_schedulers(),
+                self.manual_backward,
+                self.max_grad_norm,
+                term is not None and term.policy_frozen,
+            ),
             sampled_logprobs=self.sampled_logprobs(batch) if self.batch.updates > 1 else None,
             reference_logprobs=self.reference_logprobs(batch) if self.kl.coefficient else None,
             token_budget=self.update_token_budget,

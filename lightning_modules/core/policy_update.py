@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,14 +15,38 @@ from lightning_modules.core.micro_batches import MicroBatch, micro_batches, upda
 from lightning_modules.core.signal import rows_with_signal
 from objectives import Aggregation
 from objectives.kl import kl_estimate
-from policies import Policy
+from policies import Policy, PromptGroups
 from policies.compute import computing
 from rollouts import BatchPlan, RolloutBatch
 from support.errors import ConfigError
 from support.processes import process_count, summed
 
+#: `part` of the optimiser's parameter groups that belong to a critic
+CRITIC = "critic"
 #: sums over the masked tokens, or (sum, count) if the mean is not over tokens
 Sums = dict[str, Tensor | tuple[Tensor, Tensor]]
+
+
+class ValueTerm(Protocol):
+    """What a critic adds to the update: values from the same pass, and the loss of every token.
+
+    Fields:
+        coefficient: weight of its loss.
+        policy_frozen: whether this rollout trains the critic alone.
+    """
+
+    coefficient: float
+    policy_frozen: bool
+
+    def forward(
+        self, groups: PromptGroups, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor, Float[Tensor, "rows time critics"]]:
+        """(log-probs, entropies, values) of the rows' tokens."""
+
+    def loss(
+        self, values: Float[Tensor, "rows time critics"], batch: RolloutBatch, rows: Tensor, mask: Tensor
+    ) -> tuple[Float[Tensor, "rows time"], Sums]:
+        """The loss of every token, 0 outside the mask, and sums over the masked tokens to log."""
 
 
 @dataclass
@@ -38,6 +62,7 @@ class Objective:
         entropy_bonus: coefficient of the entropy that is subtracted from each token's loss.
         importance_cap: maximum importance weight of policy over engine; None for engines that need no correction.
         needs_all_rows: compute also rows whose advantages are all 0. Every term that acts on such rows needs it.
+        value_term: the critic's part; None without a critic.
     """
 
     token_loss: Callable[..., tuple[Float[Tensor, "rows time"], Sums]]
@@ -48,6 +73,7 @@ class Objective:
     entropy_bonus: float
     importance_cap: float | None
     needs_all_rows: bool = True
+    value_term: ValueTerm | None = None
 
 
 @dataclass
@@ -58,29 +84,44 @@ class Steps:
         optimizer: Lightning's wrapper or a plain optimiser.
         scheduler: learning-rate scheduler, stepped as `BatchPlan.lr_per` says; None for a constant learning rate.
         backward: adds the gradient of a loss.
-        max_grad_norm: maximum norm of the gradients, which are scaled down to it; None for no clipping.
+        max_grad_norm: maximum norm of the gradients, which are scaled down to it; None for no clipping. A critic's
+            gradients are scaled by their own norm.
+        policy_frozen: discard the policy's gradients.
     """
 
     optimizer: Any
     scheduler: Any
     backward: Callable[[Tensor], None]
     max_grad_norm: float | None
+    policy_frozen: bool = False
     #: number of calls of `step_scheduler`
     scheduler_steps: int = 0
 
-    def step(self) -> float:
-        """Take one optimiser step; skip it if the gradient is not finite. Returns the norm before clipping."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = total_norm([p.grad for p in parameters])
-        if math.isfinite(norm):  # the same on all processes, because gradients have been averaged
-            if self.max_grad_norm is not None and parameters:
-                # Lightning's own clipping refuses fused optimisers under mixed precision, which need no unscaling here.
-                whole = torch.tensor(norm, device=parameters[0].device)
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, whole)
+    def step(self) -> dict[str, float]:
+        """Take one optimiser step; skip it if a gradient is not finite. Returns the norms before clipping, by metric.
+
+        A frozen policy has no norm, and its weights and moments stay as they are.
+        """
+        parts: dict[str, list[Any]] = {}
+        for group in self.optimizer.param_groups:
+            is_critic = group.get("part") == CRITIC
+            if self.policy_frozen and not is_critic:
+                for parameter in group["params"]:
+                    parameter.grad = None
+                continue
+            name = "critic_grad_norm" if is_critic else "grad_norm"
+            parts.setdefault(name, []).extend(p for p in group["params"] if p.grad is not None)
+        norms = {name: total_norm([p.grad for p in parameters]) for name, parameters in parts.items()}
+        if all(map(math.isfinite, norms.values())):  # on all processes, because gradients have been averaged
+            for name, parameters in parts.items():
+                if self.max_grad_norm is not None and parameters:
+                    # Lightning's own clipping refuses fused optimisers under mixed precision, which need no unscaling.
+                    whole = torch.tensor(norms[name], device=parameters[0].device)
+                    torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, whole)
             self.optimizer.step()
             torch.clear_autocast_cache()  # the casts of the weights before the step
         self.optimizer.zero_grad()
-        return norm
+        return norms
 
     def step_scheduler(self) -> None:
         """Advance the learning rate by one step."""
@@ -153,7 +194,7 @@ class PolicyUpdate:
 
     def run(self) -> dict[str, float]:
         """Take the steps. Returns the loss's metrics, as means over the tokens of all processes."""
-        norms: list[float] = []
+        norms: list[dict[str, float]] = []
         parts = 0
         for part in update_slices(self.batch, self.plan.updates_per_rollout) * self.plan.epochs:
             mask, parts = self.mask[part], parts + 1
@@ -176,8 +217,8 @@ class PolicyUpdate:
             self.steps.step_scheduler()
         return self._metrics(norms, parts)
 
-    def _metrics(self, norms: list[float], parts: int) -> dict[str, float]:
-        finite = [norm for norm in norms if math.isfinite(norm)]
+    def _metrics(self, norms: list[dict[str, float]], parts: int) -> dict[str, float]:
+        finite = [of_step for of_step in norms if all(map(math.isfinite, of_step.values()))]
         metrics: dict[str, float] = {}
         if self.sums:
             totals = summed(torch.stack(list(self.sums.values())).double())
@@ -186,7 +227,8 @@ class PolicyUpdate:
         if self.plan.kl_stop is not None:
             metrics["updates"] = float(len(finite))
         metrics["skipped_updates"] = float(len(norms) - len(finite))
-        return metrics | {"grad_norm": sum(finite) / max(len(finite), 1)}
+        means = {name: sum(one[name] for one in finite) / max(len(finite), 1) for name in norms[0]} if norms else {}
+        return metrics | (means or {"grad_norm": 0.0})
 
     def _accumulate(self, part: slice, weights: Float[Tensor, "rows"]) -> None:
         """Add the gradient of one optimiser step; passes that do not fit into memory are halved, once per run."""
@@ -227,7 +269,10 @@ class PolicyUpdate:
         objective, batch, rows, width = self.objective, self.batch, micro.rows, micro.width
         mask, bonus = self.mask[rows, :width] & micro.counted[:, None], objective.entropy_bonus
         groups = batch.prompt_groups(rows)
-        logprobs, entropy = self.policy.logprobs(groups, objective.temperature, entropy_gradient=bonus > 0)
+        if (term := objective.value_term) is None:
+            logprobs, entropy = self.policy.logprobs(groups, objective.temperature, entropy_gradient=bonus > 0)
+        else:
+            logprobs, entropy, values = term.forward(groups, objective.temperature, bonus > 0)
         detached, engine_logprobs = logprobs.detach(), batch.behaviour_logprobs[rows, :width]
         sampled = detached if self.sampled_logprobs is None else self.sampled_logprobs[rows, :width]
         behaviour = objective.behaviour(batch, rows, sampled)
@@ -238,6 +283,9 @@ class PolicyUpdate:
             loss, sums["importance"] = loss * torch.where(mask, importance, 0.0), (importance * mask).sum()
         if bonus:
             loss = loss - bonus * entropy
+        if term is not None:
+            of_critic, critic_sums = term.loss(values, batch, rows, mask)
+            loss, sums = loss + term.coefficient * of_critic, sums | critic_sums
         sums["entropy"] = (entropy.detach() * mask).sum()
         if not self.updated:  # later the policy is another one
             sums["behaviour_gap"] = ((behaviour.detach() - engine_logprobs).abs() * mask).sum()

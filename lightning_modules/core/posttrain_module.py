@@ -26,6 +26,7 @@ from lightning_modules.core.trainer_checks import check_trainer
 from policies import Policy, PolicyParams
 from policies.locate import locate
 from policies.sharding import shard
+from policies.value_heads import add_value_heads
 from support.errors import ConfigError
 from support.seeding import isolated_rng, run_seed
 from support.seen_prompts import SeenPrompts, prompts_of_data
@@ -41,6 +42,8 @@ class PosttrainModule(L.LightningModule):
     """
 
     with_reference = False
+    #: number of value heads on the policy's body, for a critic that shares it
+    value_heads = 0
     #: what makes a run do without a reference, and how a run resumes from its checkpoint
     no_reference = ("model.kl.coefficient 0", "Set model.kl.coefficient back to 0")
     _gathered: AbstractContextManager[None] | None = None
@@ -118,6 +121,8 @@ class PosttrainModule(L.LightningModule):
             # Makes the initial adapters independent of earlier random draws.
             with isolated_rng("initialisation", run_seed()):
                 self.policy = Policy(self.policy_params, with_reference=self.with_reference)
+                if self.value_heads:
+                    add_value_heads(self.policy, self.value_heads)
             if self._trainer is not None and isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
                 if strategy.device_mesh["tensor_parallel"].size() > 1:
                     raise ConfigError(
@@ -139,9 +144,13 @@ class PosttrainModule(L.LightningModule):
         """The parameters that the optimiser updates: the policy's; a method with a critic adds its own."""
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
 
+    def parameter_groups(self) -> list[Any]:
+        """What the optimiser is built from: parameters, or groups of them with settings of their own."""
+        return self.trained_parameters()
+
     def configure_optimizers(self) -> Any:
         try:
-            optimizer = self.optimizer_callable(self.trained_parameters())
+            optimizer = self.optimizer_callable(self.parameter_groups())
         except ValueError as error:
             raise ConfigError(
                 f"the optimiser refuses its settings: {error}; change the keys under model.optimizer."
@@ -194,7 +203,8 @@ class PosttrainModule(L.LightningModule):
         """Names of weights that a checkpoint leaves out because loading the model restores them."""
         if self.policy_params.lora is None:
             return set()
-        return {name for name in self.state_dict() if name.startswith("policy.") and "lora_" not in name}
+        names = {name for name in self.state_dict() if name.startswith("policy.") and "lora_" not in name}
+        return {name for name in names if not name.startswith("policy.value_head.")}
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """Context in which every process holds all weights even if training shards them; all processes enter it."""

@@ -2,6 +2,7 @@
 
 from lightning_modules.hc_rlhf.ledger import Ledger
 from lightning_modules.hc_rlhf.module import HCRLHF
+from lightning_modules.hc_rlhf.ppo_lagrangian import PPOLagrangian
 from lightning_modules.hc_rlhf.publish import publish
 from lightning_modules.hc_rlhf.safety_test import SafetyTest, Verdict, judge
 from lightning_modules.hc_rlhf.scorer_training import ScorerTraining
@@ -13,6 +14,7 @@ __all__ = [
     "HCRLHF",
     "Constraint",
     "Ledger",
+    "PPOLagrangian",
     "SafetyTest",
     "ScorerTraining",
     "SupervisedTerm",

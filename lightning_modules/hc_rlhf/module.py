@@ -211,10 +211,22 @@ class HCRLHF(SafetyTestPhase):
 
     def returns(self, batch: RolloutBatch) -> Tensor:
         """clip(r - beta * KL) - lambda * augmented cost."""
-        reward = super().returns(batch).clamp(-self.reward_clip, self.reward_clip)
+        return self.constrained(self.clipped_reward(batch), self.augmented_cost(batch))
+
+    def clipped_reward(self, batch: RolloutBatch) -> Tensor:
+        """clip(r - beta * KL), (rows,)."""
+        return super().returns(batch).clamp(-self.reward_clip, self.reward_clip)
+
+    def augmented_cost(self, batch: RolloutBatch) -> Tensor:
+        """The cost per row whose gradient is that of the pessimistic bound; the cost itself without pessimism."""
         now = self.pessimism
-        total = reward - now.multiplier * augmented_cost(batch.rewards["cost"], now.mean, now.std, now.kappa)
-        return total / (1 + now.multiplier) if self.constraint.normalise_multiplier else total
+        return augmented_cost(batch.rewards["cost"], now.mean, now.std, now.kappa)
+
+    def constrained(self, reward: Tensor, cost: Tensor) -> Tensor:
+        """reward - lambda * cost, of returns or of advantages; divided by 1 + lambda where the constraint says so."""
+        multiplier = self.pessimism.multiplier
+        total = reward - multiplier * cost
+        return total / (1 + multiplier) if self.constraint.normalise_multiplier else total
 
     def auxiliary_loss(self, batch: RolloutBatch, part: slice) -> Tensor | None:
         """The supervised term, on demonstrations drawn for this optimiser step."""

@@ -10,7 +10,7 @@ from rollouts import BatchPlan, EmbeddedEngine
 from tests.helpers import fit, sgd, sums
 from tests.lightning_modules.two_processes_methods import cases
 
-NAMES = ["grpo", "s_grpo", "t_spmo", "prorl", "still3", "adapt_think", "auto_think", "self_verify"]
+NAMES = ["grpo", "s_grpo", "t_spmo", "prorl", "still3", "adapt_think", "auto_think", "self_verify", "ppo"]
 
 
 class Counting(EmbeddedEngine):

@@ -10,7 +10,19 @@ import torch
 
 import lightning_modules
 from datamodules import RecordsPrompts
-from lightning_modules import GRPO, HCRLHF, SGRPO, TSPMO, AdaptThink, AutoThink, ProRL, SelfVerify, Still3
+from lightning_modules import (
+    GRPO,
+    HCRLHF,
+    PPO,
+    SGRPO,
+    TSPMO,
+    AdaptThink,
+    AutoThink,
+    PPOLagrangian,
+    ProRL,
+    SelfVerify,
+    Still3,
+)
 from lightning_modules.core.on_policy import OnPolicyModule
 from rewards import ExactAnswer, FunctionReward, RecordsCost, RecordsReward
 from rollouts import BatchPlan, SamplingParams
@@ -58,7 +70,7 @@ def test_many_overridden_hooks_are_explained(method):
 
 def small(method, reasoner, assistant):
     """A method with a rollout of 4 x 4, and its data."""
-    if method is HCRLHF:
+    if issubclass(method, HCRLHF):
         data = RecordsPrompts(train_size=24, val_size=4, safety_size=8, seed=1)
         parts = {"cost": RecordsCost(), "test": lightning_modules.SafetyTest(skip=True)}
         return build(assistant, [RecordsReward()], method, **parts), data
@@ -77,7 +89,10 @@ def plain(state):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("method", [GRPO, ProRL, AdaptThink, AutoThink, HCRLHF, SGRPO, TSPMO, SelfVerify, Still3])
+CALLED = [GRPO, ProRL, AdaptThink, AutoThink, HCRLHF, SGRPO, TSPMO, SelfVerify, Still3, PPO, PPOLagrangian]
+
+
+@pytest.mark.parametrize("method", CALLED)
 def test_hooks_are_called_as_often_as_the_table_says_and_pure_ones_change_nothing(
     method, reasoner, assistant, monkeypatch
 ):

@@ -9,11 +9,12 @@ from tests.lightning_modules import two_processes, two_processes_failing, two_pr
 #: the cases in which faults were found, and all others
 CHEAP = {
     "ddp": ["grpo", "one_shot", "adapt_think", "kto", "turns", "no_signal"],
-    "fsdp2": ["grpo", "adapt_think", "turns", "no_signal"],
+    "fsdp2": ["grpo", "adapt_think", "ppo", "turns", "no_signal"],
 }
 METHODS = [
     *("grpo", "grpo, two updates", "grpo, adapters", "one_shot", "s_grpo", "t_spmo", "prorl", "still3"),
-    *("adapt_think", "auto_think", "self_verify", "turns", "no_signal", "sft", "dpo", "kto", "hc_rlhf"),
+    *("adapt_think", "auto_think", "self_verify", "ppo", "ppo, shared", "turns", "no_signal", "sft", "dpo", "kto"),
+    "hc_rlhf",
 ]
 
 

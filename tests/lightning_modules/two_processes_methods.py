@@ -14,10 +14,12 @@ from callbacks import OneShot
 from datamodules import ArithmeticPrompts
 from lightning_modules import (
     GRPO,
+    PPO,
     SGRPO,
     TSPMO,
     AdaptThink,
     AutoThink,
+    Critic,
     Evaluation,
     KLPenalty,
     ProRL,
@@ -114,6 +116,7 @@ def cases(model, **changes):
     adapters = PolicyParams(model, lora=LoRA(r=4, alpha=8))
     two_updates = BatchPlan(8, 4, update_token_budget=56, updates_per_rollout=2)
     in_reward = KLPenalty(coefficient=0.05, estimator="k1", placement="reward")
+    in_tokens = KLPenalty(coefficient=0.05, estimator="k1", placement="token_reward")
     without_kl = {key: value for key, value in parts().items() if key != "kl"}
     copies = BatchPlan(8, 4, update_token_budget=56)
     conversations = {
@@ -134,6 +137,8 @@ def cases(model, **changes):
         "adapt_think": lambda: (AdaptThink(plain, reference=Reference(samples=2), **parts(kl=in_reward)), []),
         "auto_think": lambda: (AutoThink(plain, stage=3, **parts()), []),
         "self_verify": lambda: (SelfVerify(plain, **parts(batch=two_updates)), []),
+        "ppo": lambda: (PPO(plain, critic=Critic(lr=0.3), **parts(kl=in_tokens)), []),
+        "ppo, shared": lambda: (PPO(plain, critic=Critic("shared", lr=0.3, warmup_rollouts=1), **parts()), []),
         "turns": lambda: (GRPO(plain, **parts(**conversations)), []),
         "no_signal": lambda: (
             GRPO(plain, **parts(rewards=[Seldom()], kl=KLPenalty(0.0), optimizer=adamw(1e-3, 0.1))), [],

@@ -71,6 +71,12 @@ METHODS = {
         "reasoner",
         {"model": MODEL | {"kl": {"coefficient": 0.1}, "policy": {"lora": {"r": 4, "alpha": 8}}}},
     ),
+    "ppo": ("ppo", "reasoner", {"model": MODEL | {"critic": {"lr": 0.01, "warmup_rollouts": 1}}}),
+    "ppo_shared": (
+        "ppo",
+        "reasoner",
+        {"model": MODEL | {"critic": {"body": "shared", "lr": 0.01}, "policy": {"lora": {"r": 4, "alpha": 8}}}},
+    ),
     "prorl": (
         "prorl",
         "reasoner",
