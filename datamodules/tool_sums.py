@@ -68,11 +68,11 @@ def cued(a: int, b: int, steps: str, answer: str, rng: random.Random) -> Turns:
 
 
 def tool_demonstrations(size: int, seed: int) -> list[dict[str, Any]]:
-    """Rows for supervised fine-tuning: half without a hint, a fifth with HINT as a given prefix, the others with cues."""
+    """Rows of three to six digits: half without a hint, a fifth with HINT as a given prefix, the others with cues."""
     rng = random.Random(derive_seed("tool demonstrations", seed))
     rows = []
     for index in range(size):
-        level = 1 + index % 7
+        level = 3 + index % 4
         row = problem(level, rng, held_out=False)
         a, b = map(int, row["prompt"][:-2].split("+"))
         steps, answer = trace(a, b, rng, SLIP_BY_LEVEL[level])

@@ -14,10 +14,6 @@ from policies.reply_encoding import encode_reply
 from support.errors import ConfigError
 from support.prompt_identity import check_response
 
-#: roles of texts that stay within the policy's message
-_KINDS = ("assistant", "output")
-
-
 def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> tuple[Tensor, Tensor, Tensor]:
     """(ids, attention mask, loss mask), each (rows, time), padded on the right.
 
@@ -64,21 +60,22 @@ def encode_turns(policy: Policy, response: str | list[dict[str, str]], where: st
         ConfigError: the turns have another form, or the chat template refuses them.
     """
     check_response(response, where)
-    turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
+    turns: list[Any] = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
+    end, is_learned = policy.tokenizer.eos_token_id, True
     ids: list[int] = []
     learned: list[bool] = []
-    for role, group in itertools.groupby(turns, key=lambda turn: turn["role"] if turn["role"] in _KINDS else "other"):
-        texts = list(group)
-        if role == "other":
-            ids.append(policy.tokenizer.eos_token_id)
-            learned.append(True)
-            new = encode_reply(policy.tokenizer, texts, True, policy.eos_token_ids)
-        else:
-            keep = MARKERS if role == "assistant" else ()
-            new = [i for turn in texts for i in encode_content(policy.tokenizer, turn["content"], keep)]
-        ids += new
-        learned += [role == "assistant"] * len(new)
-    return [*ids, policy.tokenizer.eos_token_id], [*learned, True]
+    for between, group in itertools.groupby(turns, key=lambda turn: turn["role"] in ("user", "tool")):
+        if between:
+            messages = [{"role": turn["role"], "content": turn["content"]} for turn in group]
+            ids += [end, *encode_reply(policy.tokenizer, messages, True, policy.eos_token_ids)]
+            learned += [is_learned] + [False] * (len(ids) - len(learned) - 1)
+            continue
+        for turn in group:
+            is_own = turn["role"] == "assistant"
+            is_learned = is_own and turn.get("learned", True) is not False
+            ids += encode_content(policy.tokenizer, turn["content"], MARKERS if is_own else ())
+            learned += [is_learned] * (len(ids) - len(learned))
+    return [*ids, end], [*learned, is_learned]
 
 
 def encode_response(policy: Policy, text: str, ended: bool = True) -> list[int]:

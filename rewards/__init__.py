@@ -29,16 +29,19 @@ from rewards.still3 import ActionBonus, LengthBonus
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 from rewards.think_json import FilledSchema, JsonPart, ThinkAnswerFormat
-from rewards.turn_rewards import TurnRewards
+from rewards.thinker import BalancedVerdict, FinalAnswer, LikelySummary
+from rewards.turn_rewards import TurnReward, TurnRewards
 
 __all__ = [
     "ActionBonus",
     "AnswerReward",
+    "BalancedVerdict",
     "CodeTests",
     "CosineLength",
     "ExactAnswer",
     "Failure",
     "FilledSchema",
+    "FinalAnswer",
     "Format",
     "FunctionReward",
     "GoldProblem",
@@ -58,6 +61,7 @@ __all__ = [
     "LaserDE",
     "LengthBonus",
     "LengthPenalty",
+    "LikelySummary",
     "LineFormat",
     "MathAnswer",
     "ModelScore",
@@ -79,6 +83,7 @@ __all__ = [
     "ThinkAnswerFormat",
     "ToxicityCost",
     "Truncation",
+    "TurnReward",
     "TurnRewards",
     "Verdict",
     "as_reward",

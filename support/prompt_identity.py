@@ -67,7 +67,8 @@ def check_response(response: Any, where: str) -> None:
     """Raise ConfigError for a response that is neither a text nor the turns of a conversation.
 
     Turns are messages with a `role` and a text as `content`, of which the first and the last are the assistant's. In
-    between stand messages of others (user, tool), or texts that follow the assistant's within its message (output).
+    between stand messages of others (user, tool), or texts that follow the assistant's within its message (output). A
+    turn of the assistant with `learned` false is context, such as an answer that is wrong.
     """
     if isinstance(response, str):
         return
