@@ -29,7 +29,6 @@ from rewards import BalancedVerdict, FinalAnswer, LikelySummary, Reward, TurnRew
 from rewards.turn_rewards import turns_of
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
-from support.papers import Experiment, Paper
 from support.processes import means
 
 

@@ -14,6 +14,7 @@ from policies.reply_encoding import encode_reply
 from support.errors import ConfigError
 from support.prompt_identity import check_response
 
+
 def encode_responses(policy: Policy, rows: list[dict[str, Any]], max_length: int) -> tuple[Tensor, Tensor, Tensor]:
     """(ids, attention mask, loss mask), each (rows, time), padded on the right.
 

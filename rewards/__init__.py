@@ -8,6 +8,7 @@ from rewards.answers import AnswerReward, ExactAnswer, Format, MathAnswer, Numer
 from rewards.base import Failure, Reward, correct_rows, total_reward, without_failed
 from rewards.choices import MultipleChoice
 from rewards.code import CodeTests
+from rewards.cort import CodeFailures
 from rewards.failures import Guarded
 from rewards.function_reward import FunctionReward, as_reward
 from rewards.hapo import HAPO, NgramRepetition
@@ -36,6 +37,7 @@ __all__ = [
     "ActionBonus",
     "AnswerReward",
     "BalancedVerdict",
+    "CodeFailures",
     "CodeTests",
     "CosineLength",
     "ExactAnswer",

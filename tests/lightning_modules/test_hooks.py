@@ -10,7 +10,8 @@ import torch
 
 import lightning_modules
 from datamodules import RecordsPrompts
-from lightning_modules import GRPO, HCRLHF, SGRPO, TSPMO, AdaptThink, AutoThink, ProRL, SelfVerify, Still3
+from environments import ThinkerDialogue, TurnBudgets
+from lightning_modules import GRPO, HCRLHF, SGRPO, TSPMO, AdaptThink, AutoThink, ProRL, SelfVerify, Still3, Thinker
 from lightning_modules.core.on_policy import OnPolicyModule
 from rewards import ExactAnswer, FunctionReward, RecordsCost, RecordsReward
 from rollouts import BatchPlan, SamplingParams
@@ -68,7 +69,10 @@ def small(method, reasoner, assistant):
     parts = {"cutoff": 2} if method is SGRPO else {"weight_penalty": 0.0} if method is TSPMO else {}
     if method is AdaptThink:
         parts["reference"] = lightning_modules.Reference(samples=2, cache=False)
-    return build(reasoner, rewards, method, batch=plan, sampling=SamplingParams(max_new_tokens=6), **parts), None
+    length = 6
+    if method is Thinker:
+        parts["environment"], length = ThinkerDialogue(ExactAnswer(), TurnBudgets(4, 4, 4, 4)), 400
+    return build(reasoner, rewards, method, batch=plan, sampling=SamplingParams(max_new_tokens=length), **parts), None
 
 
 def plain(state):
@@ -77,7 +81,9 @@ def plain(state):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("method", [GRPO, ProRL, AdaptThink, AutoThink, HCRLHF, SGRPO, TSPMO, SelfVerify, Still3])
+@pytest.mark.parametrize(
+    "method", [GRPO, ProRL, AdaptThink, AutoThink, HCRLHF, SGRPO, TSPMO, SelfVerify, Still3, Thinker]
+)
 def test_hooks_are_called_as_often_as_the_table_says_and_pure_ones_change_nothing(
     method, reasoner, assistant, monkeypatch
 ):

@@ -10,7 +10,7 @@ from tests.lightning_modules import two_processes, two_processes_failing, two_pr
 CHEAP = {"ddp": ["grpo", "one_shot", "adapt_think", "kto", "turns"], "fsdp2": ["grpo", "adapt_think", "turns"]}
 METHODS = [
     *("grpo", "grpo, two updates", "grpo, adapters", "one_shot", "s_grpo", "t_spmo", "prorl", "still3"),
-    *("adapt_think", "auto_think", "self_verify", "turns", "sft", "dpo", "kto", "hc_rlhf"),
+    *("adapt_think", "auto_think", "self_verify", "thinker", "turns", "sft", "dpo", "kto", "hc_rlhf"),
 ]
 
 

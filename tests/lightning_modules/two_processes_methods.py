@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from callbacks import OneShot
 from datamodules import ArithmeticPrompts
+from environments import ThinkerDialogue, TurnBudgets
 from lightning_modules import (
     GRPO,
     SGRPO,
@@ -25,6 +26,7 @@ from lightning_modules import (
     SelfVerify,
     Shaping,
     Still3,
+    Thinker,
     core,
 )
 from policies import LoRA, PolicyParams
@@ -103,6 +105,12 @@ def cases(model, **changes):
         "shaping": Shaping(credit="turn"),
         "rewards": [TurnRewards(), *settings()["rewards"]],
     }
+    # A summary follows in training only: Parity finds about a third of all answers right.
+    dialogues = {
+        "environment": ThinkerDialogue(Parity(), TurnBudgets(6, 6, 6, 6)),
+        "sampling": SamplingParams(max_new_tokens=400),
+        "rewards": settings()["rewards"][1:],
+    }
     return {
         "grpo": lambda: (GRPO(plain, **parts()), []),
         "grpo, two updates": lambda: (GRPO(plain, **parts(batch=two_updates)), []),
@@ -115,6 +123,7 @@ def cases(model, **changes):
         "adapt_think": lambda: (AdaptThink(plain, reference=Reference(samples=2), **parts(kl=in_reward)), []),
         "auto_think": lambda: (AutoThink(plain, stage=3, **parts()), []),
         "self_verify": lambda: (SelfVerify(plain, **parts(batch=two_updates)), []),
+        "thinker": lambda: (Thinker(plain, **parts(**dialogues)), []),
         "turns": lambda: (GRPO(plain, **parts(**conversations)), []),
     }  # fmt: skip
 
