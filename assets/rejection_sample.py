@@ -133,7 +133,7 @@ def main(
     batch: int = 64,
     seed: int = 0,
     environment: Environment | None = None,
-    cues: Cues = Cues(),
+    cues: Cues | None = None,
 ) -> None:
     """Write one line per kept completion, {"prompt", "response", "task"}.
 
@@ -164,7 +164,7 @@ def main(
     for start in range(0, len(rows), batch):
         batch_rows = rows[start : start + batch]
         with isolated_rng("rejection sampling", seed, start), torch.no_grad():
-            rollout = sampled(policy, batch_rows, samples, sampling, environment, cues)
+            rollout = sampled(policy, batch_rows, samples, sampling, environment, cues or Cues())
         texts = responses(rollout, environment)
         scores = {reward.name: reward(rollout) for reward in rewards}
         total = total_reward(rewards, scores, rollout.failures).tolist()

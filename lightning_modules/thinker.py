@@ -29,6 +29,7 @@ from rewards import BalancedVerdict, FinalAnswer, LikelySummary, Reward, TurnRew
 from rewards.turn_rewards import turns_of
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
+from support.papers import Experiment, Paper
 from support.processes import means
 
 
@@ -171,3 +172,39 @@ def _balanced(means_of: dict[str, float]) -> dict[str, float]:
         for tpr, tnr in pairs.items()
         if tnr in means_of
     }
+
+
+PAPER = Paper(
+    name="thinker",
+    title="Thinker",
+    arxiv="2505.21097",
+    idea="four turns with a reward each: a fast answer, its verification, a slow answer, a summary",
+    classes=("lightning_modules.Thinker", "environments.ThinkerDialogue", "rewards.BalancedVerdict"),
+    configs=("thinker",),
+    effect="",
+    not_compared="its start must know the four turns, and a budget of tokens buys it a quarter as many problems",
+    experiment=Experiment(
+        rollouts=30,
+        arms={
+            "thinker": {},
+            "grpo": {
+                "model": "lightning_modules.GRPO",
+                "model.environment": None,
+                "model.rewards": [{"class_path": "rewards.ExactAnswer"}],
+                "model.shaping.credit": "completion",
+                "model.sampling.max_new_tokens": 66,
+                "model.batch.group_size": 8,
+            },
+        },
+        columns={
+            "val pass@1": "val/pass1",
+            "fast turn": "val/fast_accuracy",
+            "slow turn": "val/slow_accuracy",
+            "balanced accuracy of verdicts": "val/verify_balanced",
+            "val length": "val/length",
+        },
+        expect="The fast turn's accuracy rises under its small budget, the balanced accuracy of verdicts is above 0.6, "
+        "and the final answer is right more often than the fast one.",
+        validate_every=10,
+    ),
+)

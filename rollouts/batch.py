@@ -195,7 +195,7 @@ class RolloutBatch:
         chosen = self.turns.number == turn
         exists = chosen.any(1)
         chosen[:, 0] |= ~exists
-        order = (~chosen).long().argsort(1, stable=True)[:, : int(chosen.sum(1).max())]
+        order = (~chosen).long().argsort(dim=1, stable=True)[:, : int(chosen.sum(1).max())]
         mask = chosen.gather(1, order)
         part = replace(
             self,
