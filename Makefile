@@ -105,16 +105,18 @@ r1: .venv/ready
 	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
 
 # CoRT's starts: hint-engineering, rejection sampling, distillation; and the prompt hint that they are compared with.
+# The last lines are pass@1, calls and length of each start. SEED=1 for another seed.
+SEED ?= 0
 cort: .venv/ready
-	$(BIN)/python assets/rejection_sample.py --config configs/cort/1_hints.yaml
-	$(BIN)/python main.py fit --config configs/cort/2_hint_sft.yaml
-	$(BIN)/python assets/rejection_sample.py --config configs/cort/3_rejection.yaml
-	$(BIN)/python main.py fit --config configs/cort/4_rft.yaml
-	$(BIN)/python assets/rejection_sample.py --config configs/cort/5_samples.yaml
-	$(BIN)/python main.py fit --config configs/cort/6_distill.yaml
-	$(BIN)/python main.py fit --config configs/cort.yaml --model.policy.model runs/cort/distilled
-	$(BIN)/python assets/rejection_sample.py --config configs/cort/prompt_hint.yaml
-	$(BIN)/python main.py fit --config configs/cort/prompt_hint_sft.yaml
+	$(BIN)/python assets/rejection_sample.py --config configs/cort/1_hints.yaml --seed $(SEED)
+	$(BIN)/python main.py fit --config configs/cort/2_hint_sft.yaml --seed_everything $(SEED)
+	$(BIN)/python assets/rejection_sample.py --config configs/cort/3_rejection.yaml --seed $(SEED)
+	$(BIN)/python main.py fit --config configs/cort/4_rft.yaml --seed_everything $(SEED)
+	$(BIN)/python assets/rejection_sample.py --config configs/cort/5_samples.yaml --seed $(SEED)
+	$(BIN)/python main.py fit --config configs/cort/6_distill.yaml --seed_everything $(SEED)
+	$(BIN)/python main.py fit --config configs/cort.yaml --model.policy.model runs/cort/distilled --seed_everything $(SEED)
+	$(BIN)/python assets/rejection_sample.py --config configs/cort/prompt_hint.yaml --seed $(SEED)
+	$(BIN)/python main.py fit --config configs/cort/prompt_hint_sft.yaml --seed_everything $(SEED)
 	for model in hint_sft rft distilled prompt_hint; do echo $$model; \
 	  $(BIN)/python main.py validate --config configs/cort.yaml --model.policy.model runs/cort/$$model \
 	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done

@@ -19,6 +19,7 @@ from rollouts import BatchPlan, EmbeddedEngine, RolloutBatch, SamplingParams, Tu
 from support.errors import ConfigError
 from tests.helpers import build, fit, quiet_trainer
 from tests.helpers.batches import batch_of_texts
+from tests.helpers.talks import Sometimes
 
 ROW = {"id": "1", "prompt": "2+2=?", "answer": "4"}
 RIGHT, WRONG, YES, NO = "</think>4", "</think>5", "so</think>Yes", "so</think>No"
@@ -180,21 +181,13 @@ def test_numbers_of_turns_by_hand():
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-class Third(ExactAnswer):
-    """An answer is right if its length is a multiple of three, as for about a third of what an untrained model says."""
-
-    def score(self, batch):
-        return [float(len(text) % 3 == 0) for text in batch.completions]
-
-    def gold(self, row):
-        return None
-
-
 def thinking(model, **parts):
     settings = {
-        "environment": ThinkerDialogue(Third(), TurnBudgets(6, 6, 6, 6), TurnPrompts("<answer>?", "No.", "Short?")),
-        "sampling": SamplingParams(200),
-        "batch": BatchPlan(4, 4),
+        "environment": ThinkerDialogue(
+            Sometimes(), TurnBudgets(12, 12, 12, 12), TurnPrompts("<answer>?", "No.", "Short?")
+        ),
+        "sampling": SamplingParams(300),
+        "batch": BatchPlan(6, 4),
     }
     return build(model, parts.pop("rewards", []), Thinker, **(settings | parts))
 
@@ -206,7 +199,7 @@ def test_a_rollout_follows_the_truth_and_an_evaluation_the_verdicts(reasoner):
     counts = batch.turns.counts
     assert torch.equal(counts == 2, rewards[:, 0] == 1), "it ends behind a right fast answer"
     assert torch.equal(counts == 4, rewards[:, 2] == 1), "a summary follows a right slow answer"
-    assert {2, 3} <= {*counts.tolist()}
+    assert {*counts.tolist()} == {2, 3, 4}
     for evaluated in module.last_validation:
         said_yes = evaluated.turns.counts == 2
         assert evaluated.turns.counts.max() <= 3
@@ -297,7 +290,7 @@ def test_demonstrations_are_dialogues_that_the_environment_leads(reasoner):
 def test_what_is_learned_from_a_conversation_is_what_the_policy_chose(reasoner):
     """The ids and the mask of a conversation as a demonstration are those of the rollout that it comes from."""
     policy = Policy(PolicyParams(reasoner))
-    environment = ThinkerDialogue(Third(), TurnBudgets(5, 5, 5, 5), TurnPrompts("<answer>? <eos>", "No.", "Short?"))
+    environment = ThinkerDialogue(Sometimes(), TurnBudgets(5, 5, 5, 5), TurnPrompts("<answer>? <eos>", "No.", "Short?"))
     rows = [{"id": str(n), "prompt": f"{n}+{n}=?", "answer": "0"} for n in range(8)]
     torch.manual_seed(0)
     sampling = SamplingParams(150, temperature=1.5)

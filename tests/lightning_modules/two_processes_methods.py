@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from callbacks import OneShot
 from datamodules import ArithmeticPrompts
-from environments import ThinkerDialogue, TurnBudgets
+from environments import ThinkerDialogue, TurnBudgets, TurnPrompts
 from lightning_modules import (
     GRPO,
     SGRPO,
@@ -33,7 +33,7 @@ from policies import LoRA, PolicyParams
 from rewards import FunctionReward, Guarded, Reward, TurnRewards
 from rollouts import BatchPlan, SamplingParams
 from tests.helpers import digits, sgd
-from tests.helpers.talks import Chat
+from tests.helpers.talks import Chat, Sometimes
 from tests.scale import train
 
 #: methods without rollouts
@@ -105,10 +105,10 @@ def cases(model, **changes):
         "shaping": Shaping(credit="turn"),
         "rewards": [TurnRewards(), *settings()["rewards"]],
     }
-    # A summary follows in training only: Parity finds about a third of all answers right.
+    short = TurnPrompts("<answer>?", "No.", "Short?")
     dialogues = {
-        "environment": ThinkerDialogue(Parity(), TurnBudgets(6, 6, 6, 6)),
-        "sampling": SamplingParams(max_new_tokens=400),
+        "environment": ThinkerDialogue(Sometimes(), TurnBudgets(12, 12, 12, 12), short),
+        "sampling": SamplingParams(max_new_tokens=120),
         "rewards": settings()["rewards"][1:],
     }
     return {

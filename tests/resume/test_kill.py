@@ -141,7 +141,7 @@ METHODS = {
             }
         },
     ),
-    # Its trailing accuracy is in the checkpoint; a third of all answers are right.
+    # Its trailing accuracy is in the checkpoint.
     "thinker": (
         "thinker",
         "reasoner",
@@ -150,10 +150,10 @@ METHODS = {
             | {
                 "environment": part(
                     "environments.ThinkerDialogue",
-                    judge=JUDGE[0],
-                    budgets=dict.fromkeys(("fast", "verify", "slow", "summary"), 6),
+                    judge="tests.helpers.talks.Sometimes",
+                    budgets=dict.fromkeys(("fast", "verify", "slow", "summary"), 12),
                 ),
-                "sampling": {"max_new_tokens": 120},
+                "sampling": {"max_new_tokens": 140},
                 "rewards": [],
                 "evaluation": {"samples": 2},
             }
