@@ -10,7 +10,7 @@ import torch
 
 import lightning_modules
 from datamodules import RecordsPrompts
-from environments import ThinkerDialogue, TurnBudgets
+from environments import ThinkerDialogue, TurnBudgets, TurnPrompts
 from lightning_modules import GRPO, HCRLHF, SGRPO, TSPMO, AdaptThink, AutoThink, ProRL, SelfVerify, Still3, Thinker
 from lightning_modules.core.on_policy import OnPolicyModule
 from rewards import ExactAnswer, FunctionReward, RecordsCost, RecordsReward
@@ -24,6 +24,7 @@ METHODS = [
     for method in map(lightning_modules.__dict__.get, lightning_modules.__all__)
     if isinstance(method, type) and issubclass(method, OnPolicyModule) and method is not OnPolicyModule
 ]
+SHORT = TurnPrompts("<answer>?", "No.", "Short?")
 #: properties and names, not hooks of the training step
 OTHERS = {"all_rewards", "metric_name"}
 
@@ -71,7 +72,7 @@ def small(method, reasoner, assistant):
         parts["reference"] = lightning_modules.Reference(samples=2, cache=False)
     length = 6
     if method is Thinker:
-        parts["environment"], length = ThinkerDialogue(ExactAnswer(), TurnBudgets(4, 4, 4, 4)), 400
+        parts["environment"], length = ThinkerDialogue(ExactAnswer(), TurnBudgets(4, 4, 4, 4), SHORT), 200
     return build(reasoner, rewards, method, batch=plan, sampling=SamplingParams(max_new_tokens=length), **parts), None
 
 

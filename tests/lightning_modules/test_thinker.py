@@ -17,7 +17,7 @@ from policies.supervised import encode_responses
 from rewards import BalancedVerdict, ExactAnswer, FinalAnswer, Format, LikelySummary, TurnReward
 from rollouts import BatchPlan, EmbeddedEngine, RolloutBatch, SamplingParams, Turns
 from support.errors import ConfigError
-from tests.helpers import build, fit, quiet_trainer
+from tests.helpers import ROOT, build, fit, quiet_trainer
 from tests.helpers.batches import batch_of_texts
 from tests.helpers.talks import Sometimes
 
@@ -186,7 +186,7 @@ def thinking(model, **parts):
         "environment": ThinkerDialogue(
             Sometimes(), TurnBudgets(12, 12, 12, 12), TurnPrompts("<answer>?", "No.", "Short?")
         ),
-        "sampling": SamplingParams(300),
+        "sampling": SamplingParams(200),
         "batch": BatchPlan(6, 4),
     }
     return build(model, parts.pop("rewards", []), Thinker, **(settings | parts))
@@ -287,29 +287,30 @@ def test_demonstrations_are_dialogues_that_the_environment_leads(reasoner):
     assert ids.shape == learned.shape
 
 
-def test_what_is_learned_from_a_conversation_is_what_the_policy_chose(reasoner):
+def test_what_is_learned_from_a_conversation_is_what_the_policy_chose():
     """The ids and the mask of a conversation as a demonstration are those of the rollout that it comes from."""
-    policy = Policy(PolicyParams(reasoner))
-    environment = ThinkerDialogue(Sometimes(), TurnBudgets(5, 5, 5, 5), TurnPrompts("<answer>? <eos>", "No.", "Short?"))
-    rows = [{"id": str(n), "prompt": f"{n}+{n}=?", "answer": "0"} for n in range(8)]
+    policy = Policy(PolicyParams(str(ROOT / "assets/tiny_verifier")))
+    prompts = TurnPrompts("<problem> <answer>. Right? <eos>", "<problem>", "<problem>")
+    environment = ThinkerDialogue(Sometimes(), TurnBudgets(60, 80, 60, 60), prompts)
+    rows = [{"id": str(n), "prompt": f"{n}+{n}=?", "answer": "0"} for n in range(5, 12, 2)]
     torch.manual_seed(0)
-    sampling = SamplingParams(150, temperature=1.5)
+    sampling = SamplingParams(400)
     batch = EmbeddedEngine().generate(
-        policy, [policy.encode(row["prompt"]) for row in rows], rows, 4, sampling, environment=environment
+        policy, [policy.encode(row["prompt"]) for row in rows], rows, 2, sampling, environment=environment
     )
-    compared = 0
+    compared = []
     for row, texts in enumerate(batch.turn_texts):
         if "length" in batch.turns.finish_reasons[row]:
             continue
-        conversation = Conversation(rows[row // 4], 0, 1000, opened=True)
+        conversation = Conversation(rows[row // 2], 0, 1000, opened=True)
         turns = []
         for text in texts:
             conversation.turns.append(Turn(text, 1, "eos"))
             turns += [{"role": "assistant", "content": text}, *(environment.reply(conversation).messages or [])]
-        response = {"prompt": rows[row // 4]["prompt"], "response": turns}
+        response = {"prompt": rows[row // 2]["prompt"], "response": turns}
         ids, mask, learned = encode_responses(policy, [response], 500)
         start, length = len(policy.encode(response["prompt"])), int(batch.lengths[row])
         assert ids[0, start:].tolist() == batch.completion_ids[row, :length].tolist() and mask.all()
         assert learned[0, start:].tolist() == batch.action_mask[row, :length].tolist()
-        compared += 1
-    assert compared > 1
+        compared.append(len(texts))
+    assert len(compared) > 3 and max(compared) > 2
