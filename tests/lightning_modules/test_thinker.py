@@ -181,25 +181,28 @@ def test_numbers_of_turns_by_hand():
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-def thinking(model, **parts):
+VERIFIER = str(ROOT / "assets/tiny_verifier")
+
+
+def thinking(**parts):
+    """One digit fits into the fast turn, two do not; the model solves both."""
+    prompts = TurnPrompts("<problem> <answer>. Right?", "<problem>", "<problem>")
     settings = {
-        "environment": ThinkerDialogue(
-            Sometimes(), TurnBudgets(12, 12, 12, 12), TurnPrompts("<answer>?", "No.", "Short?")
-        ),
-        "sampling": SamplingParams(200),
-        "batch": BatchPlan(6, 4),
+        "environment": ThinkerDialogue(ExactAnswer(), TurnBudgets(16, 60, 60, 60), prompts),
+        "sampling": SamplingParams(300),
+        "batch": BatchPlan(4, 4),
     }
-    return build(model, parts.pop("rewards", []), Thinker, **(settings | parts))
+    return build(VERIFIER, parts.pop("rewards", []), Thinker, **(settings | parts))
 
 
-def test_a_rollout_follows_the_truth_and_an_evaluation_the_verdicts(reasoner):
-    module = thinking(reasoner, evaluation=Evaluation(samples=2))
+def test_a_rollout_follows_the_truth_and_an_evaluation_the_verdicts():
+    module = thinking(evaluation=Evaluation(samples=2))
     trainer = fit(module, 2, seed=1, validate_every=1)
     batch, rewards = module.last_rollout, module.last_rollout.turns.rewards
     counts = batch.turns.counts
     assert torch.equal(counts == 2, rewards[:, 0] == 1), "it ends behind a right fast answer"
     assert torch.equal(counts == 4, rewards[:, 2] == 1), "a summary follows a right slow answer"
-    assert {*counts.tolist()} == {2, 3, 4}
+    assert {2, 4} <= {*counts.tolist()}
     for evaluated in module.last_validation:
         said_yes = evaluated.turns.counts == 2
         assert evaluated.turns.counts.max() <= 3
@@ -213,26 +216,24 @@ def test_a_rollout_follows_the_truth_and_an_evaluation_the_verdicts(reasoner):
     assert module.environment.transition == "truth"
 
 
-def test_a_turn_learns_from_its_own_reward_and_compares_itself_with_the_same_turns(reasoner):
-    module = thinking(reasoner, advantage=GroupNorm("none"), batch=BatchPlan(2, 8))
+def test_a_turn_learns_from_its_own_reward_and_compares_itself_with_the_same_turns():
+    module = thinking(advantage=GroupNorm("none"), batch=BatchPlan(2, 8))
     fit(module, 1, seed=1)
     batch = module.last_rollout
-    of = {"fast": 0, "verify": 1, "slow": 2}
-    for name, turn in of.items():
+    for turn, name in enumerate(("fast", "verify", "slow")):
         scores = batch.rewards[name].view(2, 8)
         expected = (scores - scores.nanmean(1, keepdim=True)).flatten()
         for row in range(16):
             tokens = batch.advantages[row][batch.turns.number[row] == turn]
-            if turn < batch.turns.counts[row] - 1 or name != "slow":
-                assert torch.allclose(tokens, expected[row].expand(len(tokens)), atol=1e-6)
+            assert torch.allclose(tokens, expected[row].expand(len(tokens)), atol=1e-6)
     assert not batch.advantages[~batch.action_mask].any()
 
 
-def test_the_likelihood_of_a_summary_is_a_plain_forward_pass_under_the_fast_prompt(reasoner):
-    module = thinking(reasoner, batch=BatchPlan(2, 16))
-    fit(module, 1, seed=3)
+def test_the_likelihood_of_a_summary_is_a_plain_forward_pass_under_the_fast_prompt():
+    module = thinking()
+    fit(module, 1, seed=1)
     batch, found = module.last_rollout, 0
-    policy = Policy(PolicyParams(reasoner))
+    policy = Policy(PolicyParams(VERIFIER))
     with torch.no_grad():
         logprobs = batch.rewards["summary_likelihood"]
         for row, given in enumerate(batch.turns.rewards.tolist()):
@@ -240,7 +241,7 @@ def test_the_likelihood_of_a_summary_is_a_plain_forward_pass_under_the_fast_prom
             if math.isnan(grade) or not grade:
                 assert math.isnan(logprobs[row]) if math.isnan(grade) else logprobs[row] == 0
                 continue
-            prompt = batch.prompt_ids[row // 16][batch.prompt_mask[row // 16]]
+            prompt = batch.prompt_ids[row // 4][batch.prompt_mask[row // 4]]
             summary = batch.completion_ids[row][batch.turns.number[row] == 3]
             logits = policy.model(torch.cat([prompt, summary])[None]).logits[0, len(prompt) - 1 : -1]
             expected = logits.log_softmax(-1).gather(1, summary[:, None]).sum()
@@ -249,16 +250,16 @@ def test_the_likelihood_of_a_summary_is_a_plain_forward_pass_under_the_fast_prom
     assert found, "the seed gives at least one right summary"
 
 
-def test_predictions_follow_the_verdicts_and_need_no_answers(reasoner):
-    module = thinking(reasoner)
+def test_predictions_follow_the_verdicts_and_need_no_answers():
+    module = thinking()
     module.configure_model()
     module.trainer = quiet_trainer()
     records = module.predict_step([{"id": "a", "prompt": "1+1=?"}], 0)
     assert all(len(record["turn_rewards"]) in (2, 3) for record in records)
 
 
-def test_credit_by_completion_is_possible(reasoner):
-    module = thinking(reasoner, shaping=Shaping())
+def test_credit_by_completion_is_possible():
+    module = thinking(shaping=Shaping())
     fit(module, 1, seed=1)
     assert module.last_rollout.advantages.dim() == 1
 
@@ -289,7 +290,7 @@ def test_demonstrations_are_dialogues_that_the_environment_leads(reasoner):
 
 def test_what_is_learned_from_a_conversation_is_what_the_policy_chose():
     """The ids and the mask of a conversation as a demonstration are those of the rollout that it comes from."""
-    policy = Policy(PolicyParams(str(ROOT / "assets/tiny_verifier")))
+    policy = Policy(PolicyParams(VERIFIER))
     prompts = TurnPrompts("<problem> <answer>. Right? <eos>", "<problem>", "<problem>")
     environment = ThinkerDialogue(Sometimes(), TurnBudgets(60, 80, 60, 60), prompts)
     rows = [{"id": str(n), "prompt": f"{n}+{n}=?", "answer": "0"} for n in range(5, 12, 2)]
