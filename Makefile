@@ -5,7 +5,7 @@ SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py ca
   environments lightning_modules objectives policies rewards rollouts support tracking main.py
 
 .PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
-  wheels real-pairs assets r1 redi clean
+  wheels real-pairs assets r1 cort redi clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -83,7 +83,7 @@ assets: .venv/ready
 	$(BIN)/python main.py fit --config configs/assets/tiny_switcher.yaml \
 	  --model.policy.model assets/tiny_switcher --seed_everything 2 \
 	  --trainer.max_steps 250 --model.lr_scheduler.total_steps 250
-	for model in tiny_sat tiny_verifier tiny_json; do \
+	for model in tiny_sat tiny_verifier tiny_json tiny_coder tiny_thinker; do \
 	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
 	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
@@ -102,6 +102,23 @@ r1: .venv/ready
 	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/r1/small_rl.yaml
 	for model in cold_start reasoning_rl sft final distilled small_cold_start small_rl; do echo $$model; \
 	  $(BIN)/python main.py validate --config configs/grpo.yaml --model.policy.model runs/r1/$$model \
+	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
+
+# CoRT's starts: hint-engineering, rejection sampling, distillation; and the prompt hint that they are compared with.
+# The last lines are pass@1, calls and length of each start. SEED=1 for another seed.
+SEED ?= 0
+cort: .venv/ready
+	$(BIN)/python assets/rejection_sample.py --config configs/cort/1_hints.yaml --seed $(SEED)
+	$(BIN)/python main.py fit --config configs/cort/2_hint_sft.yaml --seed_everything $(SEED)
+	$(BIN)/python assets/rejection_sample.py --config configs/cort/3_rejection.yaml --seed $(SEED)
+	$(BIN)/python main.py fit --config configs/cort/4_rft.yaml --seed_everything $(SEED)
+	$(BIN)/python assets/rejection_sample.py --config configs/cort/5_samples.yaml --seed $(SEED)
+	$(BIN)/python main.py fit --config configs/cort/6_distill.yaml --seed_everything $(SEED)
+	$(BIN)/python main.py fit --config configs/cort.yaml --model.policy.model runs/cort/distilled --seed_everything $(SEED)
+	$(BIN)/python assets/rejection_sample.py --config configs/cort/prompt_hint.yaml --seed $(SEED)
+	$(BIN)/python main.py fit --config configs/cort/prompt_hint_sft.yaml --seed_everything $(SEED)
+	for model in hint_sft rft distilled prompt_hint; do echo $$model; \
+	  $(BIN)/python main.py validate --config configs/cort.yaml --model.policy.model runs/cort/$$model \
 	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
 
 # REDI's recipe: recorded rollouts, pairs that two verifiers agree on, SFT on right traces, the second stage.

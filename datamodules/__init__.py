@@ -19,6 +19,7 @@ from datamodules.samplers import CurriculumSampler, GRESOSampler, OneShotSampler
 from datamodules.saturn import SatDemonstrations, SaturnPrompts
 from datamodules.self_verify import VerifyDemonstrations
 from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
+from datamodules.thinker import ThinkerDemonstrations
 
 __all__ = [
     "ArithmeticPrompts",
@@ -43,5 +44,6 @@ __all__ = [
     "SchemaDemonstrations",
     "SchemaPrompts",
     "ValidationSet",
+    "ThinkerDemonstrations",
     "VerifyDemonstrations",
 ]

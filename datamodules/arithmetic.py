@@ -16,7 +16,7 @@ from support.seeding import derive_seed
 #: levels of the demonstrations that answer at once: mostly easy ones, as people do
 DIRECT_LEVELS = [1] * 3 + [2] * 13 + [3, 3, 4, 5]
 #: level -> probability of a slip (a lost carry or a miscount) in one column: demonstrations are human-like, not perfect
-SLIP_BY_LEVEL = {1: 0.01, 2: 0.04, 3: 0.12, 4: 0.20, 5: 0.26}
+SLIP_BY_LEVEL = {1: 0.01, 2: 0.04, 3: 0.12, 4: 0.20, 5: 0.26, 6: 0.30}
 
 
 def is_held_out(text: str) -> bool:
@@ -71,7 +71,7 @@ class ArithmeticPrompts(PromptData):
         self.levels = levels or [1, 1, 2, 2, 3, 4, 5]
         if not set(self.levels) <= set(SLIP_BY_LEVEL):
             raise ConfigError(
-                f"data.levels is {self.levels}; every level is a number of digits and must be between 1 and 5."
+                f"data.levels is {self.levels}; every level is a number of digits and must be between 1 and 6."
             )
         self.train_size, self.val_size = train_size, val_size
 

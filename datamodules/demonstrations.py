@@ -11,6 +11,7 @@ from datamodules.records_desk import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
 from datamodules.samplers.prompt_sampler import PromptLoader, RowSampler
 from datamodules.switching import switching_demonstrations
+from datamodules.tool_sums import tool_demonstrations
 from datamodules.trl import demonstration
 from support.errors import ConfigError
 from support.seeding import run_seed
@@ -21,16 +22,18 @@ PROCEDURAL = {
     "rambling": rambling_demonstrations,
     "records": record_demonstrations,
     "reasoning_gym": gym_demonstrations,
+    "tools": tool_demonstrations,
 }
 
 
 class Demonstrations(L.LightningDataModule):
     """Rows with `prompt`, `response` and an optional `prefix` of the response, which is given and not learned.
 
-    Files may also have TRL's columns: `prompt` and `completion`, or `messages`.
+    A response of several turns is a list of messages, see `support.prompt_identity.check_response`; what others say in
+    it is not learned. Files may also have TRL's columns: `prompt` and `completion`, or `messages`.
 
     Args:
-        source: arithmetic, switching, rambling, records, reasoning_gym, or a file, folder or hub data set as in
+        source: arithmetic, switching, rambling, records, reasoning_gym, tools, or a file, folder or hub data set as in
             `FilePrompts`.
         batch_size: rows per step, over all processes.
         train_size, val_size: numbers of rows; of a file, the last `val_size` rows are held out and train_size is
@@ -83,7 +86,7 @@ class Demonstrations(L.LightningDataModule):
         if self.response is not None:
             texts = [self.response.text(row, f"row {number} of {self.source!r}") for number, row in enumerate(rows)]
             rows = [row | {"response": text} for row, text in zip(rows, texts, strict=True)]
-        check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"))
+        check_rows(rows, f"the demonstrations of {self.source}", ("prompt", "response"), turns=True)
         if len(rows) <= self.val_size:
             raise ConfigError(
                 f"{self.source} has {len(rows)} rows, of which {self.val_size} are to be held out, so none remain for "

@@ -12,7 +12,7 @@ from typing import Any
 
 from support.errors import ConfigError
 from support.files import shipped
-from support.prompt_identity import check_prompt
+from support.prompt_identity import check_prompt, check_response
 
 Row = dict[str, Any]
 #: columns that hold one text
@@ -216,6 +216,7 @@ def check_rows(
     required: tuple[str, ...] = ("prompt",),
     texts: bool = True,
     default_ids: bool = True,
+    turns: bool = False,
 ) -> list[Row]:
     """Check that there are rows and that each has the required columns.
 
@@ -224,6 +225,7 @@ def check_rows(
         required: columns that every row must have; `prompt` must not be empty.
         texts: whether responses must be texts; TRL's may be messages.
         default_ids: give rows without `id` their number as id.
+        turns: whether a `response` may be a list of turns instead of a text (`check_response`).
 
     Raises:
         ConfigError: naming the data, the row's number and the column.
@@ -238,7 +240,9 @@ def check_rows(
                     f"row {number} of {where} cannot be used: {fault}. Map the right column in data.columns, drop the "
                     "row, or list in data.required only the columns that the rewards need."
                 )
-        for column in TEXTS.intersection(required) if texts else ():
+        if turns:
+            check_response(row.get("response"), f"row {number} of {where}")
+        for column in TEXTS.intersection(required) if texts and not turns else ():
             if not isinstance(row[column], str):
                 raise ConfigError(
                     f"row {number} of {where} has {str(row[column])[:40]!r} as its {column!r}; it must be a text. "

@@ -6,6 +6,7 @@ check_siblings(__name__)
 
 from environments.call_formats import Call, CallFormat, CodeFence, JSONCalls
 from environments.python_tool import PythonTool
+from environments.thinker import ThinkerDialogue, TurnBudgets, TurnPrompts
 from environments.tool_environment import CallLimits, ToolEnvironment
 from environments.tools import Tool, ToolError
 from rollouts import Conversation, Environment, Reply, Turn
@@ -20,8 +21,11 @@ __all__ = [
     "JSONCalls",
     "PythonTool",
     "Reply",
+    "ThinkerDialogue",
     "Tool",
     "ToolEnvironment",
     "ToolError",
     "Turn",
+    "TurnBudgets",
+    "TurnPrompts",
 ]

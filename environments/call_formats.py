@@ -106,6 +106,7 @@ class CodeFence(CallFormat):
         languages: names behind the opening fence of blocks that are run.
         output: name behind the opening fence of outputs.
         tool, argument: name of the tool that runs a block, and of its argument.
+        cue: text behind every output, such as a hint to believe it (hint-engineering, `assets/rejection_sample.py`).
     """
 
     stop = ("\n```\n",)
@@ -117,8 +118,10 @@ class CodeFence(CallFormat):
         output: str = "output",
         tool: str = "python",
         argument: str = "code",
+        cue: str = "",
     ) -> None:
         self.languages, self.output, self.tool, self.argument = tuple(languages), output, tool, argument
+        self.cue = cue
 
     def calls(self, conversation: Conversation) -> list[Call] | None:
         language, lines, closed = last_block("".join(turn.text for turn in conversation.turns))
@@ -132,7 +135,7 @@ class CodeFence(CallFormat):
         if not calls:
             return Reply(text="")
         begin = "" if conversation.turns[-1].text.endswith("\n") else "\n"
-        return Reply(text=begin + "".join(f"```{self.output}\n{text}\n```\n" for text in outputs))
+        return Reply(text=begin + "".join(f"```{self.output}\n{text}\n```\n{self.cue}" for text in outputs))
 
 
 def last_block(text: str) -> tuple[str | None, list[str], bool]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from environments.call_formats import Call, CallFormat, JSONCalls
-from environments.tools import Tool, ToolError, as_text, check_arguments, clipped, schemas
+from environments.tools import Tool, ToolError, as_text, check_arguments, clipped, is_failure, schemas
 from rollouts import Conversation, Environment, Reply
 from support.errors import ConfigError
 from support.threads import on_thread
@@ -57,7 +57,8 @@ class ToolEnvironment(Environment):
     """Runs the calls that a turn ends with and appends their outputs; a turn without calls ends the completion.
 
     A call that cannot be made, fails or takes too long has the reason as its output. Metrics count calls, and by kind
-    those that failed; `unclosed_calls` are completions that end within a call, `refused_calls` those beyond the limits.
+    those that failed; `failed_outputs` are those that failed by CoRT's measure, whatever the cause (`tools.is_failure`);
+    `unclosed_calls` are completions that end within a call, `refused_calls` those beyond the limits.
 
     Args:
         tools: functions with type hints and a docstring that describes the arguments, as TRL's `tools` and chat
@@ -75,6 +76,7 @@ class ToolEnvironment(Environment):
         "call_timeouts",
         "empty_outputs",
         "clipped_outputs",
+        "failed_outputs",
         "refused_calls",
         "unclosed_calls",
     )
@@ -124,15 +126,18 @@ class ToolEnvironment(Environment):
         tool = self.tools.get(call.name)
         if call.problem is not None or tool is None:
             counts["call_problems"] += 1
+            counts["failed_outputs"] += 1
             problem = call.problem or f"there is no tool {call.name!r}; the tools are {', '.join(self.tools)}"
             return f"error: {clipped(problem, self.limits.head, self.limits.tail)}"
         try:
             text = self._called(call, tool, conversation)
         except ToolError as error:
             counts["call_timeouts" if error.timeout else "call_errors"] += 1
+            counts["failed_outputs"] += 1
             text = f"error: {error}"
         else:
             counts["empty_outputs"] += not text.strip()
+            counts["failed_outputs"] += is_failure(text)
             text = text if text.strip() else "(no output)"
         text = text.encode("utf-8", "replace").decode()  # lone surrogates have no tokens
         shown = clipped(text, self.limits.head, self.limits.tail)

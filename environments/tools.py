@@ -98,3 +98,12 @@ def clipped(text: str, head: int, tail: int) -> str:
         return text
     left_out = len(text) - head - tail
     return f"{text[:head]}\n... {left_out} characters left out ...\n{text[len(text) - tail :]}"
+
+
+def is_failure(output: str) -> bool:
+    """Whether an output shows a failure by the measure of CoRT's code (arXiv 2506.09820).
+
+    That is an output without content ("", "Done", "[]"), or one that names an error, an exception or a traceback.
+    """
+    text = output.strip().lower()
+    return text in ("", "done", "[]") or any(word in text for word in ("error", "exception", "traceback"))

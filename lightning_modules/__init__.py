@@ -23,6 +23,7 @@ from lightning_modules.self_verify import SelfVerify, Verification
 from lightning_modules.sft import SFT
 from lightning_modules.still3 import Still3
 from lightning_modules.t_spmo import TSPMO
+from lightning_modules.thinker import Thinker
 
 __all__ = [
     "AdaptThink",
@@ -54,5 +55,6 @@ __all__ = [
     "Still3",
     "SupervisedTerm",
     "Teacher",
+    "Thinker",
     "Verification",
 ]

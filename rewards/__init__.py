@@ -8,6 +8,7 @@ from rewards.answers import AnswerReward, ExactAnswer, Format, MathAnswer, Numer
 from rewards.base import Failure, Reward, correct_rows, total_reward, without_failed
 from rewards.choices import MultipleChoice
 from rewards.code import CodeTests
+from rewards.cort import CodeFailures
 from rewards.failures import Guarded
 from rewards.function_reward import FunctionReward, as_reward
 from rewards.hapo import HAPO, NgramRepetition
@@ -29,16 +30,20 @@ from rewards.still3 import ActionBonus, LengthBonus
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
 from rewards.think_json import FilledSchema, JsonPart, ThinkAnswerFormat
-from rewards.turn_rewards import TurnRewards
+from rewards.thinker import BalancedVerdict, FinalAnswer, LikelySummary
+from rewards.turn_rewards import TurnReward, TurnRewards
 
 __all__ = [
     "ActionBonus",
     "AnswerReward",
+    "BalancedVerdict",
+    "CodeFailures",
     "CodeTests",
     "CosineLength",
     "ExactAnswer",
     "Failure",
     "FilledSchema",
+    "FinalAnswer",
     "Format",
     "FunctionReward",
     "GoldProblem",
@@ -58,6 +63,7 @@ __all__ = [
     "LaserDE",
     "LengthBonus",
     "LengthPenalty",
+    "LikelySummary",
     "LineFormat",
     "MathAnswer",
     "ModelScore",
@@ -79,6 +85,7 @@ __all__ = [
     "ThinkAnswerFormat",
     "ToxicityCost",
     "Truncation",
+    "TurnReward",
     "TurnRewards",
     "Verdict",
     "as_reward",

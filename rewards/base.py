@@ -42,6 +42,8 @@ class Reward(ABC):
 
     #: whether a score of 1 means a correct answer, so that pass@k can be computed from it
     is_correctness = False
+    #: number of the turn that its score belongs to under shaping.credit turn; None for the last turn of a completion
+    turn: int | None = None
     #: whether a score may be NaN, "does not apply to this row"
     may_abstain = False
     #: (smallest score, largest score, whether only these two occur), for confidence bounds on a cost

@@ -192,6 +192,32 @@ class RolloutBatch:
             _completions=self.completions[only_row],
         )
 
+    def of_turn(self, turn: int) -> "tuple[RolloutBatch, Bool[Tensor, 'rows']]":
+        """(the turns with this number as completions of the prompts, whether a row has it).
+
+        A row without it, which may not be empty, is one token that it does not need.
+        """
+        assert self.turns is not None
+        chosen = self.turns.number == turn
+        exists = chosen.any(1)
+        chosen[:, 0] |= ~exists
+        order = (~chosen).long().argsort(dim=1, stable=True)[:, : int(chosen.sum(1).max())]
+        mask = chosen.gather(1, order)
+        part = replace(
+            self,
+            completion_ids=self.completion_ids.gather(1, order),
+            completion_mask=mask,
+            action_mask=mask,
+            behaviour_logprobs=self.behaviour_logprobs.gather(1, order),
+            rewards={},
+            advantages=None,
+            reference_logprobs=None,
+            own_first=None,
+            turns=None,
+            _completions=None,
+        )
+        return part, exists
+
     @property
     def group_size(self) -> int:
         return self.completion_ids.shape[0] // self.prompt_ids.shape[0]

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from policies import Policy, encode_reply
-from policies.prompt_encoding import encode_content
+from policies.prompt_encoding import encode_content, render
 from policies.tokenizer import check_known
+from rollouts.batch import ends_open
 from rollouts.environment import Conversation, Environment, Reply, Turn
 from rollouts.sampling import SamplingParams
 from rollouts.turns import FinishReason, Turns
@@ -76,8 +77,10 @@ class Conversations:
         self.rewards: list[list[float]] = [[] for _ in range(count)]
         self.values = {name: [0.0] * count for name in (*CUT, *environment.metrics)}
         seeds = (derive_seed(*(numbers.double() * 2**53).long().tolist()) for numbers in uniform[:, :2].cpu())
+        opened = bool(policy.tokenizer.chat_template) and ends_open(render(policy.tokenizer, "?")[0])
         self.conversations = [
-            Conversation(rows[row // group_size], seed, width) for row, seed in zip(range(count), seeds, strict=True)
+            Conversation(rows[row // group_size], seed, width, opened=opened)
+            for row, seed in zip(range(count), seeds, strict=True)
         ]
         self.failed = False
         self._threads = Threads(environment.concurrent)

@@ -33,6 +33,7 @@ class Conversation:
         row: the prompt's data row (answer, task, id).
         seed: a number that belongs to this completion, for environments that draw: random.Random(seed).
         room: tokens that are left for the environment's text and the policy's further turns together.
+        opened: whether the chat template begins the policy's messages within an open think block.
         turns: the policy's turns so far; the last one has just ended.
         state: for the environment's own use, e.g. the variables of a tool; empty before the first turn ends.
     """
@@ -42,6 +43,7 @@ class Conversation:
     room: int
     turns: list[Turn] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
+    opened: bool = False
 
 
 @dataclass(frozen=True)

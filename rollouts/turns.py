@@ -81,6 +81,10 @@ class Turns:
         """Sum of the environment's rewards of each row, 0 for a row without any."""
         return self.rewards.nansum(1)
 
+    def rewards_of(self, turn: int) -> Float[Tensor, "rows"]:
+        """The environment's reward for one turn; NaN where it gave none and for rows without the turn."""
+        return self.rewards[:, turn] if turn < self.rewards.shape[1] else torch.full_like(self.rewards[:, 0], math.nan)
+
     def lengths(self, turn: int) -> Int[Tensor, "rows"]:
         """Tokens of one turn, 0 for rows that do not have it."""
         return (self.number == turn).sum(1)

@@ -1,5 +1,6 @@
 """Identity of prompts: their check, their normal form and fingerprints, and splits that keep equal prompts together."""
 
+import itertools
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -56,6 +57,31 @@ def check_prompt(prompt: Any, where: str) -> None:
                 f"{where} holds {repr(message)[:80]} ({type(message).__name__}); a prompt is a text, or a list of "
                 f"messages with a `role` ({', '.join(ROLES)}) and a text as `content`."
             )
+
+
+#: roles of what stands between the policy's turns in a response: messages, or a text within the policy's own message
+BETWEEN = ("user", "tool", "output")
+
+
+def check_response(response: Any, where: str) -> None:
+    """Raise ConfigError for a response that is neither a text nor the turns of a conversation.
+
+    Turns are messages with a `role` and a text as `content`, of which the first and the last are the assistant's. In
+    between stand messages of others (user, tool), or texts that follow the assistant's within its message (output). A
+    turn of the assistant with `learned` false is context, such as an answer that is wrong.
+    """
+    if isinstance(response, str):
+        return
+    turns = list(response) if isinstance(response, list | tuple) else []
+    roles = [str(turn.get("role")) if isinstance(turn, dict) else "" for turn in turns]
+    known = bool(turns) and {*roles} <= {"assistant", *BETWEEN} and roles[0] == roles[-1] == "assistant"
+    mixed = any("assistant" not in pair and "output" in pair and len({*pair}) > 1 for pair in itertools.pairwise(roles))
+    if not known or mixed or not all(isinstance(turn.get("content"), str) for turn in turns):
+        raise ConfigError(
+            f"{where} has {str(response)[:80]!r} as its response; it must be a text, or a list of turns with a `role` "
+            f"(assistant, {', '.join(BETWEEN)}) and a text as `content` that begins and ends with the assistant's and "
+            "has no output beside a message of others. Correct or drop the row."
+        )
 
 
 def normalised(prompt: Any) -> str:

@@ -83,10 +83,11 @@ def _check_turns(method: Method) -> None:
                 "shaping.credit is turn, which needs one reward per turn, but kl.placement token_reward gives one per "
                 "token; set kl.placement to reward or loss."
             )
-    if method.environment is None and any(isinstance(reward, TurnRewards) for reward in method.rewards):
+    of_turns = [reward for reward in method.rewards if isinstance(reward, TurnRewards) or reward.turn is not None]
+    if method.environment is None and of_turns:
         raise ConfigError(
-            "rewards.TurnRewards sums what an environment gives for turns; set model.environment, or remove it from "
-            "model.rewards."
+            f"rewards.{type(of_turns[0]).__name__} reads what an environment gives for turns; set model.environment, "
+            "or remove it from model.rewards."
         )
 
 

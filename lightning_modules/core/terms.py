@@ -72,7 +72,8 @@ class Shaping:
         entropy_bonus: coefficient of the entropy of each token's distribution, which is subtracted from the token's
             loss before the aggregation.
         credit: completion gives all turns of a completion its advantage; turn gives each turn its own, from the
-            environment's rewards for turns (rewards.TurnRewards), with all other rewards at the last turn.
+            environment's rewards for turns (rewards.TurnRewards, rewards.TurnReward), with all other rewards at the
+            last turn.
     """
 
     mask_truncated: bool = False

@@ -20,12 +20,15 @@ def turn_returns(
 ) -> Float[Tensor, "rows turns"]:
     """The return of each turn, which sum up to the completion's; NaN where a row has no such turn.
 
-    What `rewards.TurnRewards` weighs belongs to the turn that the environment gave it for, everything else to the
-    completion's last turn.
+    What `rewards.TurnRewards` weighs belongs to the turn that the environment gave it for, the score of a reward with
+    `Reward.turn` to that turn, everything else to the completion's last turn.
     """
     turns = _turns(batch)
     weight = sum(reward.weight for reward in rewards if isinstance(reward, TurnRewards))
     by_turn = weight * turns.rewards.nan_to_num(0.0)
+    for reward in rewards:
+        if reward.turn is not None and reward.turn < by_turn.shape[1]:
+            by_turn[:, reward.turn] += reward.weight * batch.rewards[reward.name].nan_to_num(0.0)
     last = torch.nn.functional.one_hot(turns.counts - 1, by_turn.shape[1])
     by_turn = by_turn + last * (returns - by_turn.sum(1))[:, None]
     return torch.where(_exists(turns), by_turn, torch.nan)

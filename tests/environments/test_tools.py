@@ -118,7 +118,8 @@ TOOLS = ToolEnvironment([add, anything], limits=LIMITS)
 def test_every_call_has_a_text_and_every_failure_a_metric(written, content, metric):
     contents, metrics = answered(TOOLS, written)
     assert contents[0].startswith(content) and len(contents) == 1
-    assert metrics == {"calls": 1} | ({metric: 1} if metric else {})
+    fails = {} if metric in (None, "clipped_outputs") else {"failed_outputs": 1}
+    assert metrics == {"calls": 1} | ({metric: 1} if metric else {}) | fails
 
 
 def test_a_function_that_always_hangs_is_left_alone():
@@ -226,7 +227,9 @@ def test_blocks_of_one_completion_share_their_variables():
     for block in blocks:
         texts.append(f"\n```python\n{block}\n```\n")
         reply = FENCED.reply(spoken(*texts, finish="stop", state=state))
-        shown.append((reply.text, {name for name, value in reply.metrics.items() if value} - {"calls"}))
+        shown.append(
+            (reply.text, {name for name, value in reply.metrics.items() if value} - {"calls", "failed_outputs"})
+        )
     empty = ("```output\n(no output)\n```\n", {"empty_outputs"})
     assert shown == [
         ("```output\nnoise\n```\n", set()),
@@ -294,7 +297,7 @@ def test_a_tool_may_keep_a_state_of_its_own():
     texts = [answered(environment, call("count"), state=state)[0] for _ in range(3)]
     assert texts == [["1"], ["2"], ["error: no more"]]
     assert answered(environment, call("count"))[0] == ["1"]
-    assert answered(environment, call("count", a=1))[1] == {"calls": 1, "call_errors": 1}
+    assert answered(environment, call("count", a=1))[1] == {"calls": 1, "call_errors": 1, "failed_outputs": 1}
 
 
 # ---- with a model ---------------------------------------------------------------------------------------------------

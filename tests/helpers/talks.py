@@ -3,6 +3,7 @@
 import random
 import time
 
+from rewards import Reward
 from rollouts import Environment, Reply
 
 
@@ -56,3 +57,16 @@ class Fuzz(Environment):
             reply = Reply(messages=[{"role": role, "content": text}] * draw.choice([1, 1, 2]), **common)
         self.said.setdefault(conversation.seed, []).append(reply)
         return reply
+
+
+class Sometimes(Reward):
+    """Right for about a third of what an untrained model answers, which is mostly nothing: it depends on the prompt."""
+
+    is_correctness = True
+
+    def score(self, batch):
+        prompts = batch.column("prompt")
+        return [
+            float((len(text) + len(str(prompt))) % 3 == 0)
+            for text, prompt in zip(batch.completions, prompts, strict=True)
+        ]

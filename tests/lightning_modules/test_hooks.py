@@ -10,6 +10,7 @@ import torch
 
 import lightning_modules
 from datamodules import RecordsPrompts
+from environments import ThinkerDialogue, TurnBudgets, TurnPrompts
 from lightning_modules import (
     GRPO,
     HCRLHF,
@@ -22,6 +23,7 @@ from lightning_modules import (
     ProRL,
     SelfVerify,
     Still3,
+    Thinker,
 )
 from lightning_modules.core.on_policy import OnPolicyModule
 from rewards import ExactAnswer, FunctionReward, RecordsCost, RecordsReward
@@ -35,6 +37,7 @@ METHODS = [
     for method in map(lightning_modules.__dict__.get, lightning_modules.__all__)
     if isinstance(method, type) and issubclass(method, OnPolicyModule) and method is not OnPolicyModule
 ]
+SHORT = TurnPrompts("<answer>?", "No.", "Short?")
 #: properties and names, not hooks of the training step
 OTHERS = {"all_rewards", "metric_name", "needs_all_rows"}
 
@@ -80,7 +83,10 @@ def small(method, reasoner, assistant):
     parts = {"cutoff": 2} if method is SGRPO else {"weight_penalty": 0.0} if method is TSPMO else {}
     if method is AdaptThink:
         parts["reference"] = lightning_modules.Reference(samples=2, cache=False)
-    return build(reasoner, rewards, method, batch=plan, sampling=SamplingParams(max_new_tokens=6), **parts), None
+    length = 6
+    if method is Thinker:
+        parts["environment"], length = ThinkerDialogue(ExactAnswer(), TurnBudgets(4, 4, 4, 4), SHORT), 200
+    return build(reasoner, rewards, method, batch=plan, sampling=SamplingParams(max_new_tokens=length), **parts), None
 
 
 def plain(state):
@@ -89,7 +95,7 @@ def plain(state):
     return buffer.getvalue()
 
 
-CALLED = [GRPO, ProRL, AdaptThink, AutoThink, HCRLHF, SGRPO, TSPMO, SelfVerify, Still3, PPO, PPOLagrangian]
+CALLED = [GRPO, ProRL, AdaptThink, AutoThink, HCRLHF, SGRPO, TSPMO, SelfVerify, Still3, PPO, PPOLagrangian, Thinker]
 
 
 @pytest.mark.parametrize("method", CALLED)

@@ -14,7 +14,7 @@ CHEAP = {
 METHODS = [
     *("grpo", "grpo, two updates", "grpo, adapters", "one_shot", "s_grpo", "t_spmo", "prorl", "still3"),
     *("adapt_think", "auto_think", "self_verify", "ppo", "ppo, shared", "turns", "no_signal", "sft", "dpo", "kto"),
-    "hc_rlhf",
+    *("hc_rlhf", "thinker"),
 ]
 
 

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from callbacks import OneShot
 from datamodules import ArithmeticPrompts
+from environments import ThinkerDialogue, TurnBudgets, TurnPrompts
 from lightning_modules import (
     GRPO,
     PPO,
@@ -27,13 +28,14 @@ from lightning_modules import (
     SelfVerify,
     Shaping,
     Still3,
+    Thinker,
     core,
 )
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward, Guarded, Reward, TurnRewards
 from rollouts import BatchPlan, SamplingParams
 from tests.helpers import adamw, digits, sgd
-from tests.helpers.talks import Chat
+from tests.helpers.talks import Chat, Sometimes
 from tests.scale import train
 
 #: methods without rollouts
@@ -125,6 +127,12 @@ def cases(model, **changes):
         "shaping": Shaping(credit="turn"),
         "rewards": [TurnRewards(), *settings()["rewards"]],
     }
+    short = TurnPrompts("<answer>?", "No.", "Short?")
+    dialogues = {
+        "environment": ThinkerDialogue(Sometimes(), TurnBudgets(12, 12, 12, 12), short),
+        "sampling": SamplingParams(max_new_tokens=120),
+        "rewards": settings()["rewards"][1:],
+    }
     return {
         "grpo": lambda: (GRPO(plain, **parts()), []),
         "grpo, two updates": lambda: (GRPO(plain, **parts(batch=two_updates)), []),
@@ -139,6 +147,7 @@ def cases(model, **changes):
         "self_verify": lambda: (SelfVerify(plain, **parts(batch=two_updates)), []),
         "ppo": lambda: (PPO(plain, critic=Critic(lr=0.3), **parts(kl=in_tokens)), []),
         "ppo, shared": lambda: (PPO(plain, critic=Critic("shared", lr=0.3, warmup_rollouts=1), **parts()), []),
+        "thinker": lambda: (Thinker(plain, **parts(**dialogues)), []),
         "turns": lambda: (GRPO(plain, **parts(**conversations)), []),
         "no_signal": lambda: (
             GRPO(plain, **parts(rewards=[Seldom()], kl=KLPenalty(0.0), optimizer=adamw(1e-3, 0.1))), [],

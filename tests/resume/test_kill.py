@@ -147,6 +147,43 @@ METHODS = {
             }
         },
     ),
+    # Its trailing accuracy is in the checkpoint.
+    "thinker": (
+        "thinker",
+        "reasoner",
+        {
+            "model": MODEL
+            | {
+                "environment": part(
+                    "environments.ThinkerDialogue",
+                    judge="tests.helpers.talks.Sometimes",
+                    budgets=dict.fromkeys(("fast", "verify", "slow", "summary"), 12),
+                ),
+                "sampling": {"max_new_tokens": 140},
+                "rewards": [],
+                "evaluation": {"samples": 2},
+            }
+        },
+    ),
+    # Killed within calls of the sandbox; an untrained model would make none. The time-out is out of reach.
+    "cort": (
+        "cort",
+        "coder",
+        {
+            "model": MODEL
+            | {
+                "environment": part(
+                    "environments.ToolEnvironment",
+                    tools=[part("environments.PythonTool", limits={"wall_s": 60.0, "cpu_s": 60.0})],
+                    calls="environments.CodeFence",
+                    limits={"max_calls": 1},
+                ),
+                "sampling": {"max_new_tokens": 100},
+                "rewards": [*JUDGE, part("rewards.CodeFailures")],
+                "evaluation": {"samples": 2},
+            }
+        },
+    ),
     "sft": (
         "sft",
         "reasoner",
@@ -182,7 +219,7 @@ def command(reasoner, assistant, tmp_path, empty_store):
         folder.mkdir()
         shutil.copy(empty_store, folder / "mlflow.db")
         pandas.read_parquet(ROOT / "assets/preferences/records.parquet").head(150).to_parquet(folder / "pairs.parquet")
-        policy = {"model": {"reasoner": reasoner, "assistant": assistant}[model]}
+        policy = {"model": {"reasoner": reasoner, "assistant": assistant, "coder": f"{ROOT}/assets/tiny_coder"}[model]}
         overlay = {
             "model": {"init_args": changes["model"] | {"policy": policy | changes["model"].get("policy", {})}},
             "data": {"init_args": changes.get("data", DATA)},

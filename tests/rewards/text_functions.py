@@ -41,7 +41,8 @@ NOT_MEASURED = {
         "datamodules.gym_demonstrations.number_letters", "datamodules.gym_demonstrations.tally",
         "datamodules.human_eval.human_eval", "datamodules.records_desk.fact", "datamodules.saturn.clauses_for",
         "datamodules.saturn.draw", "datamodules.self_verify.check", "datamodules.self_verify.check_prompt",
-        "datamodules.self_verify.verify_row", "datamodules.think_json.careless",
+        "datamodules.self_verify.verify_row", "datamodules.tool_sums.cued", "datamodules.tool_sums.given",
+        "datamodules.tool_sums.said", "datamodules.tool_sums.worked", "datamodules.think_json.careless",
         "datamodules.think_json.check_prompt", "datamodules.think_json.draw_row", "rewards.code.passed",
         "tracking.__main__.main", "tracking.run_names.makes_a_method",
     },
@@ -76,10 +77,11 @@ ALONE = [
     "rewards.think_json.strict_object", "rewards.think_json.object_text", "rewards.units.unit_of",
     "rewards.units.is_unit", "rollouts.batch.ends_open", "datamodules.garak.split_of",
     "datamodules.preferences.parse_dialogue", "datamodules.records_desk.parse_request", "datamodules.saturn.literals",
-    "support.errors.printable", "environments.call_formats.last_block", "cli.earlier_configurations.brought_up_to_date",
+    "support.errors.printable", "environments.tools.is_failure", "environments.call_formats.last_block", "cli.earlier_configurations.brought_up_to_date",
 ]  # fmt: skip
 #: measured with these arguments; ... stands for the text
 WITH: dict[str, list[tuple[object, ...]]] = {
+    "datamodules.thinker.turn_prompt": [(...,)],
     "rewards.code.program_of": [("def f(x):\n", ..., "f"), (..., "return 1", "f")],
     "rewards.code.caller_of": [(..., "", "f"), ("assert f(1) == 1", ..., "f")],
     "rewards.code.same_output": [(..., "1"), ("1", ...)],

@@ -33,6 +33,10 @@ SCRIPTS = {
     "assets/real_pairs": "assets/make_preferences.py",
     "assets/records_pairs": "assets/make_preferences.py",
     "r1/3_rejection": "assets/rejection_sample.py",
+    "cort/1_hints": "assets/rejection_sample.py",
+    "cort/3_rejection": "assets/rejection_sample.py",
+    "cort/5_samples": "assets/rejection_sample.py",
+    "cort/prompt_hint": "assets/rejection_sample.py",
     "redi/2_pairs": "assets/trace_pairs.py",
 }
 #: packages of `make wheels` that a configuration needs
@@ -152,6 +156,11 @@ def home(tmp_path, scorers, monkeypatch):
     problems = [{"prompt": f"{n}+{n}=", "response": f"</think>{2 * n}"} for n in range(400)]
     (tmp_path / "runs/r1").mkdir(parents=True)
     (tmp_path / "runs/r1/kept.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    said = [{"role": "assistant", "content": "1"}, {"role": "output", "content": "2"}]
+    conversations = [row | {"response": [*said, {"role": "assistant", "content": row["response"]}]} for row in problems]
+    (tmp_path / "runs/cort/hinted").mkdir(parents=True)
+    for name in ("hinted/hinted", "distilled", "prompt_hint"):
+        (tmp_path / f"runs/cort/{name}.jsonl").write_text("\n".join(map(json.dumps, conversations)))
     for source, row in HUB.items():
         (tmp_path / source).mkdir(parents=True)
         for split in ("train", "test"):
@@ -259,7 +268,11 @@ def test_a_stack_with_weights_in_shards_runs_as_it_ships(stack, home, large_cont
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_configuration_of_a_script_runs_as_it_ships(name, home):
     needed((name,))
-    smaller = ["--data.init_args.train_size=16"] if name.startswith("r1/") else ["--size=16"]
+    smaller = ["--data.init_args.train_size=16"] if name.startswith(("r1/", "cort/")) else ["--size=16"]
+    if name.startswith("cort/"):
+        smaller += ["--samples=8"]
+        for stage in ("hint_sft", "rft"):
+            shutil.copytree(ROOT / "assets/tiny_coder", f"runs/cort/{stage}")
     if name.startswith("r1/"):
         shutil.copytree(ROOT / "assets/tiny_reasoner", "runs/r1/reasoning_rl")
     if name.startswith("redi/"):
