@@ -17,6 +17,7 @@ from datamodules.reasoning_gym import ReasoningGymPrompts
 from datamodules.records_desk import RecordsPrompts
 from datamodules.samplers import CurriculumSampler, GRESOSampler, OneShotSampler, PromptLoader, PromptSampler
 from datamodules.saturn import SatDemonstrations, SaturnPrompts
+from datamodules.scored_demonstrations import ScoredDemonstrations
 from datamodules.self_verify import VerifyDemonstrations
 from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 
@@ -42,6 +43,7 @@ __all__ = [
     "SaturnPrompts",
     "SchemaDemonstrations",
     "SchemaPrompts",
+    "ScoredDemonstrations",
     "ValidationSet",
     "VerifyDemonstrations",
 ]

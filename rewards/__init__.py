@@ -20,7 +20,7 @@ from rewards.length_family import KimiLength, L1Exact, L1Max, NormalisedLength, 
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
 from rewards.open_rs import CosineLength, LineFormat, ParsableMathAnswer, TagCount
-from rewards.per_task import PerTask
+from rewards.per_task import Abstain, PerTask
 from rewards.saturn import SatAssignment
 from rewards.self_check import GoldProblem
 from rewards.self_verify import Verdict
@@ -32,6 +32,7 @@ from rewards.think_json import FilledSchema, JsonPart, ThinkAnswerFormat
 from rewards.turn_rewards import TurnRewards
 
 __all__ = [
+    "Abstain",
     "ActionBonus",
     "AnswerReward",
     "CodeTests",

@@ -1,0 +1,75 @@
+"""Critiques of solutions (critique fine-tuning, arXiv 2506.03295): prompts, and a rule that solves and critiques sums.
+
+The rule is the teacher of the miniature. Its critique writes the right column for every column of the solution, says
+which of them differ, and ends with the right answer and a verdict.
+"""
+
+import random
+import re
+from typing import Any
+
+from datamodules.arithmetic import trace
+
+#: prompt of the student
+QUESTION = """Problem:
+<problem>
+
+Solution:
+<solution>
+
+Critique this solution."""
+
+#: prompt of a teacher
+INSTRUCTION = """You are an expert who reviews solutions. Here are a problem and a proposed solution.
+
+Problem:
+<problem>
+
+Solution:
+<solution>
+
+Name the concepts that the problem is about, then check the solution step by step. If it is wrong, say where its errors
+are and give the corrected final answer in \\boxed{}. End with one line, "Conclusion: right" or "Conclusion: wrong"."""
+
+#: the words of the conclusion
+WORDS = ("right", "wrong")
+#: probability of a slip in a column of a wrong solution
+SLIP = 0.25
+
+
+def shown(completion: str) -> str:
+    """A completion as a critic sees it: without the tags of the reasoning."""
+    return completion.replace("<think>", "").replace("</think>", "\n").strip()
+
+
+def _terms(problem: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d{1,9}", problem)[:2]]
+
+
+def _swapped(steps: str, rng: random.Random) -> str:
+    """A worked sum with the digits of some columns in the other order."""
+    columns = (column.split("+", 2) for column in steps.split(", "))
+    return ", ".join("+".join([y, x, rest] if rng.random() < 0.5 else [x, y, rest]) for x, y, rest in columns)
+
+
+def sum_solution(row: dict[str, Any], rng: random.Random) -> str:
+    """A solution of the sum in `prompt`: half of them have slips. Columns have their two digits in either order."""
+    a, b = _terms(row["prompt"])
+    steps, answer = trace(a, b, rng, SLIP if rng.random() < 0.5 else 0.0)
+    return f"{_swapped(steps, rng)}</think>{answer}"
+
+
+def sum_critique(row: dict[str, Any], rng: random.Random) -> str:
+    """The critique of the `solution` of the sum in `problem`; "" for a solution that does not have its columns."""
+    a, b = _terms(row["problem"])
+    right_steps, answer = trace(a, b, rng)
+    steps, proposed = row["solution"].partition("\n")[::2]
+    columns, right_columns = steps.split(", "), right_steps.split(", ")
+    if len(columns) != len(right_columns):
+        return ""
+    parts, agree = [], proposed.strip() == answer
+    for column, right in zip(columns, right_columns, strict=True):
+        x, y, rest = right.split("+", 2)
+        ordered = right if column.startswith(f"{x}+{y}+") else f"{y}+{x}+{rest}"
+        parts.append(f"{ordered} {'ok' if column == ordered else 'no'}")
+    return f"{', '.join(parts)}</think>{answer} {WORDS[0] if agree else WORDS[1]}"
