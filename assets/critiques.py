@@ -35,8 +35,8 @@ def main(
     teachers: list[Writer],
     verifiers: list[Reward],
     out: str,
-    solvers: list[Writer] = [],
-    sources: list[str] = [],
+    solvers: list[Writer] | None = None,
+    sources: list[str] | None = None,
     samples: int = 100,
     critiques: int = 1,
     per_kind: int | None = None,
@@ -73,8 +73,12 @@ def main(
             kept.
     """
     check_rows([problem], "--problem")
-    for name, value in {"teachers": teachers, "verifiers": verifiers, "solvers and --sources": solvers + sources}.items():
-        if not value:
+    for name, listed in (
+        ("teachers", teachers),
+        ("verifiers", verifiers),
+        ("solvers and --sources", solvers or sources),
+    ):
+        if not listed:
             raise ConfigError(f"--{name} is empty; give at least one, see configs/critique/1_critiques.yaml.")
     for name, number in {"samples": samples, "critiques": critiques, "held_out": held_out}.items():
         if number < 1:
@@ -83,16 +87,15 @@ def main(
     check_prompt(instruction, "--instruction")
     check_words(words)
     rng = random.Random(derive_seed("critiques", seed))
-    solutions = _solutions(problem, solvers, sources, samples, seed)
+    solutions = _solutions(problem, solvers or [], sources or [], samples, seed)
     kinds = _kinds(problem, solutions, verifiers, at_least, per_kind)
     unseen: list[tuple[str, bool]] = []
     seen: list[tuple[str, bool]] = []
     for right, texts in kinds.items():
         rng.shuffle(texts)
-        count = min(held_out // 2 if not right else (held_out + 1) // 2, len(texts) // 2)
+        count = min((held_out + 1) // 2 if right else held_out // 2, len(texts) // 2)
         unseen += [(text, right) for text in texts[:count]]
         seen += [(text, right) for text in texts[count:]]
-    rng.shuffle(seen)
     kept, counts = _critiques(problem, seen, teachers, critiques, question, instruction, words, seed)
     questions = [_question(problem, text, right, question) for text, right in unseen]
     example = next(completion for completion in solutions if shown(completion) in kinds[True])

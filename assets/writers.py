@@ -58,7 +58,7 @@ class ModelWriter(Writer):
 
     Args:
         policy: the model.
-        sampling: how texts are drawn.
+        sampling: how texts are drawn; up to 1,024 tokens if None.
         engine: what generates; the embedded engine if None.
         batch: prompts sampled at once.
         name: as in every writer; the model's name if None.
@@ -67,7 +67,7 @@ class ModelWriter(Writer):
     def __init__(
         self,
         policy: PolicyParams,
-        sampling: SamplingParams = SamplingParams(max_new_tokens=1024),
+        sampling: SamplingParams | None = None,
         engine: Engine | None = None,
         batch: int = 64,
         name: str | None = None,
@@ -75,8 +75,8 @@ class ModelWriter(Writer):
         super().__init__(name or policy.model)
         if batch < 1:
             raise ConfigError(f"ModelWriter: batch is {batch}; it must be at least 1.")
-        self.policy, self.sampling, self.engine, self.batch = policy, sampling, engine or EmbeddedEngine(), batch
-        self.cut_off = 0
+        self.policy, self.sampling = policy, sampling or SamplingParams(max_new_tokens=1024)
+        self.engine, self.batch, self.cut_off = engine or EmbeddedEngine(), batch, 0
 
     @torch.no_grad()
     def write(self, rows: list[Row], samples: int, seed: int) -> list[list[str]]:

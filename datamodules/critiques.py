@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from datamodules.arithmetic import trace
+from support.papers import Paper
 
 #: prompt of the student
 QUESTION = """Problem:
@@ -73,3 +74,15 @@ def sum_critique(row: dict[str, Any], rng: random.Random) -> str:
         ordered = right if column.startswith(f"{x}+{y}+") else f"{y}+{x}+{rest}"
         parts.append(f"{ordered} {'ok' if column == ordered else 'no'}")
     return f"{', '.join(parts)}</think>{answer} {WORDS[0] if agree else WORDS[1]}"
+
+
+PAPER = Paper(
+    name="critique",
+    title="One-problem critique fine-tuning",
+    arxiv="2506.03295",
+    idea="SFT on critiques of many solutions of one problem, the checkpoint chosen on other problems",
+    classes=("lightning_modules.ScoredSFT", "datamodules.ScoredDemonstrations"),
+    configs=("critique",),
+    effect="",
+    not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
+)

@@ -30,9 +30,7 @@ class _Joined(PromptData):
         if len(self.parts) == 1:
             return self.parts[0].rows(split)
         return [
-            row | {"id": f"{number}/{row['id']}"}
-            for number, part in enumerate(self.parts)
-            for row in part.rows(split)
+            row | {"id": f"{number}/{row['id']}"} for number, part in enumerate(self.parts) for row in part.rows(split)
         ]
 
 
@@ -69,7 +67,9 @@ class ScoredDemonstrations(Demonstrations):
             response=response,
         )
         if not prompts:
-            raise ConfigError("data.prompts is empty; give at least one data module whose held-out rows are validated on.")
+            raise ConfigError(
+                "data.prompts is empty; give at least one data module whose held-out rows are validated on."
+            )
         self.prompts = prompts
         self._joined = _Joined(prompts)
 

@@ -48,7 +48,7 @@ class ScoredSFT(SFT, SamplingModule):
             policy,
             rewards=rewards,
             max_length=max_length,
-            batch=BatchPlan(),
+            batch=BatchPlan(1, 1),  # nothing is rolled out in training
             sampling=copy.deepcopy(sampling),
             evaluation=copy.deepcopy(evaluation),
             engine=engine,

@@ -25,6 +25,7 @@ from rewards.saturn import SatAssignment
 from rewards.self_check import GoldProblem
 from rewards.self_verify import Verdict
 from rewards.shorter_better import ShorterBetter
+from rewards.sleep import SleepRubric, SwapSensitivity
 from rewards.still3 import ActionBonus, LengthBonus
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
@@ -75,7 +76,9 @@ __all__ = [
     "Reward",
     "SatAssignment",
     "ShorterBetter",
+    "SleepRubric",
     "SoftOverlong",
+    "SwapSensitivity",
     "TagCount",
     "ThinkAnswerFormat",
     "ToxicityCost",
