@@ -86,6 +86,8 @@ def main(
     check_prompt(question, "--question")
     check_prompt(instruction, "--instruction")
     check_words(words)
+    for verifier in verifiers:
+        verifier.check_columns({"id": "problem"} | problem)
     rng = random.Random(derive_seed("critiques", seed))
     solutions = _solutions(problem, solvers or [], sources or [], samples, seed)
     kinds = _kinds(problem, solutions, verifiers, at_least, per_kind)

@@ -1,7 +1,7 @@
 """Critiques of solutions (critique fine-tuning, arXiv 2506.03295): prompts, and a rule that solves and critiques sums.
 
-The rule is the teacher of the miniature. Its critique writes the right column for every column of the solution, says
-which of them differ, and ends with the right answer and a verdict.
+The rule is the teacher of the miniature. Its critique works the sum out with the digits in the solution's order, names
+the columns of the solution that differ, and ends with the right answer and a verdict.
 """
 
 import random
@@ -68,12 +68,13 @@ def sum_critique(row: dict[str, Any], rng: random.Random) -> str:
     columns, right_columns = steps.split(", "), right_steps.split(", ")
     if len(columns) != len(right_columns):
         return ""
-    parts, agree = [], proposed.strip() == answer
-    for column, right in zip(columns, right_columns, strict=True):
+    worked, differing = [], []
+    for number, (column, right) in enumerate(zip(columns, right_columns, strict=True), 1):
         x, y, rest = right.split("+", 2)
-        ordered = right if column.startswith(f"{x}+{y}+") else f"{y}+{x}+{rest}"
-        parts.append(f"{ordered} {'ok' if column == ordered else 'no'}")
-    return f"{', '.join(parts)}</think>{answer} {WORDS[0] if agree else WORDS[1]}"
+        worked.append(right if column.startswith(f"{x}+{y}+") else f"{y}+{x}+{rest}")
+        differing += [] if column == worked[-1] else [str(number)]
+    remark = f"not {' '.join(differing)}" if differing else "ok"
+    return f"{', '.join(worked)}; {remark}</think>{answer} {WORDS[0] if proposed.strip() == answer else WORDS[1]}"
 
 
 PAPER = Paper(

@@ -10,7 +10,9 @@ rationales and is validated by a rubric.
 """
 
 import copy
-from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.sampling_module import SamplingModule
@@ -30,7 +32,7 @@ class ScoredSFT(SFT, SamplingModule):
         sampling: how completions are drawn.
         evaluation: settings of validation, test and prediction.
         engine: what generates; the embedded engine if None.
-        kwargs: optimizer and lr_scheduler, as in every module.
+        optimizer, lr_scheduler: as in every module.
     """
 
     def __init__(
@@ -42,7 +44,8 @@ class ScoredSFT(SFT, SamplingModule):
         sampling: SamplingParams = SamplingParams(max_new_tokens=1024),
         evaluation: Evaluation = Evaluation(),
         engine: Engine | None = None,
-        **kwargs: Any,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -53,7 +56,8 @@ class ScoredSFT(SFT, SamplingModule):
             evaluation=copy.deepcopy(evaluation),
             engine=engine,
             environment=None,
-            **kwargs,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
         )
 
     # SFT precedes SamplingModule, whose stages these are.

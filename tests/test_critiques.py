@@ -112,25 +112,25 @@ def test_solutions_from_files_are_those_of_the_problem_that_ended(tmp_path):
 def test_what_gives_no_critiques_is_said_before_the_training(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         data_step(tmp_path, **changes)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.jsonl"))
 
 
-def test_a_problem_without_the_verifiers_column_is_refused_before_a_teacher_is_asked(tmp_path):
-    teacher = verdicts()
+def test_a_problem_without_the_verifiers_column_is_refused_before_anything_is_written(tmp_path):
+    solver = Scripted(RIGHT)
     with pytest.raises(ConfigError, match="needs the data column 'answer'"):
-        critiques({"prompt": "58+67=?"}, [teacher], [ExactAnswer()], str(tmp_path), solvers=[Scripted(RIGHT)])
+        critiques({"prompt": "58+67=?"}, [verdicts()], [ExactAnswer()], str(tmp_path), solvers=[solver])
     with pytest.raises(ConfigError, match="row 0 of --problem cannot be used"):
-        critiques({"answer": "125"}, [teacher], [ExactAnswer()], str(tmp_path), solvers=[Scripted(RIGHT)])
-    assert not teacher.asked
+        critiques({"answer": "125"}, [verdicts()], [ExactAnswer()], str(tmp_path), solvers=[solver])
+    assert not solver.asked
 
 
 def test_the_rule_names_the_columns_that_differ():
     row = {"problem": "58+67=?", "solution": "7+8+0=14, 5+6+1=12\n124"}
-    assert sum_critique(row, random.Random(0)) == "7+8+0=15 no, 5+6+1=12 ok</think>125 wrong"
+    assert sum_critique(row, random.Random(0)) == "7+8+0=15, 5+6+1=12; not 1</think>125 wrong"
     row["solution"] = "8+7+0=15, 6+5+0=11\n115"
-    assert sum_critique(row, random.Random(0)) == "8+7+0=15 ok, 6+5+1=12 no</think>125 wrong"
+    assert sum_critique(row, random.Random(0)) == "8+7+0=15, 6+5+1=12; not 2</think>125 wrong"
     row["solution"] = "8+7+0=15, 6+5+1=12\n125"
-    assert sum_critique(row, random.Random(0)) == "8+7+0=15 ok, 6+5+1=12 ok</think>125 right"
+    assert sum_critique(row, random.Random(0)) == "8+7+0=15, 6+5+1=12; ok</think>125 right"
     assert sum_critique(row | {"solution": "I think\n125"}, random.Random(0)) == ""
 
 
@@ -167,10 +167,10 @@ def test_an_endpoint_writes_texts_and_its_failures_are_left_out():
 
 def test_a_model_writes_by_seed_and_prompt_and_only_whole_texts(reasoner):
     rows = [{"prompt": f"{number}+1=?"} for number in range(3)]
-    writer = ModelWriter(PolicyParams(reasoner), SamplingParams(6), batch=2)
-    texts = writer.texts(rows, 40, 1)
-    assert texts == writer.texts(rows, 40, 1) != writer.texts(rows, 40, 2)
-    assert sum(map(len, texts)) + writer.cut_off // 3 > 60 and all(len(text) <= 6 for row in texts for text in row)
+    writer = ModelWriter(PolicyParams(reasoner), SamplingParams(30), batch=2)
+    texts = writer.write(rows, 40, 1)
+    assert 0 < sum(map(len, texts)) == 120 - writer.cut_off < 120, "completions that were cut off are left out"
+    assert texts == writer.write(rows, 40, 1) != writer.write(rows, 40, 2)
     greedy = ModelWriter(PolicyParams(reasoner), SamplingParams(1, temperature=0.0))
     with pytest.raises(ConfigError, match=r"wrote nothing .* were cut off at sampling\.max_new_tokens=1"):
         greedy.texts(rows, 1, 0)
@@ -224,6 +224,9 @@ class Scheduled(ExactAnswer):
     def __init__(self):
         super().__init__()
         self.scores = [1.0, 0.0, 1.0, 0.0, 0.0]
+
+    def self_check(self, rows):
+        return []
 
     def score(self, batch):
         return [self.scores.pop(0)] * len(batch.finish_reasons)

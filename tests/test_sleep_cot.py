@@ -9,7 +9,16 @@ from assets.make_untrained import main as make_untrained
 from assets.sleep_data import main as sleep_data
 from assets.writers import HTTPWriter, RuleWriter, Writer
 from datamodules.sleep import (
-    ADVICE, METRICS, draw_report, draw_rows, findings_of, plan, recommendation, report_text, taught, vocabulary,
+    ADVICE,
+    METRICS,
+    draw_report,
+    draw_rows,
+    findings_of,
+    plan,
+    recommendation,
+    report_text,
+    taught,
+    vocabulary,
 )  # fmt: skip
 from main import main
 from policies import Policy, PolicyParams, load_tokenizer
@@ -135,7 +144,7 @@ def test_answers_that_ignore_the_report_fail_the_swap():
 
 
 class Careless(Writer):
-    """Right for every second row, without a rationale for every third, and only for a task where one is given."""
+    """Wrong for every fifth row, without a rationale for every seventh, and only for a task where one is given."""
 
     def __init__(self, task=None, name="careless"):
         super().__init__(name)
@@ -145,23 +154,25 @@ class Careless(Writer):
         self.asked += rows
         texts = []
         for number, row in enumerate(rows):
-            text = taught(row, random.Random(0)) if number % 2 else "<think>so</think>keep sleeping"
-            text = text if number % 3 else row["answer"]
+            text = taught(row, random.Random(0)) if number % 5 else "<think>so</think>keep sleeping"
+            text = text if number % 7 else row["answer"]
             texts.append([text] * samples if self.task in (None, row["task"].partition("-")[0]) else [])
         return texts
 
 
 def written(folder):
-    return [[json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in ("train", "val")]
+    return [
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in ("train", "val")
+    ]
 
 
 def test_a_teachers_text_is_kept_if_its_answer_is_right(tmp_path, capsys):
     teacher = Careless()
     sleep_data([teacher], str(tmp_path), train_size=24, val_size=8, examples=1)
     train, held_out = written(tmp_path)
-    places = [number for number in range(24) if number % 2 and number % 3]
+    places = [number for number in range(24) if number % 5 and number % 7]
     assert [row["prompt"] for row in train] == [teacher.asked[place]["question"] for place in places]
-    assert "8 of 24 rows have a text that is kept, 8 are held out" in capsys.readouterr().out
+    assert "16 of 24 rows have a text that is kept, 8 are held out" in capsys.readouterr().out
     prompt = teacher.asked[0]["prompt"]
     assert prompt.endswith(f"Input: {teacher.asked[0]['question']}\nOutput: ") and prompt.count("Input: ") == 2
     assert "hrv low and pulse high: rest day" in prompt and "pulse 40 to 80 bpm" in prompt
@@ -169,7 +180,7 @@ def test_a_teachers_text_is_kept_if_its_answer_is_right(tmp_path, capsys):
     assert len(written(tmp_path)[0]) == 24, "a second teacher fills in"
     sleep_data([Careless()], str(tmp_path), train_size=24, val_size=8, examples=1, only_correct=False)
     kept = written(tmp_path)[0]
-    assert len(kept) == 16 and {"keep sleeping"} < {row["answer"] for row in kept}
+    assert len(kept) == 20 and {"keep sleeping"} < {row["answer"] for row in kept}
 
 
 def test_an_endpoint_teaches(tmp_path):
@@ -195,7 +206,7 @@ def test_an_endpoint_teaches(tmp_path):
 def test_what_gives_no_data_is_said(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         sleep_data(out=str(tmp_path), train_size=24, val_size=4, **({"teachers": [RuleWriter(taught)]} | changes))
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_the_chain(tmp_path, monkeypatch):
