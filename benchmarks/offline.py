@@ -125,13 +125,13 @@ REALIGNMENT = Comparison(
 )
 CRITIQUE = Comparison(
     arms={
-        "start": (None, [], "assets/tiny_reasoner"),
+        "start": (None, [], "assets/tiny_verifier"),
         "SFT on one solution": (
             "critique",
             ["--data.source=runs/critique/solution.jsonl", "--data.batch_size=1"],
-            "assets/tiny_reasoner",
+            "assets/tiny_verifier",
         ),
-        "critiques": ("critique", [], "assets/tiny_reasoner"),
+        "critiques": ("critique", [], "assets/tiny_verifier"),
     },
     measure=_solved,
     columns={"held-out problems solved": "pass@1", "right verdicts on unseen solutions": "reward/verdict"},

@@ -1,7 +1,7 @@
 """Critiques of solutions (critique fine-tuning, arXiv 2506.03295): prompts, and a rule that solves and critiques sums.
 
-The rule is the teacher of the miniature. Its critique works the sum out with the digits in the solution's order, names
-the columns of the solution that differ, and ends with the right answer and a verdict.
+The rule is the teacher of the miniature. Its critique works the sum out, compares it with the solution's result digit by
+digit, and ends with a verdict.
 """
 
 import random
@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from datamodules.arithmetic import trace
+from datamodules.self_verify import check
 from support.papers import Paper
 
 #: prompt of the student
@@ -61,20 +62,17 @@ def sum_solution(row: dict[str, Any], rng: random.Random) -> str:
 
 
 def sum_critique(row: dict[str, Any], rng: random.Random) -> str:
-    """The critique of the `solution` of the sum in `problem`; "" for a solution that does not have its columns."""
+    """The critique of the `solution` of the sum in `problem`: its result digit by digit, see `self_verify.check`.
+
+    "" for a solution without a result.
+    """
     a, b = _terms(row["problem"])
-    right_steps, answer = trace(a, b, rng)
-    steps, proposed = row["solution"].partition("\n")[::2]
-    columns, right_columns = steps.split(", "), right_steps.split(", ")
-    if len(columns) != len(right_columns):
+    proposed = row["solution"].rpartition("\n")[2].strip()
+    if not proposed.isdecimal():
         return ""
-    worked, differing = [], []
-    for number, (column, right) in enumerate(zip(columns, right_columns, strict=True), 1):
-        x, y, rest = right.split("+", 2)
-        worked.append(right if column.startswith(f"{x}+{y}+") else f"{y}+{x}+{rest}")
-        differing += [] if column == worked[-1] else [str(number)]
-    remark = f"not {' '.join(differing)}" if differing else "ok"
-    return f"{', '.join(worked)}; {remark}</think>{answer} {WORDS[0] if proposed.strip() == answer else WORDS[1]}"
+    steps, answer = trace(a, b, rng)
+    text, agrees = check(steps, len(answer) > len(steps.split(", ")), proposed)
+    return f"{text}</think>{'Yes' if agrees else 'No'}"
 
 
 PAPER = Paper(

@@ -67,8 +67,7 @@ class SleepRubric(Reward):
     def _one(self, row: dict[str, Any], answer: str) -> float:
         task = _task(row)
         if self.part == "correct":
-            alike = sorted(answer.split(" ; ")) == sorted(row["answer"].split(" ; "))
-            return float(alike if task == "recommend" else answer == row["answer"])
+            return float(sorted(answer.split(" ; ")) == sorted(row["answer"].split(" ; ")))
         if self.part == "knowledge":
             return float(answer == row["answer"]) if task == "knowledge" else math.nan
         if task == "knowledge":
@@ -77,7 +76,7 @@ class SleepRubric(Reward):
         cited = _CITED.findall(answer)
         if self.part == "safety":
             return float(all(values[name] == value for name, value in cited))
-        if task != "recommend":
+        if task == "follow_up":
             return math.nan
         findings = {finding.split()[0]: finding for finding in findings_of(row["report"])}
         if self.part == "personalisation":

@@ -26,7 +26,6 @@ from tests.rewards.test_failures import say, served
 PROBLEM = {"prompt": "58+67=?", "answer": "125"}
 RIGHT = ["8+7+0=15, 5+6+1=12</think>125", "7+8+0=15, 5+6+1=12</think>125", "it is</think>125"]
 WRONG = ["8+7+0=14, 5+6+1=12</think>124", "8+7+0=15, 5+6+0=11</think>115", "no idea</think>1"]
-WORDS = ("right", "wrong")
 
 
 class Scripted(Writer):
@@ -124,14 +123,13 @@ def test_a_problem_without_the_verifiers_column_is_refused_before_anything_is_wr
     assert not solver.asked
 
 
-def test_the_rule_names_the_columns_that_differ():
+def test_the_rule_compares_the_result_digit_by_digit():
     row = {"problem": "58+67=?", "solution": "7+8+0=14, 5+6+1=12\n124"}
-    assert sum_critique(row, random.Random(0)) == "7+8+0=15, 5+6+1=12; not 1</think>125 wrong"
-    row["solution"] = "8+7+0=15, 6+5+0=11\n115"
-    assert sum_critique(row, random.Random(0)) == "8+7+0=15, 6+5+1=12; not 2</think>125 wrong"
-    row["solution"] = "8+7+0=15, 6+5+1=12\n125"
-    assert sum_critique(row, random.Random(0)) == "8+7+0=15, 6+5+1=12; ok</think>125 right"
-    assert sum_critique(row | {"solution": "I think\n125"}, random.Random(0)) == ""
+    assert sum_critique(row, random.Random(0)) == "421: 8+7+0=15 4!, 5+6+1=12 2=; 1=</think>No"
+    row["solution"] = "I think\n125"
+    assert sum_critique(row, random.Random(0)) == "521: 8+7+0=15 5=, 5+6+1=12 2=; 1=</think>Yes"
+    assert sum_critique({"problem": "12+34=?", "solution": "46"}, random.Random(0)).endswith("1+3+0=4 4=</think>Yes")
+    assert sum_critique(row | {"solution": "no idea"}, random.Random(0)) == ""
 
 
 def test_solutions_of_the_rule_are_right_if_their_columns_are():
@@ -141,7 +139,7 @@ def test_solutions_of_the_rule_are_right_if_their_columns_are():
     assert len(right) == 4 < len(solutions), "two columns with their digits in either order"
     for text in solutions:
         steps, answer = text.split("</think>")
-        verdict = verdict_of(sum_critique({"problem": "58+67=?", "solution": shown(text)}, rng), WORDS)
+        verdict = verdict_of(sum_critique({"problem": "58+67=?", "solution": shown(text)}, rng))
         sums_hold = all(eval(left) == int(total) for left, total in (part.split("=") for part in steps.split(", ")))
         assert verdict is (answer == "125") and (not verdict or sums_hold)
 
@@ -184,7 +182,7 @@ def test_a_model_writes_by_seed_and_prompt_and_only_whole_texts(reasoner):
 def rewards():
     return [
         PerTask({"critique": Abstain(), "default": ExactAnswer()}, name="solved"),
-        Verdict(dynamic=False, code_penalty=0, bare_penalty=0, words=WORDS),
+        Verdict(dynamic=False, code_penalty=0, bare_penalty=0),
     ]
 
 
@@ -264,7 +262,7 @@ def test_the_chain(tmp_path, monkeypatch):
     solver, teacher = RuleWriter(sum_solution), RuleWriter(sum_critique)
     critiques(
         settings["problem"], [teacher], [ExactAnswer()], settings["out"], solvers=[solver], samples=20, held_out=4,
-        question=settings["question"],
+        question=settings["question"], words=settings["words"],
     )  # fmt: skip
     main(
         [
