@@ -1,6 +1,6 @@
 """Critiques of many solutions of one problem, for critique fine-tuning (arXiv 2506.03295).
 
-    python assets/critiques.py --config configs/critique/1_critiques.yaml
+    python assets/critiques.py --config configs/critique/2_critiques.yaml
 
 Solvers write solutions, verifiers say which are right, teachers critique them. A critique is kept if its verdict agrees
 with the verifiers.
@@ -79,7 +79,7 @@ def main(
         ("solvers and --sources", solvers or sources),
     ):
         if not listed:
-            raise ConfigError(f"--{name} is empty; give at least one, see configs/critique/1_critiques.yaml.")
+            raise ConfigError(f"--{name} is empty; give at least one, see configs/critique/2_critiques.yaml.")
     for name, number in {"samples": samples, "critiques": critiques, "held_out": held_out}.items():
         if number < 1:
             raise ConfigError(f"--{name} is {number}; it must be at least 1.")

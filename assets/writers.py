@@ -129,7 +129,7 @@ class RuleWriter(Writer):
     """Texts of a function of a data row and a random generator.
 
     Args:
-        rule: the function, such as datamodules.critiques.sum_critique; it returns "" where it does not apply.
+        rule: the function, such as datamodules.critiques.critique; it returns "" where it does not apply.
         name: as in every writer; the function's name if None.
     """
 

@@ -69,11 +69,10 @@ def _lengths(model: str, samples: int) -> Metrics:
 
 
 def _solved(model: str, samples: int) -> Metrics:
-    """pass@1 on held-out sums that no checkpoint was chosen by, and verdicts on unseen solutions of the problem."""
+    """pass@1 on held-out problems that no checkpoint was chosen by, and verdicts on unseen solutions of the problem."""
     unseen = "runs/critique/unseen.jsonl"
-    sums = {"levels": [3, 4, 5], "val_size": 150, "seed": 1000}
     prompts = [
-        {"class_path": "datamodules.ArithmeticPrompts", "init_args": sums},
+        {"class_path": "datamodules.RunningSumPrompts", "init_args": {"val_size": 300, "seed": 1000}},
         {"class_path": "datamodules.FilePrompts", "init_args": {"source": unseen, "val_source": unseen}},
     ]
     arguments = [f"--model.policy.model={model}", f"--model.evaluation.samples={samples}"]
@@ -125,13 +124,13 @@ REALIGNMENT = Comparison(
 )
 CRITIQUE = Comparison(
     arms={
-        "start": (None, [], "assets/tiny_verifier"),
+        "start": (None, [], "runs/critique/base"),
         "SFT on one solution": (
             "critique",
             ["--data.source=runs/critique/solution.jsonl", "--data.batch_size=1"],
-            "assets/tiny_verifier",
+            "runs/critique/base",
         ),
-        "critiques": ("critique", [], "assets/tiny_verifier"),
+        "critiques": ("critique", [], "runs/critique/base"),
     },
     measure=_solved,
     columns={"held-out problems solved": "pass@1", "right verdicts on unseen solutions": "reward/verdict"},

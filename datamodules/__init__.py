@@ -5,6 +5,7 @@ from lightning_posttrain import check_siblings
 check_siblings(__name__)
 
 from datamodules.arithmetic import ArithmeticPrompts
+from datamodules.critiques import RunningSumPrompts
 from datamodules.demonstrations import Demonstrations
 from datamodules.file_prompts import FilePrompts, ValidationSet
 from datamodules.garak import GarakPrompts
@@ -39,6 +40,7 @@ __all__ = [
     "PromptSampler",
     "ReasoningGymPrompts",
     "RecordsPrompts",
+    "RunningSumPrompts",
     "SatDemonstrations",
     "SaturnPrompts",
     "SchemaDemonstrations",

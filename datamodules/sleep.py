@@ -142,9 +142,11 @@ def report_text(report: Report) -> str:
 
 
 def recommendation(report: Report) -> tuple[str, str]:
-    """(rationale, answer) of the teacher for a report: the status of every metric, the rules, the advice."""
+    """(rationale, answer) of the teacher for a report: values and statuses, rules, advice."""
     items = plan(findings_of(report))
-    statuses = " , ".join(f"{name} {metric.status(report[name])}" for name, metric in METRICS.items())
+    statuses = " , ".join(
+        f"{name} {shown(report[name])} {metric.status(report[name])}" for name, metric in METRICS.items()
+    )
     rules = " ; ".join(f"{' and '.join(needed)} : {advice}" for advice, needed in items)
     cited = [
         (advice, [f"{name} {shown(report[name])}" for name in (finding.split()[0] for finding in needed)])

@@ -2,16 +2,18 @@
 
 import json
 import random
+import re
 
 import pytest
 import torch
 import yaml
 
 from assets.critiques import main as critiques
+from assets.make_untrained import main as make_untrained
 from assets.writers import HTTPWriter, ModelWriter, RuleWriter, Writer
 from callbacks import BaselineValidation, ExportPolicy
-from datamodules import ArithmeticPrompts, Demonstrations, FilePrompts, ScoredDemonstrations
-from datamodules.critiques import shown, sum_critique, sum_solution
+from datamodules import ArithmeticPrompts, Demonstrations, FilePrompts, RunningSumPrompts, ScoredDemonstrations
+from datamodules.critiques import critique, running_sum_demonstrations, shown, solution
 from lightning_modules import SFT, ScoredSFT
 from main import main
 from policies import Policy, PolicyParams
@@ -123,25 +125,44 @@ def test_a_problem_without_the_verifiers_column_is_refused_before_anything_is_wr
     assert not solver.asked
 
 
-def test_the_rule_compares_the_result_digit_by_digit():
-    row = {"problem": "58+67=?", "solution": "7+8+0=14, 5+6+1=12\n124"}
-    assert sum_critique(row, random.Random(0)) == "421: 8+7+0=15 4!, 5+6+1=12 2=; 1=</think>No"
-    row["solution"] = "I think\n125"
-    assert sum_critique(row, random.Random(0)) == "521: 8+7+0=15 5=, 5+6+1=12 2=; 1=</think>Yes"
-    assert sum_critique({"problem": "12+34=?", "solution": "46"}, random.Random(0)).endswith("1+3+0=4 4=</think>Yes")
-    assert sum_critique(row | {"solution": "no idea"}, random.Random(0)) == ""
+def test_the_rule_follows_the_solutions_own_partial_sums():
+    row = {"solution": "b4+3=7,c8+7=4 d2+4=6 e7+6=3,f1+3=4\n4"}
+    told = "b4+3=7:7. c8+7=5:4! d2+4=6:6. e7+6=3:3. f1+3=4:4.</think>No"
+    assert critique(row, random.Random(0)) == told
+    row = {"solution": "b4+3=7 c8+7=5 d2+5=7 e7+7=4 f1+4=5\n5"}
+    assert critique(row, random.Random(0)) == "b4+3=7:7. c8+7=5:5. d2+5=7:7. e7+7=4:4. f1+4=5:5.</think>Yes"
+    for broken in ("no idea\n5", "b4+3=7\n7", "b4+3=x c8+7=5 d2+5=7 e7+7=4 f1+4=5\n5"):
+        assert critique({"solution": broken}, random.Random(0)) == ""
 
 
-def test_solutions_of_the_rule_are_right_if_their_columns_are():
-    rng = random.Random(1)
-    solutions = {sum_solution({"prompt": "58+67=?"}, rng) for _ in range(60)}
-    right = {text for text in solutions if text.endswith("</think>125")}
-    assert len(right) == 4 < len(solutions), "two columns with their digits in either order"
-    for text in solutions:
-        steps, answer = text.split("</think>")
-        verdict = verdict_of(sum_critique({"problem": "58+67=?", "solution": shown(text)}, rng))
-        sums_hold = all(eval(left) == int(total) for left, total in (part.split("=") for part in steps.split(", ")))
-        assert verdict is (answer == "125") and (not verdict or sums_hold)
+def test_solutions_of_the_rule_are_worked_from_the_digits():
+    rng, problem = random.Random(1), {"prompt": "a3b4c8d2e7f1"}
+    right = {solution(problem, rng, 0.0) for _ in range(200)}
+    assert len(right) == 16 and {text[-1] for text in right} == {"5"}, "four separators, each in two forms"
+    for text in (solution(problem, rng, 0.3) for _ in range(60)):
+        steps = text.partition("</think>")[0].replace(",", " ").split()
+        values = [int(step[-1]) for step in steps]
+        assert [int(step[3]) for step in steps] == [3, *values[:-1]] and text[-1] == str(values[-1])
+        holds = all(
+            (digit + before) % 10 == value for digit, before, value in zip([4, 8, 2, 7, 1], [3, *values], values)
+        )
+        verdict = verdict_of(critique({"solution": shown(text)}, rng))
+        assert verdict is holds and (text[-1] == "5" or not verdict)
+
+
+def test_problems_and_the_starts_demonstrations():
+    data = RunningSumPrompts(train_size=200, val_size=60, seed=1)
+    train, held_out = data.rows("train"), data.rows("val")
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
+    for row in train[:20]:
+        assert row["answer"] == str(sum(int(digit) for digit in re.findall(r"\d", row["prompt"])) % 10)
+    rows = running_sum_demonstrations(600, 1)
+    slips = [row["response"][-1] != row["answer"] for row in rows[1::2]]
+    assert 0.7 < sum(slips) / 300 < 0.95, "one right in six: 0.7 per step, five steps, and slips that cancel"
+    marked = [("!" in row["response"]) == row["response"].endswith("No") for row in rows[::2]]
+    assert 0.8 < sum(marked) / 300 < 0.95, "one verdict in eight contradicts its critique"
+    with pytest.raises(ConfigError, match=r"data\.train_size is 0"):
+        RunningSumPrompts(train_size=0)
 
 
 # ---- writers ---------------------------------------------------------------------------------------------------------
@@ -258,22 +279,17 @@ def test_a_metric_that_no_validation_logs_is_refused(reasoner, tmp_path):
 
 def test_the_chain(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = yaml.safe_load((ROOT / "configs/critique/1_critiques.yaml").read_text())
-    solver, teacher = RuleWriter(sum_solution), RuleWriter(sum_critique)
-    critiques(
-        settings["problem"], [teacher], [ExactAnswer()], settings["out"], solvers=[solver], samples=20, held_out=4,
-        question=settings["question"], words=settings["words"],
-    )  # fmt: skip
-    main(
-        [
-            *("fit", f"--config={ROOT}/configs/critique.yaml", "--trainer.max_steps=2", "--trainer.logger=false"),
-            *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.val_check_interval=2"),
-            *("--data.batch_size=4", "--model.sampling.max_new_tokens=4", f"--model.policy.model={ROOT}/assets/tiny_reasoner"),
-            '--data.prompts=[{"class_path": "FilePrompts", "init_args": {"source": "runs/critique/unseen.jsonl",'
-            ' "val_source": "runs/critique/unseen.jsonl"}}, {"class_path": "ArithmeticPrompts",'
-            ' "init_args": {"levels": [1], "val_size": 2}}]',
-        ]
-    )  # fmt: skip
-    start = dict(Policy(PolicyParams(str(ROOT / "assets/tiny_reasoner"))).model.named_parameters())
-    for name, weight in Policy(PolicyParams("runs/critique/model")).model.named_parameters():
-        assert (weight != start[name]).any(), name
+    common = [
+        *("--trainer.max_steps=2", "--trainer.logger=false", "--trainer.accelerator=cpu", "--data.batch_size=4"),
+        *("--trainer.enable_progress_bar=false", "--trainer.val_check_interval=2"),
+    ]
+    make_untrained("tiny_reasoner", "runs/critique/untrained", 16, 1)
+    main(["fit", f"--config={ROOT}/configs/critique/1_base.yaml", *common, "--data.train_size=40", "--data.val_size=4"])
+    settings = yaml.safe_load((ROOT / "configs/critique/2_critiques.yaml").read_text())
+    writers = {"solvers": [RuleWriter(solution)], "teachers": [RuleWriter(critique)]}
+    critiques(**(settings | writers | {"verifiers": [ExactAnswer()], "samples": 40, "held_out": 4}))
+    kept = [json.loads(line) for line in open("runs/critique/critiques.jsonl")]
+    assert all(row["response"].endswith("Yes") is row["solution_correct"] for row in kept)
+    for name, more in (("model", []), ("one_solution", [f"--config={ROOT}/configs/critique/one_solution.yaml"])):
+        main(["fit", f"--config={ROOT}/configs/critique.yaml", *more, *common, "--model.sampling.max_new_tokens=4"])
+        assert Policy(PolicyParams(f"runs/critique/{name}")).model.config.hidden_size == 16

@@ -61,7 +61,9 @@ def test_common_advice_replaces_that_of_its_findings():
     assert [advice for advice, _ in plan(["latency high", "deep low", "wakes high"])] == ["bedroom check", "no screens"]
     rationale, answer = recommendation(ILL)
     assert answer == "rest day for hrv 20 , pulse 88 ; cooler room for deep 9"
-    assert rationale.startswith("sleep fine , latency fine , efficiency fine , deep low , rem fine , hrv low")
+    assert rationale.startswith(
+        "sleep 8 fine , latency 10 fine , efficiency 90 fine , deep 9 low , rem 20 fine , hrv 20 low"
+    )
     assert rationale.endswith("so hrv low and pulse high : rest day ; deep low : cooler room")
     assert recommendation(FINE)[1] == "keep going"
     assert all(finding.split()[0] in METRICS for needed in ADVICE for finding in needed)

@@ -35,7 +35,7 @@ SCRIPTS = {
     "assets/records_pairs": "assets/make_preferences.py",
     "r1/3_rejection": "assets/rejection_sample.py",
     "redi/2_pairs": "assets/trace_pairs.py",
-    "critique/1_critiques": "assets/critiques.py",
+    "critique/2_critiques": "assets/critiques.py",
     "sleep_cot/1_data": "assets/sleep_data.py",
 }
 #: packages of `make wheels` that a configuration needs
