@@ -280,16 +280,20 @@ def test_a_metric_that_no_validation_logs_is_refused(reasoner, tmp_path):
 def test_the_chain(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = [
-        *("--trainer.max_steps=2", "--trainer.logger=false", "--trainer.accelerator=cpu", "--data.batch_size=4"),
+        *("--trainer.max_steps=2", "--trainer.logger=false", "--trainer.accelerator=cpu"),
         *("--trainer.enable_progress_bar=false", "--trainer.val_check_interval=2"),
     ]
     make_untrained("tiny_reasoner", "runs/critique/untrained", 16, 1)
-    main(["fit", f"--config={ROOT}/configs/critique/1_base.yaml", *common, "--data.train_size=40", "--data.val_size=4"])
+    few = ["--data.train_size=40", "--data.val_size=4", "--data.batch_size=4"]
+    main(["fit", f"--config={ROOT}/configs/critique/1_base.yaml", *common, *few])
     settings = yaml.safe_load((ROOT / "configs/critique/2_critiques.yaml").read_text())
     writers = {"solvers": [RuleWriter(solution)], "teachers": [RuleWriter(critique)]}
     critiques(**(settings | writers | {"verifiers": [ExactAnswer()], "samples": 40, "held_out": 4}))
     kept = [json.loads(line) for line in open("runs/critique/critiques.jsonl")]
     assert all(row["response"].endswith("Yes") is row["solution_correct"] for row in kept)
-    for name, more in (("model", []), ("one_solution", [f"--config={ROOT}/configs/critique/one_solution.yaml"])):
+    for name, more in (
+        ("model", ["--data.batch_size=4"]),
+        ("one_solution", [f"--config={ROOT}/configs/critique/one_solution.yaml"]),
+    ):
         main(["fit", f"--config={ROOT}/configs/critique.yaml", *more, *common, "--model.sampling.max_new_tokens=4"])
         assert Policy(PolicyParams(f"runs/critique/{name}")).model.config.hidden_size == 16
