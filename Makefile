@@ -5,7 +5,7 @@ SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py ca
   environments lightning_modules objectives policies rewards rollouts support tracking main.py
 
 .PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
-  wheels real-pairs assets r1 cort redi clean
+  wheels real-pairs assets r1 cort redi critique sleep-cot clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -130,6 +130,21 @@ redi: .venv/ready
 	for model in sft redi; do echo $$model; \
 	  $(BIN)/python main.py validate --config configs/grpo.yaml --model.policy.model runs/redi/$$model \
 	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
+
+# Critique fine-tuning on one problem: a start that slips, solutions and critiques, SFT on them, and SFT on one solution beside it.
+critique: .venv/ready
+	$(BIN)/python assets/make_untrained.py tiny_reasoner runs/critique/untrained 64 2
+	$(BIN)/python main.py fit --config configs/critique/1_base.yaml
+	$(BIN)/python assets/critiques.py --config configs/critique/2_critiques.yaml
+	$(BIN)/python main.py fit --config configs/critique.yaml
+	$(BIN)/python main.py fit --config configs/critique.yaml --config configs/critique/one_solution.yaml
+
+# SleepCoT on synthetic reports, from random weights: rationales and answers, and answers only.
+sleep-cot: .venv/ready
+	$(BIN)/python assets/make_untrained.py tiny_sleeper runs/sleep_cot/base 64 2
+	$(BIN)/python assets/sleep_data.py --config configs/sleep_cot/1_data.yaml
+	$(BIN)/python main.py fit --config configs/sleep_cot.yaml
+	$(BIN)/python main.py fit --config configs/sleep_cot.yaml --config configs/sleep_cot/answers_only.yaml
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datamodules.records_desk import VOCABULARY  # noqa: E402
+from datamodules.sleep import vocabulary  # noqa: E402
 
 ROLES = ["<pad>", "<eos>", "<user>", "<assistant>"]
 TEMPLATE = (
@@ -53,6 +54,14 @@ def assistant_tokenizer() -> PreTrainedTokenizerFast:
     return _wrap(tokenizer, special, "")
 
 
+def sleeper_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word and per value of sleep reports; the prompt ends with an open <think>."""
+    special = [*ROLES, "<unk>", "<think>", "</think>"]
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + vocabulary())}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _wrap(tokenizer, special, "<think>")
+
+
 def save_random(folder: str | Path, tokenizer: PreTrainedTokenizerFast, **shape: int) -> None:
     """Save a tokenizer and a Llama model of random weights for it, drawn from torch's generator.
 
@@ -76,6 +85,7 @@ def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
         "tiny_reasoner": reasoner_tokenizer,
         "tiny_generalist": reasoner_tokenizer,
         "tiny_assistant": assistant_tokenizer,
+        "tiny_sleeper": sleeper_tokenizer,
     }[name]()
     torch.manual_seed(0)
     save_random(

@@ -57,7 +57,7 @@ def main(
     if not verifiers:
         raise ConfigError("--verifiers is empty; give at least one reward, such as rewards.ExactAnswer.")
     known = {} if data is None else {row["id"]: row for split in ("train", "val") for row in data.rows(split)}
-    traces = [one for pattern in sources for path in _files(pattern) for one in _traces(path, known)]
+    traces = [one for pattern in sources for path in expanded(pattern) for one in recorded_traces(path, known)]
     tokenizer = load_tokenizer(model)
     short = [
         one
@@ -65,7 +65,7 @@ def main(
         if len(encode_prompt(tokenizer, one["prompt"])) <= max_prompt
         and len(encode_content(tokenizer, one["completion"])) <= max_trace
     ]
-    agreed, disagreed = _verified(short, verifiers, at_least)
+    agreed, disagreed = verified(short, verifiers, at_least)
     problems: dict[str, tuple[list[Row], list[Row]]] = {}
     for one, right in zip(short, agreed, strict=True):
         problems.setdefault(normalised(one["prompt"]), ([], []))[0 if right else 1].append(one)
@@ -90,12 +90,18 @@ def main(
     )
 
 
-def _files(pattern: str) -> list[str]:
+def expanded(pattern: str) -> list[str]:
+    """The files that a pattern names; the pattern itself if there are none."""
     return sorted(glob.glob(pattern)) or [pattern]
 
 
-def _traces(path: str, known: dict[Any, Row]) -> list[Row]:
-    """Completions with their data columns."""
+def recorded_traces(path: str, known: dict[Any, Row]) -> list[Row]:
+    """Completions of a file with their data columns, `completion` and `finish`.
+
+    Args:
+        path: recorded rollouts, predictions.jsonl, or a file with `prompt` and `completion`.
+        known: data rows by the id that predictions name.
+    """
     traces = []
     for number, record in enumerate(read_rows(path)):
         columns = json.loads(record["row"]) if "row" in record else known.get(record.get("id"), record)
@@ -109,7 +115,7 @@ def _traces(path: str, known: dict[Any, Row]) -> list[Row]:
     return traces
 
 
-def _verified(traces: list[Row], verifiers: list[Reward], at_least: float) -> tuple[list[bool], int]:
+def verified(traces: list[Row], verifiers: list[Reward], at_least: float) -> tuple[list[bool], int]:
     """(whether each trace is right, number of traces on which the verifiers differ)."""
     agreed: list[bool] = []
     disagreed = 0

@@ -2,10 +2,12 @@
 
     python benchmarks/offline.py --what redi            # REDI beside DPO and SimPO, all from SFT on right traces
     python benchmarks/offline.py --what realignment     # TrRa: the student's length by the teacher's weight
+    python benchmarks/offline.py --what critique        # critiques of one problem beside SFT on one solution of it
+    python benchmarks/offline.py --what sleep_cot       # rationales and answers beside answers only
     python benchmarks/offline.py --what redi --run false            # the table only
 
-REDI needs runs/redi/positives.jsonl and pairs.jsonl (`make redi`). A seed decides the order of the rows. Every arm ends
-with validations of its exported model. Results are runs/<what>/arms/<arm>_<seed>.json, so that an interrupted benchmark
+The files of `make redi`, `make critique` and `make sleep-cot` must be there. A seed decides the order of the rows.
+Every arm ends with validations of its exported model. Results are runs/<what>/arms/<arm>_<seed>.json, so that an interrupted benchmark
 continues where it stopped.
 """
 
@@ -33,11 +35,13 @@ class Comparison:
         arms: arm -> (configuration, or None for a model as it is; arguments; the arm or model that it starts from).
         measure: (model's folder, samples) -> metrics.
         columns: heading of the table -> metric.
+        monitor: metric of the validation that chooses the checkpoint of an arm; None takes the last one.
     """
 
     arms: dict[str, tuple[str | None, list[str], str]]
     measure: Callable[[str, int], Metrics]
     columns: dict[str, str]
+    monitor: str | None = None
 
 
 def _run(stage: str, config: str, arguments: list[str], seed: int = 0) -> Metrics:
@@ -62,6 +66,24 @@ def _lengths(model: str, samples: int) -> Metrics:
     arguments = [f"--model.policy.model={model}", f"--model.evaluation.samples={samples}"]
     metrics = _run("validate", "laser", arguments)
     return {name: metrics[f"val/{name}"] for name in ("length", "pass@1")}
+
+
+def _solved(model: str, samples: int) -> Metrics:
+    """pass@1 on held-out problems that no checkpoint was chosen by, and verdicts on unseen solutions of the problem."""
+    unseen = "runs/critique/unseen.jsonl"
+    prompts = [
+        {"class_path": "datamodules.RunningSumPrompts", "init_args": {"val_size": 300, "seed": 1000}},
+        {"class_path": "datamodules.FilePrompts", "init_args": {"source": unseen, "val_source": unseen}},
+    ]
+    arguments = [f"--model.policy.model={model}", f"--model.evaluation.samples={samples}"]
+    metrics = _run("validate", "critique", [*arguments, f"--data.prompts={json.dumps(prompts)}"])
+    return {name: metrics[f"val/{name}"] for name in ("pass@1", "reward/verdict")}
+
+
+def _rubric(model: str, samples: int) -> Metrics:
+    """The rubric and the swap test on held-out reports; greedy completions, so one per prompt."""
+    metrics = _run("validate", "sleep_cot", [f"--model.policy.model={model}"])
+    return {name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")}
 
 
 REDI = Comparison(
@@ -100,7 +122,39 @@ REALIGNMENT = Comparison(
     measure=_lengths,
     columns={"tokens": "length", "pass@1": "pass@1"},
 )
-COMPARISONS = {"redi": REDI, "realignment": REALIGNMENT}
+CRITIQUE = Comparison(
+    arms={
+        "start": (None, [], "runs/critique/base"),
+        "SFT on one solution": (
+            "critique",
+            ["--data.source=runs/critique/solution.jsonl", "--data.batch_size=1"],
+            "runs/critique/base",
+        ),
+        "critiques": ("critique", [], "runs/critique/base"),
+    },
+    measure=_solved,
+    columns={"held-out problems solved": "pass@1", "right verdicts on unseen solutions": "reward/verdict"},
+    monitor="val/pass@1",
+)
+SLEEP_COT = Comparison(
+    arms={
+        "untrained": (None, [], "runs/sleep_cot/base"),
+        "answers only": ("sleep_cot", ["--data.response=</think>{answer}"], "runs/sleep_cot/base"),
+        "rationales": ("sleep_cot", [], "runs/sleep_cot/base"),
+    },
+    measure=_rubric,
+    columns={
+        **{f"right, {count} findings": f"pass@1/recommend-{count}" for count in range(5)},
+        "follow-up": "pass@1/follow_up",
+        "knowledge": "reward/sleep_knowledge",
+        "personalisation": "reward/sleep_personalisation",
+        "reasoning": "reward/sleep_reasoning",
+        "safety": "reward/sleep_safety",
+        "swap": "reward/swap_sensitivity",
+        "tokens": "length",
+    },
+)
+COMPARISONS = {"redi": REDI, "realignment": REALIGNMENT, "critique": CRITIQUE, "sleep_cot": SLEEP_COT}
 
 
 def train(what: str, arm: str, seed: int, samples: int) -> Metrics:
@@ -111,10 +165,12 @@ def train(what: str, arm: str, seed: int, samples: int) -> Metrics:
         return comparison.measure(start, samples)
     folder = str(_path(what, arm, seed).with_suffix(""))
     origin = str(_path(what, start, seed).with_suffix("")) if start in comparison.arms else start
-    export = [{"class_path": "callbacks.ExportPolicy", "init_args": {"folder": folder}}]
+    chosen = {"folder": folder, "monitor": comparison.monitor}
+    export = [{"class_path": "callbacks.ExportPolicy", "init_args": chosen}]
+    validation = ["--trainer.limit_val_batches=0"] if comparison.monitor is None else []
     settings = [f"--model.policy.model={origin}", f"--trainer.callbacks={json.dumps(export)}"]
     arguments = [one.replace(ALIGNED, str(_path(what, "aligned", seed).with_suffix(""))) for one in arguments]
-    _run("fit", config, [*settings, "--trainer.limit_val_batches=0", *arguments], seed)
+    _run("fit", config, [*settings, *validation, *arguments], seed)
     return comparison.measure(folder, samples)
 
 
@@ -123,7 +179,7 @@ def _path(what: str, arm: str, seed: int) -> Path:
 
 
 def main(
-    what: Literal["redi", "realignment"] = "redi",
+    what: Literal["redi", "realignment", "critique", "sleep_cot"] = "redi",
     seeds: int = 3,
     only: list[str] | None = None,
     run: bool = True,

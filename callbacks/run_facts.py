@@ -83,7 +83,7 @@ def parameters(trainer: L.Trainer, module: Any, method: str | None) -> dict[str,
             "max_new_tokens": module.sampling.max_new_tokens,
             "temperature": module.sampling.temperature,
         }
-    if hasattr(module, "batch"):  # a module without rollouts may sample too, as in distillation
+    if hasattr(module, "kl"):  # a module without rollouts may sample too, as in distillation
         values |= {
             "prompts": module.batch.prompts_per_rollout,
             "group_size": module.batch.group_size,

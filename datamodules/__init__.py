@@ -5,6 +5,7 @@ from lightning_posttrain import check_siblings
 check_siblings(__name__)
 
 from datamodules.arithmetic import ArithmeticPrompts
+from datamodules.critiques import RunningSumPrompts
 from datamodules.demonstrations import Demonstrations
 from datamodules.file_prompts import FilePrompts, ValidationSet
 from datamodules.garak import GarakPrompts
@@ -17,6 +18,7 @@ from datamodules.reasoning_gym import ReasoningGymPrompts
 from datamodules.records_desk import RecordsPrompts
 from datamodules.samplers import CurriculumSampler, GRESOSampler, OneShotSampler, PromptLoader, PromptSampler
 from datamodules.saturn import SatDemonstrations, SaturnPrompts
+from datamodules.scored_demonstrations import ScoredDemonstrations
 from datamodules.self_verify import VerifyDemonstrations
 from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 from datamodules.thinker import ThinkerDemonstrations
@@ -39,10 +41,12 @@ __all__ = [
     "PromptSampler",
     "ReasoningGymPrompts",
     "RecordsPrompts",
+    "RunningSumPrompts",
     "SatDemonstrations",
     "SaturnPrompts",
     "SchemaDemonstrations",
     "SchemaPrompts",
+    "ScoredDemonstrations",
     "ValidationSet",
     "ThinkerDemonstrations",
     "VerifyDemonstrations",

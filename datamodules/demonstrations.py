@@ -4,6 +4,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from datamodules.arithmetic import arithmetic_demonstrations
+from datamodules.critiques import running_sum_demonstrations
 from datamodules.gym_demonstrations import gym_demonstrations
 from datamodules.prompt_form import PromptForm, Template
 from datamodules.rambling import rambling_demonstrations
@@ -23,6 +24,7 @@ PROCEDURAL = {
     "records": record_demonstrations,
     "reasoning_gym": gym_demonstrations,
     "tools": tool_demonstrations,
+    "running_sums": running_sum_demonstrations,
 }
 
 
@@ -33,8 +35,8 @@ class Demonstrations(L.LightningDataModule):
     it is not learned. Files may also have TRL's columns: `prompt` and `completion`, or `messages`.
 
     Args:
-        source: arithmetic, switching, rambling, records, reasoning_gym, tools, or a file, folder or hub data set as in
-            `FilePrompts`.
+        source: arithmetic, switching, rambling, records, reasoning_gym, running_sums, tools, or a file, folder or hub
+            data set as in `FilePrompts`.
         batch_size: rows per step, over all processes.
         train_size, val_size: numbers of rows; of a file, the last `val_size` rows are held out and train_size is
             ignored.

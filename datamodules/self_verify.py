@@ -26,12 +26,14 @@ Is the final answer of this solution correct? Check it step by step, then end wi
 WRONG = 0.6
 
 
-def check_prompt(template: str) -> None:
-    """Raise ConfigError for a template without the problem or the solution."""
+def check_prompt(template: str, name: str = "verification.prompt") -> None:
+    """Raise ConfigError for a template without the problem or the solution.
+
+    Args:
+        name: the setting that holds the template.
+    """
     if "<problem>" not in template or "<solution>" not in template:
-        raise ConfigError(
-            "verification.prompt must contain <problem> and <solution>, which are replaced; add what is missing."
-        )
+        raise ConfigError(f"{name} must contain <problem> and <solution>, which are replaced; add what is missing.")
 
 
 def verify_row(row: dict[str, Any], solution: str, template: str = PROMPT) -> dict[str, Any]:

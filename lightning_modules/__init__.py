@@ -19,6 +19,7 @@ from lightning_modules.preference_tuning import Preference
 from lightning_modules.prorl import ProRL
 from lightning_modules.reward_models import CostModel, RewardModel
 from lightning_modules.s_grpo import SGRPO
+from lightning_modules.scored_sft import ScoredSFT
 from lightning_modules.self_verify import SelfVerify, Verification
 from lightning_modules.sft import SFT
 from lightning_modules.still3 import Still3
@@ -49,6 +50,7 @@ __all__ = [
     "Reference",
     "RewardModel",
     "SafetyTest",
+    "ScoredSFT",
     "ScorerTraining",
     "SelfVerify",
     "Shaping",

@@ -21,11 +21,12 @@ from rewards.length_family import KimiLength, L1Exact, L1Max, NormalisedLength, 
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore
 from rewards.open_rs import CosineLength, LineFormat, ParsableMathAnswer, TagCount
-from rewards.per_task import PerTask
+from rewards.per_task import Abstain, PerTask
 from rewards.saturn import SatAssignment
 from rewards.self_check import GoldProblem
 from rewards.self_verify import Verdict
 from rewards.shorter_better import ShorterBetter
+from rewards.sleep import SleepRubric, SwapSensitivity
 from rewards.still3 import ActionBonus, LengthBonus
 from rewards.tasks import ReasoningGymScore, RecordsCost, RecordsReward
 from rewards.texts import OnTopic, ToxicityCost
@@ -34,6 +35,7 @@ from rewards.thinker import BalancedVerdict, FinalAnswer, LikelySummary
 from rewards.turn_rewards import TurnReward, TurnRewards
 
 __all__ = [
+    "Abstain",
     "ActionBonus",
     "AnswerReward",
     "BalancedVerdict",
@@ -80,7 +82,9 @@ __all__ = [
     "Reward",
     "SatAssignment",
     "ShorterBetter",
+    "SleepRubric",
     "SoftOverlong",
+    "SwapSensitivity",
     "TagCount",
     "ThinkAnswerFormat",
     "ToxicityCost",

@@ -8,8 +8,9 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from rewards.base import Failure, Reward
 from rewards.failures import failure_rate, within
@@ -17,6 +18,7 @@ from rewards.scores import LARGEST
 from rollouts import RolloutBatch
 from support.errors import ConfigError, printable
 
+T = TypeVar("T")
 LONGEST = 1 << 20  # maximum size of a reply, in bytes
 
 
@@ -145,21 +147,33 @@ class HTTPJudge(Reward):
                 )
 
     def score(self, batch: RolloutBatch) -> list[float | Failure]:
-        payload = {"prompts": batch.column("prompt"), "completions": batch.completions} | {
-            c: batch.column(c) for c in self.columns
-        }
-        starts = range(0, len(batch.completions), self.per_request)
+        payload = {"prompts": batch.column("prompt"), "completions": batch.completions}
+        return self.replies(payload | {c: batch.column(c) for c in self.columns}, "scores", _number)
+
+    def replies(
+        self, payload: dict[str, list[Any]], key: str, read: Callable[[object], T | Failure]
+    ) -> list[T | Failure]:
+        """One entry of the endpoint's replies for each entry of the payload's columns.
+
+        Args:
+            payload: columns of equal length, sent `per_request` entries at a time.
+            key: name of the reply's list.
+            read: turns an entry of the reply into a value, or into a Failure.
+        """
+        count = len(next(iter(payload.values())))
         parts = [
-            {name: values[start : start + self.per_request] for name, values in payload.items()} for start in starts
+            {name: values[start : start + self.per_request] for name, values in payload.items()}
+            for start in range(0, count, self.per_request)
         ]
         with ThreadPoolExecutor(self.workers) as pool:
-            return [score for scores in pool.map(self._asked, parts) for score in scores]
+            answered = pool.map(lambda part: self._asked(part, key, read), parts)
+            return [reply for replies in answered for reply in replies]
 
-    def _asked(self, part: dict[str, Any]) -> list[float | Failure]:
-        count = len(part["completions"])
+    def _asked(self, part: dict[str, Any], key: str, read: Callable[[object], T | Failure]) -> list[T | Failure]:
+        count = len(next(iter(part.values())))
         for attempt in range(self.retries + 1):
             try:
-                return [_number(score) for score in self._answer(json.dumps(part).encode(), count)]
+                return [read(one) for one in self._answer(json.dumps(part).encode(), count, key)]
             except _Failed as error:
                 kind, message, again = error.args
                 failure = Failure(kind, printable(f"{self.url}: {message}"))
@@ -169,7 +183,7 @@ class HTTPJudge(Reward):
                 time.sleep(self.backoff_s * 2**attempt)
         return [failure] * count
 
-    def _answer(self, body: bytes, count: int) -> list[Any]:
+    def _answer(self, body: bytes, count: int, key: str) -> list[Any]:
         headers = {"Content-Type": "application/json"}
         if self.token_variable:
             headers["Authorization"] = f"Bearer {os.environ[self.token_variable]}"
@@ -184,10 +198,10 @@ class HTTPJudge(Reward):
             raise _Failed(kind, f"no connection: {error.reason}", True) from error
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             raise _Failed("error", f"{type(error).__name__}: {error}", True) from error
-        scores = answer.get("scores") if isinstance(answer, dict) else answer
-        if not isinstance(scores, list) or len(scores) != count:
-            raise _Failed("error", f"expected a list of {count} scores, got {str(answer)[:100]!r}", True)
-        return scores
+        entries = answer.get(key) if isinstance(answer, dict) else answer
+        if not isinstance(entries, list) or len(entries) != count:
+            raise _Failed("error", f"expected a list of {count} {key}, got {str(answer)[:100]!r}", True)
+        return entries
 
     def _reply(self, request: "_Request") -> bytes:
         """The whole reply, headers and body."""

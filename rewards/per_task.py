@@ -1,5 +1,6 @@
 """Separate rewards for the task families of a mixture."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,6 +20,15 @@ def family(row: dict[str, Any]) -> str:
     """A row's `task`, without the level that a curriculum appends to it."""
     task = str(row.get("task"))
     return task if row.get("level") is None else task.removesuffix(f"-{row['level']}")
+
+
+class Abstain(Reward):
+    """NaN for every completion: in `PerTask`, the reward of a task that another reward of the list scores."""
+
+    is_correctness = may_abstain = True
+
+    def score(self, batch: RolloutBatch) -> list[float]:
+        return [math.nan] * len(batch.finish_reasons)
 
 
 class PerTask(Reward):

@@ -7,12 +7,31 @@ from typing import Any
 from rewards.answers import answers
 from rewards.base import Reward
 from rollouts import RolloutBatch
+from support.errors import ConfigError
+
+#: the words that state a verdict: right, wrong
+YES_NO = ("Yes", "No")
 
 
-def verdict_of(text: str) -> bool | None:
-    """The last Yes (True) or No (False) of a text; None without either."""
-    verdicts = re.findall(r"\b(yes|no)\b", text, re.IGNORECASE)
-    return verdicts[-1].lower() == "yes" if verdicts else None
+def verdict_of(text: str, words: tuple[str, str] = YES_NO) -> bool | None:
+    """The last of the words in a text: the first word is True, the second False; None without either.
+
+    Args:
+        words: the two words, whose case does not matter.
+    """
+    verdicts = re.findall(_pattern(words), text, re.IGNORECASE)
+    return verdicts[-1].lower() == words[0].lower() if verdicts else None
+
+
+def check_words(words: tuple[str, str]) -> tuple[str, str]:
+    """The words for right and wrong. Raises ConfigError if one is empty or they are the same."""
+    if len(words) != 2 or not all(words) or words[0].lower() == words[1].lower():
+        raise ConfigError(f"the words of verdicts are {list(words)}; give two different ones, such as [right, wrong].")
+    return (words[0], words[1])
+
+
+def _pattern(words: tuple[str, str]) -> str:
+    return rf"\b({re.escape(words[0])}|{re.escape(words[1])})\b"
 
 
 class Verdict(Reward):
@@ -26,6 +45,7 @@ class Verdict(Reward):
         dynamic: use the weights; otherwise every true verdict earns 1.
         code_penalty: subtracted if the completion contains a code block (the paper: 0.5 for 7B, 0 for 1.5B).
         bare_penalty: subtracted if there is no reasoning before the verdict (the paper: 0.5 for 7B, 0 for 1.5B).
+        words: the words for right and wrong; the last of them after the reasoning is the verdict.
         weight, name: as in every reward.
     """
 
@@ -36,22 +56,27 @@ class Verdict(Reward):
         dynamic: bool = True,
         code_penalty: float = 0.5,
         bare_penalty: float = 0.5,
+        words: tuple[str, str] = YES_NO,
         weight: float = 1.0,
         name: str | None = None,
     ) -> None:
         super().__init__(weight, name)
+        self.words = check_words(words)
         self.dynamic, self.code_penalty, self.bare_penalty = dynamic, code_penalty, bare_penalty
 
     def verdicts(self, batch: RolloutBatch) -> list[bool | None]:
         """The verdict of every row: Yes (True), No (False) or neither (None)."""
-        return [verdict_of(answer) for answer in answers(batch)]
+        return [verdict_of(answer, self.words) for answer in answers(batch)]
 
     def _one(self, row: dict[str, Any], verdict: bool | None, completion: str) -> float:
-        correct, size = row["solution_correct"], row["group_size"]
-        alike = row["group_correct"] if correct else size - row["group_correct"]
-        weight = size / (2 * alike) if self.dynamic and alike < size else 1.0
+        correct, weight = row["solution_correct"], 1.0
+        if self.dynamic:
+            size = row["group_size"]
+            alike = row["group_correct"] if correct else size - row["group_correct"]
+            weight = size / (2 * alike) if alike < size else 1.0
         score = weight * (verdict is correct)
-        bare = verdict is not None and not re.sub(r"</?think>|\b(yes|no)\b|\W", "", completion, flags=re.IGNORECASE)
+        without = re.sub(_pattern(self.words), "", completion, flags=re.IGNORECASE)
+        bare = verdict is not None and not re.sub(r"</?think>|\W", "", without)
         return score - self.code_penalty * ("```" in completion) - self.bare_penalty * bare
 
     def score(self, batch: RolloutBatch) -> list[float]:

@@ -20,11 +20,13 @@ SPLITS = {"fit": ("train", "val", "safety"), "validate": ("val",), "test": ("tes
 
 
 def data_splits(trainer: L.Trainer, stage: str) -> dict[str, Rows]:
-    """The rows that a stage reads, by split; empty for data modules without a method `rows`."""
+    """The rows that a stage samples, by split; empty for data modules without a method `rows`."""
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "rows"):
         return {}
-    return {split: data.rows(split) for split in SPLITS[stage]}
+    # Training rows with responses are learned as they are; nothing is sampled for them.
+    learned = {"train"} if hasattr(data, "train_data") else set()
+    return {split: data.rows(split) for split in SPLITS[stage] if split not in learned}
 
 
 def rows_of(batch: Any, rewards: Sequence[Reward], checked: bool) -> Rows:

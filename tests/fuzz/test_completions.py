@@ -5,6 +5,7 @@ No parser of answers raises.
 
 import json
 import time
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import rewards
+from datamodules.sleep import METRICS
 from rewards.answers import answer_text, last_number
 from rewards.choices import stated_letter
 from rewards.code import code_of
@@ -23,6 +25,7 @@ from rewards.math_text import boxes
 from rewards.number_text import numbers
 from rewards.quantities import quantity
 from rewards.self_verify import verdict_of
+from rewards.sleep import Part
 from rewards.think_json import object_text, strict_object
 from tests.fuzz.shares import cases
 from tests.rewards.test_rewards import batch_of
@@ -113,6 +116,7 @@ ROW = {
     "group_size": 4,
     "group_correct": 2,
     "schema": '{"type": "object"}',
+    "report": {name: metric.highest for name, metric in METRICS.items()},
 }
 
 
@@ -127,8 +131,10 @@ def every_reward():
         "Guarded": {"reward": rewards.ExactAnswer(), "timeout_s": None},
     }
     parts = [rewards.JsonPart(part) for part in ("parsed", "match", "length", "noise", "exact")]
+    parts += [rewards.SleepRubric(part) for part in get_args(Part)]
     elsewhere = {
         "Reward",
+        "SleepRubric",
         "JudgedReward",
         "ModelScore",
         "HTTPJudge",

@@ -218,6 +218,17 @@ def test_the_rare_kind_pays_more_and_a_perfect_verifier_earns_one_on_average():
     assert math.isnan(graded(Verdict(), ["so</think>Yes"], {"id": "1", "prompt": "1+1"})[0])
 
 
+def test_verdicts_in_other_words_need_no_group():
+    """A yes in the text, or the word before the conclusion, decides nothing."""
+    row = {"id": "q", "prompt": "q", "solution_correct": False}
+    texts = ["so</think>5 is right? Yes. Conclusion: wrong", "so</think>wrong: it is Right", "so</think>No", "wrong"]
+    assert graded(Verdict(dynamic=False, words=("right", "wrong")), texts, row) == [1, 0, 0, 1]
+    assert graded(Verdict(dynamic=False, words=("a.b", "a+b")), ["</think>aab", "x</think>A+B"], row) == [0, 1]
+    for words in (("right", ""), ("Right", "right")):
+        with pytest.raises(ConfigError, match="words of verdicts"):
+            Verdict(words=words)
+
+
 def test_the_penalties_of_the_larger_model():
     row = {"id": "q", "prompt": "q", "solution_correct": True, "group_correct": 8, "group_size": 8}
     texts = ["1+1=2</think>Yes", "</think>Yes", "```x```</think>Yes", "</think>", "```</think>No"]

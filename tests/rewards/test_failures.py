@@ -11,8 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import lightning as L
 import pytest
 import torch
-from test_per_task import batch as mixed
-from test_rewards import batch_of
 
 from callbacks import RolloutCheckpoint
 from lightning_modules import HCRLHF
@@ -23,6 +21,8 @@ from rewards import ExactAnswer, Failure, FunctionReward, Guarded, HTTPJudge, Pe
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
 from tests.helpers import build, fit, sums, weights
+from tests.rewards.test_per_task import batch as mixed
+from tests.rewards.test_rewards import batch_of
 
 ROWS = [{"prompt": "p", "answer": "x", "id": "1"}, {"prompt": "q", "answer": "y", "id": "2"}]
 

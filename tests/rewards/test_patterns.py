@@ -27,6 +27,8 @@ MADE = {
     ],
     ("rewards.instructions", "f'^[^\\\\S\\\\n]*{re.escape(marker)}\\\\s*\\\\S'"): ["(?m)^[^\\S\\n]*P\\.S\\.\\s*\\S"],
     ("rewards.quantities", "f'([-+]?)\\\\s?({_CURRENCY})\\\\s?'"): [f"([-+]?)\\s?({quantities._CURRENCY})\\s?"],
+    ("rewards.self_verify", "_pattern(words)"): ["\\b(yes|no)\\b", "\\b(right|wrong)\\b"],
+    ("rewards.self_verify", "_pattern(self.words)"): ["\\b(aa|a a)\\b"],
     ("rewards.still3", "f\"\\\\b(?:{'|'.join(map(re.escape, words))})\\\\b\""): ["\\b(?:wait|let me|therefore)\\b"],
     ("policies.prompt_encoding", "f\"(?=(?:{'|'.join(words)}))(.)\""): ["(?=(?:<eos>|</think>))(.)"],
     ("policies.tokenizer", "f'\\\\b{re.escape(argument)}\\\\b'"): ["\\benable_thinking\\b"],

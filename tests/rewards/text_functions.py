@@ -41,8 +41,9 @@ NOT_MEASURED = {
         "datamodules.gym_demonstrations.number_letters", "datamodules.gym_demonstrations.tally",
         "datamodules.human_eval.human_eval", "datamodules.records_desk.fact", "datamodules.saturn.clauses_for",
         "datamodules.saturn.draw", "datamodules.self_verify.check", "datamodules.self_verify.check_prompt",
-        "datamodules.self_verify.verify_row", "datamodules.tool_sums.cued", "datamodules.tool_sums.given",
-        "datamodules.tool_sums.said", "datamodules.tool_sums.worked", "datamodules.think_json.careless",
+        "datamodules.self_verify.verify_row", "datamodules.sleep.plan", "datamodules.tool_sums.cued",
+        "datamodules.tool_sums.given", "datamodules.tool_sums.said", "datamodules.tool_sums.worked",
+        "datamodules.think_json.careless",
         "datamodules.think_json.check_prompt", "datamodules.think_json.draw_row", "rewards.code.passed",
         "tracking.__main__.main", "tracking.run_names.makes_a_method",
     },
@@ -73,7 +74,7 @@ ALONE = [
     "rewards.math_text.elements", "rewards.math_text.bracketed", "rewards.number_text.plain",
     "rewards.number_text.last_number", "rewards.number_text.number_of",
     "rewards.quantities.unit_name", "rewards.quantities.based", "rewards.self_verify.verdict_of",
-    "rewards.still3.action_count", "rewards.tasks.is_value", "rewards.tasks.is_endless", "rewards.tasks.task_of",
+    "datamodules.critiques.shown", "rewards.still3.action_count", "rewards.tasks.is_value", "rewards.tasks.is_endless", "rewards.tasks.task_of",
     "rewards.think_json.strict_object", "rewards.think_json.object_text", "rewards.units.unit_of",
     "rewards.units.is_unit", "rollouts.batch.ends_open", "datamodules.garak.split_of",
     "datamodules.preferences.parse_dialogue", "datamodules.records_desk.parse_request", "datamodules.saturn.literals",
@@ -98,6 +99,7 @@ WITH: dict[str, list[tuple[object, ...]]] = {
     "policies.prompt_encoding.encode_cut": [(reasoner_tokenizer(), ..., "\x00")],
     "datamodules.records_desk.true_cost": [("what is x ?", ...), (..., "x")],
     "datamodules.records_desk.true_reward": [("what is x ?", ...), (..., "x")],
+    "datamodules.sleep.instruction": [(..., [])],
     "datamodules.saturn.satisfied": [("(A) & (!B)", ...), (..., "01")],
 }
 

