@@ -93,13 +93,14 @@ def unreadable(what: str, name: str, error: Exception) -> ConfigError:
     return ConfigError(f"the {what} {name} cannot be loaded: {type(error).__name__}: {reason}{hint}")
 
 
-def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
+def load_pretrained(kind: Any, name: str, unused: tuple[str, ...] = (), **settings: Any) -> Any:
     """Call `kind.from_pretrained` of a located model, so that it reads tensors and texts only.
 
     Pickled weights are not read, and code that comes with a model, or that it names on the hub, is not run.
 
     Args:
-        kind: a class such as AutoModelForCausalLM. settings: further arguments of from_pretrained.
+        kind: a class such as AutoModelForCausalLM. unused: names, to their first dots, of parts that may be missing.
+        settings: further arguments of from_pretrained.
 
     Raises:
         ConfigError: for a folder whose weights are pickles, that needs code of its own or of the hub, is damaged, holds
@@ -135,8 +136,7 @@ def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
         raise
     except Exception as error:  # the libraries raise many types; all of them mean that this model is unreadable
         raise unreadable("model", name, error) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    if missing := sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in unused):
         raise ConfigError(
             f"the model {name} lacks {len(missing)} of its weights, among them {missing[0]}, which would be "
             "initialised at random; save the complete model."
