@@ -7,6 +7,7 @@ check_siblings(__name__)
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
+from callbacks.confusion import ConfusionMatrix
 from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
 from callbacks.doctor import Doctor
@@ -36,6 +37,7 @@ __all__ = [
     "BaselineValidation",
     "CompletionTraces",
     "CompletionsTable",
+    "ConfusionMatrix",
     "Curriculum",
     "DifficultyLedger",
     "Doctor",

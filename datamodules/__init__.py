@@ -5,6 +5,7 @@ from lightning_posttrain import check_siblings
 check_siblings(__name__)
 
 from datamodules.arithmetic import ArithmeticPrompts
+from datamodules.authorship import AuthorshipPrograms
 from datamodules.demonstrations import Demonstrations
 from datamodules.file_prompts import FilePrompts, ValidationSet
 from datamodules.garak import GarakPrompts
@@ -22,6 +23,7 @@ from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 
 __all__ = [
     "ArithmeticPrompts",
+    "AuthorshipPrograms",
     "CurriculumSampler",
     "Demonstrations",
     "FewShot",

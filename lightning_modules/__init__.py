@@ -18,6 +18,7 @@ from lightning_modules.prorl import ProRL
 from lightning_modules.reward_models import CostModel, RewardModel
 from lightning_modules.s_grpo import SGRPO
 from lightning_modules.self_verify import SelfVerify, Verification
+from lightning_modules.sequence_classifier import SequenceClassifier
 from lightning_modules.sft import SFT
 from lightning_modules.still3 import Still3
 from lightning_modules.t_spmo import TSPMO
@@ -45,6 +46,7 @@ __all__ = [
     "SafetyTest",
     "ScorerTraining",
     "SelfVerify",
+    "SequenceClassifier",
     "Shaping",
     "Still3",
     "SupervisedTerm",

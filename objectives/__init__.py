@@ -11,6 +11,7 @@ from objectives.advantages import Advantage, GroupNorm, LeaveOneOut, NoBaseline
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.betting import Betting, ConfidenceSequence
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
+from objectives.classification import Confusion
 from objectives.divergences import Divergence
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
@@ -32,6 +33,7 @@ __all__ = [
     "ClippedSurrogate",
     "ClopperPearson",
     "ConfidenceSequence",
+    "Confusion",
     "ConstantLength",
     "DPO",
     "Divergence",

@@ -4,6 +4,8 @@ from lightning_posttrain import check_siblings
 
 check_siblings(__name__)
 
+from policies.classifier import Classifier
+from policies.encoder import Pooling, TextEncoder
 from policies.logprobs import packed_logprobs, padded_logprobs, token_logprobs
 from policies.packing import PromptGroups
 from policies.params import LoRA, PolicyParams
@@ -14,12 +16,15 @@ from policies.scorer import Scorer, load_scorer
 from policies.tokenizer import load_tokenizer
 
 __all__ = [
+    "Classifier",
     "LoRA",
     "Policy",
     "PolicyParams",
+    "Pooling",
     "Prompt",
     "PromptGroups",
     "Scorer",
+    "TextEncoder",
     "encode_prompt",
     "encode_reply",
     "load_scorer",
