@@ -20,6 +20,7 @@ from datamodules.samplers import CurriculumSampler, GRESOSampler, OneShotSampler
 from datamodules.saturn import SatDemonstrations, SaturnPrompts
 from datamodules.self_verify import VerifyDemonstrations
 from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
+from datamodules.triplets import Triplets
 
 __all__ = [
     "ArithmeticPrompts",
@@ -44,6 +45,7 @@ __all__ = [
     "SaturnPrompts",
     "SchemaDemonstrations",
     "SchemaPrompts",
+    "Triplets",
     "ValidationSet",
     "VerifyDemonstrations",
 ]

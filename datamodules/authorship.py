@@ -200,9 +200,7 @@ class AuthorshipPrograms(L.LightningDataModule):
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None
         trainer = self.trainer
-        sampler = RowSampler(
-            len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size
-        )
+        sampler = RowSampler(len(self.train_data), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
         return PromptLoader(self.train_data, sampler)
 
     def val_dataloader(self) -> DataLoader[Row]:

@@ -242,5 +242,3 @@ class _Writer:
                 "joined": "".join([first, *others]),
             }[self.habits["naming"]]
         return self.names[name]
-
-

@@ -22,6 +22,7 @@ from lightning_modules.sequence_classifier import SequenceClassifier
 from lightning_modules.sft import SFT
 from lightning_modules.still3 import Still3
 from lightning_modules.t_spmo import TSPMO
+from lightning_modules.triplet_embedder import TripletEmbedder
 
 __all__ = [
     "AdaptThink",
@@ -51,5 +52,6 @@ __all__ = [
     "Still3",
     "SupervisedTerm",
     "Teacher",
+    "TripletEmbedder",
     "Verification",
 ]

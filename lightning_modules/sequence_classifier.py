@@ -82,9 +82,7 @@ class SequenceClassifier(PosttrainModule):
             data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
             labels = self.labels or getattr(data, "labels", None)
             with isolated_rng("initialisation", run_seed()):
-                self.policy = Classifier(
-                    self.policy_params, labels, self.pooling, self.head_width, self.head_dropout
-                )
+                self.policy = Classifier(self.policy_params, labels, self.pooling, self.head_width, self.head_dropout)
             self.labels = self.policy.labels
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

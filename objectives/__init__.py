@@ -13,6 +13,7 @@ from objectives.betting import Betting, ConfidenceSequence
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
 from objectives.classification import Confusion
 from objectives.divergences import Divergence
+from objectives.embedding_losses import EmbeddingLoss, MultipleNegatives, TripletMargin
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
 from objectives.pass_at_k import PassAtK
@@ -37,6 +38,7 @@ __all__ = [
     "ConstantLength",
     "DPO",
     "Divergence",
+    "EmbeddingLoss",
     "EmpiricalBernstein",
     "GlobalNorm",
     "GroupNorm",
@@ -45,6 +47,7 @@ __all__ = [
     "KTAE",
     "KTO",
     "LeaveOneOut",
+    "MultipleNegatives",
     "NoBaseline",
     "ORPO",
     "PairLoss",
@@ -65,5 +68,6 @@ __all__ = [
     "SimPO",
     "StudentT",
     "TokenMean",
+    "TripletMargin",
     "VESPO",
 ]

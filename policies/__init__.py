@@ -5,6 +5,7 @@ from lightning_posttrain import check_siblings
 check_siblings(__name__)
 
 from policies.classifier import Classifier
+from policies.embedder import Embedder
 from policies.encoder import Pooling, TextEncoder
 from policies.logprobs import packed_logprobs, padded_logprobs, token_logprobs
 from policies.packing import PromptGroups
@@ -17,6 +18,7 @@ from policies.tokenizer import load_tokenizer
 
 __all__ = [
     "Classifier",
+    "Embedder",
     "LoRA",
     "Policy",
     "PolicyParams",

