@@ -30,6 +30,7 @@ from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
 from callbacks.token_budget import TokenBudget
 from callbacks.traces import CompletionTraces
+from callbacks.weight_difference import WeightDifference
 from datamodules.samplers import GRESOSampler, OneShotSampler
 
 __all__ = [
@@ -64,5 +65,6 @@ __all__ = [
     "SystemMetrics",
     "ThinkingPlot",
     "TokenBudget",
+    "WeightDifference",
     "WritePredictions",
 ]

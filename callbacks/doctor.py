@@ -13,11 +13,12 @@ from callbacks.findings import IN_A_ROW, WHILE_TRAINING, Seen
 from callbacks.findings_at_start import AT_START
 from callbacks.findings_classes import ON_CLASSES, READ_OF_CLASSES
 from callbacks.findings_preference import ON_PREFERENCES, READ, WINDOW, Steps
+from callbacks.findings_vectors import ON_VECTORS, READ_OF_VECTORS
 from support.processes import gathered
 from tracking.runs import mlflow_runs
 
 #: of modules that learn from given data: the metrics that tell their kind, and the checks of their steps
-ON_STEPS = ((READ, ON_PREFERENCES), (READ_OF_CLASSES, ON_CLASSES))
+ON_STEPS = ((READ, ON_PREFERENCES), (READ_OF_CLASSES, ON_CLASSES), (READ_OF_VECTORS, ON_VECTORS))
 #: tensors that are watched, and how many weights of each
 TENSORS, WEIGHTS = 8, 4096
 
@@ -27,7 +28,7 @@ class Doctor(L.Callback):
 
     It reports each finding once per run: a paragraph with the measured figure and the setting to change, and the tag
     `doctor.<finding>` of the MLflow run. It never stops a run and draws no random numbers of the run's. On-policy
-    modules, preference tuning and classifiers only.
+    modules, preference tuning, classifiers and embedders only.
 
     Args:
         ignore: names of findings that are meant to be so.
