@@ -156,7 +156,10 @@ class TripletEmbedder(PosttrainModule):
             self._mined = self.mine(self._train_rows("mine_every"))
         if self._mined:
             rows = [row | {"negative": self._mined.get(str(row["id"]), row["negative"])} for row in rows]
-        anchors, positives, negatives = self.triplet_vectors(rows)
+        vectors = torch.stack(self.triplet_vectors(rows))
+        if self.trainer.world_size > 1 and self.loss.compares_rows:  # (processes, 3, rows, width)
+            vectors = self.all_gather(vectors, sync_grads=True).transpose(0, 1).flatten(1, 2)
+        anchors, positives, negatives = vectors
         loss, active = self.loss(anchors, positives, negatives)
         metrics = {
             "loss": loss.detach(),

@@ -9,7 +9,7 @@ Vectors have length 1, so both distances are at most 2.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,9 @@ DISTANCES = {"cosine": cosine_distance, "euclidean": euclidean_distance}
 
 class EmbeddingLoss(ABC):
     """A loss of the vectors of a batch."""
+
+    #: whether the loss compares triplets with each other, so that processes must exchange their vectors
+    compares_rows: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, anchors: Vectors, positives: Vectors, negatives: Vectors) -> tuple[Tensor, Tensor]:
@@ -77,6 +80,8 @@ class MultipleNegatives(EmbeddingLoss):
     """
 
     scale: float = 20.0
+
+    compares_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
