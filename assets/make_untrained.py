@@ -3,16 +3,24 @@ loads.
 
     python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
     python assets/make_untrained.py tiny_reasoner runs/r1/small_base 64 2      # hidden size and layers
+    python assets/make_untrained.py tiny_encoder assets/tiny_encoder           # an encoder-decoder for code
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from datamodules.code_styles import programs  # noqa: E402
 from datamodules.records_desk import VOCABULARY  # noqa: E402
 from datamodules.sleep import vocabulary  # noqa: E402
 
@@ -62,6 +70,45 @@ def sleeper_tokenizer() -> PreTrainedTokenizerFast:
     return _wrap(tokenizer, special, "<think>")
 
 
+def code_tokenizer(vocabulary: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer for C with pieces of words, layout included; texts stand between <s> and </s>."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((row["text"] for row in programs(2000, seed=0)), trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in special[1:]]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="right"
+    )
+
+
+def save_encoder(folder: str | Path, tokenizer: PreTrainedTokenizerFast, hidden: int = 64, layers: int = 2) -> None:
+    """Save a tokenizer and an encoder-decoder of the T5 family with random weights, drawn from torch's generator."""
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=hidden,
+        d_kv=hidden // 2,
+        d_ff=2 * hidden,
+        num_layers=layers,
+        num_decoder_layers=1,
+        num_heads=2,
+        feed_forward_proj="relu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def save_random(folder: str | Path, tokenizer: PreTrainedTokenizerFast, **shape: int) -> None:
     """Save a tokenizer and a Llama model of random weights for it, drawn from torch's generator.
 
@@ -81,6 +128,10 @@ def save_random(folder: str | Path, tokenizer: PreTrainedTokenizerFast, **shape:
 
 
 def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
+    if name == "tiny_encoder":
+        torch.manual_seed(0)
+        save_encoder(folder, code_tokenizer())
+        return
     tokenizer = {
         "tiny_reasoner": reasoner_tokenizer,
         "tiny_generalist": reasoner_tokenizer,

@@ -7,6 +7,7 @@ check_siblings(__name__)
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
+from callbacks.confusion import ConfusionMatrix
 from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
 from callbacks.doctor import Doctor
@@ -29,6 +30,7 @@ from callbacks.system import SystemMetrics
 from callbacks.thinking_plot import ThinkingPlot
 from callbacks.token_budget import TokenBudget
 from callbacks.traces import CompletionTraces
+from callbacks.weight_difference import WeightDifference
 from datamodules.samplers import GRESOSampler, OneShotSampler
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "BaselineValidation",
     "CompletionTraces",
     "CompletionsTable",
+    "ConfusionMatrix",
     "Curriculum",
     "DifficultyLedger",
     "Doctor",
@@ -62,5 +65,6 @@ __all__ = [
     "SystemMetrics",
     "ThinkingPlot",
     "TokenBudget",
+    "WeightDifference",
     "WritePredictions",
 ]

@@ -11,10 +11,14 @@ from torch.distributed.tensor import DTensor
 
 from callbacks.findings import IN_A_ROW, WHILE_TRAINING, Seen
 from callbacks.findings_at_start import AT_START
+from callbacks.findings_classes import ON_CLASSES, READ_OF_CLASSES
 from callbacks.findings_preference import ON_PREFERENCES, READ, WINDOW, Steps
+from callbacks.findings_vectors import ON_VECTORS, READ_OF_VECTORS
 from support.processes import gathered
 from tracking.runs import mlflow_runs
 
+#: of modules that learn from given data: the metrics that tell their kind, and the checks of their steps
+ON_STEPS = ((READ, ON_PREFERENCES), (READ_OF_CLASSES, ON_CLASSES), (READ_OF_VECTORS, ON_VECTORS))
 #: tensors that are watched, and how many weights of each
 TENSORS, WEIGHTS = 8, 4096
 
@@ -24,7 +28,7 @@ class Doctor(L.Callback):
 
     It reports each finding once per run: a paragraph with the measured figure and the setting to change, and the tag
     `doctor.<finding>` of the MLflow run. It never stops a run and draws no random numbers of the run's. On-policy
-    modules and preference tuning only.
+    modules, preference tuning, classifiers and embedders only.
 
     Args:
         ignore: names of findings that are meant to be so.
@@ -34,7 +38,7 @@ class Doctor(L.Callback):
         self.ignore = set(ignore or [])
         self.said: dict[str, str] = {}  # paragraphs by finding
         self.seen: list[Seen] = []
-        self.steps: Steps = []  # of preference tuning
+        self.steps: Steps = []  # of modules that learn from given data
         self.watched: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,11 +57,12 @@ class Doctor(L.Callback):
             self._say(trainer, check.__name__, check(pl_module, data))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if all(f"train/{name}" in trainer.callback_metrics for name in READ):
-            self.steps.append({name: float(trainer.callback_metrics[f"train/{name}"]) for name in READ})
-            self.steps = [*self.steps[:WINDOW], *self.steps[WINDOW:][-WINDOW:]]
-            for finding in ON_PREFERENCES:
-                self._say(trainer, finding.__name__, finding(pl_module, self.steps))
+        for names, findings in ON_STEPS:
+            if all(f"train/{name}" in trainer.callback_metrics for name in names):
+                self.steps.append({name: float(trainer.callback_metrics[f"train/{name}"]) for name in names})
+                self.steps = [*self.steps[:WINDOW], *self.steps[WINDOW:][-WINDOW:]]
+                for finding in findings:
+                    self._say(trainer, finding.__name__, finding(pl_module, self.steps))
         if getattr(pl_module, "last_rollout", None) is None:
             return
         one = Seen.together(gathered(Seen.of(pl_module)))

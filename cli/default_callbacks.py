@@ -24,6 +24,7 @@ def with_defaults(trainer: Any, method: str | None, paper: str | None) -> list[L
         callbacks.SystemMetrics(),
         callbacks.BaselineValidation(),
         callbacks.ThinkingPlot(),
+        callbacks.ConfusionMatrix(),
         callbacks.WritePredictions(),
         callbacks.NonFiniteGradients(),
         callbacks.Doctor(),

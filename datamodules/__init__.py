@@ -5,6 +5,7 @@ from lightning_posttrain import check_siblings
 check_siblings(__name__)
 
 from datamodules.arithmetic import ArithmeticPrompts
+from datamodules.authorship import AuthorshipPrograms
 from datamodules.critiques import RunningSumPrompts
 from datamodules.demonstrations import Demonstrations
 from datamodules.file_prompts import FilePrompts, ValidationSet
@@ -22,9 +23,11 @@ from datamodules.scored_demonstrations import ScoredDemonstrations
 from datamodules.self_verify import VerifyDemonstrations
 from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 from datamodules.thinker import ThinkerDemonstrations
+from datamodules.triplets import Triplets
 
 __all__ = [
     "ArithmeticPrompts",
+    "AuthorshipPrograms",
     "CurriculumSampler",
     "Demonstrations",
     "FewShot",
@@ -47,6 +50,7 @@ __all__ = [
     "SchemaDemonstrations",
     "SchemaPrompts",
     "ScoredDemonstrations",
+    "Triplets",
     "ValidationSet",
     "ThinkerDemonstrations",
     "VerifyDemonstrations",

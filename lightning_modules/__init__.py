@@ -21,10 +21,12 @@ from lightning_modules.reward_models import CostModel, RewardModel
 from lightning_modules.s_grpo import SGRPO
 from lightning_modules.scored_sft import ScoredSFT
 from lightning_modules.self_verify import SelfVerify, Verification
+from lightning_modules.sequence_classifier import SequenceClassifier
 from lightning_modules.sft import SFT
 from lightning_modules.still3 import Still3
 from lightning_modules.t_spmo import TSPMO
 from lightning_modules.thinker import Thinker
+from lightning_modules.triplet_embedder import TripletEmbedder
 
 __all__ = [
     "AdaptThink",
@@ -53,10 +55,12 @@ __all__ = [
     "ScoredSFT",
     "ScorerTraining",
     "SelfVerify",
+    "SequenceClassifier",
     "Shaping",
     "Still3",
     "SupervisedTerm",
     "Teacher",
     "Thinker",
+    "TripletEmbedder",
     "Verification",
 ]

@@ -11,7 +11,9 @@ from objectives.advantages import Advantage, GroupNorm, LeaveOneOut, NoBaseline
 from objectives.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
 from objectives.betting import Betting, ConfidenceSequence
 from objectives.bounds import Bound, ClopperPearson, EmpiricalBernstein, Hoeffding, StudentT
+from objectives.classification import Confusion
 from objectives.divergences import Divergence
+from objectives.embedding_losses import EmbeddingLoss, MultipleNegatives, TripletMargin
 from objectives.gae import GAE
 from objectives.global_norm import GlobalNorm, ReinforcePlusPlus
 from objectives.ktae import KTAE
@@ -33,9 +35,11 @@ __all__ = [
     "ClippedSurrogate",
     "ClopperPearson",
     "ConfidenceSequence",
+    "Confusion",
     "ConstantLength",
     "DPO",
     "Divergence",
+    "EmbeddingLoss",
     "EmpiricalBernstein",
     "GAE",
     "GlobalNorm",
@@ -45,6 +49,7 @@ __all__ = [
     "KTAE",
     "KTO",
     "LeaveOneOut",
+    "MultipleNegatives",
     "NoBaseline",
     "ORPO",
     "PairLoss",
@@ -65,5 +70,6 @@ __all__ = [
     "SimPO",
     "StudentT",
     "TokenMean",
+    "TripletMargin",
     "VESPO",
 ]

@@ -4,6 +4,9 @@ from lightning_posttrain import check_siblings
 
 check_siblings(__name__)
 
+from policies.classifier import Classifier
+from policies.embedder import Embedder
+from policies.encoder import Pooling, TextEncoder
 from policies.logprobs import packed_logprobs, padded_logprobs, token_logprobs
 from policies.packing import PromptGroups
 from policies.params import LoRA, PolicyParams
@@ -15,13 +18,17 @@ from policies.tokenizer import load_tokenizer
 from policies.value_model import ValueModel
 
 __all__ = [
+    "Classifier",
+    "Embedder",
     "LoRA",
     "Policy",
     "PolicyParams",
+    "Pooling",
     "Prompt",
     "PromptGroups",
     "Scorer",
     "ValueModel",
+    "TextEncoder",
     "encode_prompt",
     "encode_reply",
     "load_scorer",

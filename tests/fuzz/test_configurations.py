@@ -27,6 +27,8 @@ NAMES = [
     "reward_model",
     "dpo",
     "distill",
+    "authorship",
+    "t_vec",
     "curriculum",
     "saturn",
     "think_json",

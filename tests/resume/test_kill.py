@@ -205,9 +205,22 @@ METHODS = {
             "data": {"source": "arithmetic", "train_size": 30, "val_size": 6, "batch_size": 4},
         },
     ),
+    "authorship": (
+        "authorship",
+        "encoder",
+        {"model": {"max_length": 48, "head_width": 8}, "data": {"size": 100, "batch_size": 4, "split": "random"}},
+    ),
+    "t_vec": (
+        "t_vec",
+        "reasoner",
+        {
+            "model": {"optimizer": MODEL["optimizer"], "mine_every": 2, "domain_tokens": 3},
+            "data": {"train_size": 30, "val_size": 6, "batch_size": 4},
+        },
+    ),
 }
 #: methods whose steps are counted, not their rollouts
-OFFLINE = ("sft", "dpo", "distill")
+OFFLINE = ("sft", "dpo", "distill", "authorship", "t_vec")
 
 
 @pytest.fixture
@@ -219,7 +232,8 @@ def command(reasoner, assistant, tmp_path, empty_store):
         folder.mkdir()
         shutil.copy(empty_store, folder / "mlflow.db")
         pandas.read_parquet(ROOT / "assets/preferences/records.parquet").head(150).to_parquet(folder / "pairs.parquet")
-        policy = {"model": {"reasoner": reasoner, "assistant": assistant, "coder": f"{ROOT}/assets/tiny_coder"}[model]}
+        shipped = {"coder": f"{ROOT}/assets/tiny_coder", "encoder": f"{ROOT}/assets/tiny_encoder"}
+        policy = {"model": ({"reasoner": reasoner, "assistant": assistant} | shipped)[model]}
         overlay = {
             "model": {"init_args": changes["model"] | {"policy": policy | changes["model"].get("policy", {})}},
             "data": {"init_args": changes.get("data", DATA)},
