@@ -50,8 +50,8 @@ __all__ = [
     "SchemaDemonstrations",
     "SchemaPrompts",
     "ScoredDemonstrations",
+    "ThinkerDemonstrations",
     "Triplets",
     "ValidationSet",
-    "ThinkerDemonstrations",
     "VerifyDemonstrations",
 ]

@@ -35,6 +35,7 @@ from rewards.thinker import BalancedVerdict, FinalAnswer, LikelySummary
 from rewards.turn_rewards import TurnReward, TurnRewards
 
 __all__ = [
+    "HAPO",
     "Abstain",
     "ActionBonus",
     "AnswerReward",
@@ -51,7 +52,6 @@ __all__ = [
     "GoldProblem",
     "GradedAnswer",
     "Guarded",
-    "HAPO",
     "HTTPJudge",
     "InstructionFollowing",
     "JsonPart",
