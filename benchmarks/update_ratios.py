@@ -1,4 +1,4 @@
-"""How much of an update rows without signal take, and what bfloat16 gains: ratios of alternating runs in one process.
+"""Measure updates without the rows that have no signal, and in bfloat16: ratios of alternating runs in one process.
 
     python benchmarks/update_ratios.py                                # SmolLM2-135M's shape, random weights
     python benchmarks/update_ratios.py --layers 4 --pairs 5

@@ -6,9 +6,11 @@ Processors with AMX or avx512_bf16 instructions multiply bfloat16 several times 
 """
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from policies.params import PolicyParams
 from support.processes import gathered
 
 Precision = Literal["float32", "bfloat16"]
+Generate = TypeVar("Generate", bound=Callable[..., Any])
 #: rows of the measured products: a step of decoding, and a part of an update
 ROWS = (32, 256)
 #: largest measured width, which bounds the time of the measurement
@@ -31,8 +34,8 @@ class Probe:
     """Times of a layer's products: forward on a few rows, forward and both backward products on many.
 
     Fields:
-        float32, bfloat16: seconds, the smallest of several alternating runs. Casts of the layer's inputs and outputs
-            count, casts of its weights do not.
+        float32, bfloat16: CPU seconds, the smallest of several alternating runs; other processes change them less than
+            the time of day. Casts of inputs and outputs count, casts of the weights do not.
     """
 
     float32: float
@@ -74,9 +77,9 @@ def probe(config: Any, runs: int = 5) -> Probe:
     half, times = weight.bfloat16(), (list[float](), list[float]())
     for _ in range(runs + 1):
         for seconds, matrix in zip(times, (weight, half), strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             products(matrix)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     return Probe(*(min(seconds[1:]) for seconds in times))
 
 
@@ -107,3 +110,14 @@ def computing(policy: Any) -> AbstractContextManager[Any]:
     if policy.compute == "float32" or torch.is_autocast_enabled(kind):
         return nullcontext()
     return torch.autocast(kind, torch.bfloat16)
+
+
+def in_its_precision(generate: Generate) -> Generate:
+    """Let an engine's method that takes the policy first run in the policy's precision."""
+
+    @wraps(generate)
+    def call(engine: Any, policy: Any, *arguments: Any, **options: Any) -> Any:
+        with computing(policy):
+            return generate(engine, policy, *arguments, **options)
+
+    return cast(Generate, call)

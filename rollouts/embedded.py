@@ -11,6 +11,7 @@ import torch
 
 from policies import Policy
 from policies.adapters import acting_adapters
+from policies.compute import in_its_precision
 from policies.modes import evaluation_mode
 from rollouts.batch import RolloutBatch
 from rollouts.continuous_batching import ContinuousBatching
@@ -25,7 +26,6 @@ from rollouts.engine import (
     assemble,
     check_prompts,
     full_precision,
-    in_its_precision,
     padded_forced,
     uniforms,
 )

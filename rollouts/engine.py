@@ -2,9 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +11,6 @@ from transformers import LogitsProcessorList, StopStringCriteria
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from policies import Policy
-from policies.compute import computing
 from policies.config_checks import context_of
 from rollouts.batch import RolloutBatch
 from rollouts.environment import Environment
@@ -32,7 +29,6 @@ Prompts = list[list[int]]
 REASONS: tuple[FinishReason, ...] = ("length", "eos", "stop")
 DRAWN = 2**20  # maximum number of logits that tokens are drawn from at once
 Forced = list[list[int]] | None
-Generate = TypeVar("Generate", bound=Callable[..., Any])
 
 
 class Engine(ABC):
@@ -76,17 +72,6 @@ def full_precision(policy: Policy) -> bool:
     """Whether the policy computes in float32, with its current weights and autocast."""
     is_rounded = policy.compute != "float32" or torch.is_autocast_enabled(policy.device.type)
     return next(policy.model.parameters()).dtype == torch.float32 and not is_rounded
-
-
-def in_its_precision(generate: Generate) -> Generate:
-    """Let an engine's method that takes the policy first run in the policy's precision."""
-
-    @wraps(generate)
-    def call(engine: Any, policy: Policy, *arguments: Any, **options: Any) -> Any:
-        with computing(policy):
-            return generate(engine, policy, *arguments, **options)
-
-    return cast(Generate, call)
 
 
 def check_prompts(policy: Policy, prompts: Prompts, sampling: SamplingParams) -> None:

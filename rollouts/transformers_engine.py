@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from policies import Policy
+from policies.compute import in_its_precision
 from policies.modes import evaluation_mode
 from policies.packing import limits
 from policies.start_checks import FOREIGN
@@ -21,7 +22,6 @@ from rollouts.engine import (
     assemble,
     check_prompts,
     full_precision,
-    in_its_precision,
     padded_forced,
     padded_left,
     padded_together,

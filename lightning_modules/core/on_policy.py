@@ -66,8 +66,8 @@ class OnPolicyModule(SamplingModule):
 
     #: whether groups whose rewards are all equal have no gradient, so that `batch.refill` may replace them
     zero_variance_groups_have_no_gradient = True
-    #: whether `token_loss` adds no term with a gradient where a row's advantages are all 0, apart from the KL penalty; a
-    #: class that overrides `token_loss` declares it anew, else the update computes all rows
+    #: whether `token_loss` has no gradient, apart from the KL penalty's, where a row's advantages are all 0; a class
+    #: that overrides `token_loss` declares it anew, else the update computes all rows
     zero_advantage_has_no_gradient = True
     #: whether `rewards` must not be empty, and whether one of them must judge correctness
     needs_rewards, needs_correctness = True, False
