@@ -116,7 +116,9 @@ def value_loss(
     if clip is None:
         return 0.5 * error, torch.zeros_like(error, dtype=torch.bool)
     clipped_error = (old + (values - old).clamp(-clip, clip) - targets) ** 2
-    return 0.5 * torch.maximum(error, clipped_error), (clipped_error > error).detach()
+    # Within the range both errors are one number, up to rounding.
+    is_clipped = ((values - old).abs() > clip) & (clipped_error > error)
+    return 0.5 * torch.where(is_clipped, clipped_error, error), is_clipped.detach()
 
 
 def explained_variance(

@@ -206,7 +206,7 @@ class CriticMethod(OnPolicyModule):
         return batch.values
 
     def token_rewards(self, batch: RolloutBatch) -> list[Float[Tensor, "rows time"]]:
-        """What each critic predicts, as rewards of tokens. NaN in a row that no reward applied to."""
+        """The rewards of tokens that each critic predicts. NaN in a row that no reward applied to."""
         kl = self.token_kl(batch) if self.kl.placement == "token_reward" and self.kl.coefficient else 0.0
         return [self.at_tokens(batch, self.returns(batch)) - self.kl.coefficient * kl]
 

@@ -279,7 +279,7 @@ class OnPolicyModule(SamplingModule):
         return None
 
     def value_term(self) -> ValueTerm | None:
-        """What a critic adds to every pass of the update; None without a critic. Called once per rollout."""
+        """The part of the update that trains a critic; None without a critic. Called once per rollout."""
         return None
 
     def update(self, batch: RolloutBatch) -> dict[str, float]:

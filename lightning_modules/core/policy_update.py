@@ -28,7 +28,7 @@ Sums = dict[str, Tensor | tuple[Tensor, Tensor]]
 
 
 class ValueTerm(Protocol):
-    """What a critic adds to the update: values from the same pass, and the loss of every token.
+    """The critic's part of the update: values from the same pass, and a loss of every token.
 
     Fields:
         coefficient: weight of its loss.
@@ -285,7 +285,8 @@ class PolicyUpdate:
             loss = loss - bonus * entropy
         if term is not None:
             of_critic, critic_sums = term.loss(values, batch, rows, mask)
-            loss, sums = loss + term.coefficient * of_critic, sums | critic_sums
+            loss = loss + term.coefficient * of_critic
+            sums |= critic_sums
         sums["entropy"] = (entropy.detach() * mask).sum()
         if not self.updated:  # later the policy is another one
             sums["behaviour_gap"] = ((behaviour.detach() - engine_logprobs).abs() * mask).sum()

@@ -145,7 +145,7 @@ class PosttrainModule(L.LightningModule):
         return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
 
     def parameter_groups(self) -> list[Any]:
-        """What the optimiser is built from: parameters, or groups of them with settings of their own."""
+        """The optimiser's argument: parameters, or groups of them with settings of their own."""
         return self.trained_parameters()
 
     def configure_optimizers(self) -> Any:

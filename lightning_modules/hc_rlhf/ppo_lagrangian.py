@@ -24,7 +24,7 @@ from rollouts import BatchPlan, RolloutBatch
 
 
 class PPOLagrangian(CriticMethod, HCRLHF):
-    """Safe RLHF's PPO-Lagrangian with the models, costs and safety test of HC-RLHF; the defaults are its official code's.
+    """Safe RLHF's PPO-Lagrangian with HC-RLHF's models, costs and safety test; the defaults are its official code's.
 
     To the hooks of HC-RLHF (`score`, `observe`, `returns`, `auxiliary_loss` and `metrics`) its base classes add
     `advantages`, `value_term`, `trained_parameters` and `parameter_groups` for the critics.

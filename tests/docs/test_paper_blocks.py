@@ -20,7 +20,7 @@ NEW = '''"""A reward."""
 PAPER = Paper(
     name="new_paper",
     title="NewPaper",
-    arxiv="2001.00001",
+    arxiv="1601.00001",
     idea="a reward for novelty",
     classes=("rewards.New",),
     configs=("new_paper",),
@@ -90,7 +90,7 @@ def test_a_new_paper_is_listed_everywhere_by_its_own_files(tmp_path):
     (tmp_path / "rewards").mkdir()
     (tmp_path / "rewards/__init__.py").touch()
     (tmp_path / "rewards/new_paper.py").write_text(NEW)
-    (tmp_path / "configs/new_paper.yaml").write_text("# NewPaper (arXiv 2001.00001).\n")
+    (tmp_path / "configs/new_paper.yaml").write_text("# NewPaper (arXiv 1601.00001).\n")
     (tmp_path / "docs/new_paper.md").write_text("# NewPaper\n")
     code = (
         "import benchmarks.pages, runpy; benchmarks.pages.main()\n"

@@ -48,7 +48,7 @@ def test_each_critic_predicts_its_own_and_the_advantage_weighs_them_by_lambda(as
 
 
 def test_the_kl_weighs_the_same_whatever_lambda_is(assistant, tmp_path, monkeypatch):
-    """Without a critic's values and with lambda 1 of GAE, the KL's part of the advantage is -beta times the KL to come."""
+    """Without values and with GAE's lambda 1, the KL's part of the advantage is -beta times the KL to come."""
     parts = {}
     for factor in (0.5, 4.0):
         module = lagrangian(

@@ -122,6 +122,12 @@ def test_the_gradient_of_the_value_loss_is_that_of_finite_differences(clip):
         assert (values.grad[clipped] == 0).all() and (values.grad[~clipped] != 0).all()
 
 
+def test_values_within_the_range_are_not_counted_as_clipped_because_of_rounding():
+    old = torch.rand(10_000) * 3 + 0.1
+    values = old + (torch.rand(10_000) - 0.5) * 0.3
+    assert not value_loss(values, old, torch.rand(10_000), 0.2)[1].any()
+
+
 def test_explained_variance_of_known_critics():
     targets, mask = torch.tensor([[1.0, 2.0], [3.0, 100.0]]), torch.tensor([[True, True], [True, False]])
     assert explained_variance(targets, targets, mask) == 1
