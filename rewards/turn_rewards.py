@@ -32,7 +32,7 @@ class TurnRewards(Reward):
 
 
 class TurnReward(Reward):
-    """What the environment gave for one turn; NaN for completions without it.
+    """The reward that the environment gave for one turn; NaN for completions without it.
 
     With `shaping.credit: turn` that turn's tokens learn from it.
 

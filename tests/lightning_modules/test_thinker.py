@@ -17,7 +17,7 @@ from policies.supervised import encode_responses
 from rewards import BalancedVerdict, ExactAnswer, FinalAnswer, Format, LikelySummary, TurnReward
 from rollouts import BatchPlan, EmbeddedEngine, RolloutBatch, SamplingParams, Turns
 from support.errors import ConfigError
-from tests.helpers import ROOT, build, fit, quiet_trainer
+from tests.helpers import ROOT, build, fit, quiet_trainer, sums
 from tests.helpers.batches import batch_of_texts
 from tests.helpers.talks import Sometimes
 
@@ -231,7 +231,7 @@ def test_a_turn_learns_from_its_own_reward_and_compares_itself_with_the_same_tur
 
 def test_the_likelihood_of_a_summary_is_a_plain_forward_pass_under_the_fast_prompt():
     module = thinking()
-    fit(module, 1, seed=1)
+    fit(module, 1, seed=1, data=sums(levels=(2,)))
     batch, found = module.last_rollout, 0
     policy = Policy(PolicyParams(VERIFIER))
     with torch.no_grad():
