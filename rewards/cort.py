@@ -30,7 +30,7 @@ class CodeFailures(Reward):
         name: as in every reward.
     """
 
-    span = (-1.0, 0.0, True)
+    reads_turns, span = True, (-1.0, 0.0, True)
 
     def __init__(self, without_code: int = 0, weight: float = 0.1, name: str | None = None) -> None:
         super().__init__(weight, name)

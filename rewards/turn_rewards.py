@@ -27,6 +27,8 @@ class TurnRewards(Reward):
         weight, name: as in every reward.
     """
 
+    reads_turns = True
+
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return turns_of(self, batch).totals
 
@@ -41,7 +43,7 @@ class TurnReward(Reward):
         weight, name: as in every reward; the name is turn_<number> by default.
     """
 
-    may_abstain = True
+    may_abstain = reads_turns = True
 
     def __init__(self, turn: int, weight: float = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name or f"turn_{turn}")
