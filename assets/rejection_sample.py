@@ -6,8 +6,9 @@
 Each right completion of a prompt is kept once, and at most --per_prompt of them, so that easy prompts do not dominate
 the set.
 
-With an environment, responses are lists of turns, of which SFT does not learn what the environment said. Hint-engineering
-(CoRT, arXiv 2506.09820) inserts cues into completions, which the policy then goes on with and learns to write itself:
+With an environment, responses are lists of turns, of which SFT does not learn what the environment said.
+Hint-engineering (CoRT, arXiv 2506.09820) inserts cues into completions, which the policy then goes on with and learns
+to write itself:
 
     python assets/rejection_sample.py --config configs/cort/1_hints.yaml
 """
@@ -87,7 +88,7 @@ def sampled(
 
 
 def environment_texts(rollout: RolloutBatch) -> list[list[str]]:
-    """What the environment said between each row's turns: one text less than the row has turns."""
+    """The texts of the environment between each row's turns: one less than the row has turns."""
     assert rollout.turns is not None and rollout.decoder is not None
     number, counts = rollout.turns.number, rollout.turns.counts.tolist()
     between, latest = rollout.completion_mask & (number < 0), number.cummax(1).values
@@ -96,7 +97,7 @@ def environment_texts(rollout: RolloutBatch) -> list[list[str]]:
 
 
 def responses(rollout: RolloutBatch, environment: Environment | None) -> list[Any]:
-    """What SFT learns of each completion: its text, or its turns if an environment took part.
+    """The response of each completion for SFT: its text, or its turns if an environment took part.
 
     Raises:
         ConfigError: the environment replied with messages, which cannot be told from the chat template's text.
@@ -110,9 +111,9 @@ def responses(rollout: RolloutBatch, environment: Environment | None) -> list[An
         )
     cue = getattr(getattr(environment, "calls", None), "cue", "")
     listed = []
-    for own, between in zip(rollout.turn_texts, environment_texts(rollout), strict=True):
-        turns = [{"role": "assistant", "content": own[0]}]
-        for output, text in zip(between, own[1:], strict=True):
+    for written, between in zip(rollout.turn_texts, environment_texts(rollout), strict=True):
+        turns = [{"role": "assistant", "content": written[0]}]
+        for output, text in zip(between, written[1:], strict=True):
             is_cued = bool(cue) and output.endswith(cue)
             turns.append({"role": "output", "content": output.removesuffix(cue) if is_cued else output})
             turns.append({"role": "assistant", "content": cue * is_cued + text})

@@ -190,10 +190,11 @@ def _asked(rewards: list[Reward], row: dict[str, Any]) -> Iterator[Reward]:
 def _scored(module: Any, data: Any) -> RolloutBatch | None:
     """Four completions for each of a few training rows: nothing, the prompt repeated, the right answer, a wrong one.
 
-    Needs rows with an `answer`. Returns None if a reward waits for others (a judge), because its calls may cost money.
+    Needs rows with an `answer`. Returns None if a reward waits for others (a judge), because its calls may cost money,
+    or reads turns, which such completions do not have.
     """
     rows = [row for row in data.rows("train")[:TRIED] if row.get("answer") is not None]
-    if not rows or not module.rewards or any(reward.waits for reward in module.rewards):
+    if not rows or not module.rewards or any(reward.waits or reward.reads_turns for reward in module.rewards):
         return None
     prompts = [module.prompt_tokens(row) for row in rows]
     texts = []

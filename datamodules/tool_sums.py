@@ -20,8 +20,13 @@ Turns = list[dict[str, str]]
 
 
 def code_block(a: int, b: int) -> str:
-    """The block that adds two numbers, up to its closing fence."""
-    return f"```python\n{a}+{b}\n```\n"
+    """The block that adds two numbers of the same length, up to its closing fence.
+
+    It adds digit by digit without carries, because this small model reads digits well and copies whole numbers badly.
+    """
+    digits = zip(reversed(str(a)), reversed(str(b)), strict=True)
+    terms = [f"{10**place}*({x}+{y})" if place else f"{x}+{y}" for place, (x, y) in enumerate(digits)]
+    return f"```python\n{'+'.join(terms)}\n```\n"
 
 
 def output_block(total: int) -> str:

@@ -37,7 +37,7 @@ class TurnBudgets:
 
 @dataclass
 class TurnPrompts:
-    """What the user says before each turn but the first, whose prompt is the data row's.
+    """The user's messages before each turn but the first, whose prompt is the data row's.
 
     <problem>, <answer> (the latest one) and <budget> are replaced.
 

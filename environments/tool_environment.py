@@ -57,7 +57,7 @@ class ToolEnvironment(Environment):
     """Runs the calls that a turn ends with and appends their outputs; a turn without calls ends the completion.
 
     A call that cannot be made, fails or takes too long has the reason as its output. Metrics count calls, and by kind
-    those that failed; `failed_outputs` are those that failed by CoRT's measure, whatever the cause (`tools.is_failure`);
+    those that failed; `failed_outputs` are all that failed by CoRT's measure (`environments.tools.is_failure`).
     `unclosed_calls` are completions that end within a call, `refused_calls` those beyond the limits.
 
     Args:

@@ -44,6 +44,8 @@ class Reward(ABC):
     is_correctness = False
     #: number of the turn that its score belongs to under shaping.credit turn; None for the last turn of a completion
     turn: int | None = None
+    #: whether it reads what an environment gave or counted, so that it cannot score completions without one
+    reads_turns = False
     #: whether a score may be NaN, "does not apply to this row"
     may_abstain = False
     #: (smallest score, largest score, whether only these two occur), for confidence bounds on a cost

@@ -30,7 +30,7 @@ class CodeFailures(Reward):
         name: as in every reward.
     """
 
-    span = (-1.0, 0.0, True)
+    reads_turns, span = True, (-1.0, 0.0, True)
 
     def __init__(self, without_code: int = 0, weight: float = 0.1, name: str | None = None) -> None:
         super().__init__(weight, name)
@@ -63,7 +63,7 @@ PAPER = Paper(
     name="cort",
     title="CoRT",
     arxiv="2506.09820",
-    idea="Python within the reasoning; outputs carry no loss, code that always fails costs 0.1, hints teach to use it well",
+    idea="Python within the reasoning: outputs carry no loss, failing code costs 0.1, cues teach to use it well",
     classes=("environments.CodeFence", "environments.PythonTool", "rewards.CodeFailures"),
     configs=("cort",),
     effect="",

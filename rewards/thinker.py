@@ -81,7 +81,7 @@ class LikelySummary(Reward):
         weight: k. name: as in every reward.
     """
 
-    may_abstain, turn = True, 3
+    may_abstain, reads_turns, turn = True, True, 3
 
     def __init__(self, weight: float = 1e-3, name: str | None = "summary_likelihood") -> None:
         super().__init__(weight, name)
@@ -102,7 +102,7 @@ class FinalAnswer(Reward):
         weight, name: as in every reward.
     """
 
-    is_correctness, may_abstain, span = True, True, (0.0, 1.0, True)
+    is_correctness, may_abstain, reads_turns, span = True, True, True, (0.0, 1.0, True)
 
     def __init__(self, weight: float = 0.0, name: str | None = "final") -> None:
         super().__init__(weight, name)

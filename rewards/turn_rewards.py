@@ -27,12 +27,14 @@ class TurnRewards(Reward):
         weight, name: as in every reward.
     """
 
+    reads_turns = True
+
     def score(self, batch: RolloutBatch) -> Float[Tensor, "rows"]:
         return turns_of(self, batch).totals
 
 
 class TurnReward(Reward):
-    """What the environment gave for one turn; NaN for completions without it.
+    """The reward that the environment gave for one turn; NaN for completions without it.
 
     With `shaping.credit: turn` that turn's tokens learn from it.
 
@@ -41,7 +43,7 @@ class TurnReward(Reward):
         weight, name: as in every reward; the name is turn_<number> by default.
     """
 
-    may_abstain = True
+    may_abstain = reads_turns = True
 
     def __init__(self, turn: int, weight: float = 1.0, name: str | None = None) -> None:
         super().__init__(weight, name or f"turn_{turn}")

@@ -5,7 +5,7 @@ from typing import Protocol
 from lightning_modules.core.part_types import check_part
 from lightning_modules.core.terms import KLPenalty, Shaping
 from objectives import Advantage, Aggregation, PolicyLoss
-from rewards import Reward, TurnRewards
+from rewards import Reward
 from rollouts import BatchPlan, Environment, SamplingParams
 from support.errors import ConfigError
 
@@ -83,7 +83,7 @@ def _check_turns(method: Method) -> None:
                 "shaping.credit is turn, which needs one reward per turn, but kl.placement token_reward gives one per "
                 "token; set kl.placement to reward or loss."
             )
-    of_turns = [reward for reward in method.rewards if isinstance(reward, TurnRewards) or reward.turn is not None]
+    of_turns = [reward for reward in method.rewards if reward.reads_turns]
     if method.environment is None and of_turns:
         raise ConfigError(
             f"rewards.{type(of_turns[0]).__name__} reads what an environment gives for turns; set model.environment, "

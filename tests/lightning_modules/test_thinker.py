@@ -17,7 +17,7 @@ from policies.supervised import encode_responses
 from rewards import BalancedVerdict, ExactAnswer, FinalAnswer, Format, LikelySummary, TurnReward
 from rollouts import BatchPlan, EmbeddedEngine, RolloutBatch, SamplingParams, Turns
 from support.errors import ConfigError
-from tests.helpers import ROOT, build, fit, quiet_trainer
+from tests.helpers import ROOT, build, fit, quiet_trainer, sums
 from tests.helpers.batches import batch_of_texts
 from tests.helpers.talks import Sometimes
 
@@ -181,18 +181,18 @@ def test_numbers_of_turns_by_hand():
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-VERIFIER = str(ROOT / "assets/tiny_verifier")
+START, VERIFIER = (str(ROOT / f"assets/{name}") for name in ("tiny_thinker", "tiny_verifier"))
 
 
 def thinking(**parts):
-    """One digit fits into the fast turn, two do not; the model solves both."""
-    prompts = TurnPrompts("<problem> <answer>. Right?", "<problem>", "<problem>")
+    """The model answers at once, often wrongly, and solves sums of two digits in the slow turn."""
+    prompts = TurnPrompts("<problem> <answer>. Right?", "Wrong. <problem>", "In short?")
     settings = {
-        "environment": ThinkerDialogue(ExactAnswer(), TurnBudgets(16, 60, 60, 60), prompts),
+        "environment": ThinkerDialogue(ExactAnswer(), TurnBudgets(16, 90, 66, 12), prompts),
         "sampling": SamplingParams(300),
         "batch": BatchPlan(4, 4),
     }
-    return build(VERIFIER, parts.pop("rewards", []), Thinker, **(settings | parts))
+    return build(START, parts.pop("rewards", []), Thinker, **(settings | parts))
 
 
 def test_a_rollout_follows_the_truth_and_an_evaluation_the_verdicts():
@@ -202,7 +202,7 @@ def test_a_rollout_follows_the_truth_and_an_evaluation_the_verdicts():
     counts = batch.turns.counts
     assert torch.equal(counts == 2, rewards[:, 0] == 1), "it ends behind a right fast answer"
     assert torch.equal(counts == 4, rewards[:, 2] == 1), "a summary follows a right slow answer"
-    assert {2, 4} <= {*counts.tolist()}
+    assert {2, 4} <= {*counts.tolist()} <= {2, 3, 4}
     for evaluated in module.last_validation:
         said_yes = evaluated.turns.counts == 2
         assert evaluated.turns.counts.max() <= 3
@@ -231,9 +231,9 @@ def test_a_turn_learns_from_its_own_reward_and_compares_itself_with_the_same_tur
 
 def test_the_likelihood_of_a_summary_is_a_plain_forward_pass_under_the_fast_prompt():
     module = thinking()
-    fit(module, 1, seed=1)
+    fit(module, 1, seed=1, data=sums(levels=(2,)))
     batch, found = module.last_rollout, 0
-    policy = Policy(PolicyParams(VERIFIER))
+    policy = Policy(PolicyParams(START))
     with torch.no_grad():
         logprobs = batch.rewards["summary_likelihood"]
         for row, given in enumerate(batch.turns.rewards.tolist()):
