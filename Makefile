@@ -132,7 +132,7 @@ redi: .venv/ready
 	  $(BIN)/python main.py validate --config configs/grpo.yaml --model.policy.model runs/redi/$$model \
 	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
 
-# Critique fine-tuning on one problem: a start that slips, solutions and critiques, SFT on them, and SFT on one solution beside it.
+# Critique fine-tuning on one problem: a start that slips, solutions and critiques, SFT on them, and on one solution.
 critique: .venv/ready
 	$(BIN)/python assets/make_untrained.py tiny_reasoner runs/critique/untrained 64 2
 	$(BIN)/python main.py fit --config configs/critique/1_base.yaml

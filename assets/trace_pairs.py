@@ -91,7 +91,7 @@ def main(
 
 
 def expanded(pattern: str) -> list[str]:
-    """The files that a pattern names; the pattern itself if there are none."""
+    """The files that a pattern names; the pattern itself if no file matches."""
     return sorted(glob.glob(pattern)) or [pattern]
 
 

@@ -39,7 +39,7 @@ class Writer(ABC):
         """
 
     def texts(self, rows: list[Row], samples: int, seed: int) -> list[list[str]]:
-        """The texts of `write` that are not blank. Raises ConfigError if there are none at all."""
+        """The texts of `write` that are not blank. Raises ConfigError if all are."""
         texts = [[text for text in of_row if text.strip()] for of_row in self.write(rows, samples, seed)]
         if not any(texts):
             raise ConfigError(

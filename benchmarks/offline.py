@@ -7,8 +7,8 @@
     python benchmarks/offline.py --what redi --run false            # the table only
 
 The files of `make redi`, `make critique` and `make sleep-cot` must be there. A seed decides the order of the rows.
-Every arm ends with validations of its exported model. Results are runs/<what>/arms/<arm>_<seed>.json, so that an interrupted benchmark
-continues where it stopped.
+Every arm ends with validations of its exported model. Results are runs/<what>/arms/<arm>_<seed>.json, so that an
+interrupted benchmark continues where it stopped.
 """
 
 import json

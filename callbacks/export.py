@@ -50,8 +50,8 @@ class ExportPolicy(L.Callback):
         if self.monitor not in trainer.callback_metrics:
             raise ConfigError(
                 f"ExportPolicy: monitor is {self.monitor!r}, but the validation logged "
-                f"{sorted(name for name in trainer.callback_metrics if name.startswith('val/'))}; set monitor to one of "
-                "these."
+                f"{sorted(name for name in trainer.callback_metrics if name.startswith('val/'))}; set monitor to one "
+                "of these."
             )
         value = float(trainer.callback_metrics[self.monitor])
         if trainer.global_step == 0 or math.isnan(value) or trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """Critique fine-tuning (arXiv 2506.03295): prompts, and running sums as a toy with a rule that solves and critiques.
 
-A problem such as a3b4c8d2 asks for (3 + 4 + 8 + 2) mod 10, worked step by step: b4+3=7 c8+7=5 d2+5=7. A wrong step leads
-to a partial sum that the right solution never has, and the critique says what follows from it. So the critiques of many
-solutions of one problem show many additions, and one solution only a few.
+A problem is a sheet to fill in, such as a3 b4+_=_ c8+_=_ d2+_=_ for (3 + 4 + 8 + 2) mod 10: b4+3=7 c8+7=5 d2+5=7. A
+wrong step leads to a partial sum that the right solution never has, and the critique says what follows from it. So the
+critiques of many solutions of one problem show many additions, and one solution only a few.
 """
 
 import random
@@ -59,9 +59,11 @@ def _slipped(value: int, rng: random.Random, slip: float) -> int:
 def draw_problem(rng: random.Random, held_out: bool = False) -> Row:
     """A running sum of six digits, in training or held out by a hash of its text (one in five)."""
     while True:
-        prompt = "".join(f"{label}{rng.randrange(10)}" for label in LABELS)
+        digits = [rng.randrange(10) for _ in LABELS]
+        blanks = [f"{label}{digit}+_=_" for label, digit in zip(LABELS[1:], digits[1:], strict=True)]
+        prompt = " ".join([f"{LABELS[0]}{digits[0]}", *blanks])
         if (derive_seed("running sums", prompt) % 5 == 0) == held_out:
-            answer = str(sum(map(int, prompt[1::2])) % 10)
+            answer = str(sum(digits) % 10)
             return {"id": prompt, "prompt": prompt, "answer": answer, "task": "running sum"}
 
 
@@ -73,7 +75,7 @@ def solution(row: Row, rng: random.Random, slip: float | None = None) -> str:
         slip: probability that a step is wrong; 0 or `SLIP` at random if None.
     """
     slip = rng.choice([0.0, SLIP]) if slip is None else slip
-    digits = [int(digit) for digit in row["prompt"][1::2]]
+    digits = [int(term[1]) for term in row["prompt"].split()]
     value, text = digits[0], ""
     for label, digit in zip(LABELS[1:], digits[1:], strict=True):
         result = _slipped((digit + value) % 10, rng, slip)
@@ -85,8 +87,8 @@ def solution(row: Row, rng: random.Random, slip: float | None = None) -> str:
 def critique(row: Row, rng: random.Random, slip: float = 0.0) -> str:
     """The critique of the `solution` of a running sum; "" for a solution that is not worked in steps.
 
-    Each step is computed again from the solution's own partial sum, and compared: c8+7=5:4! says that 8 + 7 ends in 5
-    and not in 4. The verdict is Yes if all steps agree.
+    Each step is computed again from the solution's own partial sum, and ends with "." if the solution agrees, else with
+    "!". The verdict is Yes if all steps agree.
 
     Args:
         row: with `solution`, as `shown` gives it.
@@ -99,10 +101,10 @@ def critique(row: Row, rng: random.Random, slip: float = 0.0) -> str:
         if len(digits) != 2 or not (digits + proposed).isdecimal():
             return ""
         result = _slipped(sum(map(int, digits)) % 10, rng, slip)
-        parts.append(f"{terms}={result}:{proposed}{'.' if str(result) == proposed else '!'}")
+        parts.append(f"{terms}={result}{'.' if str(result) == proposed else '!'}")
     if len(parts) != len(LABELS) - 1:
         return ""
-    return f"{' '.join(parts)}</think>{'No' if any(part.endswith('!') for part in parts) else 'Yes'}"
+    return f"{''.join(parts)}</think>{'No' if any(part.endswith('!') for part in parts) else 'Yes'}"
 
 
 def running_sum_demonstrations(size: int, seed: int) -> list[Row]:

@@ -45,14 +45,14 @@ class Metric:
 
 
 METRICS = {
-    "sleep": Metric("hours", 3.0, 11.0, 0.5, (7.0, 9.0)),
+    "sleep": Metric("h", 3.0, 11.0, 0.5, (7.0, 9.0)),
     "latency": Metric("min", 5, 90, 5, (5, 30)),
-    "efficiency": Metric("percent", 60, 98, 2, (84, 98)),
-    "deep": Metric("percent", 2, 30, 1, (13, 30)),
-    "rem": Metric("percent", 5, 35, 1, (15, 35)),
+    "efficiency": Metric("%", 60, 98, 2, (84, 98)),
+    "deep": Metric("%", 2, 30, 1, (13, 30)),
+    "rem": Metric("%", 5, 35, 1, (15, 35)),
     "hrv": Metric("ms", 10, 110, 5, (25, 110)),
     "pulse": Metric("bpm", 40, 100, 4, (40, 80)),
-    "wakes": Metric("times", 0, 12, 1, (0, 4)),
+    "wakes": Metric("", 0, 12, 1, (0, 4)),
 }
 #: advice for one finding, or for two together
 ADVICE: dict[tuple[str, ...], str] = {
@@ -88,8 +88,13 @@ INSTRUCTION = (
 )
 
 
+def cited(name: str, value: float) -> str:
+    """A metric with its value and unit, as reports show it: one word, which a small tokenizer keeps whole."""
+    return f"{name}:{shown(value)}{METRICS[name].unit}"
+
+
 def shown(value: float) -> str:
-    """A value as reports show it."""
+    """A value without its unit."""
     return f"{value:g}"
 
 
@@ -120,6 +125,10 @@ def draw_report(rng: random.Random, findings: int) -> Report:
             return report
 
 
+def _metric(finding: str) -> str:
+    return finding.split()[0]
+
+
 def findings_of(report: Report) -> list[str]:
     """The findings of a report, such as "hrv low", in the order of the metrics."""
     statuses = {name: metric.status(report[name]) for name, metric in METRICS.items()}
@@ -138,30 +147,26 @@ def plan(findings: list[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 def report_text(report: Report) -> str:
     """A report as a prompt shows it."""
-    return " , ".join(f"{name} {shown(report[name])} {metric.unit}" for name, metric in METRICS.items())
+    return " ".join(cited(name, report[name]) for name in METRICS)
 
 
 def recommendation(report: Report) -> tuple[str, str]:
     """(rationale, answer) of the teacher for a report: values and statuses, rules, advice."""
     items = plan(findings_of(report))
-    statuses = " , ".join(
-        f"{name} {shown(report[name])} {metric.status(report[name])}" for name, metric in METRICS.items()
+    statuses = " ".join(
+        f"{cited(name, report[name])} {metric.status(report[name])}" for name, metric in METRICS.items()
     )
     rules = " ; ".join(f"{' and '.join(needed)} : {advice}" for advice, needed in items)
-    cited = [
-        (advice, [f"{name} {shown(report[name])}" for name in (finding.split()[0] for finding in needed)])
-        for advice, needed in items
-    ]
-    answer = " ; ".join(f"{advice} for {' , '.join(values)}" for advice, values in cited)
+    reasons = [" ".join(cited(name, report[name]) for name in map(_metric, needed)) for _, needed in items]
+    answer = " ; ".join(f"{advice} for {reason}" for (advice, _), reason in zip(items, reasons, strict=True))
     return f"{statuses} . so {rules or NOTHING}", answer or NOTHING
 
 
 def follow_up(report: Report, name: str) -> tuple[str, str]:
     """(rationale, answer) of the teacher for a question about one metric of a report."""
-    metric, value = METRICS[name], shown(report[name])
-    status, (low, high) = metric.status(report[name]), metric.healthy
-    answer = f"yes , {name} {value}" if status == "fine" else f"no , {ADVICE[f'{name} {status}',]} for {name} {value}"
-    return f"{name} {value} , healthy {shown(low)} to {shown(high)} , {status}", answer
+    value, status = cited(name, report[name]), METRICS[name].status(report[name])
+    answer = f"yes {value}" if status == "fine" else f"no {ADVICE[f'{name} {status}',]} for {value}"
+    return f"{value} {status}", answer
 
 
 def facts() -> list[tuple[tuple[str, ...], str, str]]:
@@ -170,10 +175,9 @@ def facts() -> list[tuple[tuple[str, ...], str, str]]:
         (
             tuple(form.format(name) for form in RANGES),
             f"range of {name}",
-            f"{shown(low)} to {shown(high)} {metric.unit}",
+            f"{cited(name, metric.healthy[0])} to {cited(name, metric.healthy[1])}",
         )
         for name, metric in METRICS.items()
-        for low, high in [metric.healthy]
     ]
     ordered = sorted(ADVICE.items(), key=lambda item: len(item[0]))
     remedies = [
@@ -235,10 +239,9 @@ def instruction(prompt: str, examples: list[Row]) -> str:
 
 def vocabulary() -> list[str]:
     """Every word of reports, questions, rationales and answers, for a small tokenizer."""
-    texts = [f"{name} {metric.unit}" for name, metric in METRICS.items()]
-    texts += [shown(value) for metric in METRICS.values() for value in metric.values()]
+    texts = [f"{name} {cited(name, value)}" for name, metric in METRICS.items() for value in metric.values()]
     texts += [*ADVICE.values(), NOTHING, QUESTION, *FOLLOW_UPS, *RANGES, *REMEDIES]
-    texts += ["low fine high , . ; : so and for yes no healthy to range of advice"]
+    texts += ["low fine high . ; : so and for yes no healthy to range of advice"]
     return list(dict.fromkeys(word for text in texts for word in text.replace("{}", "").split()))
 
 

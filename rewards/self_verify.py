@@ -69,11 +69,9 @@ class Verdict(Reward):
         return [verdict_of(answer, self.words) for answer in answers(batch)]
 
     def _one(self, row: dict[str, Any], verdict: bool | None, completion: str) -> float:
-        correct, weight = row["solution_correct"], 1.0
-        if self.dynamic:
-            size = row["group_size"]
-            alike = row["group_correct"] if correct else size - row["group_correct"]
-            weight = size / (2 * alike) if alike < size else 1.0
+        correct, size, group_correct = row["solution_correct"], row.get("group_size", 1), row.get("group_correct", 1)
+        alike = group_correct if correct else size - group_correct
+        weight = size / (2 * alike) if self.dynamic and alike < size else 1.0
         score = weight * (verdict is correct)
         without = re.sub(_pattern(self.words), "", completion, flags=re.IGNORECASE)
         bare = verdict is not None and not re.sub(r"</?think>|\W", "", without)

@@ -15,7 +15,7 @@ from support.errors import ConfigError
 
 Part = Literal["correct", "personalisation", "reasoning", "knowledge", "safety", "format"]
 #: a metric with its value
-_CITED = re.compile(r"\b(sleep|latency|efficiency|deep|rem|hrv|pulse|wakes) (\d{1,3}(?:\.\d)?)(?![\d.])")
+_CITED = re.compile(r"\b(sleep|latency|efficiency|deep|rem|hrv|pulse|wakes):(\d{1,3}(?:\.\d)?)(?![\d.])")
 
 
 def _items(answer: str) -> list[tuple[str, list[tuple[str, str]]]]:

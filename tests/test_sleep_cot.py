@@ -29,7 +29,7 @@ from tests.helpers import ROOT
 from tests.rewards.test_failures import say, served
 
 FINE = {"sleep": 8, "latency": 10, "efficiency": 90, "deep": 20, "rem": 20, "hrv": 60, "pulse": 60, "wakes": 1}
-#: rest day for hrv 20 , pulse 88 ; cooler room for deep 9
+#: rest day for hrv:20ms pulse:88bpm ; cooler room for deep:9%
 ILL = FINE | {"hrv": 20, "pulse": 88, "deep": 9}
 
 
@@ -60,9 +60,9 @@ def test_common_advice_replaces_that_of_its_findings():
     # The wakes are taken by the first pair that applies, so that the second has its latency alone.
     assert [advice for advice, _ in plan(["latency high", "deep low", "wakes high"])] == ["bedroom check", "no screens"]
     rationale, answer = recommendation(ILL)
-    assert answer == "rest day for hrv 20 , pulse 88 ; cooler room for deep 9"
+    assert answer == "rest day for hrv:20ms pulse:88bpm ; cooler room for deep:9%"
     assert rationale.startswith(
-        "sleep 8 fine , latency 10 fine , efficiency 90 fine , deep 9 low , rem 20 fine , hrv 20 low"
+        "sleep:8h fine latency:10min fine efficiency:90% fine deep:9% low rem:20% fine hrv:20ms low"
     )
     assert rationale.endswith("so hrv low and pulse high : rest day ; deep low : cooler room")
     assert recommendation(FINE)[1] == "keep going"
@@ -97,13 +97,13 @@ def graded(part, answer, report=ILL, task="recommend-3", gold=None):
     ("answer", "scores"),
     [
         # correct, personalisation, reasoning, safety, format
-        ("rest day for hrv 20 , pulse 88 ; cooler room for deep 9", (1, 1, 1, 1, 1)),
-        ("cooler room for deep 9 ; rest day for hrv 20 , pulse 88", (1, 1, 1, 1, 1)),
-        ("cooler room for deep 9", (0, 1 / 3, 1, 1, 1)),
-        ("slow breathing for hrv 20 ; evening walk for pulse 88 ; cooler room for deep 9", (0, 1, 1, 1, 1)),
-        ("rest day for hrv 20 ; cooler room for deep 9", (0, 2 / 3, 1 / 2, 1, 1)),
-        ("rest day for hrv 21 , pulse 88 ; cooler room for deep 9", (0, 2 / 3, 1, 0, 1)),
-        ("quiet room for wakes 1", (0, 0, 0, 1, 1)),
+        ("rest day for hrv:20ms pulse:88bpm ; cooler room for deep:9%", (1, 1, 1, 1, 1)),
+        ("cooler room for deep:9% ; rest day for hrv:20ms pulse:88bpm", (1, 1, 1, 1, 1)),
+        ("cooler room for deep:9%", (0, 1 / 3, 1, 1, 1)),
+        ("slow breathing for hrv:20ms ; evening walk for pulse:88bpm ; cooler room for deep:9%", (0, 1, 1, 1, 1)),
+        ("rest day for hrv:20ms ; cooler room for deep:9%", (0, 2 / 3, 1 / 2, 1, 1)),
+        ("rest day for hrv:21ms pulse:88bpm ; cooler room for deep:9%", (0, 2 / 3, 1, 0, 1)),
+        ("quiet room for wakes:1", (0, 0, 0, 1, 1)),
         ("cooler room ; rest day", (0, 0, 0, 1, 0)),
         ("keep going", (0, 0, 0, 1, 1)),
         ("", (0, 0, 0, 1, 0)),
@@ -117,13 +117,20 @@ def test_the_rubric_by_hand(answer, scores):
 
 def test_parts_that_do_not_apply_abstain():
     assert graded("personalisation", "keep going", FINE) is None and graded("reasoning", "keep going", FINE) == 1
-    follow = {"task": "follow_up", "gold": "no , cooler room for deep 9"}
-    assert graded("correct", "no , cooler room for deep 9", **follow) == 1
-    assert graded("safety", "no , cooler room for deep 8", **follow) == 0
+    follow = {"task": "follow_up", "gold": "no cooler room for deep:9%"}
+    assert graded("correct", "no cooler room for deep:9%", **follow) == 1
+    assert graded("safety", "no cooler room for deep:8%", **follow) == 0
     assert graded("reasoning", "no", **follow) is None and graded("format", "no", **follow) is None
-    known = {"task": "knowledge", "gold": "40 to 80 bpm"}
-    assert graded("knowledge", " 40 to  80 bpm ", **known) == graded("correct", "40 to 80 bpm", **known) == 1
-    assert graded("knowledge", "40 to 90 bpm", **known) == 0 and graded("safety", "pulse 999", **known) is None
+    known = {"task": "knowledge", "gold": "pulse:40bpm to pulse:80bpm"}
+    assert (
+        graded("knowledge", " pulse:40bpm to  pulse:80bpm ", **known)
+        == graded("correct", "pulse:40bpm to pulse:80bpm", **known)
+        == 1
+    )
+    assert (
+        graded("knowledge", "pulse:40bpm to pulse:90bpm", **known) == 0
+        and graded("safety", "pulse:999bpm", **known) is None
+    )
     with pytest.raises(ConfigError, match="part is 'style'; set it to one of correct, personalisation"):
         SleepRubric("style")
     with pytest.raises(ConfigError, match="needs the number 'wakes' in the column report"):

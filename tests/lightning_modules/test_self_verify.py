@@ -222,7 +222,7 @@ def test_verdicts_in_other_words_need_no_group():
     """A yes in the text, or the word before the conclusion, decides nothing."""
     row = {"id": "q", "prompt": "q", "solution_correct": False}
     texts = ["so</think>5 is right? Yes. Conclusion: wrong", "so</think>wrong: it is Right", "so</think>No", "wrong"]
-    assert graded(Verdict(dynamic=False, words=("right", "wrong")), texts, row) == [1, 0, 0, 1]
+    assert graded(Verdict(dynamic=False, words=("right", "wrong")), texts, row) == [1, 0, 0, 0]
     assert graded(Verdict(dynamic=False, words=("a.b", "a+b")), ["</think>aab", "x</think>A+B"], row) == [0, 1]
     for words in (("right", ""), ("Right", "right")):
         with pytest.raises(ConfigError, match="words of verdicts"):
