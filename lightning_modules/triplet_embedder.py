@@ -166,7 +166,8 @@ class TripletEmbedder(PosttrainModule):
             rows = [row | {"negative": self._mined.get(str(row["id"]), row["negative"])} for row in rows]
         vectors = torch.stack(self.triplet_vectors(rows))
         if self.trainer.world_size > 1 and self.loss.compares_rows:  # (processes, 3, rows, width)
-            vectors = self.all_gather(vectors, sync_grads=True).transpose(0, 1).flatten(1, 2)
+            everywhere: Any = self.all_gather(vectors, sync_grads=True)
+            vectors = everywhere.transpose(0, 1).flatten(1, 2)
         anchors, positives, negatives = vectors
         loss, active = self.loss(anchors, positives, negatives)
         metrics = {
