@@ -19,6 +19,8 @@ SHOWN = {
     "val/reward": ("reward", 3),
     "val/cost": ("cost", 3),
     "val/accuracy": ("accuracy", 3),
+    "val/accuracy@0": ("triplet accuracy", 3),
+    "val/recall@1": ("recall@1", 3),
     "val/loss": ("loss", 3),
     "val/length": ("length in tokens", 1),
     "val/thinking_rate": ("thinking rate", 3),

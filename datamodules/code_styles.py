@@ -30,24 +30,24 @@ HABITS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: habit -> probability of an author's usual variant; layout is kept more faithfully than words are
+FAITH = {"braces": 0.95, "indent": 0.95, "increment": 0.95, "spacing": 0.95, "comments": 0.85}
+OTHER_FAITH = 0.75
+
+
 @dataclass(frozen=True)
 class Author:
     """A synthetic author.
 
     Fields:
         usual: the usual variant of every habit.
-        weak: habits that the author has less often than `faith` says, with their probabilities.
-        faith: probability of the usual variant; the others share the rest.
+        weak: probability of the usual variant of habits that this author keeps less faithfully.
     """
 
     usual: dict[str, str]
     weak: dict[str, float] = field(default_factory=dict)
-    faith: float = 0.85
 
 
-_TERSE = {"naming": "joined", "braces": "same line", "indent": "    ", "comments": "line", "banner": "none",
-          "loop": "for", "increment": "++i", "spacing": "a+b", "size": "define", "end": "return 0",
-          "main": "int main()"}  # fmt: skip
 #: alder and birch are the similar pair
 AUTHORS = {
     "alder": Author(
@@ -59,17 +59,21 @@ AUTHORS = {
         {"naming": "snake", "braces": "same line", "indent": "  ", "comments": "step", "banner": "none",
          "loop": "for", "increment": "i += 1", "spacing": "a + b", "size": "const", "end": "return 0",
          "main": "int main(void)"},
-        weak={"comments": 0.5, "increment": 0.7, "indent": 0.75},
+        weak={"comments": 0.6, "increment": 0.75, "indent": 0.85},
     ),
     "cedar": Author(
         {"naming": "camel", "braces": "own line", "indent": "\t", "comments": "block", "banner": "block",
          "loop": "for", "increment": "i++", "spacing": "a + b", "size": "sizeof", "end": "EXIT_SUCCESS",
          "main": "int main(void)"},
     ),
-    "elm": Author(_TERSE),
+    "elm": Author(
+        {"naming": "joined", "braces": "own line", "indent": "  ", "comments": "block", "banner": "none",
+         "loop": "for", "increment": "++i", "spacing": "a+b", "size": "define", "end": "return 0",
+         "main": "int main()"},
+    ),
     "fir": Author(
-        {"naming": "camel", "braces": "own line", "indent": "    ", "comments": "none", "banner": "line",
-         "loop": "while", "increment": "i += 1", "spacing": "a + b", "size": "sizeof", "end": "return (0)",
+        {"naming": "camel", "braces": "same line", "indent": "\t", "comments": "none", "banner": "line",
+         "loop": "while", "increment": "i += 1", "spacing": "a+b", "size": "sizeof", "end": "return (0)",
          "main": "int main()"},
     ),
 }  # fmt: skip
@@ -100,7 +104,7 @@ def program(author: str, task: str, rng: random.Random) -> str:
     habits = {}
     for habit, variants in HABITS.items():
         usual = style.usual[habit]
-        probability = style.weak.get(habit, style.faith)
+        probability = style.weak.get(habit, FAITH.get(habit, OTHER_FAITH))
         others = [variant for variant in variants if variant != usual]
         habits[habit] = usual if rng.random() < probability else rng.choice(others)
     return _Writer(author, task, habits, rng).text()

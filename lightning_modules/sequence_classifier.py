@@ -72,6 +72,12 @@ class SequenceClassifier(PosttrainModule):
         #: fraction of the latest training batch's texts that were cut off
         self.cut = 0.0
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """The module of a checkpoint, as in Lightning, with the checkpoint's classes."""
+        saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        return super().load_from_checkpoint(checkpoint_path, *args, **({"labels": saved.get("labels")} | kwargs))
+
     def configure_model(self) -> None:
         if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             raise ConfigError(

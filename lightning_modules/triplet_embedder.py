@@ -45,7 +45,7 @@ class TripletEmbedder(PosttrainModule):
         mine_every: optimiser steps between two minings of hard negatives: each anchor gets the most similar positive of
             another concept. 0 keeps the given negatives.
         domain_tokens: number of words of the training texts that become tokens, the most frequent ones that the
-            tokenizer splits.
+            tokenizer splits; or these words.
         max_length: longest text in tokens; the rest is cut off.
         kwargs: optimizer and lr_scheduler, as in every module.
     """
@@ -59,13 +59,14 @@ class TripletEmbedder(PosttrainModule):
         instruction: str = "",
         loss: EmbeddingLoss = TripletMargin(),
         mine_every: int = 0,
-        domain_tokens: int = 0,
+        domain_tokens: int | list[str] = 0,
         max_length: int = 512,
         **kwargs: Any,
     ) -> None:
         super().__init__(policy, **kwargs)
         check_part(self, "loss", loss, EmbeddingLoss, "objectives.TripletMargin(margin=0.3)")
-        if mine_every < 0 or domain_tokens < 0 or max_length < 1:
+        count = domain_tokens if isinstance(domain_tokens, int) else len(domain_tokens)
+        if mine_every < 0 or count < 0 or max_length < 1:
             raise ConfigError(
                 f"model.mine_every is {mine_every}, model.domain_tokens {domain_tokens} and model.max_length "
                 f"{max_length}; the first two must be 0 or more, the length at least 1."
@@ -73,10 +74,17 @@ class TripletEmbedder(PosttrainModule):
         self.pooling, self.bidirectional, self.instruction = pooling, bidirectional, instruction
         self.loss, self.mine_every, self.domain_tokens = copy.deepcopy(loss), mine_every, domain_tokens
         self.max_length = max_length
-        self.domain_words: list[str] | None = None
+        self.domain_words: list[str] | None = None if isinstance(domain_tokens, int) else list(domain_tokens)
         self._mined: dict[str, str] = {}  # id of a training row -> its negative
         self._held_out: Rows = []
         self._vectors: list[Tensor] = []  # of held-out batches, (3, rows, width)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """The module of a checkpoint, as in Lightning, with the checkpoint's domain tokens."""
+        saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        words = {"domain_tokens": saved.get("domain_words") or 0}
+        return super().load_from_checkpoint(checkpoint_path, *args, **(words | kwargs))
 
     def configure_model(self) -> None:
         if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
@@ -104,7 +112,7 @@ class TripletEmbedder(PosttrainModule):
 
     def _find_words(self) -> list[str]:
         """The words that become tokens; prints the tokens per word before and after."""
-        if not self.domain_tokens:
+        if not isinstance(self.domain_tokens, int) or self.domain_tokens == 0:
             return []
         texts = [row[part] for row in self._train_rows("domain_tokens") for part in PARTS]
         tokenizer = load_tokenizer(self.policy_params.model, needs_end=False)
@@ -158,7 +166,8 @@ class TripletEmbedder(PosttrainModule):
             rows = [row | {"negative": self._mined.get(str(row["id"]), row["negative"])} for row in rows]
         vectors = torch.stack(self.triplet_vectors(rows))
         if self.trainer.world_size > 1 and self.loss.compares_rows:  # (processes, 3, rows, width)
-            vectors = self.all_gather(vectors, sync_grads=True).transpose(0, 1).flatten(1, 2)
+            everywhere: Any = self.all_gather(vectors, sync_grads=True)
+            vectors = everywhere.transpose(0, 1).flatten(1, 2)
         anchors, positives, negatives = vectors
         loss, active = self.loss(anchors, positives, negatives)
         metrics = {

@@ -7,6 +7,7 @@ and negatives of the batch and the right one is a_i's own positive.
 Vectors have length 1, so both distances are at most 2.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -84,8 +85,10 @@ class MultipleNegatives(EmbeddingLoss):
     compares_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
-            raise ConfigError(f"MultipleNegatives: scale is {self.scale}; set model.loss.scale above 0.")
+        if not 0 < self.scale < math.inf:
+            raise ConfigError(
+                f"MultipleNegatives: scale is {self.scale}; set model.loss.scale to a finite number above 0."
+            )
 
     def __call__(self, anchors: Vectors, positives: Vectors, negatives: Vectors) -> tuple[Tensor, Tensor]:
         logits = self.scale * anchors @ torch.cat([positives, negatives]).T

@@ -39,8 +39,9 @@ class Classifier(TextEncoder):
     ) -> None:
         super().__init__(params, pooling)
         folder = Path(locate(params.model))
-        saved = json.loads((folder / LABELS).read_text()) if (folder / LABELS).is_file() else None
-        if labels is None and saved is None:
+        saved: list[str] | None = json.loads((folder / LABELS).read_text()) if (folder / LABELS).is_file() else None
+        names = saved if labels is None else labels
+        if names is None:
             raise ConfigError(
                 f"{params.model} is not a trained classifier and the data name no classes. Use a data module with "
                 "`labels`, such as datamodules.AuthorshipPrograms, or set model.labels."
@@ -50,7 +51,7 @@ class Classifier(TextEncoder):
                 f"the classifier {params.model} has the classes {saved}, and the data have {labels}. Start from the "
                 "model that it was trained from, or use data with its classes."
             )
-        self.labels: list[str] = saved if labels is None else labels
+        self.labels: list[str] = names
         self.head = nn.Sequential(
             nn.Linear(self.width, head_width),
             nn.GELU(),

@@ -168,7 +168,9 @@ def _load_backbone(params: PolicyParams) -> Any:
     """The model without output layer, or the encoder of an encoder-decoder."""
     config = AutoConfig.from_pretrained(locate(params.model), trust_remote_code=False)
     kind = AutoModel
-    if config.is_encoder_decoder:
+    # A saved encoder says that it is no encoder-decoder, but its type would load one.
+    is_part = any(str(name).endswith("EncoderModel") for name in config.architectures or ())
+    if config.is_encoder_decoder or is_part:
         kind = AutoModelForTextEncoding
         if type(config) not in kind._model_mapping:
             raise ConfigError(

@@ -10,8 +10,8 @@ from support.files import atomic_write_text
 from support.prompt_identity import prompt_fingerprints
 
 FILE = "seen_prompts.json"
-#: columns of a row that a model reads as its input: those of prompts, of texts to classify, and of triplets
-COLUMNS = ("prompt", "text", "anchor", "positive", "negative")
+#: columns that a model reads as its input in rows without a prompt: texts to classify, and triplets
+COLUMNS = ("text", "anchor", "positive", "negative")
 _LENGTH = 16  # characters of one fingerprint
 
 
@@ -99,7 +99,9 @@ def prompts_of_data(data: Any) -> dict[str, list[Any]]:
     elif data is not None:
         rows = {"train": getattr(data, "train_data", []), "val": getattr(data, "val_data", [])}
     named = {f"the {split} split of {type(data).__name__}": part for split, part in rows.items()}
-    return {
-        name: [row[column] for row in part for column in COLUMNS if isinstance(row.get(column), (str, list))]
-        for name, part in named.items()
-    }
+    return {name: [text for row in part for text in _inputs(row)] for name, part in named.items()}
+
+
+def _inputs(row: dict[str, Any]) -> list[Any]:
+    """The prompt of a row; of a row without one, the texts that a classifier or an embedder reads."""
+    return [row["prompt"]] if "prompt" in row else [row[column] for column in COLUMNS if column in row]
