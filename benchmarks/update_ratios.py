@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.common import markdown_table, run_script, use_threads  # noqa: E402
 from benchmarks.random_models import completions_of_lengths, prompts_of_length, random_policy  # noqa: E402
-from lightning_modules.core.policy_update import Objective, PolicyUpdate, Steps  # noqa: E402
+from lightning_modules.core.optimizer_steps import Steps  # noqa: E402
+from lightning_modules.core.policy_update import Objective, PolicyUpdate  # noqa: E402
 from objectives import ClippedSurrogate, SequenceMean  # noqa: E402
 from policies import Policy, PolicyParams  # noqa: E402
 from policies.compute import probe  # noqa: E402

@@ -148,3 +148,51 @@ def _file(module: str) -> Path | None:
 def _in_library(file: Path) -> bool:
     # The environment may lie inside this project's folder, and this project inside the environment.
     return any(file.is_relative_to(folder) for folder in _LIBRARIES)
+
+
+def used_globals(function: types.FunctionType) -> dict[str, Any]:
+    """The globals that a function uses, and what it uses of the modules among them, by dotted name."""
+    names = {name for code in _codes(function.__code__) for name in code.co_names}
+    used: dict[str, Any] = {}
+    reached = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+    opened: set[str] = set()
+    while reached:
+        used |= reached
+        modules = {
+            place: part
+            for place, part in reached.items()
+            if isinstance(part, types.ModuleType) and part.__name__ not in opened and not is_library(part.__name__)
+        }
+        opened |= {module.__name__ for module in modules.values()}
+        reached = {
+            f"{place}.{name}": getattr(module, name)
+            for place, module in modules.items()
+            for name in sorted(names & vars(module).keys())
+        }
+    return used
+
+
+def lazy_imports(code: types.CodeType, around: dict[str, Any]) -> list[list[str]]:
+    """Names and hashes of what a function imports when it runs, libraries left out."""
+    names, packages = set[str](), [""]
+    for package in str(around.get("__package__") or "").split("."):
+        packages.append(f"{packages[-1]}{package}.")
+    for part in _codes(code):
+        origin = ""
+        for step in dis.get_instructions(part):
+            if step.opname == "IMPORT_NAME":
+                names.add(origin := str(step.argval))
+            elif step.opname == "IMPORT_FROM":
+                names.add(f"{origin}.{step.argval}")
+        if IMPORTERS & set(part.co_names):
+            names |= {text for text in part.co_consts if isinstance(text, str) and text.replace(".", "").isidentifier()}
+    # The number of dots of a relative import is not read: every package around the function is tried.
+    candidates = {f"{package}{name}".strip(".") for package in packages for name in names} - {""}
+    behind = ((name, code_behind(name)) for name in sorted(candidates))
+    return [[name, digest] for name, digest in behind if digest]
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """The code of a function and of the functions inside it."""
+    nested = [_codes(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return [code, *(inside for codes in nested for inside in codes)]

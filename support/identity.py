@@ -5,7 +5,6 @@ cannot be read (a lock, a socket, a C object without a pickle form) therefore ge
 """
 
 import copyreg
-import dis
 import functools
 import hashlib
 import inspect
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from support.code_identity import IMPORTERS, code_behind, in_project, is_library, version_of
+from support.code_identity import code_behind, in_project, is_library, lazy_imports, used_globals, version_of
 from support.files import file_hash, fingerprint, names_a_file, path_hashes
 
 _SINGLE_DISPATCH = functools.singledispatch(len).__code__  # type: ignore[attr-defined]
@@ -33,7 +32,8 @@ def identity(value: Any) -> Any:
 
     Nested objects, containers and tensors count with their contents, dicts with their order. Functions count with their
     bytecode, defaults, closures, attributes, and the globals and modules that they use; classes of this project with
-    their package and all that it imports; libraries with their version (support/code_identity.py).
+    their package and all that it imports; libraries with their version (support/code_identity.py). A text or a path
+    that names a file counts with the file's content, a path of a folder with all files in it.
 
     Args:
         value: a setting, or an object whose attributes are its settings.
@@ -197,7 +197,7 @@ def _function(function: Any, inner: Any) -> Any:
     if in_project(function.__module__):
         return [place, code_behind(function.__module__), inner(function.__code__), *settings]
     used = {name: inner(part) for name, part in sorted(used_globals(function).items())}
-    return [place, inner(function.__code__), *settings, used, _imports(function.__code__, function.__globals__)]
+    return [place, inner(function.__code__), *settings, used, lazy_imports(function.__code__, function.__globals__)]
 
 
 def _cell(cell: Any, inner: Any) -> Any:
@@ -205,54 +205,6 @@ def _cell(cell: Any, inner: Any) -> Any:
         return inner(cell.cell_contents)
     except ValueError:  # not yet assigned
         return "empty"
-
-
-def used_globals(function: types.FunctionType) -> dict[str, Any]:
-    """The globals that a function uses, and what it uses of the modules among them, by dotted name."""
-    names = {name for code in _codes(function.__code__) for name in code.co_names}
-    used: dict[str, Any] = {}
-    reached = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
-    opened: set[str] = set()
-    while reached:
-        used |= reached
-        modules = {
-            place: part
-            for place, part in reached.items()
-            if isinstance(part, types.ModuleType) and part.__name__ not in opened and not is_library(part.__name__)
-        }
-        opened |= {module.__name__ for module in modules.values()}
-        reached = {
-            f"{place}.{name}": getattr(module, name)
-            for place, module in modules.items()
-            for name in sorted(names & vars(module).keys())
-        }
-    return used
-
-
-def _imports(code: types.CodeType, around: dict[str, Any]) -> list[list[str]]:
-    """Names and hashes of what a function imports when it runs, libraries left out."""
-    names, packages = set[str](), [""]
-    for package in str(around.get("__package__") or "").split("."):
-        packages.append(f"{packages[-1]}{package}.")
-    for part in _codes(code):
-        origin = ""
-        for step in dis.get_instructions(part):
-            if step.opname == "IMPORT_NAME":
-                names.add(origin := str(step.argval))
-            elif step.opname == "IMPORT_FROM":
-                names.add(f"{origin}.{step.argval}")
-        if IMPORTERS & set(part.co_names):
-            names |= {text for text in part.co_consts if isinstance(text, str) and text.replace(".", "").isidentifier()}
-    # The number of dots of a relative import is not read: every package around the function is tried.
-    candidates = {f"{package}{name}".strip(".") for package in packages for name in names} - {""}
-    behind = ((name, code_behind(name)) for name in sorted(candidates))
-    return [[name, digest] for name, digest in behind if digest]
-
-
-def _codes(code: types.CodeType) -> list[types.CodeType]:
-    """The code of a function and of the functions inside it."""
-    nested = [_codes(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return [code, *(inside for codes in nested for inside in codes)]
 
 
 def _module_parts(module: torch.nn.Module) -> tuple[Any, ...]:

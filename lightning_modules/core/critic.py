@@ -12,8 +12,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from lightning_modules.core.micro_batches import micro_batches
 from lightning_modules.core.on_policy import OnPolicyModule
+from lightning_modules.core.optimizer_steps import CRITIC
 from lightning_modules.core.part_types import check_part
-from lightning_modules.core.policy_update import CRITIC, Sums, ValueTerm
+from lightning_modules.core.policy_update import Sums, ValueTerm
 from lightning_modules.core.turn_credit import turn_returns
 from objectives import GAE
 from objectives.gae import explained_variance, value_loss

@@ -22,8 +22,9 @@ from lightning_modules.core.dynamic_sampling import exactly, refilled
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.failure_counts import FailureCounts
 from lightning_modules.core.objective_checks import check_objective
+from lightning_modules.core.optimizer_steps import Steps
 from lightning_modules.core.overlap import overlapped_rollout
-from lightning_modules.core.policy_update import Objective, PolicyUpdate, Steps, Sums, ValueTerm
+from lightning_modules.core.policy_update import Objective, PolicyUpdate, Sums, ValueTerm
 from lightning_modules.core.sampling_module import Rows, SamplingModule
 from lightning_modules.core.signal import declares_no_gradient
 from lightning_modules.core.telemetry import SHOWN, forget_earlier_steps, rollout_metrics, throughput

@@ -42,8 +42,7 @@ class PosttrainModule(L.LightningModule):
     """
 
     with_reference = False
-    #: number of value heads on the policy's body, for a critic that shares it
-    value_heads = 0
+    value_heads = 0  #: number of them on the policy's body, for a critic that shares it
     #: what makes a run do without a reference, and how a run resumes from its checkpoint
     no_reference = ("model.kl.coefficient 0", "Set model.kl.coefficient back to 0")
     _gathered: AbstractContextManager[None] | None = None
@@ -73,8 +72,7 @@ class PosttrainModule(L.LightningModule):
         self.optimizer_settings: Settings = {}  # of this run, as constructed
         self._saved_settings: Settings = {}  # of the checkpoint's run, until they are compared
         self._saved_schedulers: list[dict[str, Any]] = []
-        #: hooks of the base classes that have run, see `require_hooks`
-        self.hooks_run: set[str] = set()
+        self.hooks_run = set[str]()  # hooks of the base classes that have run, see `require_hooks`
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -203,8 +201,8 @@ class PosttrainModule(L.LightningModule):
         """Names of weights that a checkpoint leaves out because loading the model restores them."""
         if self.policy_params.lora is None:
             return set()
-        names = {name for name in self.state_dict() if name.startswith("policy.") and "lora_" not in name}
-        return {name for name in names if not name.startswith("policy.value_head.")}
+        policy = (name for name in self.state_dict() if name.startswith("policy."))
+        return {name for name in policy if "lora_" not in name and not name.startswith("policy.value_head.")}
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """Context in which every process holds all weights even if training shards them; all processes enter it."""
@@ -256,8 +254,7 @@ class PosttrainModule(L.LightningModule):
         data = getattr(self.trainer, "datamodule", None) if self._fits else None
         if not self._fits or hasattr(data, "rows") or hasattr(data, "train_data"):
             return
-        prompts = prompts_of_batch(batch)
-        if prompts:
+        if prompts := prompts_of_batch(batch):
             self._seen.add("the batches of a training with a loader of its own", prompts)
         else:
             self._seen.unknown.add("a training whose batches hold no readable prompts")
@@ -272,14 +269,12 @@ class PosttrainModule(L.LightningModule):
         checkpoint["module"] = type(self).__name__
         checkpoint["seen_prompts"] = self.seen_prompts().state_dict()
         checkpoint["optimizer_settings"] = self.optimizer_settings
-        if isinstance(self.policy, Policy):
-            checkpoint["compute"] = self.policy.compute
+        checkpoint["compute"] = getattr(self.policy, "compute", "float32")
         for name in self._rebuilt_from_config():
             del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        made_by = checkpoint.get("module")
-        if made_by != type(self).__name__:
+        if (made_by := checkpoint.get("module")) != type(self).__name__:
             raise ConfigError(
                 f"the checkpoint was made by {made_by or 'another program'}, not by {type(self).__name__}. To continue "
                 "from its weights with another method, export them with callbacks.ExportPolicy and set "

@@ -10,7 +10,8 @@ import objectives
 from examples.methods.gmpo import GMPO
 from lightning_modules import GRPO, AdaptThink, KLPenalty, Shaping
 from lightning_modules.core.on_policy import OnPolicyModule
-from lightning_modules.core.policy_update import Objective, PolicyUpdate, Steps
+from lightning_modules.core.optimizer_steps import Steps
+from lightning_modules.core.policy_update import Objective, PolicyUpdate
 from lightning_modules.core.signal import declares_no_gradient
 from objectives import (
     CISPO,

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cli.plan_report import precision
 from lightning_modules import GRPO, KLPenalty
-from lightning_modules.core.policy_update import Steps
+from lightning_modules.core.optimizer_steps import Steps
 from policies import Policy, PolicyParams, PromptGroups, Scorer, compute
 from policies.compute import Probe
 from rewards import FunctionReward
