@@ -5,6 +5,7 @@ their own. Of other code each imported file counts, wherever its import stands. 
 """
 
 import ast
+import dis
 import functools
 import hashlib
 import importlib.util
@@ -14,6 +15,7 @@ import types
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from support.files import INSTALLED, fingerprint
 
