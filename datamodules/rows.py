@@ -110,8 +110,8 @@ def read_csv(path: str | Path, numbers: Collection[str] = ()) -> list[Row]:
                     )
                 if _ABSENT in cells.values():
                     raise ConfigError(
-                        f"{where} has fewer cells than the header has names; if the file was cut off, download it again, "
-                        "else write the commas of the empty cells."
+                        f"{where} has fewer cells than the header has names; if the file was cut off, download it "
+                        "again, else write the commas of the empty cells."
                     )
                 rows.append(
                     {

@@ -21,9 +21,15 @@ def main(processes, model, folder):
     torch.set_num_threads(1)
     encoder = PolicyParams(str(ROOT / "assets/tiny_encoder"))
     cases = {
-        "classifier": (partial(SequenceClassifier, encoder, **CLASSIFIER), AuthorshipPrograms(size=60, batch_size=4, split="random", seed=1)),
-        "embedder": (partial(TripletEmbedder, PolicyParams(model), **EMBEDDER), Triplets(batch_size=4, train_size=16, val_size=4, seed=1)),
-    }  # fmt: skip
+        "classifier": (
+            partial(SequenceClassifier, encoder, **CLASSIFIER),
+            AuthorshipPrograms(size=60, batch_size=4, split="random", seed=1),
+        ),
+        "embedder": (
+            partial(TripletEmbedder, PolicyParams(model), **EMBEDDER),
+            Triplets(batch_size=4, train_size=16, val_size=4, seed=1),
+        ),
+    }
     rank = 0
     for name, (make, data) in cases.items():
         module = make()
