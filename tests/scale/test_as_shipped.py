@@ -65,7 +65,7 @@ HUB = {
 def behind(name: str) -> list[tuple[str, ...]]:
     """The stacks of configurations, first to last, in which this one is run."""
     room, _, file = name.rpartition("/")
-    if "class_path" in SETTINGS[name].get("model", {}):
+    if "class_path" in SETTINGS[name].get("model", {}) and room != "baselines":
         return [(name,)]
     if room == "scale" and file.startswith("vllm"):
         return [(*LARGE, "scale/one_gpu_lora", name)]
