@@ -12,8 +12,9 @@ from typing import Any
 from datamodules.arithmetic import SLIP_BY_LEVEL, problem, trace
 from support.seeding import derive_seed
 
-#: the hint at the start of the reasoning, the cue at the onset of work by hand, and the one behind an output
-HINT, USE_CODE, BELIEVE = "Use Python. ", "Too long, so Python. ", "That is right. "
+#: the hint at the start of the reasoning, the cue at the onset of work by hand, and the one behind an output; a fence
+#: opens a block at the beginning of a line only
+HINT, USE_CODE, BELIEVE = "Use Python.\n", "Too long, so Python.\n", "That is right. "
 #: weights of the ways of working, by hand alone, delayed code, distrust, code at once
 PLAIN_WAYS, HINTED_WAYS = (70, 14, 10, 6), (10, 45, 30, 15)
 Turns = list[dict[str, str]]

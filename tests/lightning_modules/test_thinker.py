@@ -184,13 +184,23 @@ def test_numbers_of_turns_by_hand():
 START, VERIFIER = (str(ROOT / f"assets/{name}") for name in ("tiny_thinker", "tiny_verifier"))
 
 
+class OddDigit(ExactAnswer):
+    """An answer is right if it ends with an odd digit, so that both kinds occur in every turn."""
+
+    def score(self, batch):
+        return [float(text[-1:] in tuple("13579")) for text in batch.completions]
+
+    def gold(self, row):
+        return None
+
+
 def thinking(**parts):
-    """The model answers at once, often wrongly, and solves sums of two digits in the slow turn."""
+    """A model that knows the turns, at the shipped budgets but for the fast one."""
     prompts = TurnPrompts("<problem> <answer>. Right?", "Wrong. <problem>", "In short?")
     settings = {
-        "environment": ThinkerDialogue(ExactAnswer(), TurnBudgets(16, 90, 66, 12), prompts),
+        "environment": ThinkerDialogue(OddDigit(), TurnBudgets(16, 90, 66, 12), prompts),
         "sampling": SamplingParams(300),
-        "batch": BatchPlan(4, 4),
+        "batch": BatchPlan(6, 4),
     }
     return build(START, parts.pop("rewards", []), Thinker, **(settings | parts))
 

@@ -11,7 +11,7 @@ from environments import CallLimits, CodeFence, JSONCalls, PythonTool, ToolEnvir
 from environments.tools import is_failure
 from policies import Policy, PolicyParams
 from policies.supervised import encode_responses, encode_turns
-from rewards import CodeFailures, ExactAnswer, Format
+from rewards import CodeFailures, Format
 from rollouts import SamplingParams, Turns
 from support.errors import ConfigError
 from support.prompt_identity import check_response
@@ -20,8 +20,6 @@ from tests.helpers.batches import batch_of_texts
 from tests.helpers.talks import Chat
 
 CODER = str(ROOT / "assets/tiny_coder")
-#: no work by hand, and code
-BY_CODE = r"(?=[\s\S]*```python)(?:(?!\d\+\d\+\d=)[\s\S])*"
 
 
 @pytest.mark.parametrize(
@@ -76,23 +74,23 @@ def test_cues_are_inserted_where_work_by_hand_begins_and_behind_outputs():
     policy = Policy(PolicyParams(CODER))
     rows = [{"id": str(n), "prompt": f"{n}+{n + 1}=?", "answer": str(2 * n + 1)} for n in (12345, 45678, 70707)]
     torch.manual_seed(0)
-    cues = Cues(onset=r"\d\+\d\+\d=", at_onset="Too long, so Python. ")
+    cues = Cues(onset=r"\d\+\d\+\d=", at_onset="Too long, so Python.\n")
     with torch.no_grad():
         batch = sampled(policy, rows, 2, SamplingParams(120), tools(cue="That is right. "), cues)
-    assert any(text.startswith("Too long, so Python. ") for text in batch.completions)
+    assert any(text.startswith("Too long, so Python.\n") for text in batch.completions)
     for text in batch.completions:
-        assert text.startswith("Too long, so Python. ") or "```python" in text.split("```output")[0]
+        assert text.startswith("Too long, so Python.\n") or "```python" in text.split("```output")[0]
         assert text.count("```output") == text.count("```\nThat is right. "), "behind every output"
 
 
 def test_kept_conversations_are_demonstrations_in_which_outputs_are_not_learned(tmp_path, capsys):
     out = tmp_path / "kept.jsonl"
     data = ArithmeticPrompts(levels=[3, 4], train_size=10, val_size=2, seed=1)
-    cues = Cues(onset=r"\d\+\d\+\d=", at_onset="Too long, so Python. ")
-    rewards = [ExactAnswer(), Format(BY_CODE)]
+    cues = Cues(onset=r"\d\+\d\+\d=", at_onset="Too long, so Python.\n```python\n12+34")
+    rewards = [Format(r"[\s\S]*```output[\s\S]*</think>[\s\S]*")]
     environment = tools(cue="That is right. ")
     main(
-        CODER, data, rewards, str(out), SamplingParams(160), samples=2, at_least=2.0, per_prompt=1, batch=10,
+        CODER, data, rewards, str(out), SamplingParams(160), samples=2, per_prompt=1, batch=10,
         environment=environment, cues=cues,
     )  # fmt: skip
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -101,8 +99,7 @@ def test_kept_conversations_are_demonstrations_in_which_outputs_are_not_learned(
     for row in rows:
         roles = [turn["role"] for turn in row["response"]]
         assert roles[0] == roles[-1] == "assistant" and "output" in roles
-        _, _, learned = encode_responses(policy, [row], 400)
-        ids = encode_responses(policy, [row], 400)[0]
+        ids, _, learned = encode_responses(policy, [row], 400)
         text = policy.tokenizer.decode(ids[0][learned[0]])
         assert "```output" not in text and "```python" in text
         assert text.count("That is right. ") == roles.count("output"), "cues are learned"
