@@ -134,7 +134,7 @@ redi: .venv/ready
 
 # Critique fine-tuning on one problem: a start that slips, solutions and critiques, SFT on them, and on one solution.
 critique: .venv/ready
-	$(BIN)/python assets/make_untrained.py tiny_reasoner runs/critique/untrained 64 2
+	$(BIN)/python assets/make_untrained.py tiny_reasoner runs/critique/untrained 128 2
 	$(BIN)/python main.py fit --config configs/critique/1_base.yaml
 	$(BIN)/python assets/critiques.py --config configs/critique/2_critiques.yaml
 	$(BIN)/python main.py fit --config configs/critique.yaml
