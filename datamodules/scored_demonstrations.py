@@ -93,6 +93,6 @@ class ScoredDemonstrations(Demonstrations):
 
     predict_dataloader = val_dataloader
 
-    def _loader(self, split: str) -> Any:
+    def _loader(self, split: str) -> DataLoader[Row]:
         self.rows(split)
         return self._joined._evaluation_loader(split)

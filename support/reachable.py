@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from support.code_identity import in_project, is_library
-from support.identity import attributes_of, used_globals
+from support.code_identity import in_project, is_library, used_globals
+from support.identity import attributes_of
 
 _PLAIN = (str, bytes, int, float, complex, bool, types.NoneType, types.ModuleType, types.CodeType, torch.Tensor)
 
