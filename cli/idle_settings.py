@@ -67,7 +67,7 @@ def kl(plan: RunPlan, module: OnPolicyModule, trainer: L.Trainer) -> str | None:
 
 def group(plan: RunPlan, module: OnPolicyModule, trainer: L.Trainer) -> str | None:
     """A group without a second completion."""
-    if module.batch.group_size > 1 or not module.advantage.needs_group:
+    if module.batch.group_size > 1 or module.has_critic:  # a critic takes the group's place
         return None
     return "batch.group_size is 1: completions of a prompt are not compared with one another"
 
