@@ -92,7 +92,7 @@ def _learned(row: Row, texts: list[str], only_correct: bool) -> Row | None:
         answer = answer_text(text, opened=False)
         if not closed or not answer:
             continue
-        columns = {name: [row[name]] for name in ("task", "answer", "report") if name in row}
+        columns: dict[str, Any] = {name: [row[name]] for name in ("task", "answer", "report") if name in row}
         if only_correct and SleepRubric().evaluate([answer], [row["prompt"]], **columns) != [1.0]:
             continue
         return row | {"rationale": rationale.replace("<think>", "").strip(), "answer": answer}

@@ -1,7 +1,5 @@
 """Demonstrations to learn from, and prompts of other data modules whose completions a validation scores."""
 
-from typing import Any
-
 from torch.utils.data import DataLoader
 
 from datamodules.demonstrations import Demonstrations
@@ -93,6 +91,6 @@ class ScoredDemonstrations(Demonstrations):
 
     predict_dataloader = val_dataloader
 
-    def _loader(self, split: str) -> Any:
+    def _loader(self, split: str) -> DataLoader[Row]:
         self.rows(split)
         return self._joined._evaluation_loader(split)

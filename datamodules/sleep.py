@@ -199,7 +199,8 @@ def draw_rows(count: int, seed: int, held_out: bool = False, findings: tuple[int
         seed: seed of the reports; training and held-out rows of a seed differ.
         findings: numbers of findings of the reports, drawn evenly.
     """
-    rng, known, rows = random.Random(derive_seed("sleep", seed, held_out)), facts(), []
+    rng, known = random.Random(derive_seed("sleep", seed, held_out)), facts()
+    rows: list[Row] = []
     while len(rows) < count:
         reports = [draw_report(rng, rng.choice(findings)) for _ in range(2)]
         if recommendation(reports[0])[1] == recommendation(reports[1])[1]:
@@ -207,7 +208,7 @@ def draw_rows(count: int, seed: int, held_out: bool = False, findings: tuple[int
         first = len(rows)
         for place, report in enumerate(reports):
             rationale, answer = recommendation(report)
-            row = {"id": str(first + place), "prompt": f"{report_text(report)} . {QUESTION}", "report": report}
+            row: Row = {"id": str(first + place), "prompt": f"{report_text(report)} . {QUESTION}", "report": report}
             row |= {"task": f"recommend-{len(findings_of(report))}", "level": len(findings_of(report))}
             rows.append(row | {"pair": str(first + 1 - place), "rationale": rationale, "answer": answer})
         name = rng.choice(list(METRICS))
