@@ -1,6 +1,5 @@
 """Demonstrations to learn from, and prompts of other data modules whose completions a validation scores."""
 
-
 from torch.utils.data import DataLoader
 
 from datamodules.demonstrations import Demonstrations

@@ -1,5 +1,6 @@
 """Thinker's dialogue: a fast answer, its verification, a slow answer, a summary (arXiv 2505.21097)."""
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -67,7 +68,7 @@ class ThinkerDialogue(Environment):
     0. A row whose own answer cannot be read, or that has none, gets no rewards.
 
     Args:
-        judge: judges answers; `rewards.MathAnswer` if None.
+        judge: judges answers.
         budgets: tokens of the turns.
         prompts: the user's messages.
         transition: what decides after the verification; `lightning_modules.Thinker` sets verdict in evaluations.
@@ -78,19 +79,18 @@ class ThinkerDialogue(Environment):
 
     def __init__(
         self,
-        judge: Reward | None = None,
-        budgets: TurnBudgets | None = None,
-        prompts: TurnPrompts | None = None,
+        judge: Reward = MathAnswer(),
+        budgets: TurnBudgets = TurnBudgets(),
+        prompts: TurnPrompts = TurnPrompts(),
         transition: Literal["truth", "verdict"] = "truth",
         summarises: bool = False,
     ) -> None:
-        self.judge = MathAnswer() if judge is None else judge
+        self.judge, self.budgets, self.prompts = copy.deepcopy((judge, budgets, prompts))  # defaults are shared
         if not self.judge.is_correctness:
             raise ConfigError(
                 f"environment.judge is {type(self.judge).__name__}, which does not judge correctness; use one such as "
                 "rewards.MathAnswer or rewards.ExactAnswer."
             )
-        self.budgets, self.prompts = budgets or TurnBudgets(), prompts or TurnPrompts()
         self.transition, self.summarises = transition, summarises
         self.max_turn_tokens = self.budgets.fast
 
