@@ -145,7 +145,7 @@ class TextEncoder(nn.Module):
 
     @property
     def _options(self) -> dict[str, bool]:
-        """A decoder fills a cache for tokens to come unless it is told that no more will come."""
+        """A decoder fills a cache for tokens to come unless it is told otherwise."""
         return {"use_cache": False} if hasattr(self.bare.config, "use_cache") and _has_cache(self.bare) else {}
 
     def save(self, folder: Any) -> None:

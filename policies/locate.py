@@ -40,7 +40,8 @@ def locate(name: str) -> str:
             raise ConfigError(
                 f"policy.model is {name!r}, which is not a folder, an embedded model (assets/tiny_reasoner, "
                 "assets/tiny_switcher, assets/tiny_rambler, assets/tiny_assistant), a wheel's model "
-                f"({', '.join([*WHEELS, *FOLDERS])}) or a hub id of the form owner/name; set policy.model to one."
+                f"({', '.join([*WHEELS, *FOLDERS])}) or a hub id of the form owner/name; set policy.model to one of "
+                "these."
             )
         return name
     candidates = [Path(name).expanduser(), ROOT / name]

@@ -163,7 +163,7 @@ def test_other_files_are_written_in_plain_english(suffix):
 #: files over 300 lines, and why each is one
 LONG = {
     "benchmarks/vs_trl.py": "one experiment, read top to bottom",
-    "datamodules/code_tasks.py": "one table of programs",
+    "datamodules/code_tasks.py": "one table of tasks",
     "lightning_modules/adapt_think.py": "one method in one file, with its facts",
     "lightning_modules/core/on_policy.py": "the training step and its hooks, read side by side",
     "rewards/math_compare.py": "one dispatch over the kinds of answers",

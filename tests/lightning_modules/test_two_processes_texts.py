@@ -20,15 +20,11 @@ EMBEDDER = {"loss": MultipleNegatives(), "mine_every": 2, "max_length": 32, "opt
 def main(processes, model, folder):
     torch.set_num_threads(1)
     encoder = PolicyParams(str(ROOT / "assets/tiny_encoder"))
+    programs = AuthorshipPrograms(size=60, batch_size=4, split="random", seed=1)
+    triplets = Triplets(batch_size=4, train_size=16, val_size=4, seed=1)
     cases = {
-        "classifier": (
-            partial(SequenceClassifier, encoder, **CLASSIFIER),
-            AuthorshipPrograms(size=60, batch_size=4, split="random", seed=1),
-        ),
-        "embedder": (
-            partial(TripletEmbedder, PolicyParams(model), **EMBEDDER),
-            Triplets(batch_size=4, train_size=16, val_size=4, seed=1),
-        ),
+        "classifier": (partial(SequenceClassifier, encoder, **CLASSIFIER), programs),
+        "embedder": (partial(TripletEmbedder, PolicyParams(model), **EMBEDDER), triplets),
     }
     rank = 0
     for name, (make, data) in cases.items():
