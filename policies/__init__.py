@@ -6,7 +6,7 @@ check_siblings(__name__)
 
 from policies.classifier import Classifier
 from policies.embedder import Embedder
-from policies.encoder import Pooling, TextEncoder
+from policies.encoder import TextEncoder
 from policies.logprobs import packed_logprobs, padded_logprobs, token_logprobs
 from policies.packing import PromptGroups
 from policies.params import LoRA, PolicyParams
@@ -23,7 +23,6 @@ __all__ = [
     "LoRA",
     "Policy",
     "PolicyParams",
-    "Pooling",
     "Prompt",
     "PromptGroups",
     "Scorer",

@@ -14,7 +14,7 @@ import pytest
 from jsonargparse import Namespace
 
 import lightning_modules
-import rewards  # noqa: F401  (its classes by their paths)
+import rewards
 from cli.parser import Parser, make_parser
 from lightning_modules.core.posttrain_module import PosttrainModule
 from tests.helpers.signatures import (
@@ -141,6 +141,8 @@ def difference(place: str, value: Any, default: Any) -> list[str]:
         if not value.class_path.endswith(f".{owner.__name__}"):
             return [f"{place} is {value.class_path}, not {owner.__name__}"]
         value, names = value.get("init_args", Namespace()), options(default)
+        if isinstance(default, rewards.Reward) and value.get("name") is None:
+            names["name"] = None  # stands for the class's own name
         return [line for name in value.as_dict() for line in difference(f"{place}.{name}", value[name], names[name])]
     if isinstance(value, Namespace):
         names = part_options(default)

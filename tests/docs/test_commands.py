@@ -218,7 +218,7 @@ def test_a_configuration_is_put_together(page, language, text, before, here, mon
         snippet = {"model": {"init_args": snippet}}
     Path("snippet.yaml").write_text(yaml.safe_dump(snippet))
     base = next(
-        (re.search(r"configs/\w+\.yaml", c)[0] for c in commands(page) if "main.py fit --config" in c),
+        (re.search(r"configs/[\w/]+\.yaml", c)[0] for c in commands(page) if "main.py fit --config" in c),
         "configs/grpo.yaml",
     )
     cli = main(["plan", "--config", base, "--config", "snippet.yaml"])

@@ -146,7 +146,7 @@ def every_reward():
         "MathAnswer",
         "ParsableMathAnswer",
         "ReasoningGymScore",
-        "TurnRewards",
+        *("TurnRewards", "BalancedVerdict", "CodeFailures", "FinalAnswer", "LikelySummary"),  # of conversations
     }
     for name in rewards.__all__:
         kind = getattr(rewards, name)
