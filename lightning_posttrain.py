@@ -21,7 +21,9 @@ SIBLINGS = {
     "rewards": ("datamodules", "policies", "rollouts", "support"),
     "environments": ("datamodules", "policies", "rewards", "rollouts", "support"),
     "callbacks": ("datamodules", "objectives", "policies", "rewards", "rollouts", "support", "tracking"),
-    "lightning_modules": ("datamodules", "environments", "objectives", "policies", "rewards", "rollouts", "support", "tracking"),
+    "lightning_modules": (
+        "datamodules", "environments", "objectives", "policies", "rewards", "rollouts", "support", "tracking",
+    ),
     "cli": (
         "callbacks", "datamodules", "lightning_modules", "objectives", "policies", "rewards", "rollouts", "support",
         "tracking",

@@ -21,7 +21,6 @@ from policies.classifier import Classifier
 from policies.encoder import Pooling
 from support.errors import ConfigError
 from support.papers import Paper
-from support.processes import summed
 from support.seeding import isolated_rng, run_seed
 
 Rows = list[dict[str, Any]]
@@ -154,7 +153,7 @@ class SequenceClassifier(PosttrainModule):
         self.log(f"{stage}/loss", cross_entropy(logits, targets), prog_bar=True, batch_size=len(rows), sync_dist=True)
 
     def _log_scores(self, stage: str) -> None:
-        self.confusion = Confusion(summed(self._counts).cpu(), self.policy.labels)
+        self.confusion = Confusion(self._counts.cpu(), self.policy.labels)  # every process has evaluated all rows
         for name, value in self.confusion.scores().items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "accuracy")
 

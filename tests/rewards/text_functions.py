@@ -81,7 +81,8 @@ ALONE = [
     "rewards.think_json.strict_object", "rewards.think_json.object_text", "rewards.units.unit_of",
     "rewards.units.is_unit", "rollouts.batch.ends_open", "datamodules.garak.split_of",
     "datamodules.preferences.parse_dialogue", "datamodules.records_desk.parse_request", "datamodules.saturn.literals",
-    "support.errors.printable", "support.files.names_a_file", "environments.tools.is_failure", "environments.call_formats.last_block",
+    "support.errors.printable", "support.files.names_a_file", "environments.tools.is_failure",
+    "environments.call_formats.last_block",
     "cli.earlier_configurations.brought_up_to_date",
 ]  # fmt: skip
 #: measured with these arguments; ... stands for the text
