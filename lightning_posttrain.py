@@ -25,13 +25,13 @@ SIBLINGS = {
         "datamodules", "environments", "objectives", "policies", "rewards", "rollouts", "support", "tracking",
     ),
     "cli": (
-        "callbacks", "datamodules", "lightning_modules", "objectives", "policies", "rewards", "rollouts", "support",
-        "tracking",
+        "callbacks", "datamodules", "environments", "lightning_modules", "objectives", "policies", "rewards",
+        "rollouts", "support", "tracking",
     ),
     "assets": ("datamodules", "policies", "rewards", "rollouts", "support"),
     "benchmarks": (
-        "assets", "callbacks", "cli", "datamodules", "lightning_modules", "objectives", "policies", "rewards",
-        "rollouts", "support", "tracking",
+        "assets", "callbacks", "cli", "datamodules", "environments", "lightning_modules", "objectives", "policies",
+        "rewards", "rollouts", "support", "tracking",
     ),
 }  # fmt: skip
 

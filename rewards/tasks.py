@@ -57,8 +57,15 @@ TRIVIAL = ("", "0", "1", "nan", "x", "[]", "None", "inf", "True", "a b c")
 
 
 def task_of(entry: str) -> str:
-    """The reasoning-gym task of a row's `entry`."""
-    return str(json.loads(entry)["metadata"]["source_dataset"])
+    """The reasoning-gym task of a row's `entry`.
+
+    Raises:
+        ValueError: the entry is not one of reasoning-gym's.
+    """
+    try:
+        return str(json.loads(entry)["metadata"]["source_dataset"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the entry {entry[:60]!r} names no task of reasoning-gym") from error
 
 
 def is_unsafe(answer: str, task: str) -> bool:
