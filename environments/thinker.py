@@ -79,18 +79,19 @@ class ThinkerDialogue(Environment):
     def __init__(
         self,
         judge: Reward | None = None,
-        budgets: TurnBudgets | None = None,
-        prompts: TurnPrompts | None = None,
+        budgets: TurnBudgets = TurnBudgets(),
+        prompts: TurnPrompts = TurnPrompts(),
         transition: Literal["truth", "verdict"] = "truth",
         summarises: bool = False,
     ) -> None:
-        self.judge = MathAnswer() if judge is None else judge
-        if not self.judge.is_correctness:
+        #: judges answers, also without a `judge`
+        self.grader = MathAnswer() if judge is None else judge
+        if not self.grader.is_correctness:
             raise ConfigError(
-                f"environment.judge is {type(self.judge).__name__}, which does not judge correctness; use one such as "
+                f"environment.judge is {type(judge).__name__}, which does not judge correctness; use one such as "
                 "rewards.MathAnswer or rewards.ExactAnswer."
             )
-        self.budgets, self.prompts = budgets or TurnBudgets(), prompts or TurnPrompts()
+        self.judge, self.budgets, self.prompts = judge, budgets, prompts
         self.transition, self.summarises = transition, summarises
         self.max_turn_tokens = self.budgets.fast
 
@@ -112,11 +113,11 @@ class ThinkerDialogue(Environment):
         """Whether an answer is right; None if the row's own answer is missing or cannot be read."""
         row = dict(conversation.row)
         try:
-            self.judge.check_columns(row)
+            self.grader.check_columns(row)
         except ConfigError:
             return None
         batch = text_batch([answer], [row])
-        grade = float(self.judge.unscaled(self.judge(batch), batch)[0])
+        grade = float(self.grader.unscaled(self.grader(batch), batch)[0])
         return None if math.isnan(grade) else grade >= 1
 
     def _asked(self, turn: int, conversation: Conversation, reward: float | None) -> Reply:

@@ -91,8 +91,8 @@ class Thinker(OnPolicyModule):
         splits = data_splits(self.trainer, stage)
         if stage != "predict":
             for row in (row for rows in splits.values() for row in rows):
-                self.environment.judge.check_columns(row)
-            check_golds(splits, [self.environment.judge])
+                self.environment.grader.check_columns(row)
+            check_golds(splits, [self.environment.grader])
 
     def score(self, batch: RolloutBatch) -> dict[str, Float[Tensor, "rows"]]:
         for reward in self.rewards:
