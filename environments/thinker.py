@@ -88,7 +88,7 @@ class ThinkerDialogue(Environment):
         self.judge, self.budgets, self.prompts = copy.deepcopy((judge, budgets, prompts))  # defaults are shared
         if not self.judge.is_correctness:
             raise ConfigError(
-                f"environment.judge is {type(self.judge).__name__}, which does not judge correctness; use one such as "
+                f"environment.judge is {type(judge).__name__}, which does not judge correctness; use one such as "
                 "rewards.MathAnswer or rewards.ExactAnswer."
             )
         self.transition, self.summarises = transition, summarises
