@@ -23,7 +23,7 @@ def test_a_call_has_its_result_or_its_exception(begin):
 
 
 def test_so_many_calls_run_at_once_and_the_threads_end():
-    active, most, lock, before = [0], [0], threading.Lock(), threading.active_count()
+    active, most, lock, before = [0], [0], threading.Lock(), set(threading.enumerate())
 
     def call(number):
         with lock:
@@ -36,13 +36,14 @@ def test_so_many_calls_run_at_once_and_the_threads_end():
 
     threads = Threads(3)
     assert [future.result(5) for future in [threads.submit(call, i) for i in range(30)]] == list(range(30))
-    assert most[0] == 3 and threading.active_count() == before + 3
+    started = set(threading.enumerate()) - before  # threads of earlier tests may end meanwhile
+    assert most[0] == 3 and len(started) == 3
     del threads
     gc.collect()
     deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while any(thread.is_alive() for thread in started) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_a_call_that_hangs_does_not_keep_the_program():
