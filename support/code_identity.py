@@ -29,6 +29,8 @@ IMPORTERS = {"import_module", "__import__"}
 _LIBRARIES = tuple(
     {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
+#: names of the folders that installers fill
+_SITES = {"site-packages", "dist-packages"}
 
 
 def version_of(module: types.ModuleType | None) -> str:
@@ -148,8 +150,9 @@ def _file(module: str) -> Path | None:
 
 
 def _in_library(file: Path) -> bool:
-    # The environment may lie inside this project's folder, and this project inside the environment.
-    return any(file.is_relative_to(folder) for folder in _LIBRARIES)
+    # The environment may lie inside this project's folder, and this project inside the environment. Libraries may lie in
+    # other environments too: of the system, or of another environment that a .pth file names.
+    return any(file.is_relative_to(folder) for folder in _LIBRARIES) or not _SITES.isdisjoint(file.parts)
 
 
 def used_globals(function: types.FunctionType) -> dict[str, Any]:

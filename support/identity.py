@@ -81,13 +81,13 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
         return [name, inner(value())]
     if isinstance(value, functools.partial):
         return [name, inner(value.func), inner(value.args), inner(sorted(value.keywords.items())), inner(vars(value))]
-    if inspect.isroutine(value) and hasattr(value, "__qualname__"):  # a method, or a function in C
+    if inspect.isroutine(value) and _has(value, "__qualname__"):  # a method, or a function in C
         parts = [inner(getattr(value, part, None)) for part in ("__func__", "__self__", "__wrapped__", "__objclass__")]
         module = sys.modules.get(str(getattr(value, "__module__", None)))
         return [name, value.__qualname__, version_of(module), *parts, inner(attributes_of(value))]
-    if hasattr(value, "backend_tokenizer") and hasattr(value, "chat_template"):
+    if _has(value, "backend_tokenizer", "chat_template"):
         return [name, tokenizer_identity(value)]
-    if in_project(type(value).__module__) and hasattr(value, "identity"):
+    if in_project(type(value).__module__) and _has(value, "identity"):
         return [name, value.identity()]
     if isinstance(value, torch.nn.Module):
         return [name, *map(inner, _module_parts(value))]
@@ -107,6 +107,13 @@ def _identity(value: Any, outer: tuple[int, ...], code: dict[int, int]) -> Any:
     if isinstance(value, Sequence):
         return [name, [inner(item) for item in value], *state]
     return [name, *state]
+
+
+def _has(value: Any, *names: str) -> bool:
+    try:
+        return all(hasattr(value, name) for name in names)
+    except Exception:  # attributes that are looked up by code of the object, which may raise anything
+        return False
 
 
 #: attributes of a tokenizer that tell where it came from, or that stand in its identity in another form

@@ -416,6 +416,32 @@ def test_what_cannot_be_identified_equals_nothing():
     assert identity_fingerprint(Settings({"a": lock})) != identity_fingerprint(Settings({"a": lock}))
 
 
+class Strict:
+    """Refuses unknown attributes by an error of its own, as torch's scopes of scripts do."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(f"no {name}")
+
+
+def test_objects_that_refuse_attributes_have_an_identity():
+    first, second = Strict(), Strict()
+    assert identity_fingerprint(first) == identity_fingerprint(second)
+    second.limit = 1
+    assert identity_fingerprint(first) != identity_fingerprint(second)
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages", "my-packages"])
+def test_libraries_of_another_environment_are_libraries(folder, tmp_path, monkeypatch):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "another_library.py").write_text("__version__ = '1.0'")
+    monkeypatch.syspath_prepend(tmp_path / folder)
+    monkeypatch.delitem(sys.modules, "another_library", raising=False)
+    module = importlib.import_module("another_library")
+    assert code_identity.is_library("another_library") == (folder != "my-packages")
+    assert (code_identity.version_of(module) == "1.0") == (folder != "my-packages")
+    del sys.modules["another_library"]
+
+
 def test_an_object_may_refer_to_itself():
     loop = Settings()
     loop.values["self"] = loop
