@@ -150,8 +150,8 @@ def _file(module: str) -> Path | None:
 
 
 def _in_library(file: Path) -> bool:
-    # The environment may lie inside this project's folder, and this project inside the environment. Libraries may lie in
-    # other environments too: of the system, or of another environment that a .pth file names.
+    # The environment may lie inside this project's folder, and this project inside the environment. Libraries may also
+    # lie in other environments: the system's, or one that a .pth file names.
     return any(file.is_relative_to(folder) for folder in _LIBRARIES) or not _SITES.isdisjoint(file.parts)
 
 
