@@ -184,7 +184,7 @@ def _load_backbone(params: PolicyParams) -> Any:
 
 
 def _is_causal(backbone: Any) -> bool:
-    """Whether a token's state depends on earlier tokens alone."""
+    """Whether the state of a token depends only on earlier tokens."""
     config = backbone.config
     if config.is_encoder_decoder or getattr(config, "is_causal", True) is False:
         return False
