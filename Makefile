@@ -86,6 +86,13 @@ assets: .venv/ready
 	  --trainer.max_steps 250 --model.lr_scheduler.total_steps 250
 	for model in tiny_sat tiny_verifier tiny_json tiny_coder tiny_thinker; do \
 	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
+	$(BIN)/python main.py fit --config configs/assets/tiny_json.yaml \
+	  --model.policy.model assets/tiny_json --seed_everything 2 \
+	  --trainer.max_steps 450 --model.lr_scheduler.total_steps 450
+	$(BIN)/python main.py fit --config configs/assets/tiny_verifier.yaml \
+	  --model.policy.model assets/tiny_verifier --seed_everything 2 --model.optimizer.lr 5e-4 \
+	  --trainer.max_steps 160 --model.lr_scheduler.max_lr 5e-4 --model.lr_scheduler.total_steps 160 \
+	  --data.blind 0 --data.lenient 0.75
 	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 

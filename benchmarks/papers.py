@@ -14,92 +14,49 @@ import re
 import sys
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import pages  # noqa: E402
+from benchmarks import pages, paper_results  # noqa: E402
 from benchmarks.common import markdown_table, run_script  # noqa: E402
 from benchmarks.compare.intervals import interval  # noqa: E402
-from benchmarks.experiments import fit, result_path  # noqa: E402
+from benchmarks.experiments import fit  # noqa: E402
+from benchmarks.paper_results import (  # noqa: E402
+    EXPERIMENTS,
+    SEEDS,
+    Result,
+    at,
+    at_equal_tokens,
+    command,
+    digest,
+    keep,
+    path_of,
+    result_of,
+    results,
+    tokens,
+)
 from support.errors import ConfigError  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
-from support.papers import ROOT, Experiment, Paper, all_papers, flags  # noqa: E402
+from support.papers import ROOT, Claim, Experiment  # noqa: E402
 
-RESULTS = Path("runs/papers")
 PAGE, PICTURES = ROOT / "docs/papers.md", ROOT / "docs/plots/papers"
-SEEDS = (0, 1, 2)
 HEADING = "start → end (mean of the last three validations), mean ± 95 % interval over seeds"
-EXPERIMENTS: dict[str, tuple[Paper, Experiment]] = {
-    name: (paper, paper.experiment) for name, paper in all_papers().items() if paper.experiment
-}
-Curve = list[tuple[int, float]]
-Result = dict[str, Any]
-
-
-def command(paper: Paper, experiment: Experiment, arm: str) -> list[str]:
-    """The configurations and settings of an arm."""
-    settings = dict(experiment.arms[arm])
-    configs = settings.pop("config", paper.configs)
-    return [*(f"--config=configs/{name}.yaml" for name in configs), *flags(settings)]
+CLAIMS_HEAD = ("paper", "its claim", "here, difference with its 95 % interval over seeds", "seeds", "agrees")
+EQUAL = "grpo, equal tokens"
 
 
 def run_arm(name: str, arm: str, seed: int) -> None:
     """Train one arm and keep its curves."""
     paper, experiment = EXPERIMENTS[name]
-    common = {
-        "seed_everything": seed,
-        "trainer.max_steps": experiment.rollouts,
-        "trainer.val_check_interval": experiment.validate_every,
-    }
-    cli, result = fit(RESULTS, f"{name} {arm} {seed}", [*command(paper, experiment, arm), *flags(common)])
+    arguments = command(paper, experiment, arm, seed)
+    cli, result = fit(paper_results.RESULTS, f"{name} {arm} {seed}", arguments)
     plan = cli.model.batch
-    result["rows"] = plan.prompts_per_rollout * plan.group_size
+    result |= {"rows": plan.prompts_per_rollout * plan.group_size, "digest": digest(name, arm)}
     atomic_write_text(path_of(name, arm, seed), json.dumps(result))
 
 
-def path_of(name: str, arm: str, seed: int) -> Path:
-    return result_path(RESULTS, f"{name}_{arm}", seed)
-
-
-def results(name: str, arm: str) -> list[Result]:
-    """Those of the seeds that have run."""
-    paths = [path_of(name, arm, seed) for seed in SEEDS]
-    return [json.loads(path.read_text()) for path in paths if path.is_file()]
-
-
 # ---- the report -----------------------------------------------------------------------------------------------------
-
-
-def tokens(result: Result) -> list[float]:
-    """Generated training tokens up to and including each rollout."""
-    extra = dict(result["curves"].get("train/extra_tokens", result["curves"].get("train/laser_monitor_tokens", [])))
-    total, sums = 0.0, []
-    for step, length in result["curves"]["train/length"]:
-        total += length * result["rows"] + extra.get(step, 0.0)
-        sums.append(total)
-    return sums
-
-
-def at(curve: Curve, fraction: float) -> float:
-    """The value at the beginning (0) or the end (1) of a curve.
-
-    Of validations it is the first, or the mean of the last three; of rollouts the mean of a tenth.
-    """
-    width = len(curve) // 10 if len(curve) > 20 else 1 if fraction == 0 else min(3, len(curve) // 3 or 1)
-    part = curve[:width] if fraction == 0 else curve[-width:]
-    return mean(value for _, value in part)
-
-
-def until(result: Result, budget: float) -> Result:
-    """The result as it stood when so many tokens had been generated."""
-    rollouts = sum(total <= budget for total in tokens(result))
-    cut = {
-        metric: [point for point in curve if point[0] < rollouts] or curve[:1]
-        for metric, curve in result["curves"].items()
-    }
-    return result | {"curves": cut}
 
 
 def with_interval(values: list[float]) -> str:
@@ -121,15 +78,14 @@ def cell(shown: list[Result], heading: str, metric: str) -> str:
 
 
 def rows_of(name: str) -> list[tuple[str, ...]]:
-    """The rows of one paper, with plain GRPO at equal tokens where that had generated more."""
+    """The rows of one paper; where its arm and plain GRPO generated unequal numbers of tokens, also at equal numbers."""
     experiment = EXPERIMENTS[name][1]
     shown = {arm: results(name, arm) for arm in experiment.arms}
     method = next(iter(shown))
-    if shown["grpo"] and len(shown[method]) == len(shown["grpo"]):
-        budgets = [tokens(result)[-1] for result in shown[method]]
-        pairs = list(zip(shown["grpo"], budgets, strict=True))
-        if any(tokens(result)[-1] > budget for result, budget in pairs):
-            shown["grpo, equal tokens"] = [until(result, budget) for result, budget in pairs]
+    if cut := at_equal_tokens(name, method):
+        for arm, parts in zip((method, "grpo"), cut, strict=True):
+            if any(tokens(part)[-1] < tokens(whole)[-1] for part, whole in zip(parts, shown[arm], strict=True)):
+                shown[f"{arm}, equal tokens"] = parts
     lines: list[tuple[str, ...]] = []
     for arm, arm_results in shown.items():
         cells = [cell(arm_results, heading, metric) for heading, metric in experiment.columns.items()]
@@ -140,13 +96,64 @@ def rows_of(name: str) -> list[tuple[str, ...]]:
     return lines
 
 
-def table(before: str) -> str:
-    """All rows. A paper without results here keeps the rows that it had, since its runs may be on another machine."""
-    rows: list[tuple[str, ...]] = []
-    for name, (_, experiment) in EXPERIMENTS.items():
+def with_rows_of_before(before: str, head: tuple[str, ...], rows: dict[str, list[tuple[str, ...]]]) -> str:
+    """A table of all papers; one without results of today's settings keeps the rows that it had on the page."""
+    lines: list[tuple[str, ...]] = []
+    for name, new in rows.items():
         kept = [tuple(row.split(" | ")) for row in re.findall(rf"^\| ({name} \| .*) \|$", before, re.MULTILINE)]
-        rows += rows_of(name) if any(results(name, arm) for arm in experiment.arms) else kept
-    return markdown_table(("paper", "arm", "seeds", HEADING, "tokens"), rows) + "\n"
+        lines += new or kept
+    return markdown_table(head, lines) + "\n"
+
+
+def table(before: str) -> str:
+    """All rows of the experiments."""
+    rows = {
+        name: rows_of(name) if any(results(name, arm) for arm in experiment.arms) else []
+        for name, (_, experiment) in EXPERIMENTS.items()
+    }
+    return with_rows_of_before(before, ("paper", "arm", "seeds", HEADING, "tokens"), rows)
+
+
+def claim_row(name: str, claim: Claim, experiment: Experiment) -> tuple[str, ...] | None:
+    """A claim, the difference of its two arms, and whether the interval decides it; None without results."""
+    arm = claim.arm or next(iter(experiment.arms))
+    ours = theirs = results(name, arm)
+    if claim.against == EQUAL:
+        ours, theirs = at_equal_tokens(name, arm) or ([], [])
+    elif isinstance(claim.against, str) and claim.against != "start":
+        theirs = results(name, claim.against)
+    if not ours or len(ours) != len(theirs):
+        return None
+    metric = experiment.columns[claim.column]
+    other_metric = experiment.columns[claim.against_column or claim.column]
+    ends = [at(result["curves"][metric], 1) for result in ours]
+    if isinstance(claim.against, float):
+        others = [claim.against] * len(ends)
+    else:
+        others = [at(result["curves"][other_metric], 0 if claim.against == "start" else 1) for result in theirs]
+    seen = interval([end - other for end, other in zip(ends, others, strict=True)])
+    assert seen is not None
+    if claim.sign == 0:
+        agrees = "yes" if seen.low >= -claim.margin else "no" if seen.high < -claim.margin else "not decided"
+    else:
+        low, high = sorted((claim.sign * seen.low, claim.sign * seen.high))
+        agrees = "yes" if low > 0 else "the opposite" if high < 0 else "not shown"
+    digits = 3 if max(map(abs, (*ends, *others))) < 10 else 1
+    other = claim.against_column or claim.against
+    text = (
+        f"{claim.column}: {mean(ends):.{digits}f} against {mean(others):.{digits}f} ({other}), "
+        f"{seen.mean:+.{digits}f} ({seen.low:+.{digits}f} to {seen.high:+.{digits}f})"
+    )
+    return (name, claim.text, text, str(len(ours)), agrees)
+
+
+def claims(before: str) -> str:
+    """The table of claims."""
+    rows = {
+        name: [row for claim in experiment.claims if (row := claim_row(name, claim, experiment))]
+        for name, (_, experiment) in EXPERIMENTS.items()
+    }
+    return with_rows_of_before(before, CLAIMS_HEAD, rows)
 
 
 def plot(name: str) -> None:
@@ -181,20 +188,24 @@ def main(run: bool = True, only: str | None = None, seeds: int = len(SEEDS)) -> 
     """
     if only is not None and only not in EXPERIMENTS:
         raise ConfigError(f"--only names {only!r}; the papers are {', '.join(EXPERIMENTS)}.")
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    paper_results.RESULTS.mkdir(parents=True, exist_ok=True)
     chosen = [only] if only else list(EXPERIMENTS)
     arms = [(name, arm, seed) for seed in SEEDS[:seeds] for name in chosen for arm in EXPERIMENTS[name][1].arms]
     for name, arm, seed in arms if run else []:
-        if not path_of(name, arm, seed).is_file():
+        if result_of(name, arm, seed) is None:
             print(f"=== {name}: {arm}, seed {seed}", flush=True)
             run_arm(name, arm, seed)
     for name, (_, experiment) in EXPERIMENTS.items():
+        keep(name)
         if all(results(name, arm) for arm in experiment.arms):
             plot(name)
-    before, begin, rest = PAGE.read_text().partition("<!-- results -->\n")
-    rows, end, after = rest.partition("<!-- end of results -->")
-    print(written := table(rows))
-    atomic_write_text(PAGE, before + begin + written + end + after)
+    page = PAGE.read_text()
+    for mark, make in (("results", table), ("claims", claims)):
+        before, begin, rest = page.partition(f"<!-- {mark} -->\n")
+        rows, end, after = rest.partition(f"<!-- end of {mark} -->")
+        print(written := make(rows))
+        page = before + begin + written + end + after
+    atomic_write_text(PAGE, page)
     pages.main()
 
 

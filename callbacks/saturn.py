@@ -9,7 +9,7 @@ from callbacks.prompt_choice import install_sampler, installed_sampler
 from datamodules import CurriculumSampler
 from datamodules.saturn import difficulty
 from support.errors import ConfigError
-from support.papers import Experiment, Paper
+from support.papers import Claim, Experiment, Paper
 from tracking.runs import mlflow_runs
 
 
@@ -124,5 +124,9 @@ PAPER = Paper(
         },
         expect="The level advances at least twice, at a pass@1 of 20 points above a blind guess's.",
         validate_every=10,  # validations decide when the level advances
+        claims=(
+            Claim(text="pass@1 rises at the hardest level", column="pass@1 (2,3,6)", sign=1, against="start"),
+            Claim(text="a curriculum is better than all levels at once", column="pass@1 (2,3,6)", sign=1),
+        ),
     ),
 )

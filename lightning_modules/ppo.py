@@ -15,7 +15,7 @@ from objectives import GAE, Aggregation, TokenMean
 from policies import PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, SamplingParams
-from support.papers import Experiment, Paper
+from support.papers import Claim, Experiment, Paper
 
 
 class PPO(CriticMethod):
@@ -83,5 +83,9 @@ PAPER = Paper(
             "value loss": "train/value_loss",
         },
         expect="GRPO's pass@1 from the same rollouts; the critic explains a part of the returns' variance.",
+        claims=(
+            Claim(text="pass@1 rises", column="val pass@1", sign=1, against="start"),
+            Claim(text="a critic serves as well as the group's mean", column="val pass@1", sign=0, margin=0.03),
+        ),
     ),
 )

@@ -22,7 +22,7 @@ from policies import PolicyParams
 from rewards import Reward
 from rewards.still3 import action_count
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
-from support.papers import Experiment, Paper
+from support.papers import Claim, Experiment, Paper
 from support.processes import summed
 
 
@@ -139,5 +139,22 @@ PAPER = Paper(
             "completion ratio": "train/completion_ratio",
         },
         expect="With the length reward: longer completions, fewer that end, a lower pass@1 than without it.",
+        claims=(
+            Claim(
+                text="a reward for length makes completions longer",
+                column="val length",
+                sign=1,
+                arm="still3 + length",
+                against="still3",
+            ),
+            Claim(
+                text="and fewer of them end",
+                column="completion ratio",
+                sign=-1,
+                arm="still3 + length",
+                against="still3",
+            ),
+            Claim(text="and answers worse", column="val pass@1", sign=-1, arm="still3 + length", against="still3"),
+        ),
     ),
 )

@@ -21,7 +21,7 @@ from rewards import Reward
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from rollouts.engine import uniforms
 from support.errors import ConfigError
-from support.papers import Experiment, Paper
+from support.papers import Claim, Experiment, Paper
 from support.processes import summed
 
 
@@ -143,5 +143,15 @@ PAPER = Paper(
         },
         columns={"val pass@1": "val/pass1", "tokens with loss": "train/loss_tokens", "edges": "train/edges"},
         expect="Better than the start with a few percent of the tokens.",
+        claims=(
+            Claim(text="pass@1 rises with loss on few tokens", column="val pass@1", sign=1, against="start"),
+            Claim(
+                text="at least as far as with loss on all tokens",
+                column="val pass@1",
+                sign=0,
+                against="grpo, equal tokens",
+                margin=0.02,
+            ),
+        ),
     ),
 )

@@ -29,7 +29,7 @@ from rewards import BalancedVerdict, FinalAnswer, LikelySummary, Reward, TurnRew
 from rewards.turn_rewards import turns_of
 from rollouts import BatchPlan, RolloutBatch, SamplingParams
 from support.errors import ConfigError
-from support.papers import Experiment, Paper
+from support.papers import Claim, Experiment, Paper
 from support.processes import means
 
 
@@ -206,5 +206,16 @@ PAPER = Paper(
         expect="The fast turn's accuracy rises under its small budget, the balanced accuracy of verdicts is above 0.6, "
         "and the final answer is right more often than the fast one.",
         validate_every=10,
+        claims=(
+            Claim(text="the fast answer becomes better", column="fast turn", sign=1, against="start"),
+            Claim(text="verdicts are better than chance", column="balanced accuracy of verdicts", sign=1, against=0.6),
+            Claim(
+                text="the final answer is better than the fast one",
+                column="val pass@1",
+                sign=1,
+                against="thinker",
+                against_column="fast turn",
+            ),
+        ),
     ),
 )

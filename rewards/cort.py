@@ -14,7 +14,7 @@ from rewards.base import Reward
 from rewards.turn_rewards import turns_of
 from rollouts import RolloutBatch
 from support.errors import ConfigError
-from support.papers import Experiment, Paper
+from support.papers import Claim, Experiment, Paper
 from support.processes import means
 
 
@@ -84,5 +84,16 @@ PAPER = Paper(
         expect="Call rate and accuracy rise together, on sums that work by hand mostly gets wrong; without the mask "
         "training is less stable.",
         validate_every=10,
+        claims=(
+            Claim(text="programs are called more often", column="calls", sign=1, against="start"),
+            Claim(text="and accuracy rises", column="val pass@1", sign=1, against="start"),
+            Claim(
+                text="outputs without a mask make it worse",
+                column="val pass@1",
+                sign=-1,
+                arm="unmasked",
+                against="cort",
+            ),
+        ),
     ),
 )

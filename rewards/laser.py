@@ -24,7 +24,7 @@ from rewards.repetition import looping_rows
 from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
-from support.papers import Experiment, Paper
+from support.papers import Claim, Experiment, Paper
 from support.processes import means
 
 BUCKETS = ("easy", "medium", "hard")
@@ -271,6 +271,12 @@ LASER = Paper(
         },
         expect="The mean length of right completions falls below the target of 34 tokens, accuracy stays within 2 "
         "points of GRPO's.",
+        claims=(
+            Claim(text="LASER: completions become shorter", column="val length", sign=-1),
+            Claim(text="at no loss of accuracy", column="val pass@1", sign=0, margin=0.02),
+            Claim(text="LASER-D: completions become shorter", column="val length", sign=-1, arm="laser_d"),
+            Claim(text="at no loss of accuracy", column="val pass@1", sign=0, arm="laser_d", margin=0.02),
+        ),
     ),
 )
 LASER_D = Paper(

@@ -16,7 +16,7 @@ from rewards.math_text import is_text
 from rewards.quantities import quantity
 from rollouts import RolloutBatch
 from support.errors import ConfigError
-from support.papers import Experiment, Paper
+from support.papers import Claim, Experiment, Paper
 from support.processes import means
 
 
@@ -123,5 +123,9 @@ PAPER = Paper(
         },
         columns={"val pass@1": "val/pass1", "val length": "val/length", "right length": "train/length/correct"},
         expect="Right completions become shorter than with accuracy and format alone, at similar accuracy.",
+        claims=(
+            Claim(text="completions become shorter", column="val length", sign=-1),
+            Claim(text="at no loss of accuracy", column="val pass@1", sign=0, margin=0.02),
+        ),
     ),
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from rewards.judged import JudgedReward
 from rollouts import RolloutBatch
 from support.errors import ConfigError
-from support.papers import Experiment, Paper
+from support.papers import Claim, Experiment, Paper
 from support.processes import means
 
 
@@ -80,5 +80,16 @@ PAPER = Paper(
         },
         columns={"val pass@1": "val/pass1", "val length": "val/length", "optimal length": "train/sol"},
         expect="Length falls by at least 40 % at GRPO's accuracy; without alpha nothing protects accuracy.",
+        claims=(
+            Claim(text="completions become shorter", column="val length", sign=-1),
+            Claim(text="at no loss of accuracy", column="val pass@1", sign=0, margin=0.02),
+            Claim(
+                text="without alpha nothing protects accuracy",
+                column="val pass@1",
+                sign=-1,
+                arm="alpha 0",
+                against="shorter_better",
+            ),
+        ),
     ),
 )

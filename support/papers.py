@@ -31,6 +31,30 @@ _HEAD = re.compile(r"(?P<title>[^:(]+?)(?: \((?P<source>[^)]*)\))?: (?P<idea>.+?
 
 
 @dataclass(frozen=True, kw_only=True)
+class Claim:
+    """An effect that the paper claims, as a difference between two arms at the end of training.
+
+    Args:
+        text: the claim.
+        column: heading of one of the experiment's columns.
+        sign: 1 if the first arm's value is to be larger, -1 if smaller, 0 if it is to be no worse than `margin` below.
+        arm: the paper's arm by default.
+        against: another arm, "start" for the same arm's first validation, "grpo, equal tokens" to compare both at the
+            smaller number of generated tokens, or a number.
+        against_column: heading of the other arm's column, where it is another one.
+        margin: of sign 0, in units of the column.
+    """
+
+    text: str
+    column: str
+    sign: int
+    arm: str = ""
+    against: str | float = "grpo"
+    against_column: str = ""
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """The paper beside plain GRPO on an embedded model, with three seeds; run by `benchmarks/papers.py`.
 
@@ -42,6 +66,7 @@ class Experiment:
             the end.
         expect: the effect that the experiment should show.
         validate_every: rollouts between two validations; few, so that arms can be compared at equal numbers of tokens.
+        claims: what the table of claims tests.
     """
 
     rollouts: int
@@ -49,6 +74,7 @@ class Experiment:
     columns: dict[str, str]
     expect: str
     validate_every: int = 5
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +111,11 @@ class Paper:
 
 
 def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Tuple):
+        return tuple(_value(element) for element in node.elts)
     if not isinstance(node, ast.Call):
         return ast.literal_eval(node)
-    kinds = {"Paper": Paper, "Experiment": Experiment}
+    kinds = {"Paper": Paper, "Experiment": Experiment, "Claim": Claim}
     if not isinstance(node.func, ast.Name) or node.func.id not in kinds or node.args:
         raise ValueError(f"{ast.unparse(node.func)}(...)")
     return kinds[node.func.id](**{str(keyword.arg): _value(keyword.value) for keyword in node.keywords})
@@ -110,9 +138,8 @@ def blocks(path: Path) -> list[Paper]:
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 f"The Paper block at {path}:{node.lineno} cannot be read ({error}). It is read without importing the "
-                "file, so every field must be a keyword of support.papers.Paper or Experiment with a literal value: "
-                "write "
-                "the value out."
+                "file, so every field must be a keyword of support.papers.Paper, Experiment or Claim with a literal "
+                "value: write the value out."
             ) from error
     return papers
 
