@@ -115,12 +115,19 @@ PAPER = Paper(
         rollouts=40,
         arms={
             "still3": {},
-            "still3 + length": {
-                "model.rewards": [
-                    {"class_path": "rewards.ExactAnswer", "init_args": {"weight": 2.0}},
-                    {"class_path": "rewards.LengthBonus", "init_args": {"scale": 72}},
-                ]
-            },
+            "still3 + length": {"config": ["still3", "still3/length_reward"]},
+            "still3 + actions": {"config": ["still3", "still3/action_reward"]},
+            "large batch": {"config": ["still3", "still3/large_batch"]},
+            "off policy": {"config": ["still3", "still3/off_policy"]},
+            "large group": {"config": ["still3", "still3/large_group"]},
+            "hot": {"config": ["still3", "still3/hot"]},
+            "cool": {"config": ["still3", "still3/cool"]},
+            "kl none": {"config": ["still3", "still3/kl_none"]},
+            "kl fixed": {"config": ["still3", "still3/kl_fixed"]},
+            "kl reset": {"config": ["still3", "still3/kl_reset"]},
+            "select questions": {"config": ["still3", "still3/select_questions"]},
+            "select responses": {"config": ["still3", "still3/select_responses"]},
+            "keep truncated": {"config": ["still3", "still3/keep_truncated"]},
             "grpo": {
                 "config": ["grpo"],
                 "model.policy.model": "assets/tiny_rambler",
@@ -155,6 +162,30 @@ PAPER = Paper(
                 against="still3",
             ),
             Claim(text="and answers worse", column="val pass@1", sign=-1, arm="still3 + length", against="still3"),
+            Claim(text="large rollouts are better", column="val pass@1", sign=1, arm="large batch", against="still3"),
+            Claim(
+                text="several updates per rollout are worse",
+                column="val pass@1",
+                sign=-1,
+                arm="off policy",
+                against="still3",
+            ),
+            Claim(
+                text="more completions per prompt are better",
+                column="val pass@1",
+                sign=1,
+                arm="large group",
+                against="still3",
+            ),
+            Claim(text="temperature 0.6 is worse than 1.0", column="val pass@1", sign=-1, arm="cool", against="still3"),
+            Claim(text="temperature 1.2 is better than 1.0", column="val pass@1", sign=1, arm="hot", against="still3"),
+            Claim(
+                text="a fading KL penalty is better than a fixed one",
+                column="val pass@1",
+                sign=1,
+                arm="still3",
+                against="kl fixed",
+            ),
         ),
     ),
 )
