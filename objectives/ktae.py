@@ -193,10 +193,15 @@ PAPER = Paper(
         arms={
             "ktae": {},
             "ktae, clamped": {"model.advantage.clamp": 1.0},
+            "ktae on dapo": {"config": ["ktae", "ktae/dapo"]},
+            "dapo": {"config": ["ktae", "ktae/dapo"], "model.advantage": "objectives.GroupNorm"},
             "grpo": {"model.advantage": "objectives.GroupNorm"},
         },
         columns={"val pass@1": "val/pass1", "val length": "val/length", "mean abs. key": "train/key_abs"},
         expect="A given accuracy is reached in no more rollouts than with GRPO.",
-        claims=(Claim(text="pass@1 rises further than with GRPO", column="val pass@1", sign=1),),
+        claims=(
+            Claim(text="pass@1 rises further than with GRPO", column="val pass@1", sign=1),
+            Claim(text="than with DAPO", column="val pass@1", sign=1, arm="ktae on dapo", against="dapo"),
+        ),
     ),
 )

@@ -16,7 +16,8 @@ from rewards.instructions import InstructionFollowing
 from rewards.judge import HTTPJudge
 from rewards.judged import JudgedReward
 from rewards.language import LanguageConsistency
-from rewards.laser import GradedAnswer, Laser, LaserD, LaserDE
+from rewards.laser import GradedAnswer, Laser, LaserD
+from rewards.laser_de import LaserDE
 from rewards.length_family import KimiLength, L1Exact, L1Max, NormalisedLength, Truncation
 from rewards.lengths import LengthPenalty, SoftOverlong
 from rewards.models import ModelScore

@@ -1,8 +1,7 @@
-"""LASER, LASER-D and LASER-DE (Liu et al., arXiv 2505.15612): a right answer within a target length earns a bonus.
+"""LASER and LASER-D (Liu et al., arXiv 2505.15612): a right answer within a target length earns a bonus.
 
 R(y) = C(y) + lambda(y) alpha 1[L <= L_T]; `GradedAnswer` is C, `Laser` the bonus. LASER-D has a target each for easy,
-medium and hard prompts, which `callbacks.LaserMonitor` measures repeatedly. LASER-DE lets a wrong answer explore longer
-completions.
+medium and hard prompts, which `callbacks.LaserMonitor` measures repeatedly. LASER-DE is in `rewards/laser_de.py`.
 
     python main.py fit --config configs/laser.yaml
     python main.py fit --config configs/laser.yaml --config configs/laser_d.yaml
@@ -20,7 +19,6 @@ from rewards.answers import ExactAnswer, Format
 from rewards.base import Failure, Reward
 from rewards.failures import inner_scores, lowest_rate
 from rewards.judged import JudgedReward
-from rewards.repetition import looping_rows
 from rewards.self_check import GoldProblem
 from rollouts import RolloutBatch
 from support.errors import ConfigError
@@ -198,50 +196,6 @@ class LaserD(StepBonus):
         self.targets = dict(state.get("targets") or dict.fromkeys(BUCKETS))
 
 
-class LaserDE(LaserD):
-    """LASER-DE: as LASER-D, but wrong completions in the format that are longer than their target earn the bonus too.
-
-    Completions that repeat themselves are excluded.
-
-    Args:
-        wrong: the correctness reward's score of a wrong completion in the format.
-        ngram, times: definition of a repetition (`rewards.repetition.loops`); ngram None gives the bonus to repetitions
-            too, as the paper's formula does.
-        alpha, correctness, weight, name: as in Laser.
-    """
-
-    def __init__(
-        self,
-        alpha: float = 0.5,
-        wrong: float = -0.5,
-        ngram: int | None = 4,
-        times: int = 3,
-        correctness: str = "graded_answer",
-        weight: float = 1.0,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(alpha, correctness, weight, name)
-        self.wrong, self.ngram, self.times = wrong, ngram, times
-
-    def explores(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        """True for wrong completions in the format that are longer than their target."""
-        scores, judge = self.given(batch), batch.judges.get(self.correctness)
-        plain = scores if judge is None else judge.without_scale(scores, batch)
-        is_wrong = torch.isclose(plain, torch.full_like(plain, self.wrong)) & ~self.correct(batch)
-        return is_wrong & (batch.lengths > self.targets_of(batch))
-
-    def repeats(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        """True for completions that would explore but repeat themselves."""
-        explores = self.explores(batch) & (self.ngram is not None)
-        return looping_rows(batch, explores, self.ngram or 1, self.times, self.name)
-
-    def earns(self, batch: RolloutBatch) -> Bool[Tensor, "rows"]:
-        return super().earns(batch) | (self.explores(batch) & ~self.repeats(batch))
-
-    def metrics(self, batch: RolloutBatch) -> dict[str, float]:
-        return super().metrics(batch) | means({"laser_repeats": self.repeats(batch)[self.explores(batch)]})
-
-
 LASER = Paper(
     name="laser",
     title="LASER",
@@ -261,6 +215,12 @@ LASER = Paper(
         arms={
             "laser": {},
             "laser_d": {"config": ["laser", "laser_d"]},
+            "laser_de": {"config": ["laser", "laser/de"]},
+            "truncation": {"config": ["laser", "laser/truncation"]},
+            "normalised": {"config": ["laser", "laser/normalised"]},
+            "kimi": {"config": ["laser", "laser/kimi"]},
+            "l1_exact": {"config": ["laser", "laser/l1_exact"]},
+            "l1_max": {"config": ["laser", "laser/l1_max"]},
             "grpo": {"model.rewards": [{"class_path": "rewards.GradedAnswer"}]},
         },
         columns={
@@ -276,31 +236,9 @@ LASER = Paper(
             Claim(text="at no loss of accuracy", column="val pass@1", sign=0, margin=0.02),
             Claim(text="LASER-D: completions become shorter", column="val length", sign=-1, arm="laser_d"),
             Claim(text="at no loss of accuracy", column="val pass@1", sign=0, arm="laser_d", margin=0.02),
+            Claim(text="LASER-DE: completions become shorter", column="val length", sign=-1, arm="laser_de"),
+            Claim(text="at no loss of accuracy", column="val pass@1", sign=0, arm="laser_de", margin=0.02),
+            Claim(text="more accurate than truncation", column="val pass@1", sign=1, against="truncation"),
         ),
     ),
-)
-LASER_D = Paper(
-    name="laser_d",
-    title="LASER-D",
-    arxiv="2505.15612",
-    idea="LASER with a measured target for each difficulty; LASER-DE also lets wrong answers explore",
-    classes=("rewards.LaserD", "rewards.LaserDE", "callbacks.LaserMonitor"),
-    configs=("laser", "laser_d"),
-    page="laser",
-    effect="40 → 21.6 tokens, pass@1 0.77 → 0.91",
-    comparison={
-        "trainer.callbacks": [
-            {
-                "class_path": "callbacks.LaserMonitor",
-                "init_args": {
-                    "every_n_rollouts": 12,
-                    "size": 16,
-                    "samples": 8,
-                    "shortest": 4,
-                    "longest": 72,
-                    "interval": 4,
-                },
-            }
-        ]
-    },
 )
