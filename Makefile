@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py callbacks cli datamodules \
   environments lightning_modules objectives policies rewards rollouts support tracking main.py
 
-.PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
+.PHONY: think-json hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
   wheels real-pairs assets r1 cort redi critique sleep-cot clean
 
 .venv/ready: pyproject.toml constraints.txt
@@ -128,6 +128,15 @@ cort: .venv/ready
 	for model in hint_sft rft distilled prompt_hint; do echo $$model; \
 	  $(BIN)/python main.py validate --config configs/cort.yaml --model.policy.model runs/cort/$$model \
 	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
+
+# ThinkJSON's two stages, RL and then supervised fine-tuning; the start and both results on held-out rows. SEED as above.
+think-json: .venv/ready
+	$(BIN)/python main.py fit --config configs/think_json.yaml --config configs/think_json/1_rl.yaml \
+	  --seed_everything $(SEED)
+	$(BIN)/python main.py fit --config configs/think_json/2_sft.yaml --seed_everything $(SEED)
+	for model in assets/tiny_json runs/think_json/rl runs/think_json/sft; do echo $$model; \
+	  $(BIN)/python main.py validate --config configs/think_json.yaml --model.policy.model $$model \
+	    --seed_everything $(SEED) --trainer.logger false || exit 1; done
 
 # REDI's recipe: recorded rollouts, pairs that two verifiers agree on, SFT on right traces, the second stage.
 redi: .venv/ready

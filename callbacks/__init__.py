@@ -11,6 +11,7 @@ from callbacks.confusion import ConfusionMatrix
 from callbacks.curriculum import Curriculum
 from callbacks.difficulty import DifficultyLedger
 from callbacks.doctor import Doctor
+from callbacks.entropy_control import AdaptiveEntropy
 from callbacks.export import ExportPolicy
 from callbacks.export_adapter import ExportAdapter
 from callbacks.greso import GRESO
@@ -35,6 +36,7 @@ from datamodules.samplers import GRESOSampler, OneShotSampler
 
 __all__ = [
     "GRESO",
+    "AdaptiveEntropy",
     "AdaptiveKL",
     "BaselineValidation",
     "CompletionTraces",

@@ -271,7 +271,19 @@ PAPER = Paper(
     not_compared="its start must be able to judge a solution, which this one has never seen",
     experiment=Experiment(
         rollouts=60,
-        arms={"self_verify": {}, "grpo": {"model.verification.share": 0.0}},
+        arms={
+            "self_verify": {},
+            "binary reward": {
+                "model.rewards": [
+                    {"class_path": "rewards.ExactAnswer"},
+                    {
+                        "class_path": "rewards.Verdict",
+                        "init_args": {"dynamic": False, "code_penalty": 0.0, "bare_penalty": 0.0},
+                    },
+                ]
+            },
+            "grpo": {"model.verification.share": 0.0},
+        },
         columns={
             "val pass@1": "val/pass1",
             "balanced accuracy of verdicts": "val/verify_balanced",

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from callbacks import AdaptiveKL, FixedKL, RolloutCheckpoint, ScheduledKL
+from callbacks import AdaptiveEntropy, AdaptiveKL, FixedKL, RolloutCheckpoint, ScheduledKL
 from datamodules import ArithmeticPrompts
 from lightning_modules import Evaluation, KLPenalty
 from objectives.kl import adapted_coefficient
@@ -86,6 +86,37 @@ def test_the_adaptive_coefficient_follows_zieglers_rule(reasoner, tmp_path):
     assert resumed.coefficients == pytest.approx([module.kl.coefficient]), (
         "a resumed run continues with the coefficient it had reached"
     )
+
+
+class Bonuses(L.Callback):
+    """The entropy, and the coefficient of the bonus that the rollout used."""
+
+    def __init__(self):
+        self.entropies, self.bonuses = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.bonuses.append(pl_module.shaping.entropy_bonus)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.entropies.append(float(trainer.callback_metrics["train/entropy"]))
+
+
+@pytest.mark.parametrize(("target", "direction"), [(50.0, 1), (1e-9, -1)])
+def test_the_entropy_bonus_moves_towards_its_target_and_goes_on_after_a_resume(reasoner, tmp_path, target, direction):
+    def adaptive():
+        return AdaptiveEntropy(target=target, step=0.01, limits=(0.0, 0.025))
+
+    watch, resumed = Bonuses(), Bonuses()
+    module = run(reasoner, tmp_path, [watch, adaptive(), RolloutCheckpoint(keep=None)], rollouts=3)
+    assert all((entropy < target) == (direction > 0) for entropy in watch.entropies)
+    rising = [0.0, 0.01, 0.02, 0.025]  # from the module's own 0, and not beyond the limit
+    expected = rising if direction > 0 else [0.0] * 4
+    assert [*watch.bonuses, module.shaping.entropy_bonus] == pytest.approx(expected)
+    checkpoint = tmp_path / "local/checkpoints/rollout_000003.ckpt"
+    run(reasoner, tmp_path, [resumed, adaptive()], rollouts=4, ckpt_path=checkpoint)
+    assert resumed.bonuses == pytest.approx(expected[-1:])
+    with pytest.raises(ConfigError, match="AdaptiveEntropy: target is 0"):
+        AdaptiveEntropy(target=0)
 
 
 def test_the_fixed_coefficient_wins_over_the_configuration(reasoner, tmp_path):

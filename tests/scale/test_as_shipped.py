@@ -84,7 +84,7 @@ def behind(name: str) -> list[tuple[str, ...]]:
         "hc_rlhf": "hc_rlhf",
         "preference": "dpo",
         "laser_d": "laser",
-        **{method: method for method in ("ktae", "laser", "open_rs", "still3")},
+        **{method: method for method in ("ktae", "laser", "open_rs", "still3", "think_json")},
         "compare": "laser",
     }
     return [(first.get(room or file, "grpo"), name)]
