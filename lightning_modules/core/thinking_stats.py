@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from policies import Policy
+from rewards.still3 import action_count
 from rollouts import Mode, RolloutBatch, ThinkingFormat, thinking_format
 from support.processes import gathered
 
+#: words by which AdaptThink's authors find reasoning in answers without a think block (arXiv 2505.13417)
+REFLECTION = ("wait", "alternatively")
 Totals = dict[str, tuple[float, float]]
 
 
@@ -59,6 +62,8 @@ class ThinkingStats:
             self._count(f"thinking_rate{end}", modal["thinking"][rows])
             self._count(f"no_thinking_rate{end}", modal["no_thinking"][rows])
         self._count("unclosed_rate", modes == Mode.UNCLOSED)
+        reflects = torch.tensor([action_count(text, REFLECTION) > 0 for text in batch.completions], device=modes.device)
+        self._count("implicit_thinking", reflects[modal["no_thinking"]])
         for name, chosen in modal.items():
             self._count(f"length/{name}", lengths[chosen])
             if correct is not None:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -289,6 +290,15 @@ def test_statistics_of_processes_are_weighted_by_their_counts(reasoner, monkeypa
     parts.append({})
     monkeypatch.setattr(thinking_stats, "gathered", lambda item: parts)
     assert stats.metrics() == stats.means == {"length/thinking": pytest.approx(3.5)}
+
+
+def test_reasoning_behind_the_think_block_is_counted():
+    texts = ["</think>Wait, it is 3", "</think>3", "</think>await 3", "wait ... </think>3"]
+    modes = torch.tensor([Mode.NO_THINKING] * 3 + [Mode.THINKING])
+    stats = thinking_stats.ThinkingStats(SimpleNamespace(modes=lambda batch: modes))
+    rows = {"lengths": torch.ones(4), "rows": [{}] * 4, "group_size": 1, "completions": texts}
+    stats.add(SimpleNamespace(**rows))
+    assert stats.metrics()["implicit_thinking"] == pytest.approx(1 / 3)
 
 
 def test_settings_that_cannot_work_are_refused(reasoner, assistant):
