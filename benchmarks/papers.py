@@ -15,13 +15,12 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from matplotlib.figure import Figure
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import pages, paper_results  # noqa: E402
 from benchmarks.common import markdown_table, run_script  # noqa: E402
 from benchmarks.compare.intervals import interval  # noqa: E402
 from benchmarks.experiments import fit  # noqa: E402
+from benchmarks.figures import arm_styles, draw_seeds, panels  # noqa: E402
 from benchmarks.paper_results import (  # noqa: E402
     EXPERIMENTS,
     SEEDS,
@@ -156,26 +155,33 @@ def claims(before: str) -> str:
     return with_rows_of_before(before, CLAIMS_HEAD, rows)
 
 
+def title_of(name: str) -> str:
+    """What the picture shows: the first claim, and whether it appears."""
+    paper, experiment = EXPERIMENTS[name]
+    claim = experiment.claims[0]
+    row = claim_row(name, claim, experiment)
+    return f"{paper.title}: {claim.text}" + (f" ({row[-1]})" if row else "")
+
+
 def plot(name: str) -> None:
-    """The metrics of the columns against generated tokens, one line per seed."""
+    """The metrics of the columns against generated tokens."""
     experiment = EXPERIMENTS[name][1]
-    figure = Figure(figsize=(3.8 * len(experiment.columns), 3.0), layout="constrained")
-    panels = figure.subplots(1, len(experiment.columns), squeeze=False)[0]
-    for panel, (heading, metric) in zip(panels, experiment.columns.items(), strict=True):
-        for color, arm in enumerate(experiment.arms):
-            for number, result in enumerate(results(name, arm)):
-                total = [0.0, *tokens(result)]
-                curve = [(total[step + 1] / 1000, value) for step, value in result["curves"].get(metric, [])]
-                if curve and metric.startswith("val/"):  # the first validation comes before the first rollout
-                    curve[0] = (0.0, curve[0][1])
-                if curve:
-                    label = arm if number == 0 else None
-                    panel.plot(*zip(*curve, strict=True), color=f"C{color}", linewidth=1, label=label)
-        panel.set(xlabel="generated tokens, thousands", ylabel=heading)
-        panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=7)
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURES / f"{name}.png", dpi=90)
+    styles = arm_styles(list(experiment.arms))
+    with panels(list(experiment.columns), title_of(name)) as (figure, axes):
+        for panel, metric in zip(axes, experiment.columns.values(), strict=True):
+            for arm, style in styles.items():
+                curves = []
+                for result in results(name, arm):
+                    total = [0.0, *tokens(result)]
+                    curve = [(total[step + 1] / 1000, value) for step, value in result["curves"].get(metric, [])]
+                    if curve and metric.startswith("val/"):  # the first validation comes before the first rollout
+                        curve[0] = (0.0, curve[0][1])
+                    curves.append(curve)
+                draw_seeds(panel, curves, arm, style)
+            panel.set_xlabel("generated tokens, thousands")
+        axes[0].legend()
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        figure.savefig(PICTURES / f"{name}.png", dpi=110)
 
 
 def main(run: bool = True, only: str | None = None, seeds: int = len(SEEDS)) -> None:

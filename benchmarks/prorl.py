@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import markdown_table  # noqa: E402
 from benchmarks.experiments import Results, finished, fit, result_path, validate  # noqa: E402
+from benchmarks.figures import arm_styles, draw_seeds, panels  # noqa: E402
 from lightning_modules.core.problem_counts import pass_at_k  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
 from support.seeding import isolated_rng  # noqa: E402
@@ -131,18 +131,30 @@ LABELS = {
 }
 
 
+TITLES = {
+    "prorl": "Resets of the reference keep pass@1 rising where the KL term holds the policy back",
+    "clip_higher": "An upper clip of 0.4 beside 0.2: no difference at this learning rate",
+    "dynamic_sampling": "Dynamic sampling replaces groups without signal",
+}
+
+
 def plot(results: Results, arms: list[str], metrics: list[str], out: str) -> None:
-    """Draw metrics against rollouts, one line per seed."""
-    figure = Figure(figsize=(3.8 * len(metrics), 3.2), layout="constrained")
-    for panel, metric in zip(figure.subplots(1, len(metrics)), metrics, strict=True):
-        for (arm, seed), result in results.items():
-            if arm in arms and metric in result.get("curves", {}):
-                style = {"color": f"C{arms.index(arm)}", "linewidth": 1, "label": arm if seed == 0 else None}
-                panel.plot(*zip(*((step + 1, value) for step, value in result["curves"][metric]), strict=True), **style)
-        panel.set(xlabel="rollouts", ylabel=LABELS[metric])
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
-    figure.savefig(out, dpi=100)
+    """Draw metrics against rollouts."""
+    styles = arm_styles(arms, baseline="no_reset")
+    with panels([LABELS[metric] for metric in metrics], TITLES[Path(out).stem]) as (figure, axes):
+        for panel, metric in zip(axes, metrics, strict=True):
+            for arm, style in styles.items():
+                runs = [
+                    result
+                    for (name, _), result in results.items()
+                    if name == arm and metric in result.get("curves", {})
+                ]
+                draw_seeds(
+                    panel, [[(step + 1, value) for step, value in run["curves"][metric]] for run in runs], arm, style
+                )
+            panel.set_xlabel("rollouts")
+        axes[0].legend()
+        figure.savefig(out, dpi=110)
 
 
 def main(run: bool = True, only: list[str] | None = None, rollouts: int = 120, seeds: int = 3) -> None:

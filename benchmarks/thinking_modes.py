@@ -21,10 +21,15 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import markdown_table  # noqa: E402
 from benchmarks.experiments import Results, finished, fit, result_path, validate  # noqa: E402
+from benchmarks.figures import Curve, arm_styles, draw_seeds, panels  # noqa: E402
 from policies import Policy, PolicyParams  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
 
 RESULTS = Path("runs/thinking")
+TITLES = {
+    "adapt": "AdaptThink answers easy sums at once: half the tokens at a higher pass@1",
+    "auto": "AutoThink's three stages: both modes alive, then accuracy, then shorter",
+}
 LEVELS = [f"addition-{n}" for n in range(1, 6)]
 EASY, HARD = LEVELS[:2], LEVELS[3:]
 DATA = ["--data.levels=[1,1,2,2,3,4,5]", "--data.train_size=1024", "--data.val_size=350"]
@@ -157,40 +162,35 @@ def sweep(results: Results, rollout: int = 60) -> str:
     return markdown_table(["delta", *AT_ONCE, "tokens", "pass@1"], rows)
 
 
-def draw(panel: Any, result: dict[str, Any], metric: str, label: str, **style: Any) -> None:
-    if points := result["curves"].get(metric):
-        panel.plot(*zip(*[(step + 1, value) for step, value in points], strict=True), label=label, **style)
-
-
 def plot_method(results: Results, method: str, others: list[str], lines: list[int], out: str) -> None:
-    """Draw accuracy, length and thinking rate of a method over rollouts, and the thinking rate by level on the right.
+    """Draw accuracy, length and thinking rate of a method over rollouts, and the thinking rate by level.
 
     Args:
-        others: arms drawn as dashed lines.
+        others: arms beside it.
         lines: rollouts that are marked by vertical lines.
     """
-    figure = Figure(figsize=(16, 3.4), layout="constrained")
-    panels = figure.subplots(1, 4)
-    names = ("val/pass1", "val/length", "val/thinking_rate")
-    for panel, metric in zip(panels, names, strict=False):
-        for (arm, seed), result in results.items():
-            if arm == method or arm in others:
-                style = "-" if arm == method else "--"
-                draw(panel, result, metric, f"{arm}, seed {seed}", linewidth=1.2, linestyle=style)
-        panel.set_ylabel(metric.replace("pass1", "pass@1"))
-    for number, level in enumerate(LEVELS, start=1):
-        if (first := results.get((method, 0))) is not None:
-            draw(panels[3], first, f"val/thinking_rate/{level}", f"{number} digits", marker="o", markersize=3)
-    panels[3].set_ylabel("val/thinking_rate by level, seed 0")
-    for panel in panels:
-        panel.set_xlabel("rollouts")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
-        for line in lines:
-            panel.axvline(line, color="#999999", linestyle=":")
-    for panel in (panels[2], panels[3]):
-        panel.set_ylim(-0.02, 1.02)
-    figure.savefig(out, dpi=100)
+    metrics = {"pass@1": "val/pass1", "tokens per completion": "val/length", "thinking rate": "val/thinking_rate"}
+    headings = [*metrics, "thinking rate by number of digits"]
+    with panels(headings, TITLES[method]) as (figure, axes):
+        for panel, metric in zip(axes, metrics.values(), strict=False):
+            for arm, style in arm_styles([method, *others]).items():
+                draw_seeds(panel, curves_of(results, arm, metric), arm, style)
+        for (level, style), number in zip(arm_styles(LEVELS).items(), range(1, 6), strict=True):
+            draw_seeds(axes[3], curves_of(results, method, f"val/thinking_rate/{level}"), f"{number} digits", style)
+        for panel in axes:
+            panel.set_xlabel("rollouts")
+            for line in lines:
+                panel.axvline(line, color="#999999", linestyle=":")
+        for panel in axes[2:]:
+            panel.set_ylim(-0.02, 1.02)
+            panel.legend()
+        figure.savefig(out, dpi=110)
+
+
+def curves_of(results: Results, arm: str, metric: str) -> list[Curve]:
+    """A metric against rollouts, one curve per seed of an arm."""
+    runs = [result["curves"].get(metric, []) for (name, _), result in results.items() if name == arm]
+    return [[(step + 1, value) for step, value in points] for points in runs]
 
 
 def plot_front(results: Results, out: str) -> None:
