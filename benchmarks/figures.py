@@ -102,8 +102,9 @@ def draw_seeds(panel: Axes, curves: Sequence[Curve], label: str, style: dict[str
     if len(known) > 1:
         half = student.ppf(0.975, len(known) - 1) * values.std(0, ddof=1) / len(known) ** 0.5
         panel.fill_between(places, mean - half, mean + half, color=style["color"], alpha=0.13, linewidth=0)
-        # an interval of few seeds may be wider than everything else; the limits follow the runs
-        low, high = min(y for curve in known for _, y in curve), max(y for curve in known for _, y in curve)
-        bottom, top = panel.get_ylim() if len(panel.lines) > len(known) + 1 else (low, high)
-        margin = 0.06 * ((max(top, high) - min(bottom, low)) or 1.0)
-        panel.set_ylim(min(bottom, low - margin), max(top, high + margin))
+    # An interval of few seeds may be wider than everything else; the limits follow the runs of all arms so far.
+    low, high = min(y for curve in known for _, y in curve), max(y for curve in known for _, y in curve)
+    is_first = len(panel.lines) == len(known) + 1
+    bottom, top = (low, high) if is_first else panel.get_ylim()
+    margin = 0.06 * ((max(top, high) - min(bottom, low)) or 1.0)
+    panel.set_ylim(min(bottom, low - margin), max(top, high + margin))
