@@ -1,7 +1,7 @@
 """Measure the guarantee in training: how often a policy is returned although its expected cost exceeds the threshold.
 
-    python benchmarks/safety_guarantee.py --arms '[shipped]' --seeds 10     # 4 minutes per run on a free core
-    python benchmarks/safety_guarantee.py                                   # all arms, 20 seeds: hours on one core
+    python benchmarks/safety_guarantee.py --arms '[shipped]'               # 3 minutes per run on a free core
+    python benchmarks/safety_guarantee.py                                   # all arms, 20 seeds: 3 hours on one core
     python benchmarks/safety_guarantee.py --seeds 0                         # the report only
 
 Each arm is a list of the configurations in configs/, trained by `main.py fit`; nothing of a method is set here.

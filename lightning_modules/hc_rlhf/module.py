@@ -284,7 +284,7 @@ PAPER = Paper(
     idea="reward and cost models, a pessimistic constraint on the cost, a safety test",
     classes=("lightning_modules.HCRLHF",),
     configs=("hc_rlhf",),
-    effect="unsafe answers 25 % → at most 1 % in nine of ten seeds, certified; the tenth refused",
+    effect="unsafe answers 25 % → at most 3 % in 18 of 20 seeds, certified; the other two refused",
     comparison={
         "trainer.max_steps": -1,
         "model.test.skip": True,
