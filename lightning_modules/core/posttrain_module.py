@@ -199,7 +199,9 @@ class PosttrainModule(L.LightningModule):
 
     def _rebuilt_from_config(self) -> set[str]:
         """Names of weights that a checkpoint leaves out because loading the model restores them."""
-        if self.policy_params.lora is None:
+        # none under FSDP2: Lightning loads weights before any hook of the module runs, and wants all of them
+        in_shards = self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if self.policy_params.lora is None or in_shards:
             return set()
         policy = (name for name in self.state_dict() if name.startswith("policy."))
         return {name for name in policy if "lora_" not in name and not name.startswith("policy.value_head.")}
@@ -227,8 +229,6 @@ class PosttrainModule(L.LightningModule):
         """Write the trained model as a folder that can be loaded again; call it within `whole_weights`."""
         self.policy.save(folder)
         self.seen_prompts().save(folder)
-
-    # ---- the prompts that the weights have seen ----------------------------------------------------------------------
 
     def seen_prompts(self) -> SeenPrompts:
         """Fingerprints of the prompts that this model has seen: its start, the run of its checkpoint, this training.
