@@ -4,6 +4,7 @@ from lightning_posttrain import check_siblings
 
 check_siblings(__name__)
 
+from callbacks.answer_uncertainty import AnswerUncertainty
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
@@ -22,6 +23,7 @@ from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
+from callbacks.reports import QuestionReport
 from callbacks.run_facts import RunFacts
 from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
@@ -36,6 +38,7 @@ from datamodules.samplers import GRESOSampler, OneShotSampler
 __all__ = [
     "GRESO",
     "AdaptiveKL",
+    "AnswerUncertainty",
     "BaselineValidation",
     "CompletionTraces",
     "CompletionsTable",
@@ -52,6 +55,7 @@ __all__ = [
     "OneShot",
     "OneShotSampler",
     "Plateau",
+    "QuestionReport",
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",

@@ -75,7 +75,8 @@ class ChoiceQuestions(PromptData):
             else:
                 rows = read_rows(self.source, self.split, self.columns, self.subset, self.numbers)
             rows = [
-                choice_row(row, f"row {number} of {self.source!r}", self.choice_columns) | {"id": str(row.get("id", number))}
+                choice_row(row, f"row {number} of {self.source!r}", self.choice_columns)
+                | {"id": str(row.get("id", number))}
                 for number, row in enumerate(rows)
             ]
             if self.limit is not None and self.limit < len(rows):

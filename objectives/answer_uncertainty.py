@@ -103,7 +103,11 @@ def group_figures(records: Sequence[AnswerRecord], resamples: int = 1000, seed: 
         known = ~np.isnan(scores)
         if known.any():
             roc, precision = areas(scores[known], 1 - correct[known], weights[:, known])
-            figures[name] = {"mean": float(scores[known].mean()), "roc_auc": _interval(roc), "pr_auc": _interval(precision)}
+            figures[name] = {
+                "mean": float(scores[known].mean()),
+                "roc_auc": _interval(roc),
+                "pr_auc": _interval(precision),
+            }
     return figures
 
 

@@ -81,7 +81,9 @@ def label_scores(policy: Policy, rows: list[dict[str, Any]]) -> LabelScores:
     logprobs: list[Tensor] = []
     entropies, greedy = [], []
     for part in _parts([len(ids) for ids in prompts]):
-        groups = PromptGroups.of(prompts[part], [labels[:1] for labels in tokens[part]], policy.pad_token_id, policy.device)
+        groups = PromptGroups.of(
+            prompts[part], [labels[:1] for labels in tokens[part]], policy.pad_token_id, policy.device
+        )
         of_part = _logprobs(policy(distributions, policy, groups))
         entropies.append(-(of_part.exp() * of_part).sum(1))
         greedy += of_part.argmax(1).tolist()

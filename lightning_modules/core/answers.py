@@ -80,8 +80,7 @@ class AnswerMeter:
     def report(self, figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """The figures, and every answer, as plain data; NaN becomes None."""
         answers = [
-            vars(record)
-            | {"predictors": {name: None if math.isnan(x) else x for name, x in record.predictors.items()}}
+            vars(record) | {"predictors": {name: None if math.isnan(x) else x for name, x in record.predictors.items()}}
             for record in self.records
         ]
         return {"figures": figures, "answers": answers}
