@@ -66,7 +66,7 @@ class AnswerUncertainty(L.Callback):
             for start in range(0, len(rows), self.questions.val_batch):
                 self.meter.add(pl_module.policy, rows[start : start + self.questions.val_batch])
         self.figures = self.meter.figures()
-        for name, value in flat(self.figures).items():
+        for name, value in flat(self.figures["all"]).items():
             pl_module.log(f"test/uncertainty/{name}", value, sync_dist=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:

@@ -53,9 +53,11 @@ def choice_row(row: Row, where: str, choice_columns: list[str] | None = None) ->
 
 
 def _place(answer: Any, choices: list[str], named: list[str] | None) -> int | None:
+    if answer is None or isinstance(answer, bool):
+        return None
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
-    if isinstance(answer, int) and not isinstance(answer, bool) and named is None:
+    if isinstance(answer, int) and named is None:
         return answer if 0 <= answer < len(choices) else None
     text = str(answer).strip()
     if named is not None and text in named:

@@ -96,7 +96,16 @@ class StressTest(ChoiceModule):
         self.scatter_weights()
         self.answers = [answer for part in gathered(self.answers) for answer in part]
         self.figures = stress_figures(self.answers)
-        self.log_figures(self.figures)
+        logged = ("accuracy", "change", "longest_chosen")
+        self.log_figures(
+            {
+                scoring: {
+                    condition: {name: figure for name, figure in of_condition.items() if name in logged}
+                    for condition, of_condition in by_condition.items()
+                }
+                for scoring, by_condition in self.figures.items()
+            }
+        )
 
     def report(self) -> dict[str, Any]:
         """The figures, and every answer, as plain data."""

@@ -59,7 +59,7 @@ class Uncertainty(ChoiceModule):
     def on_test_epoch_end(self) -> None:
         self.scatter_weights()
         self.figures = self.meter.figures()
-        self.log_figures(self.figures)
+        self.log_figures(self.figures["all"])
 
     def report(self) -> dict[str, Any]:
         """The figures, and every answer, as plain data."""

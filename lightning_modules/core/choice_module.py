@@ -55,7 +55,7 @@ class ChoiceModule(PosttrainModule):
         check_choices(row, type(self).__name__)
 
     def log_figures(self, figures: dict[str, Any]) -> None:
-        """Log nested figures, equal on all processes, under test/ and their path."""
+        """Log nested figures, equal on all processes, under test/ and their path; the report has all of them."""
         for name, value in flat(figures).items():
             self.log(f"test/{name}", value, sync_dist=True)
 
