@@ -26,6 +26,8 @@ class ChoiceModule(PosttrainModule):
         policy: the model. For a checkpoint, the policy of its run; only `compute`, `packing` and `dtype` may differ.
     """
 
+    measures_any_policy = True  #: --ckpt_path last is the newest run of any method
+
     def configure_callbacks(self) -> list[L.Callback]:
         """No callbacks; it is Lightning's first call in a run, and so the place to refuse other stages than test."""
         if self.trainer.state.fn != "test":

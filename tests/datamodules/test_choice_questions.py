@@ -85,7 +85,12 @@ def test_held_out_rows_leave_the_others_to_training(file):
 
 def test_prompts_have_the_system_prompt_and_the_beginning_of_the_answer(file):
     data = ChoiceQuestions(
-        file, columns=COLUMNS, system="Be brief.", answer_prefix="<think></think>", labels="choices", template="{question}"
+        file,
+        columns=COLUMNS,
+        system="Be brief.",
+        answer_prefix="<think></think>",
+        labels="choices",
+        template="{question}",
     )
     row = data.rows("test")[0]
     assert [message["role"] for message in row["prompt"]] == ["system", "user", "assistant"]

@@ -68,7 +68,9 @@ def test_texts_have_their_mean_log_prob_per_token(asked):
 def test_many_rows_are_scored_in_parts_as_at_once(asked, monkeypatch):
     whole = label_scores(asked, ROWS * 3).logprobs
     monkeypatch.setattr("policies.choice_scores.TOKENS", 40)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, label_scores(asked, ROWS * 3).logprobs, strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, label_scores(asked, ROWS * 3).logprobs, strict=True)
+    )
     prompts, texts = [row["prompt"] for row in ROWS] * 2, [["3", "45"], ["yes"], ["2", "3"]] * 2
     assert [len(scores) for scores in text_scores(asked, prompts, texts)] == [2, 1, 2, 2, 1, 2]
 
