@@ -139,7 +139,9 @@ def quiz_table() -> str:
     for results in arms.values():
         by_seed = [result["label"] for result in results]
         gaps.append(
-            with_interval([one["longer_right"]["change"]["mean"] - one["longer_wrong"]["change"]["mean"] for one in by_seed])
+            with_interval(
+                [one["longer_right"]["change"]["mean"] - one["longer_wrong"]["change"]["mean"] for one in by_seed]
+            )
         )
     rows.append(["gap: longer right minus longer wrong", "", "", *gaps])
     seeds = ", ".join(f"{arm} {len(results)}" for arm, results in arms.items())
@@ -171,7 +173,9 @@ def model_tables(model: str) -> tuple[str, str]:
         stress_figure(figures).savefig(ROOT / "docs/plots/papers/stress_test.png", dpi=90)
         count = figures["label"]["base"]["questions"]
         table = stress_table(figures)
-        stress = f"{model}, {count} questions of MMLU, 95 % bootstrap intervals.\n\n" + markdown_table(table[0], table[1:])
+        stress = f"{model}, {count} questions of MMLU, 95 % bootstrap intervals.\n\n" + markdown_table(
+            table[0], table[1:]
+        )
     if records:
         table = uncertainty_table(uncertainty_figures(records))
         uncertain = f"{model}, {len(records)} questions of MMLU, 95 % bootstrap intervals.\n\n" + markdown_table(
@@ -180,7 +184,13 @@ def model_tables(model: str) -> tuple[str, str]:
     return stress, uncertain
 
 
-def main(run: bool = True, seeds: int = 3, questions: str | None = None, limit: int = 300, model: str = "smollm2-135m-instruct") -> None:
+def main(
+    run: bool = True,
+    seeds: int = 3,
+    questions: str | None = None,
+    limit: int = 300,
+    model: str = "smollm2-135m-instruct",
+) -> None:
     """Run what has no result yet, then write the tables into the pages.
 
     Args:

@@ -1,7 +1,7 @@
 """Small worlds of questions for the stress test and for answer uncertainty, and demonstrations that teach them.
 
-300 names, k0 to k299, have a colour and a digit. Demonstrations show them with frequencies that fall as 1 / rank, so that
-rare ones stay unknown.
+300 names, k0 to k299, have a colour and a digit. Demonstrations show them with frequencies that fall with the rank to
+the power of 1.5, so that rare ones stay unknown.
 
 quiz: the colour of a name, with four options. Its demonstrations are biased, the right option tends to be longer than
 the others, or balanced, every option is lengthened as often. They lengthen by random words, the stress test by remarks
@@ -28,7 +28,7 @@ TEMPLATE = "{question}\n{options}"
 FACTS, STEPS = 300, 4
 KEYS = [f"k{number}" for number in range(FACTS)]
 #: how often demonstrations show each name, in proportion
-FREQUENCIES = [1 / (number + 1) for number in range(FACTS)]
+FREQUENCIES = [(number + 1) ** -1.5 for number in range(FACTS)]
 DIGITS = tuple("0123456789")
 #: probabilities with which a demonstration lengthens the right option, and each wrong one
 LENGTHS = {"biased": (0.9, 0.1), "balanced": (0.5, 0.5)}
@@ -126,7 +126,7 @@ def balanced_demonstrations(size: int, seed: int) -> list[Row]:
 
 
 def fact_demonstrations(size: int, seed: int) -> list[Row]:
-    """Facts with frequencies that fall as 1 / rank, and as many chains of each number of steps, in turn."""
+    """Facts with falling frequencies, and as many chains of each number of steps, in turn."""
     rng = random.Random(derive_seed("fact demonstrations", seed))
     drawn = rng.choices(KEYS, FREQUENCIES, k=(size + 1) // 2)
     rows = [_fact(drawn[n // 2]) if n % 2 == 0 else _sum(rng, 1 + n // 2 % STEPS) for n in range(size)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from callbacks import AnswerUncertainty, RolloutCheckpoint
-from datamodules import ChoiceQuestions, StressQuestions
+from datamodules import ChoiceQuestions, PairSource, PreferencePairs, StressQuestions
 from lightning_modules import PPO, RewardModel, StressTest, Uncertainty
 from main import main
 from policies import LoRA, PolicyParams
@@ -37,9 +37,9 @@ def labels_of(module):
 
 
 def test_the_command_prints_the_table_and_writes_the_report_and_the_picture(reasoner, here, capsys):
-    cli = command("stress_test", reasoner)
+    cli = command("stress_test", reasoner, **{"data.labels": "letters"})
     printed = capsys.readouterr().out
-    assert "longer_right" in printed and "right to wrong" in printed and "longest chance" not in printed
+    assert "longer_right" in printed and "right to wrong" in printed
     report = json.loads(Path("runs/local/stress_test.json").read_text())
     base = report["figures"]["label"]["base"]["accuracy"]
     assert base["low"] <= base["mean"] <= base["high"] and Path("runs/local/stress_test.png").stat().st_size > 5000
@@ -64,8 +64,9 @@ def test_texts_that_edits_share_are_scored_once(reasoner, monkeypatch):
 @pytest.mark.parametrize("lora", [None, "{r: 2, alpha: 4}"])
 def test_a_checkpoint_of_a_training_run_is_measured_with_its_own_policy(lora, reasoner, here):
     words = [] if lora is None else [f"--model.policy.lora={lora}"]
-    changes = {"model.optimizer.lr": 0.1, "trainer.enable_checkpointing": "true", "data.source": "quiz_biased"}
-    trained = run_config(["sft"], reasoner, *words, **changes, **{"trainer.max_steps": 2}).model
+    changes = {"model.optimizer.lr": 0.1, "trainer.enable_checkpointing": "true", "data.source": "quiz_biased", "data.batch_size": 4}
+    rollouts = ("model.batch.prompts_per_rollout", "model.batch.group_size", "model.sampling.max_new_tokens")
+    trained = run_config(["sft"], reasoner, *words, unchanged=rollouts, **changes, **{"trainer.max_steps": 2}).model
     direct = StressTest(PolicyParams(reasoner))
     run_test(direct)
     before = labels_of(direct)
@@ -100,9 +101,8 @@ def test_critic_reference_and_optimiser_of_a_checkpoint_stay_behind(reasoner, tm
 
 
 def test_a_checkpoint_that_is_no_language_model_is_refused(reasoner, tmp_path):
-    from datamodules import PairSource, PreferencePairs
-
-    rows = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(8)]
+    pair = {"response_0": "yes", "response_1": "no", "better_response_id": 0}
+    rows = [{"prompt": f"{n}?"} | pair for n in range(8)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = PreferencePairs(PairSource(str(tmp_path / "pairs.jsonl")), batch_size=2)
     fit(RewardModel(PolicyParams(reasoner)), 1, [RolloutCheckpoint(folder=str(tmp_path))], data=data)
@@ -178,6 +178,7 @@ def test_the_callback_measures_the_same_beside_pass_at_k(reasoner, tmp_path):
         expected.figures["all"]["accuracy"].mean
     )
     assert (tmp_path / "local/uncertainty.json").is_file()
+    module = build(reasoner, [FunctionReward(digits)])
     other = AnswerUncertainty(questions=questions)  # questions of its own beside any test rows
     quiet_trainer(callbacks=[other], folder=tmp_path).test(module, datamodule=sums(), verbose=False)
     assert other.figures == expected.figures

@@ -34,20 +34,18 @@ def test_the_last_rating_in_brackets_counts(scale, text, rating):
     assert isinstance(value, Failure) if rating is None else value == rating
 
 
-def test_the_endpoint_sees_the_question_with_its_options_and_not_the_answer():
+def test_the_endpoint_sees_the_question_with_its_options_and_not_the_answer(monkeypatch):
     asked = []
+    send = DifficultyJudge.replies
 
-    def reply(connection):
-        head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
-        size = int(head.lower().partition(b"content-length:")[2].split()[0])
-        while len(body) < size:
-            body += connection.recv(65536)
-        asked.append(body.decode())
-        answering(b'{"texts": ["[[0.3]]", "no idea"]}')(connection)
+    def recorded(self, payload, key, read):
+        asked.extend(payload["prompts"])
+        return send(self, payload, key, read)
 
+    monkeypatch.setattr(DifficultyJudge, "replies", recorded)
     batch = batch_of(["secret one", "secret two"], ROWS)
-    with speaking(reply) as (url, _):
+    with speaking(answering(b'{"texts": ["[[0.3]]", "no idea"]}')) as (url, _):
         values = DifficultyJudge(url, timeout_s=5, retries=0)(batch)
     assert values[0] == pytest.approx(0.3) and values[1].isnan()
     assert batch.failures["difficulty_judge"].tolist() == [0, 1]
-    assert "What is 1+1?" in asked[0] and "- 3" in asked[0] and "secret" not in asked[0]
+    assert len(asked) == 2 and "What is 1+1?" in asked[0] and "- 3" in asked[0] and "secret" not in asked[0]
