@@ -1,7 +1,7 @@
 """The stress test and answer uncertainty: on small models with three seeds, and on a real model with real questions.
 
     python benchmarks/choices.py                               # the miniatures that have no result yet, then the tables
-    python benchmarks/choices.py --questions mmlu.jsonl        # also a real model on a JSONL file of multiple-choice rows
+    python benchmarks/choices.py --questions mmlu.jsonl        # also a real model, on a file of multiple-choice rows
     python benchmarks/choices.py --run false                   # the tables only
 
 Results are runs/choices/<what>_<seed or part>.json. The real model is measured in parts of 20 questions, so that an
@@ -12,6 +12,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,11 @@ def facts(seed: int) -> dict[str, Any]:
 
 
 def real(config: str, rows: Path, model: str) -> Any:
-    """The module of a test of a real model on one file of rows."""
+    """The answers of a real model on one file of rows."""
     overlay = ["--data.subset=null", f"--data.source={rows}", "--data.limit=null", "--data.val_batch=32"]
     policy = [f"--model.policy.model={model}", "--model.policy.compute=bfloat16"]
     files = [f"--config=configs/{config}.yaml", "--config=configs/data/mmlu.yaml"]
-    return command_line(["test", *files, *QUIET, *overlay, *policy]).model
+    return command_line(["test", *files, *QUIET, *overlay, *policy]).model.report()["answers"]
 
 
 def parts(questions: str, limit: int) -> list[Path]:
@@ -204,12 +205,12 @@ def main(
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds if run else 0):
         for arm in ARMS:
-            keep(f"quiz_{arm}_{seed}", lambda arm=arm, seed=seed: quiz(arm, seed))  # type: ignore[misc]
-        keep(f"facts_{seed}", lambda seed=seed: facts(seed))  # type: ignore[misc]
+            keep(f"quiz_{arm}_{seed}", partial(quiz, arm, seed))
+        keep(f"facts_{seed}", partial(facts, seed))
     for file in parts(questions, limit) if run and questions else []:
         part = file.stem.partition("_")[2]
-        keep(f"answers_{part}", lambda file=file: real("uncertainty", file, model).report()["answers"])  # type: ignore[misc]
-        keep(f"stress_{part}", lambda file=file: real("stress_test", file, model).report()["answers"])  # type: ignore[misc]
+        for name, config in (("answers", "uncertainty"), ("stress", "stress_test")):
+            keep(f"{name}_{part}", partial(real, config, file, model))
     stress, uncertain = model_tables(model)
     write_tables(ROOT / "docs/stress_test.md", "effect", quiz_table() + "\n\n" + stress)
     write_tables(ROOT / "docs/uncertainty.md", "effect", facts_table() + "\n\n" + uncertain)

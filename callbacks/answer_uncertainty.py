@@ -38,8 +38,8 @@ class AnswerUncertainty(L.Callback):
         self.meter.reset()
         if not isinstance(policy := getattr(pl_module, "policy", None), Policy):
             raise ConfigError(
-                f"AnswerUncertainty asks a language model, and {type(pl_module).__name__} has a {type(policy).__name__}; "
-                "take the callback out of trainer.callbacks."
+                f"AnswerUncertainty asks a language model, and {type(pl_module).__name__} has a "
+                f"{type(policy).__name__}; take the callback out of trainer.callbacks."
             )
         data = getattr(trainer, "datamodule", None)
         for row in (

@@ -174,8 +174,8 @@ def find_checkpoint(config: Namespace, command: str) -> None:
     config.ckpt_path = None if checkpoint is None else str(checkpoint)
     if checkpoint is None and command != "fit":
         raise ConfigError(
-            f"--ckpt_path last: there is no checkpoint of {_method(config) or 'any method'} to {command} with. Train first "
-            f"(python main.py fit ...), or {command} the untrained model by leaving out --ckpt_path."
+            f"--ckpt_path last: there is no checkpoint of {_method(config) or 'any method'} to {command} with. Train "
+            f"first (python main.py fit ...), or {command} the untrained model by leaving out --ckpt_path."
         )
     if checkpoint is not None and command == "fit":
         _say_what_changed(checkpoint.parents[1], config)

@@ -84,8 +84,8 @@ class ChoiceQuestions(PromptData):
                 rows = [rows[place] for place in sorted(rng.sample(range(len(rows)), self.limit))]
             if self.val_size >= len(rows):
                 raise ConfigError(
-                    f"{self.source!r} has {len(rows)} questions, and data.val_size {self.val_size} leaves none to train "
-                    "on; lower it, or set it to 0 for a test alone."
+                    f"{self.source!r} has {len(rows)} questions, and data.val_size {self.val_size} leaves none to "
+                    "train on; lower it, or set it to 0 for a test alone."
                 )
             self._questions = rows
         return self._questions

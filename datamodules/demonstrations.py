@@ -39,8 +39,8 @@ class Demonstrations(L.LightningDataModule):
     it is not learned. Files may also have TRL's columns: `prompt` and `completion`, or `messages`.
 
     Args:
-        source: arithmetic, switching, rambling, records, reasoning_gym, running_sums, tools, quiz_biased, quiz_balanced,
-            facts, or a file, folder or hub data set as in `FilePrompts`.
+        source: arithmetic, switching, rambling, records, reasoning_gym, running_sums, tools, quiz_biased,
+            quiz_balanced, facts, or a file, folder or hub data set as in `FilePrompts`.
         batch_size: rows per step, over all processes.
         train_size, val_size: numbers of rows; of a file, the last `val_size` rows are held out and train_size is
             ignored.

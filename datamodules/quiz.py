@@ -86,7 +86,7 @@ def _digit(question: str, answer: str, topic: str, steps: int) -> Row:
 
 
 def facts(size: int, seed: int) -> list[Row]:
-    """Every fact once, then `size` chains, as many of each number of steps; the value is computed from left to right."""
+    """Every fact once, then `size` chains, as many of each number of steps, computed from left to right."""
     rng = random.Random(derive_seed("facts", seed))
     return [_fact(key) for key in KEYS] + [_sum(rng, 1 + number % STEPS) for number in range(size)]
 

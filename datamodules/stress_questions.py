@@ -37,8 +37,8 @@ class StressQuestions(ChoiceQuestions):
         conditions = list(CONDITIONS) if conditions is None else conditions
         if unknown := [name for name in conditions if name not in CONDITIONS]:
             raise ConfigError(
-                f"data.conditions has {unknown[0]!r}, which is not one of {', '.join(CONDITIONS)}; correct its spelling, "
-                "or add a function to datamodules/perturbations.py."
+                f"data.conditions has {unknown[0]!r}, which is not one of {', '.join(CONDITIONS)}; correct its "
+                "spelling, or add a function to datamodules/perturbations.py."
             )
         self.conditions, self.perturbation_seed = list(dict.fromkeys(conditions)), perturbation_seed
         self.statement_template = Template(statement_template, "data.statement_template")

@@ -4,7 +4,8 @@ Each question is answered as it is, with a longer right option, with longer wron
 statements that are true or false, and with other names and objects. An option is chosen by the log-prob of its label,
 and, separately, by the mean log-prob per token of its text:
 
-    argmax_i log pi(label_i | question, options)          argmax_i (1 / |y_i|) sum_t log pi(y_{i,t} | question, y_{i,<t})
+    argmax_i log pi(label_i | question, options)
+    argmax_i (1 / |y_i|) sum_t log pi(y_{i,t} | question, y_{i,<t})
 
     python main.py test --config configs/stress_test.yaml
     python main.py test --config configs/stress_test.yaml --ckpt_path RUN/checkpoints/FILE.ckpt

@@ -1,4 +1,4 @@
-"""What content-preserving edits do to a model's choices (arXiv 2502.12459).
+"""The effect of content-preserving edits on a model's choices (arXiv 2502.12459).
 
 For the questions that have both forms: accuracy under the edit, its difference to the accuracy of the unedited
 questions with a paired bootstrap, and the fractions that flip from right to wrong and from wrong to right. The length
@@ -35,7 +35,7 @@ class Interval(NamedTuple):
 
 @dataclass
 class Answer:
-    """How one form of a question was answered.
+    """The answer to one form of a question.
 
     Fields:
         question: id of the question, which all its forms share. condition: name of the edit; base for none.

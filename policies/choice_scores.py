@@ -1,4 +1,4 @@
-"""How a policy chooses among the options of multiple-choice rows: by a label's log-prob, or by that of an option's text.
+"""Scores of the options of multiple-choice rows under a policy: log-probs of their labels, or of their texts.
 
 The label is scored at the position that emits it. Where a tokenizer begins all labels with the same tokens (such as a
 space of its own), that position is the first at which they differ.
@@ -64,8 +64,8 @@ def label_tokens(policy: Policy, row: dict[str, Any]) -> tuple[list[int], list[i
         place = next(place for place, token in enumerate(tokens) if token is None or token in tokens[:place])
         raise ConfigError(
             f"the labels of row {row.get('id')!r} are {[str(label)[:20] for label in row['labels']]}, and under the "
-            f"tokenizer of {policy.params.model} {row['labels'][place]!r} begins with the same token as another one, so "
-            "one position cannot tell them apart; set data.labels to letters."
+            f"tokenizer of {policy.params.model} {row['labels'][place]!r} begins with the same token as another one, "
+            "so one position cannot tell them apart; set data.labels to letters."
         )
     return shared, [token for token in tokens if token is not None]
 

@@ -16,8 +16,8 @@ SCALES = {
     "education": f"the education that it takes: {', '.join(LEVELS)}",
 }
 INSTRUCTION = (
-    "Rate how difficult this question is. First explain what it takes to answer it, then end with your rating in double "
-    "square brackets, such as [[{example}]]. The rating is {scale}.\n\n{question}"
+    "Rate how difficult this question is. First explain what it takes to answer it, then end with your rating in "
+    "double square brackets, such as [[{example}]]. The rating is {scale}.\n\n{question}"
 )
 _VERDICT = re.compile(r"\[\[([^\[\]]{1,40})\]\]")
 
@@ -26,7 +26,7 @@ class DifficultyJudge(HTTPJudge):
     """The difficulty of the rows' questions, 0 to 1, as a model rates them; the completions are not shown to it.
 
     The endpoint replies to POST {"prompts": [...]} with {"texts": [...]}. The last rating in double brackets counts. A
-    reply without one, or with another level than `LEVELS` has, is a failure of that question and never a difficulty of 0.
+    reply without one, or with another level than `LEVELS` has, is a failure of that question, never a difficulty of 0.
 
     Args:
         url: URL of the endpoint.

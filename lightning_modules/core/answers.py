@@ -1,4 +1,4 @@
-"""How a policy answers multiple-choice rows, and how sure it is: what `Uncertainty` and its callback share."""
+"""Answers of a policy to multiple-choice rows, and their uncertainty: shared by `Uncertainty` and its callback."""
 
 import math
 from collections.abc import Sequence

@@ -64,7 +64,8 @@ def test_texts_that_edits_share_are_scored_once(reasoner, monkeypatch):
 @pytest.mark.parametrize("lora", [None, "{r: 2, alpha: 4}"])
 def test_a_checkpoint_of_a_training_run_is_measured_with_its_own_policy(lora, reasoner, here):
     words = [] if lora is None else [f"--model.policy.lora={lora}"]
-    changes = {"model.optimizer.lr": 0.1, "trainer.enable_checkpointing": "true", "data.source": "quiz_biased", "data.batch_size": 4}
+    changes = {"model.optimizer.lr": 0.1, "trainer.enable_checkpointing": "true", "data.batch_size": 4}
+    changes["data.source"] = "quiz_biased"
     rollouts = ("model.batch.prompts_per_rollout", "model.batch.group_size", "model.sampling.max_new_tokens")
     trained = run_config(["sft"], reasoner, *words, unchanged=rollouts, **changes, **{"trainer.max_steps": 2}).model
     direct = StressTest(PolicyParams(reasoner))

@@ -1,4 +1,4 @@
-"""What edits do to accuracy, and whether a number predicts wrong answers, beside hand counts and torchmetrics."""
+"""The effect of edits on accuracy, and whether a number predicts wrong answers, beside hand counts and torchmetrics."""
 
 import numpy as np
 import pytest
