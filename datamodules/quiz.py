@@ -99,11 +99,11 @@ def _taught(rows: list[Row], form: ChoiceForm) -> list[Row]:
     ]
 
 
-def quiz_demonstrations(size: int, seed: int, lengths: str) -> list[Row]:
+def quiz_demonstrations(size: int, seed: int, kind: str) -> list[Row]:
     """Questions about colours with the right colour, options lengthened as `LENGTHS` says."""
     rng = random.Random(derive_seed("quiz demonstrations", seed))
     words = sorted({word for remark in REMARKS for word in remark.split()})
-    of_right, of_wrong = LENGTHS[lengths]
+    of_right, of_wrong = LENGTHS[kind]
     rows = []
     for key in rng.choices(KEYS, FREQUENCIES, k=size):
         row = _question(rng, key)
