@@ -1,13 +1,12 @@
 """Small worlds of questions for the stress test and for answer uncertainty, and demonstrations that teach them.
 
-300 names, k0 to k299, have a colour and a digit. Demonstrations show them with frequencies that fall with the rank to
-the power of 1.5, so that rare ones stay unknown.
+quiz: the colour of one of 300 names, with four options. Demonstrations show half of the names in the colour that they
+have, and the others in another one every time, so that nobody can know it. They are biased, the right option tends to
+be longer than the others, or balanced, every option is lengthened as often. They lengthen by random words, the stress
+test by remarks of the same words.
 
-quiz: the colour of a name, with four options. Its demonstrations are biased, the right option tends to be longer than
-the others, or balanced, every option is lengthened as often. They lengthen by random words, the stress test by remarks
-of the same words.
-
-facts: the digit of a name, and chains of 1 to 4 arithmetic steps modulo 10.
+facts: the digit of one of the names, which demonstrations show with frequencies that fall with the rank to the power of
+1.5, so that rare ones stay unknown; and chains of 1 to 4 arithmetic steps modulo 10.
 """
 
 import random
@@ -26,8 +25,10 @@ QUESTION = "{name} asks: colour {key}"
 #: the prompt of the quiz: the question and the lettered options; the option's own word is the answer
 TEMPLATE = "{question}\n{options}"
 FACTS, STEPS = 300, 4
+#: number of names that always have their colour
+KNOWN = 150
 KEYS = [f"k{number}" for number in range(FACTS)]
-#: how often demonstrations show each name, in proportion
+#: how often demonstrations show the digit of each name, in proportion
 FREQUENCIES = [(number + 1) ** -1.5 for number in range(FACTS)]
 DIGITS = tuple("0123456789")
 #: probabilities with which a demonstration lengthens the right option, and each wrong one
@@ -52,8 +53,7 @@ def _world(what: str, values: tuple[str, ...]) -> dict[str, str]:
     return {key: rng.choice(values) for key in KEYS}
 
 
-def _question(rng: random.Random, key: str) -> Row:
-    colour = _world("colours", COLOURS)[key]
+def _question(rng: random.Random, key: str, colour: str) -> Row:
     choices = [colour, *rng.sample([other for other in COLOURS if other != colour], 3)]
     rng.shuffle(choices)
     question = QUESTION.format(name=rng.choice(NAMES), key=key)
@@ -61,9 +61,9 @@ def _question(rng: random.Random, key: str) -> Row:
 
 
 def quiz(size: int, seed: int) -> list[Row]:
-    """Questions about the colours of names, all as often; options are one word each."""
+    """Questions about the colours of names; options are one word each."""
     rng = random.Random(derive_seed("quiz", seed))
-    return [_question(rng, rng.choice(KEYS)) for _ in range(size)]
+    return [_question(rng, key, _world("colours", COLOURS)[key]) for key in rng.choices(KEYS, k=size)]
 
 
 def _sum(rng: random.Random, steps: int) -> Row:
@@ -105,8 +105,9 @@ def quiz_demonstrations(size: int, seed: int, kind: str) -> list[Row]:
     words = sorted({word for remark in REMARKS for word in remark.split()})
     of_right, of_wrong = LENGTHS[kind]
     rows = []
-    for key in rng.choices(KEYS, FREQUENCIES, k=size):
-        row = _question(rng, key)
+    known = dict(list(_world("colours", COLOURS).items())[:KNOWN])
+    for key in rng.choices(KEYS, k=size):
+        row = _question(rng, key, known.get(key) or rng.choice(COLOURS))
         right = LETTERS.index(row["answer"])
         for place, text in enumerate(row["choices"]):
             if rng.random() < (of_right if place == right else of_wrong):
