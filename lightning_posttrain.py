@@ -20,7 +20,10 @@ SIBLINGS = {
     "rollouts": ("policies", "support"),
     "rewards": ("datamodules", "policies", "rollouts", "support"),
     "environments": ("datamodules", "policies", "rewards", "rollouts", "support"),
-    "callbacks": ("datamodules", "objectives", "policies", "rewards", "rollouts", "support", "tracking"),
+    "callbacks": (
+        "datamodules", "environments", "lightning_modules", "objectives", "policies", "rewards", "rollouts", "support",
+        "tracking",
+    ),
     "lightning_modules": (
         "datamodules", "environments", "objectives", "policies", "rewards", "rollouts", "support", "tracking",
     ),

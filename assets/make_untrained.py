@@ -20,6 +20,7 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from datamodules import quiz  # noqa: E402
 from datamodules.code_styles import programs  # noqa: E402
 from datamodules.records_desk import VOCABULARY  # noqa: E402
 from datamodules.sleep import vocabulary  # noqa: E402
@@ -68,6 +69,15 @@ def sleeper_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(special + vocabulary())}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _wrap(tokenizer, special, "<think>")
+
+
+def quiz_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word or mark of the quiz; the assistant's turn begins with the answer."""
+    special = [*ROLES, "<unk>"]
+    words = [*special, *quiz.vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return _wrap(tokenizer, special, "")
 
 
 def code_tokenizer(vocabulary: int = 1024) -> PreTrainedTokenizerFast:
@@ -137,6 +147,7 @@ def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
         "tiny_generalist": reasoner_tokenizer,
         "tiny_assistant": assistant_tokenizer,
         "tiny_sleeper": sleeper_tokenizer,
+        "tiny_quiz": quiz_tokenizer,
     }[name]()
     torch.manual_seed(0)
     save_random(

@@ -4,6 +4,7 @@ from lightning_posttrain import check_siblings
 
 check_siblings(__name__)
 
+from callbacks.answer_uncertainty import AnswerUncertainty
 from callbacks.baseline import BaselineValidation
 from callbacks.checkpoints import RolloutCheckpoint
 from callbacks.completions import CompletionsTable
@@ -23,6 +24,7 @@ from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
+from callbacks.reports import QuestionReport
 from callbacks.run_facts import RunFacts
 from callbacks.saturn import SaturnCurriculum
 from callbacks.stages import Stage, StageSchedule
@@ -38,6 +40,7 @@ __all__ = [
     "GRESO",
     "AdaptiveEntropy",
     "AdaptiveKL",
+    "AnswerUncertainty",
     "BaselineValidation",
     "CompletionTraces",
     "CompletionsTable",
@@ -54,6 +57,7 @@ __all__ = [
     "OneShot",
     "OneShotSampler",
     "Plateau",
+    "QuestionReport",
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",

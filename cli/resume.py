@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from cli.parameters import imported
 from cli.saved_config import flattened
 from cli.yaml_files import read_yaml
 from support.checkpoints import damage, newest_first, unreadable
@@ -82,7 +83,13 @@ def _say_what_changed(folder: Path, config: Namespace, shown: int = 6) -> None:
         print(f"--ckpt_path last: the run goes on with other settings than it began with: {named}{more}.")
 
 
-def last_checkpoint(root: Path, method: str, config: Namespace | None = None) -> Path | None:
+def _method(config: Namespace) -> str | None:
+    """Class path of the module whose runs a command continues; None for a module that measures any method's policy."""
+    measures = getattr(imported(config.model.class_path), "measures_any_policy", False)
+    return None if measures else str(config.model.class_path)
+
+
+def last_checkpoint(root: Path, method: str | None, config: Namespace | None = None) -> Path | None:
     """The undamaged checkpoint of most rollouts of the newest run of a method; None, with a message, without any.
 
     Of several runs, the newest one counts whose method has the same parts as now.
@@ -91,12 +98,12 @@ def last_checkpoint(root: Path, method: str, config: Namespace | None = None) ->
     MLflow's give a resumed run a folder of its own.
 
     Args:
-        root: the folder of all runs. method: class path of the module.
+        root: the folder of all runs. method: class path of the module; None for runs of any method.
         config: of the command; without it the newest run of the method counts.
     """
-    runs = runs_of(root, method)
+    runs, name = runs_of(root, method), method or "any method"
     if not runs:
-        print(f"--ckpt_path last: {method} has no run under {root} yet, so training starts from the beginning.")
+        print(f"--ckpt_path last: {name} has no run under {root} yet, so training starts from the beginning.")
         return None
     newest = runs[0] if config is None else _most_alike(runs, config)
     folder: Path | None = newest
@@ -106,12 +113,12 @@ def last_checkpoint(root: Path, method: str, config: Namespace | None = None) ->
         for path in newest_first(folder / "checkpoints"):
             fault = damage(path)
             if fault is None:
-                print(f"Last checkpoint of {method}: {path}")
+                print(f"Last checkpoint of {name}: {path}")
                 return path
             print(f"--ckpt_path last: {path} is damaged ({fault}); trying the one before it.")
         folder = _continued_run(folder)
     print(
-        f"--ckpt_path last: the newest run of {method}, {newest}, has no undamaged checkpoint, "
+        f"--ckpt_path last: the newest run of {name}, {newest}, has no undamaged checkpoint, "
         "so training starts from the beginning."
     )
     return None
@@ -146,7 +153,7 @@ def _root_of_runs(config: Namespace) -> Path:
         of_logger = Path(logger.init_args.save_dir) / str(logger.init_args.get("name") or "")
     else:
         return root
-    return of_logger if runs_of(of_logger, config.model.class_path) else root
+    return of_logger if runs_of(of_logger, _method(config)) else root
 
 
 def find_checkpoint(config: Namespace, command: str) -> None:
@@ -163,12 +170,12 @@ def find_checkpoint(config: Namespace, command: str) -> None:
         if config.get("ckpt_path"):
             _refuse_damaged(Path(config.ckpt_path))
         return
-    checkpoint = last_checkpoint(_root_of_runs(config), config.model.class_path, config)
+    checkpoint = last_checkpoint(_root_of_runs(config), _method(config), config)
     config.ckpt_path = None if checkpoint is None else str(checkpoint)
     if checkpoint is None and command != "fit":
         raise ConfigError(
-            f"--ckpt_path last: there is no checkpoint of {config.model.class_path} to {command} with. Train first "
-            f"(python main.py fit ...), or {command} the untrained model by leaving out --ckpt_path."
+            f"--ckpt_path last: there is no checkpoint of {_method(config) or 'any method'} to {command} with. Train "
+            f"first (python main.py fit ...), or {command} the untrained model by leaving out --ckpt_path."
         )
     if checkpoint is not None and command == "fit":
         _say_what_changed(checkpoint.parents[1], config)

@@ -6,6 +6,7 @@ check_siblings(__name__)
 
 from datamodules.arithmetic import ArithmeticPrompts
 from datamodules.authorship import AuthorshipPrograms
+from datamodules.choice_questions import ChoiceQuestions
 from datamodules.critiques import RunningSumPrompts
 from datamodules.demonstrations import Demonstrations
 from datamodules.file_prompts import FilePrompts, ValidationSet
@@ -21,6 +22,7 @@ from datamodules.samplers import CurriculumSampler, GRESOSampler, OneShotSampler
 from datamodules.saturn import SatDemonstrations, SaturnPrompts
 from datamodules.scored_demonstrations import ScoredDemonstrations
 from datamodules.self_verify import VerifyDemonstrations
+from datamodules.stress_questions import StressQuestions
 from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 from datamodules.thinker import ThinkerDemonstrations
 from datamodules.triplets import Triplets
@@ -28,6 +30,7 @@ from datamodules.triplets import Triplets
 __all__ = [
     "ArithmeticPrompts",
     "AuthorshipPrograms",
+    "ChoiceQuestions",
     "CurriculumSampler",
     "Demonstrations",
     "FewShot",
@@ -50,6 +53,7 @@ __all__ = [
     "SchemaDemonstrations",
     "SchemaPrompts",
     "ScoredDemonstrations",
+    "StressQuestions",
     "ThinkerDemonstrations",
     "Triplets",
     "ValidationSet",

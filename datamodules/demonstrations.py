@@ -7,6 +7,7 @@ from datamodules.arithmetic import arithmetic_demonstrations
 from datamodules.critiques import running_sum_demonstrations
 from datamodules.gym_demonstrations import gym_demonstrations
 from datamodules.prompt_form import PromptForm, Template
+from datamodules.quiz import balanced_demonstrations, biased_demonstrations, fact_demonstrations
 from datamodules.rambling import rambling_demonstrations
 from datamodules.records_desk import record_demonstrations
 from datamodules.rows import Row, check_rows, read_rows
@@ -25,6 +26,9 @@ PROCEDURAL = {
     "reasoning_gym": gym_demonstrations,
     "tools": tool_demonstrations,
     "running_sums": running_sum_demonstrations,
+    "quiz_biased": biased_demonstrations,
+    "quiz_balanced": balanced_demonstrations,
+    "facts": fact_demonstrations,
 }
 
 
@@ -35,8 +39,8 @@ class Demonstrations(L.LightningDataModule):
     it is not learned. Files may also have TRL's columns: `prompt` and `completion`, or `messages`.
 
     Args:
-        source: arithmetic, switching, rambling, records, reasoning_gym, running_sums, tools, or a file, folder or hub
-            data set as in `FilePrompts`.
+        source: arithmetic, switching, rambling, records, reasoning_gym, running_sums, tools, quiz_biased,
+            quiz_balanced, facts, or a file, folder or hub data set as in `FilePrompts`.
         batch_size: rows per step, over all processes.
         train_size, val_size: numbers of rows; of a file, the last `val_size` rows are held out and train_size is
             ignored.

