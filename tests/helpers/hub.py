@@ -33,16 +33,18 @@ NUMBERS = {
 }
 
 
-def write_hub(folder: Path, longest: int = 1) -> None:
+def write_hub(folder: Path, longest: int = 0) -> None:
     """Write the data sets under their names.
 
     Args:
-        longest: number of digits of the number in the first row.
+        longest: number of digits of the numbers in the first 20 rows.
     """
     for source, row in HUB.items():
         (folder / source).mkdir(parents=True)
         for split in ("train", "test"):
-            numbers = [10 ** (longest - 1), *NUMBERS.get((source, split), range(400))[1:]]
+            numbers = list(NUMBERS.get((source, split), range(400)))
+            if longest:
+                numbers[:20] = [10 ** (longest - 1) + n + 20 * (split == "test") for n in range(20)]
             rows = [
                 {name: text.format(n=n) if isinstance(text, str) else text for name, text in row.items()}
                 for n in numbers
