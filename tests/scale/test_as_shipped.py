@@ -103,13 +103,17 @@ def merged(stack: tuple[str, ...], *keys: str) -> object:
     return value
 
 
-def make_brief(folder: Path) -> None:
-    """Let a model end its completions early: every third character, the first digit among them, is an end token."""
+def make_brief(folder: Path, ends_at: tuple[int, ...] = (1,)) -> None:
+    """Let a model end its completions early: every third character, the first digit among them, is an end token.
+
+    Args:
+        ends_at: remainders by 3 of the end tokens' ids; (1, 2) makes two of three characters end tokens.
+    """
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     special = {token["id"] for token in tokenizer["added_tokens"]}
     ends = [
         1,
-        *(number for number in tokenizer["model"]["vocab"].values() if number % 3 == 1 and number not in special),
+        *(number for number in tokenizer["model"]["vocab"].values() if number % 3 in ends_at and number not in special),
     ]
     generation = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": ends}))
@@ -119,16 +123,18 @@ def make_brief(folder: Path) -> None:
 def large_context(tmp_path_factory):
     """The embedded models with the context length of a large model, by the names that configurations use.
 
-    The reasoner's completions are short.
+    The reasoner's completions are short; a recipe's are shorter, since a rollout has up to 4,096 of them.
     """
     folders = {}
-    for name in ("assets/tiny_reasoner", "assets/tiny_assistant"):
+    sources = ("assets/tiny_reasoner", "assets/tiny_assistant")
+    for name, source in {**dict(zip(sources, sources, strict=True)), "recipes": sources[0]}.items():
         folder = tmp_path_factory.mktemp("large_context") / name
-        shutil.copytree(ROOT / name, folder)
+        shutil.copytree(ROOT / source, folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
         folders[name] = str(folder)
     make_brief(Path(folders["assets/tiny_reasoner"]))
+    make_brief(Path(folders["recipes"]), ends_at=(1, 2))
     return folders
 
 
@@ -186,7 +192,8 @@ def replaced(stack: tuple[str, ...], large_context: dict[str, str]) -> dict[str,
     if untrained := re.fullmatch(r"runs/assets/(\w+)_untrained", model):
         make_untrained(untrained[1], model, 32, 1)
     elif not model.startswith("assets/"):
-        changes["model.policy.model"] = large_context["assets/tiny_reasoner"]
+        is_recipe = stack[0].startswith("recipes/")
+        changes["model.policy.model"] = large_context["recipes" if is_recipe else "assets/tiny_reasoner"]
     elif "hc_rlhf/actor" in stack:  # meant for the overlay of a large model, with completions of 512 tokens
         changes["model.policy.model"] = large_context[model]
     elif stack[0] == "adapt_think":
