@@ -7,6 +7,7 @@ from datamodules.prompt_form import FewShot, PromptForm, draw_examples, with_exa
 from datamodules.prompts import PromptData, drawn_places
 from datamodules.rows import Row, read_rows
 from support.errors import ConfigError
+from support.prompt_identity import normalised
 
 
 @dataclass
@@ -52,6 +53,8 @@ class FilePrompts(PromptData):
             as "#### (.+)"; the text before it becomes the column `solution`.
         few_shot: worked examples before every prompt; none if None.
         val_sets: several sources for validation, by name, in place of `val_source`; `val_size` rows of each.
+        distinct: keep the first row of each prompt, and none whose prompt is also in `preferences`; a safety test needs
+            such prompts, and compares them in the same way.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class FilePrompts(PromptData):
         answer_pattern: str | None = None,
         few_shot: FewShot | None = None,
         val_sets: dict[str, ValidationSet] | None = None,
+        distinct: bool = False,
     ) -> None:
         super().__init__(seed=seed, preferences=preferences)
         if val_size < 0 or safety_size < 0:
@@ -88,7 +92,7 @@ class FilePrompts(PromptData):
         if val_source is not None and val_sets is not None:
             raise ConfigError("data.val_source and data.val_sets are both set; choose one, and set the other to null.")
         self.form, self.few_shot = PromptForm(template, system, answer_pattern), few_shot or FewShot()
-        self.val_sets = val_sets or {}
+        self.val_sets, self.distinct = val_sets or {}, distinct
         self._forms = {
             name: PromptForm(each.template, system, each.answer_pattern, f"data.val_sets.{name}")
             for name, each in self.val_sets.items()
@@ -99,11 +103,13 @@ class FilePrompts(PromptData):
         """The rows of the source by use: train, safety, val and examples."""
         if self._split_rows is None:
             rows = self._read(self.source, self.split)
+            rows = self._distinct(rows) if self.distinct else rows
             held_out = 0 if self.val_source or self.val_sets else self.val_size
             train_size = len(rows) - held_out - self.safety_size
             if train_size <= 0:
+                kind = "distinct prompts that are not in data.preferences" if self.distinct else "rows"
                 raise ConfigError(
-                    f"{self.source!r} has {len(rows)} rows; {held_out} for validation and {self.safety_size} for the "
+                    f"{self.source!r} has {len(rows)} {kind}; {held_out} for validation and {self.safety_size} for the "
                     "safety test leave none to train on. Lower data.val_size or data.safety_size."
                 )
             rest = rows[: train_size + self.safety_size]
@@ -117,6 +123,17 @@ class FilePrompts(PromptData):
 
     def _read(self, source: str, split: str) -> list[Row]:
         return self.form.rows(read_rows(source, split, self.columns, self.subset, self.numbers), source)
+
+    def _distinct(self, rows: list[Row]) -> list[Row]:
+        pairs = self.preferences.rows() if self.preferences is not None else []
+        known = {normalised(pair["prompt"]) for pair in pairs}
+        kept = []
+        for row in rows:
+            text = normalised(row.get("prompt") or "")
+            if not text or text not in known:  # rows without a prompt are refused later, by number
+                kept.append(row)
+            known.add(text)
+        return kept
 
     def _complete(self, rows: list[Row]) -> list[Row]:
         """The rows with the worked examples before their prompts."""

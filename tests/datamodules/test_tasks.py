@@ -26,9 +26,11 @@ from datamodules.records_desk import (
     true_cost,
     true_reward,
 )
+from lightning_modules.hc_rlhf.splits import check_splits
 from rewards import ExactAnswer, NumericAnswer
 from rollouts import text_batch
 from support.errors import ConfigError
+from support.seen_prompts import SeenPrompts
 
 
 def test_traces_without_slips_add_correctly():
@@ -125,6 +127,26 @@ def test_the_safety_split_is_a_random_part_of_the_file(tmp_path):
     assert drawn[0] == split(0) and len(set(drawn)) == 40
     share = sum(number < 38 for part in drawn for number in part) / (40 * 30)
     assert 0.45 < share < 0.55, "half of them are from the first half of the rows before the validation's"
+
+
+def test_distinct_prompts_are_none_of_the_pairs_and_each_is_there_once(tmp_path):
+    rows, pairs = tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"How {n % 30}?"}) + "\n" for n in range(90)))
+    label = {"response_0": "a", "response_1": "b", "better_response_id": 0}
+    pairs.write_text("".join(json.dumps({"prompt": f"how  {n}?"} | label) + "\n" for n in range(10)))
+
+    def data(**settings):
+        return FilePrompts(str(rows), preferences=PairSource(str(pairs)), seed=0, **settings)
+
+    kept = data(val_size=4, safety_size=6, distinct=True)
+    parts = {name: [row["prompt"] for row in kept.rows(name)] for name in ("train", "safety", "val")}
+    assert {name: len(prompts) for name, prompts in parts.items()} == {"train": 10, "safety": 6, "val": 4}
+    assert sorted(sum(parts.values(), [])) == [f"How {n}?" for n in range(10, 30)]
+    check_splits(kept, SeenPrompts())
+    with pytest.raises(ConfigError, match="safety split"):
+        check_splits(data(val_size=4, safety_size=60), SeenPrompts())
+    with pytest.raises(ConfigError, match="has 20 distinct prompts that are not in data.preferences; 4 for"):
+        data(val_size=4, safety_size=16, distinct=True).rows("train")
 
 
 def test_the_cells_of_a_csv_file_are_texts_unless_numbers_are_asked_for(tmp_path):

