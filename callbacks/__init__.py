@@ -20,6 +20,7 @@ from callbacks.non_finite import NonFiniteGradients
 from callbacks.one_shot import OneShot
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
+from callbacks.quantization_report import QuantizationReport
 from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.run_facts import RunFacts
@@ -52,6 +53,7 @@ __all__ = [
     "OneShot",
     "OneShotSampler",
     "Plateau",
+    "QuantizationReport",
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",

@@ -25,6 +25,7 @@ def with_defaults(trainer: Any, method: str | None, paper: str | None) -> list[L
         callbacks.BaselineValidation(),
         callbacks.ThinkingPlot(),
         callbacks.ConfusionMatrix(),
+        callbacks.QuantizationReport(),
         callbacks.WritePredictions(),
         callbacks.NonFiniteGradients(),
         callbacks.Doctor(),

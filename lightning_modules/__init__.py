@@ -17,6 +17,7 @@ from lightning_modules.hc_rlhf import HCRLHF, Constraint, PPOLagrangian, SafetyT
 from lightning_modules.ppo import PPO
 from lightning_modules.preference_tuning import Preference
 from lightning_modules.prorl import ProRL
+from lightning_modules.quantize import Quantize
 from lightning_modules.reward_models import CostModel, RewardModel
 from lightning_modules.s_grpo import SGRPO
 from lightning_modules.scored_sft import ScoredSFT
@@ -49,6 +50,7 @@ __all__ = [
     "PPOLagrangian",
     "Preference",
     "ProRL",
+    "Quantize",
     "Reference",
     "RewardModel",
     "SafetyTest",

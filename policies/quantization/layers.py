@@ -159,6 +159,6 @@ def _report(
 
 def whole_model_bits(policy: Any, reports: list[LayerReport]) -> float:
     """Bits per weight of the whole model; embeddings, output layer and norms have 16."""
-    total = sum(weight.numel() for weight in policy.bare.parameters())
+    total = sum(weight.numel() for name, weight in policy.bare.named_parameters() if "lora_" not in name)
     saved = sum(report.weights * (FLOAT_BITS - report.bits) for report in reports)
     return FLOAT_BITS - saved / total

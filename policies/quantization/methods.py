@@ -23,6 +23,7 @@ class QuantizationMethod:
 
     Args:
         name: in tables and metrics.
+        bits: its rows of the matrix, such as W4-A16-KV16; the module's `bits` if None.
         rounding: of the weights, to the nearest or by GPTQ.
         scaling: factors of the inputs, by AWQ or SmoothQuant.
         rotation: rotate inputs, and keys and values, by a Hadamard matrix (QuaRot).
@@ -37,6 +38,7 @@ class QuantizationMethod:
     """
 
     name: str
+    bits: list[str] | None = None
     rounding: Literal["nearest", "gptq"] = "nearest"
     scaling: Literal["none", "awq", "smoothquant"] = "none"
     rotation: bool = False
