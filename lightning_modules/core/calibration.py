@@ -62,9 +62,7 @@ def written(policy: Policy, row: dict[str, Any], column: str) -> tuple[list[int]
     return policy.encode(row["prompt"]), [*completion, policy.tokenizer.eos_token_id]
 
 
-def given_sequences(
-    policy: Policy, calibration: Calibration, solutions: str | None, data: Any
-) -> list[list[int]]:
+def given_sequences(policy: Policy, calibration: Calibration, solutions: str | None, data: Any) -> list[list[int]]:
     """Sequences of token ids of every source but traces.
 
     Raises:

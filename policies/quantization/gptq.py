@@ -1,6 +1,6 @@
 """GPTQ (arXiv 2210.17323): round one column after the other and let the later ones make up for its error.
 
-    H = (2/n) sum_t x_t x_t^T,   U = upper Cholesky factor of H^-1,   e_j = (w_j - q_j) / U_jj,   w_k -= e_j U_jk,  k > j
+H = (2/n) sum_t x_t x_t^T,   U = upper Cholesky factor of H^-1,   e_j = (w_j - q_j) / U_jj,   w_k -= e_j U_jk,  k > j
 """
 
 import torch

@@ -125,7 +125,9 @@ class QuantizationMethod:
         needed = self.rounding == "gptq" or (self.clip_search and self.scaling == "awq")
         hessian = frame.hessian(statistics.hessian) if needed else None
         if self.clip_search:
-            blocks = diagonal_blocks(hessian, groups.shape[-1]) if self.scaling == "awq" and hessian is not None else None
+            blocks = (
+                diagonal_blocks(hessian, groups.shape[-1]) if self.scaling == "awq" and hessian is not None else None
+            )
             scales = grid.searched(groups, blocks)
         result = grid.rounded(groups, scales).flatten(-2)[:, : framed.shape[1]]
         if self.rounding == "gptq":
