@@ -84,17 +84,22 @@ def of_level(cell: Cell, level: str) -> str:
 
 def matrix_row(cell: Cell) -> list[str]:
     """One row of the table of the matrix."""
-    low, high = cell["accuracy_interval"]
-    change_low, change_high = cell["change_interval"]
+    sampled = ["not sampled", "", "", ""]
+    if cell["problems"]:
+        low, high = cell["accuracy_interval"]
+        change_low, change_high = cell["change_interval"]
+        sampled = [
+            f"{cell['accuracy']:.3f} ({low:.3f} to {high:.3f})",
+            f"{cell['change']:+.3f} ({change_low:+.3f} to {change_high:+.3f})",
+            " ".join(f"{rate:.3f}" for rate in cell["by_seed"].values()),
+            f"{cell['length']:.0f}",
+        ]
     return [
         cell["bits"],
         cell["method"],
         f"{cell['bits_per_weight']:.2f}",
         f"{cell['bits_per_weight_of_model']:.2f}",
-        f"{cell['accuracy']:.3f} ({low:.3f} to {high:.3f})",
-        f"{cell['change']:+.3f} ({change_low:+.3f} to {change_high:+.3f})",
-        " ".join(f"{rate:.3f}" for rate in cell["by_seed"].values()),
-        f"{cell['length']:.0f}",
+        *sampled,
         "" if cell["perplexity"] is None else f"{cell['perplexity']:.4g}",
         "" if cell["output_error"] is None else f"{cell['output_error']:.3g}",
     ]
@@ -107,13 +112,14 @@ def matrix_figure(cells: list[Cell]) -> Figure:
     overall, by_level, by_layer = figure.subplots(1, 3)
     places = range(len(cells))
     for place, cell in zip(places, cells, strict=True):
-        low, high = cell["accuracy_interval"]
-        overall.plot([low, high], [place, place], color="C0", linewidth=1)
-        overall.plot(cell["accuracy"], place, "o", color="C0", markersize=4)
-    overall.axvline(cells[0]["accuracy"], color="grey", linewidth=0.8, linestyle=":")
+        if cell["problems"]:
+            overall.plot(cell["accuracy_interval"], [place, place], color="C0", linewidth=1)
+            overall.plot(cell["accuracy"], place, "o", color="C0", markersize=4)
+        elif cell["perplexity"] is not None:
+            overall.plot(cell["perplexity"], place, "o", color="C0", markersize=4)
     overall.set_yticks(list(places), names, fontsize=7)
-    overall.invert_yaxis()
-    overall.set_xlabel("accuracy")
+    overall.set_ylim(len(cells) - 0.5, -0.5)
+    overall.set_xlabel("accuracy" if cells[0]["problems"] else "perplexity")
     levels = list(cells[0]["by_difficulty"])
     if levels:
         rates = [[cell["by_difficulty"][level]["accuracy"] for level in levels] for cell in cells]

@@ -75,7 +75,8 @@ class Quantize(MeasuringModule, SamplingModule):
         methods: columns of the matrix; the paper's if None. A cell in which a method does the same as an earlier one is
             left out.
         calibration: the data of GPTQ, AWQ and SmoothQuant, on which all layer errors are measured.
-        seeds: of the sampling; every cell is sampled once with each.
+        seeds: of the sampling; every cell is sampled once with each; 42, 43 and 44 if None. Without any, perplexity on
+            `solutions` and the layers' errors are measured, and nothing is sampled.
         difficulty: column of the data by which problems are grouped.
         solutions: column with worked solutions, on which perplexity is measured; if None, the float policy's own right
             completions.
@@ -119,8 +120,13 @@ class Quantize(MeasuringModule, SamplingModule):
             lr_scheduler=lr_scheduler,
         )
         self.seeds = [42, 43, 44] if seeds is None else seeds
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"model.seeds is {seeds}; name one or more different seeds.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"model.seeds is {seeds}; name different seeds.")
+        if not self.seeds and (solutions is None or calibration.source == "traces"):
+            raise ConfigError(
+                "model.seeds is empty, so nothing is sampled; set model.solutions to a column of the data, and "
+                "model.calibration.source to solutions, random or a file."
+            )
         if not 1 <= outliers < math.inf:
             raise ConfigError(f"model.outliers is {outliers}; it is a factor of 1 (none) or more.")
         self.cells = cells(bits or [], METHODS if methods is None else methods)
@@ -155,7 +161,7 @@ class Quantize(MeasuringModule, SamplingModule):
         baseline, samples = self._answers(self.engine)
         solutions = self._solutions(samples)
         statistics = input_statistics(self.policy, self._calibration_sequences())
-        if any(min(bits.activations, bits.cache) < FLOAT_BITS for bits, _ in self.cells):
+        if self.seeds and any(min(bits.activations, bits.cache) < FLOAT_BITS for bits, _ in self.cells):
             # The engine compares itself with the model's forward once; rounding would make the two differ.
             with isolated_rng("test", self.seeds[0]):
                 self._sampled(self._batches[0], self._simulating)
@@ -176,7 +182,10 @@ class Quantize(MeasuringModule, SamplingModule):
                 cell["cache_bits"] = method.cache_grid(bits.cache).stored_bits(1, width)
             self.figures["cells"].append(cell)
             if self.trainer.is_global_zero:
-                print(f"{bits} {method.name}: accuracy {cell['accuracy']:.3f}", flush=True)
+                print(
+                    f"{bits} {method.name}: accuracy {cell.get('accuracy')}, perplexity {cell['perplexity']}",
+                    flush=True,
+                )
         for cell in self.figures["cells"]:
             for name in ("accuracy", "length", "perplexity", "bits_per_weight", "error"):
                 if cell.get(name) is not None:

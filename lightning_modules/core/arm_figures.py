@@ -41,8 +41,11 @@ def arm_figures(answers: list[Answered], baseline: list[Answered]) -> dict[str, 
     """Plain data: accuracy with its interval over problems, change against the baseline, lengths, parts.
 
     Args:
-        answers: of the arm. baseline: of the float model on the same problems and seeds.
+        answers: of the arm; without any there are no figures. baseline: of the float model on the same problems and
+            seeds.
     """
+    if not answers:
+        return {"problems": 0, "by_difficulty": {}}
     seeds, difficulties = ({getattr(answer, name) for answer in answers} for name in ("seed", "difficulty"))
     rates, reference = by_problem(answers), by_problem(baseline)
     changes = np.array([rate - reference[problem] for problem, rate in rates.items()])

@@ -84,4 +84,4 @@ def output_errors(
     gap: Float[Tensor, "rows columns"], hessian: Float[Tensor, "columns columns"]
 ) -> Float[Tensor, "rows"]:
     """Squared error of every output over the calibration inputs, up to the factor of `hessian`: gap H gap^T."""
-    return ((gap.double() @ hessian.double()) * gap.double()).sum(1)
+    return ((gap @ hessian.to(gap.dtype)) * gap).sum(1)

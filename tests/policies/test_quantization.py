@@ -208,7 +208,9 @@ def test_outliers_leave_the_float_model_and_rotation_helps_only_with_them(sequen
         errors = [mean_error(policy, statistics, "W16-A4-KV16", method) for method in (plain, rotated)]
         ratios.append(errors[1] / errors[0])
         with quantized(policy, Bits(16, 4, 16), rotated, statistics) as reports:
-            kurtoses.append([sum(values) for values in zip(*((r.kurtosis, r.kurtosis_after) for r in reports))])
+            kurtoses.append(
+                [sum(values) for values in zip(*((r.kurtosis, r.kurtosis_after) for r in reports), strict=True)]
+            )
     assert ratios[1] < 0.3 < 0.6 < ratios[0]
     assert kurtoses[1][0] > 3 * kurtoses[0][0] and kurtoses[1][1] < kurtoses[1][0] / 3
 
