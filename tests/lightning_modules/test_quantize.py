@@ -7,10 +7,10 @@ import torch
 
 from lightning_modules.core.arm_figures import Answered, arm_figures
 from lightning_modules.core.calibration import Calibration, given_sequences
-from lightning_modules.quantize import METHODS, cells
 from main import main
 from policies import Policy, PolicyParams
 from policies.quantization import Bits, QuantizationMethod
+from policies.quantization.matrix import METHODS, cells
 from support.errors import ConfigError
 
 QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]

