@@ -111,7 +111,7 @@ class Quantize(MeasuringModule, SamplingModule):
             )
         if not 1 <= outliers < math.inf:
             raise ConfigError(f"model.outliers is {outliers}; it is a factor of 1 (none) or more.")
-        self.cells = cells(bits or [], METHODS if methods is None else methods)
+        self.cells = cells([Bits.parse(text) for text in bits or []], METHODS if methods is None else methods)
         self.calibration, self.difficulty, self.solutions, self.outliers = calibration, difficulty, solutions, outliers
         self.figures: dict[str, Any] = {}
         self._batches: list[Rows] = []

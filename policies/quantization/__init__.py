@@ -1,6 +1,6 @@
 """Quantised policies by fake quantisation: numbers are rounded to grids of few bits and computed with as floats."""
 
-from policies.quantization.grids import Bits, WeightGrid
+from policies.quantization.grids import Bits, Grid
 from policies.quantization.layers import LayerReport, quantized, whole_model_bits
 from policies.quantization.methods import QuantizationMethod
 from policies.quantization.statistics import InputStatistics, input_statistics
@@ -10,7 +10,7 @@ __all__ = [
     "InputStatistics",
     "LayerReport",
     "QuantizationMethod",
-    "WeightGrid",
+    "Grid",
     "input_statistics",
     "quantized",
     "whole_model_bits",

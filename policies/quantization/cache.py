@@ -16,14 +16,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from policies.packing import SHARED_PREFIX, shared_prefix_attention
 from policies.quantization.frames import rotation
-from policies.quantization.grids import Scales, WeightGrid
+from policies.quantization.grids import Grid, Scales
 from support.errors import ConfigError
 
 QUANTIZED_CACHE = "quantized_cache"
 Rounding = Callable[[Tensor], Tensor]
 
 
-def by_token(grid: WeightGrid, rotated: bool) -> Rounding:
+def by_token(grid: Grid, rotated: bool) -> Rounding:
     """Rounds (..., size) states of heads with scales of each token and head, rotated by a Hadamard matrix if asked."""
 
     def rounded(states: Float[Tensor, "... size"]) -> Float[Tensor, "... size"]:
@@ -31,7 +31,8 @@ def by_token(grid: WeightGrid, rotated: bool) -> Rounding:
         if not rotated:
             return grid.quantized(values).to(states.dtype)
         turn = rotation(states.shape[-1], states.device)
-        return (grid.quantized(values @ turn) @ turn.T).to(states.dtype)
+        with torch.autocast(states.device.type, enabled=False):
+            return (grid.quantized(values @ turn) @ turn.T).to(states.dtype)
 
     return rounded
 
@@ -86,14 +87,14 @@ def key_layers(layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def key_ranges(module: Any, inputs: Float[Tensor, "tokens inputs"], grid: WeightGrid) -> Scales:
+def key_ranges(module: Any, inputs: Float[Tensor, "tokens inputs"], grid: Grid) -> Scales:
     """Scales of every channel of the keys, without their bias, over the sample of a layer's inputs: (channels, 1)."""
     keys = inputs @ module.weight.float().T
     return Scales(*(part[:, 0] for part in grid.scales(keys.T[:, None])))
 
 
 @contextmanager
-def quantized_keys(ranges: dict[nn.Module, Scales], grid: WeightGrid) -> Iterator[None]:
+def quantized_keys(ranges: dict[nn.Module, Scales], grid: Grid) -> Iterator[None]:
     """Context in which keys are rounded by channel, before their bias is added and their positions are rotated."""
 
     def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ def _rotation(size: int, seed: int) -> Tensor:
     steps = torch.arange(odd, dtype=torch.float64, device="cpu")
     angles = 2 * torch.pi * (steps[:, None] * steps).remainder(odd) / odd
     mixed = (angles.cos() + angles.sin()) / odd**0.5  # Hartley's matrix: orthogonal, its entries of similar size
-    basis = torch.kron(torch.from_numpy(hadamard(power)).double() / power**0.5, mixed)
+    basis = torch.kron(torch.tensor(hadamard(power), dtype=torch.float64, device="cpu") / power**0.5, mixed)
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (size, 1), generator=generator).double() * 2 - 1
+    signs = torch.randint(0, 2, (size, 1), generator=generator, device="cpu").double() * 2 - 1
     return signs * basis
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from policies.quantization.grids import Scales, WeightGrid, by_column
+from policies.quantization.grids import Grid, Scales, by_column
 from support.errors import ConfigError
 
 #: what is added to the damping, as a fraction of the mean diagonal, whenever the factorisation fails
@@ -41,7 +41,7 @@ def inverse_factor(hessian: Float[Tensor, "n n"], damping: float) -> Float[Tenso
 def gptq(
     weight: Float[Tensor, "rows columns"],
     hessian: Float[Tensor, "columns columns"],
-    grid: WeightGrid,
+    grid: Grid,
     *,
     scales: Scales | None = None,
     act_order: bool = True,

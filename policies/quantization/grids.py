@@ -60,7 +60,7 @@ class Scales(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WeightGrid:
+class Grid:
     """The grids of a tensor's rows.
 
     Args:

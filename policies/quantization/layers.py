@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from policies.quantization.cache import by_token, key_layers, key_ranges, quantized_cache, quantized_keys
 from policies.quantization.frames import Frame
 from policies.quantization.gptq import output_errors
-from policies.quantization.grids import FLOAT_BITS, Bits, WeightGrid
+from policies.quantization.grids import FLOAT_BITS, Bits, Grid
 from policies.quantization.methods import QuantizationMethod
 from policies.quantization.statistics import InputStatistics, layers_of, matrix
 
@@ -96,7 +96,7 @@ def _set(weight: Any, values: Tensor) -> None:
     weight.copy_(values)
 
 
-def _rounding_hook(grid: WeightGrid, frame: Frame) -> Any:
+def _rounding_hook(grid: Grid, frame: Frame) -> Any:
     def call(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         inputs: Tensor = arguments[0]
         return (rounded_inputs(inputs, grid, frame), *arguments[1:])
@@ -104,9 +104,10 @@ def _rounding_hook(grid: WeightGrid, frame: Frame) -> Any:
     return call
 
 
-def rounded_inputs(inputs: Tensor, grid: WeightGrid, frame: Frame) -> Tensor:
-    """The inputs, rounded in the layer's basis with a scale per token, and moved back."""
-    return frame.inputs_back(grid.quantized(frame.inputs(inputs.float()))).to(inputs.dtype)
+def rounded_inputs(inputs: Tensor, grid: Grid, frame: Frame) -> Tensor:
+    """The inputs, rounded in the layer's basis with a scale per token, and moved back; in float32 in any precision."""
+    with torch.autocast(inputs.device.type, enabled=False):
+        return frame.inputs_back(grid.quantized(frame.inputs(inputs.float()))).to(inputs.dtype)
 
 
 def _enter_cache(
@@ -122,7 +123,7 @@ def _enter_cache(
     if method.keys == "token":
         stack.enter_context(quantized_cache(policy, rounding, rounding))
         return
-    by_channel = WeightGrid(bits, None, False, method.cache_clip)
+    by_channel = Grid(bits, None, False, method.cache_clip)
     samples = {name: shared.sample for shared in statistics for name in shared.layers}
     named = key_layers({name: layers[name] for name in samples})
     ranges = {module: key_ranges(module, samples[name], by_channel) for name, module in named.items()}
@@ -138,7 +139,7 @@ def _report(
     frame: Frame,
     method: QuantizationMethod,
     bits: Bits,
-    grid: WeightGrid | None,
+    grid: Grid | None,
 ) -> LayerReport:
     outputs = shared.sample @ weight.T
     inputs = shared.sample if grid is None else rounded_inputs(shared.sample, grid, frame)

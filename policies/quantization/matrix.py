@@ -27,7 +27,7 @@ METHODS = [
 ]
 
 
-def cells(bits: list[str], methods: list[QuantizationMethod]) -> list[tuple[Bits, QuantizationMethod]]:
+def cells(bits: list[Bits], methods: list[QuantizationMethod]) -> list[tuple[Bits, QuantizationMethod]]:
     """The matrix without repetitions and without the float model.
 
     Raises:
@@ -39,7 +39,7 @@ def cells(bits: list[str], methods: list[QuantizationMethod]) -> list[tuple[Bits
     results: list[tuple[Bits, QuantizationMethod]] = []
     seen: set[Any] = set()
     for method in methods:
-        for bit_widths in map(Bits.parse, bits if method.bits is None else method.bits):
+        for bit_widths in bits if method.bits is None else map(Bits.parse, method.bits):
             key = method.acting(bit_widths)
             if key not in seen and min(bit_widths) < FLOAT_BITS:
                 seen.add(key)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from policies.quantization.frames import Frame, activation_scale, rotation, smoothing
 from policies.quantization.gptq import gptq, output_errors
-from policies.quantization.grids import FLOAT_BITS, Bits, Scales, WeightGrid
+from policies.quantization.grids import FLOAT_BITS, Bits, Grid, Scales
 from policies.quantization.statistics import InputStatistics
 from support.errors import ConfigError
 
@@ -83,15 +83,15 @@ class QuantizationMethod:
         cache = (self.cache_clip, self.cache_group, self.keys, self.rotation) if bits.cache < FLOAT_BITS else ()
         return bits, weights, inputs, cache
 
-    def weight_grid(self, bits: int) -> WeightGrid:
-        return WeightGrid(bits, self.group, self.symmetric)
+    def weight_grid(self, bits: int) -> Grid:
+        return Grid(bits, self.group, self.symmetric)
 
-    def activation_grid(self, bits: int) -> WeightGrid:
+    def activation_grid(self, bits: int) -> Grid:
         """Of one token's inputs."""
-        return WeightGrid(bits, None, True, self.activation_clip)
+        return Grid(bits, None, True, self.activation_clip)
 
-    def cache_grid(self, bits: int) -> WeightGrid:
-        return WeightGrid(bits, self.cache_group, False, self.cache_clip)
+    def cache_grid(self, bits: int) -> Grid:
+        return Grid(bits, self.cache_group, False, self.cache_clip)
 
     def frame(self, statistics: InputStatistics, weights: list[Tensor], bits: Bits) -> Frame:
         """The basis of layers with the same inputs.
@@ -107,7 +107,7 @@ class QuantizationMethod:
         size = weights[0].shape[1]
         return Frame(scale, rotation(size, weights[0].device) if self.rotation else None)
 
-    def _awq_scale(self, statistics: InputStatistics, weights: list[Tensor], grid: WeightGrid) -> Tensor:
+    def _awq_scale(self, statistics: InputStatistics, weights: list[Tensor], grid: Grid) -> Tensor:
         best, best_error = torch.ones_like(statistics.abs_mean), float("inf")
         for number in range(POWERS):
             scale = activation_scale(statistics.abs_mean, number / POWERS)

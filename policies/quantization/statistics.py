@@ -118,7 +118,8 @@ def input_statistics(policy: Any, sequences: Sequence[Sequence[int]]) -> list[In
                 square = torch.zeros(size, size, device=inputs.device)
                 statistics = by_layer[name] = InputStatistics(square, zeros, zeros.clone(), [name])
             if statistics.layers[0] == name:
-                statistics.add(inputs.reshape(-1, inputs.shape[-1]).float(), keep * inputs.shape[0])
+                with torch.autocast(inputs.device.type, enabled=False):
+                    statistics.add(inputs.reshape(-1, inputs.shape[-1]).float(), keep * inputs.shape[0])
 
         return call
 

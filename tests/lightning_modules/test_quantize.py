@@ -2,82 +2,91 @@
 
 import json
 
+import lightning as L
 import pytest
 import torch
 
+from callbacks import QuantizationReport
+from datamodules import Demonstrations
+from lightning_modules import SFT, Quantize
 from lightning_modules.core.arm_figures import Answered, arm_figures
 from lightning_modules.core.calibration import Calibration, given_sequences
-from main import main
 from policies import Policy, PolicyParams
 from policies.quantization import Bits, QuantizationMethod
 from policies.quantization.matrix import METHODS, cells
+from rewards import ExactAnswer
+from rollouts import SamplingParams
 from support.errors import ConfigError
+from tests.helpers import fit, sums
 
-QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-SMALL = [
-    "--data.val_size=4",
-    "--model.calibration.size=4",
-    "--model.sampling.max_new_tokens=24",
-    "--model.seeds=[1, 2]",
+FEW = [
+    QuantizationMethod("RTN", group=32),
+    QuantizationMethod("QuaRot-KV", ["W16-A16-KV3"], rotation=True, cache_group=16),
 ]
-FEW = [{"name": "RTN", "group": 32}, {"name": "QuaRot-KV", "rotation": True, "bits": ["W16-A16-KV3"]}]
-
-
-def measured(folder, *arguments):
-    """The command line's object of one small test."""
-    settings = [*QUIET, *SMALL, f"--trainer.default_root_dir={folder}", *arguments]
-    return main(["test", "--config=configs/quantize.yaml", *settings])
+TINY = PolicyParams("assets/tiny_reasoner")
 
 
 def test_a_checkpoint_of_another_method_is_measured_and_left_as_it_was(tmp_path):
     """Its weights, not the start's; the float model is the first cell, a weight-only cell and a simulated one follow."""
-    fitted = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}/fit"]
-    main(["fit", "--config=configs/sft.yaml", *QUIET, *fitted, "--data.train_size=64", "--data.val_size=1"])
-    (checkpoint,) = (tmp_path / "fit").glob("**/*.ckpt")
-    bits = f"--model.methods={json.dumps(FEW)}"
-    module = measured(
-        tmp_path / "test", bits, "--model.bits=[W8-A16-KV16, W2-A16-KV16]", f"--ckpt_path={checkpoint}"
-    ).model
-    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
-    state = module.state_dict()
-    assert all(torch.equal(weight, state[name]) for name, weight in saved.items())
-    start = Policy(PolicyParams("assets/tiny_reasoner")).state_dict()
-    assert not all(torch.equal(weight, start[name.removeprefix("policy.")]) for name, weight in saved.items())
+    trained = SFT(TINY, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3))
+    fit(trained, 1, data=Demonstrations("arithmetic", 16, train_size=32, val_size=1)).save_checkpoint(
+        tmp_path / "c.ckpt"
+    )
+    module = Quantize(
+        TINY,
+        [ExactAnswer()],
+        bits=["W8-A16-KV16", "W2-A16-KV16"],
+        methods=FEW,
+        calibration=Calibration(size=4),
+        seeds=[1, 2],
+        sampling=SamplingParams(max_new_tokens=24, temperature=0.6),
+    )
+    report = [QuantizationReport()]
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=report, default_root_dir=tmp_path
+    )
+    trainer.test(module, sums(val_size=4), ckpt_path=tmp_path / "c.ckpt", verbose=False)
+    start, state = Policy(TINY).state_dict(), module.policy.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in trained.policy.state_dict().items())
+    assert not all(torch.equal(weight, start[name]) for name, weight in state.items())
 
-    (path,) = (tmp_path / "test").glob("*/quantization.json")
-    report = json.loads(path.read_text())
-    assert [cell["bits"] for cell in report["cells"]] == [
+    (path,) = tmp_path.glob("*/quantization.json")
+    figures = json.loads(path.read_text())
+    assert [cell["bits"] for cell in figures["cells"]] == [
         "W16-A16-KV16", "W8-A16-KV16", "W2-A16-KV16", "W16-A16-KV3",
     ]  # fmt: skip
-    float_cell, eight, two, cache = report["cells"]
+    float_cell, eight, two, cache = figures["cells"]
     assert float_cell["bits_per_weight"] == 16 and float_cell["error"] is None
-    assert (
-        eight["error"] < 1e-3 < 0.05 < two["error"] and 2 < two["bits_per_weight"] < 3 < two["bits_per_weight_of_model"]
-    )
-    assert two["perplexity"] > 1.2 * eight["perplexity"] and len(two["layers"]) == 28 and cache["cache_bits"] > 3
-    assert all(set(cell["by_seed"]) == {"1", "2"} and cell["problems"] == 4 for cell in report["cells"])
+    assert 0 < eight["error"] < 1e-4 < 0.01 < two["error"] and len(two["layers"]) == 28
+    assert two["bits_per_weight"] == pytest.approx(2 + 18 / 32, abs=0.01)  # rows of 344 end in a group of 24
+    assert two["bits_per_weight"] < two["bits_per_weight_of_model"] < 4
+    assert cache["cache_bits"] == 3 + (16 + 3) / 16 and cache["perplexity"] != float_cell["perplexity"]
+    assert two["perplexity"] > eight["perplexity"] == pytest.approx(float_cell["perplexity"], rel=1e-2)
+    assert all(set(cell["by_seed"]) == {"1", "2"} and cell["problems"] == 4 for cell in figures["cells"])
+    assert trainer.callback_metrics["test/W2-A16-KV16/RTN/accuracy"] == pytest.approx(two["accuracy"])
     text = path.with_suffix(".md").read_text()
     assert text.count("| W2-A16-KV16") == 2 and path.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_training_and_a_policy_without_a_judge_are_refused(tmp_path):
-    with pytest.raises((ConfigError, SystemExit)):
-        main(["fit", "--config=configs/quantize.yaml", *QUIET, f"--trainer.default_root_dir={tmp_path}"])
-    with pytest.raises((ConfigError, SystemExit)):
-        measured(tmp_path, "--model.rewards=[{class_path: rewards.RepetitionPenalty}]")
+def test_training_and_a_policy_without_a_judge_are_refused():
+    module = Quantize(TINY, [], bits=["W4-A16-KV16"], methods=FEW)
+    with pytest.raises(ConfigError, match="does not train one; start it with python main.py test"):
+        fit(module, 1)
+    with pytest.raises(ConfigError, match="none of model.rewards judges correctness"):
+        L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).test(module, sums())
 
 
 def test_the_matrix_leaves_out_repetitions_and_the_float_model():
     methods = [QuantizationMethod("RTN"), QuantizationMethod("GPTQ", rounding="gptq")]
-    matrix = cells(["W4-A16-KV16", "W16-A8-KV16", "W16-A16-KV16"], methods)
+    matrix = cells([Bits(4), Bits(16, 8), Bits()], methods)
     assert [(str(bits), method.name) for bits, method in matrix] == [
         ("W4-A16-KV16", "RTN"), ("W16-A8-KV16", "RTN"), ("W4-A16-KV16", "GPTQ"),
     ]  # fmt: skip
     assert len(cells([], METHODS)) == 11
     with pytest.raises(ConfigError, match="matrix is empty"):
-        cells(["W16-A16-KV16"], methods)
+        cells([Bits()], methods)
     with pytest.raises(ConfigError, match="share a name"):
-        cells(["W4-A16-KV16"], [methods[0], methods[0]])
+        cells([Bits(4)], [methods[0], methods[0]])
 
 
 def test_figures_of_an_arm_by_seed_and_difficulty_and_its_change():
@@ -125,9 +134,6 @@ def test_calibration_sequences_of_files_texts_and_random_tokens(tmp_path):
 
 
 def test_without_seeds_there_must_be_solutions_and_given_calibration_data():
-    from lightning_modules import Quantize
-    from rewards import ExactAnswer
-
     policy, rewards = PolicyParams("assets/tiny_reasoner"), [ExactAnswer()]
     with pytest.raises(ConfigError, match="nothing is sampled"):
         Quantize(policy, rewards, seeds=[])
