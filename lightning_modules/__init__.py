@@ -6,6 +6,7 @@ check_siblings(__name__)
 
 from lightning_modules.adapt_think import AdaptThink, Forcing
 from lightning_modules.auto_think import AutoThink, ModeRewards
+from lightning_modules.core.calibration import Calibration
 from lightning_modules.core.critic import Critic
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.on_policy import OnPolicyModule
@@ -38,6 +39,7 @@ __all__ = [
     "TSPMO",
     "AdaptThink",
     "AutoThink",
+    "Calibration",
     "Constraint",
     "CostModel",
     "Critic",

@@ -9,7 +9,7 @@ with as floats, so no kernel for few bits is needed, and none is timed; policies
 """
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -112,7 +112,8 @@ class Quantize(MeasuringModule, SamplingModule):
         if not 1 <= outliers < math.inf:
             raise ConfigError(f"model.outliers is {outliers}; it is a factor of 1 (none) or more.")
         self.cells = cells([Bits.parse(text) for text in bits or []], METHODS if methods is None else methods)
-        self.calibration, self.difficulty, self.solutions, self.outliers = calibration, difficulty, solutions, outliers
+        self.calibration, self.difficulty = replace(calibration), difficulty
+        self.solutions, self.outliers = solutions, outliers
         self.figures: dict[str, Any] = {}
         self._batches: list[Rows] = []
         self._simulating = TransformersEngine()  # the model's own forward, in which activations and caches are rounded
