@@ -1,6 +1,6 @@
 """Measure quantised policies: the embedded reasoner over the matrix, with outliers, by calibration; and real kernels.
 
-    python benchmarks/quantization.py                                  # everything on the embedded reasoner, three seeds
+    python benchmarks/quantization.py                                  # all on the embedded reasoner, three seeds
     python benchmarks/quantization.py --what smollm2 --train gsm8k_train.jsonl.gz --test gsm8k_test.jsonl.gz
     python benchmarks/quantization.py --what speed                     # int8 products on this CPU
     python benchmarks/quantization.py --run false --page docs/quantization.md      # the tables only

@@ -187,7 +187,7 @@ class Quantize(MeasuringModule, SamplingModule):
             self.engine = configured
 
     def _answers(self, engine: Any) -> tuple[list[Answered], list[tuple[list[int], list[int], bool]]]:
-        """(the answers of all processes, this process' samples of the first seed: prompt, completion, whether right)."""
+        """(the answers of all processes, this process' samples of the first seed: prompt, completion, is right)."""
         answers: list[Answered] = []
         samples: list[tuple[list[int], list[int], bool]] = []
         judge = self.correctness_reward()

@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class Calibration:
-    """Where the inputs come from on which methods choose scales and measure errors.
+    """The data on whose inputs methods choose scales and layer errors are measured.
 
     Args:
         source: traces (completions that the policy samples for training prompts), solutions (training prompts with the

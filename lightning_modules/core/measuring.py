@@ -1,4 +1,4 @@
-"""What modules share that measure a policy in `main.py test` and train none: they read checkpoints of any method."""
+"""The base class of modules that measure a policy in `main.py test` and train none."""
 
 import json
 from typing import Any

@@ -2,9 +2,9 @@
 
     x' = (x / s) Q,   W' = (W s) Q,   x' W'^T = x W^T        s: one factor per input, Q: orthogonal
 
-SmoothQuant (arXiv 2211.10438) chooses s_j = max |X_j|^a / max |W_j|^(1-a), AWQ (arXiv 2306.00978) a power of mean |X_j|,
-QuaRot (arXiv 2404.00456) rotates by a Hadamard matrix. W' and x' are rounded and moved back, so that the layer keeps its
-basis: weights alone need no other code at inference, and the result is that of the folded factors.
+SmoothQuant (arXiv 2211.10438) chooses s_j = max |X_j|^a / max |W_j|^(1-a), AWQ (arXiv 2306.00978) a power of the mean
+|X_j|, and QuaRot (arXiv 2404.00456) rotates by a Hadamard matrix. W' and x' are rounded and moved back, so that the
+layer keeps its basis: weights alone need no other code at inference, and the result is that of the folded factors.
 """
 
 from functools import lru_cache
@@ -52,22 +52,22 @@ class Frame:
         self.scale, self.rotation = scale, rotation
 
     def inputs(self, values: Float[Tensor, "... inputs"]) -> Float[Tensor, "... inputs"]:
-        """x'"""
+        """Inputs in the new basis, x'."""
         values = values if self.scale is None else values / self.scale
         return values if self.rotation is None else values @ self.rotation
 
     def inputs_back(self, values: Float[Tensor, "... inputs"]) -> Float[Tensor, "... inputs"]:
-        """x of x'"""
+        """Inputs back in the layer's own basis, x of x'."""
         values = values if self.rotation is None else values @ self.rotation.T
         return values if self.scale is None else values * self.scale
 
     def weight(self, weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
-        """W'"""
+        """The weight in the new basis, W'."""
         weight = weight if self.scale is None else weight * self.scale
         return weight if self.rotation is None else weight @ self.rotation
 
     def weight_back(self, weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
-        """W of W'"""
+        """The weight back in the layer's own basis, W of W'."""
         weight = weight if self.rotation is None else weight @ self.rotation.T
         return weight if self.scale is None else weight / self.scale
 

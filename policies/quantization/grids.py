@@ -1,7 +1,7 @@
 """Grids of few bits, and rounding to the nearest of their points.
 
-    asymmetric: s = (max - min) / (2^b - 1),  z = round(-min / s),  q = clamp(round(x/s) + z, 0, 2^b - 1),  x^ = s (q - z)
-    symmetric:  s = max |x| / (2^(b-1) - 1),  q = clamp(round(x/s), -2^(b-1), 2^(b-1) - 1),                 x^ = s q
+    asymmetric: s = (max - min) / (2^b - 1), z = round(-min/s), q = clamp(round(x/s) + z, 0, 2^b - 1), x^ = s (q - z)
+    symmetric:  s = max |x| / (2^(b-1) - 1), q = clamp(round(x/s), -2^(b-1), 2^(b-1) - 1), x^ = s q
 
 max is at least 0 and min at most 0, so that 0 is on every grid and zeros that pad a group change nothing. A group is a
 run of consecutive entries of the last dimension with a scale (and a zero point) of its own.

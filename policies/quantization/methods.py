@@ -1,4 +1,4 @@
-"""How a method chooses basis, grids and rounding; what differs between RTN, GPTQ, AWQ, SmoothQuant and QuaRot."""
+"""The choice of basis, grids and rounding, in which RTN, GPTQ, AWQ, SmoothQuant and QuaRot differ."""
 
 import re
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class QuantizationMethod:
             )
 
     def acting(self, bits: Bits) -> tuple[object, ...]:
-        """What acts at these bits: two methods with equal values give the same model."""
+        """The settings that act at these bits: two methods with equal values give the same model."""
         weights = (self.rounding, self.group, self.symmetric, self.clip_search) if bits.weights < FLOAT_BITS else ()
         if weights and self.rounding == "gptq":
             weights += (self.act_order, self.damping)

@@ -1,7 +1,7 @@
 """Outliers in the activations of a model that has none, without changing what the float model computes.
 
-Small models have no outliers, so methods against them have nothing to do. A channel behind a norm gets the factor s in
-the norm's gain, and 1/s in the columns of the matrices that read it; the same between the MLP's up and down projections.
+Small models have few outliers, so methods against them have little to do. A channel behind a norm gets the factor s in
+the norm's gain, and 1/s in the columns of the matrices that read it; the same between the MLP's up and down projection.
 """
 
 from typing import Any
@@ -52,8 +52,8 @@ def inject_outliers(policy: Any, factor: float, channels: int = CHANNELS) -> Non
     after = policy.bare(input_ids=ids, use_cache=False).logits
     if not (after - before).abs().max() <= 1e-2 * before.abs().max():
         raise ConfigError(
-            f"the norms of {type(policy.bare).__name__} are not those of Llama, so outliers would change what the model "
-            "computes; set model.outliers to 1."
+            f"the norms of {type(policy.bare).__name__} are not those of Llama, so outliers would change what the "
+            "model computes; set model.outliers to 1."
         )
 
 

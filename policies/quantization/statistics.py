@@ -1,4 +1,4 @@
-"""What calibration keeps of the inputs of every layer: second moments, mean and largest absolute values, a sample."""
+"""Statistics of the inputs of every layer: second moments, mean and largest absolute values, a sample."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -27,7 +27,7 @@ TINY = PolicyParams("assets/tiny_reasoner")
 
 
 def test_a_checkpoint_of_another_method_is_measured_and_left_as_it_was(tmp_path):
-    """Its weights, not the start's; the float model is the first cell, a weight-only cell and a simulated one follow."""
+    """Its weights, not the start's; the float model is the first cell, weight-only and simulated cells follow."""
     trained = SFT(TINY, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3))
     fit(trained, 1, data=Demonstrations("arithmetic", 16, train_size=32, val_size=1)).save_checkpoint(
         tmp_path / "c.ckpt"

@@ -53,7 +53,7 @@ def mean_error(policy, statistics, bits, method):
         return sum(report.output_error for report in reports) / len(reports)
 
 
-# ---- grids ---------------------------------------------------------------------------------------------------------------
+# ---- grids -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits, symmetric, group", list(product([2, 3, 4, 8], [False, True], [None, 5])))
@@ -106,7 +106,7 @@ def test_bits_that_cannot_be_read_are_refused(text):
         Bits.parse(text)
 
 
-# ---- GPTQ ----------------------------------------------------------------------------------------------------------------
+# ---- GPTQ ------------------------------------------------------------------------------------------------------------
 
 
 def direct_gptq(weight, hessian, grid, order, damping):
@@ -163,7 +163,7 @@ def test_moments_that_are_not_finite_are_refused():
         gptq(torch.ones(1, 2), torch.full((2, 2), torch.nan), Grid(4))
 
 
-# ---- bases ---------------------------------------------------------------------------------------------------------------
+# ---- bases -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 2, 12, 32, 43, 344])
@@ -224,7 +224,7 @@ def test_awq_never_has_a_larger_error_than_rounding_to_the_nearest_and_groups_no
     assert mean_error(policy, first, "W3-A16-KV16", awq) <= errors[1]
 
 
-# ---- the whole model -----------------------------------------------------------------------------------------------------
+# ---- the whole model -------------------------------------------------------------------------------------------------
 
 
 def test_sixteen_bits_are_the_float_model_and_every_context_leaves_it_as_it_was(policy, statistics, sequences):
