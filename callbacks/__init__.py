@@ -22,6 +22,7 @@ from callbacks.non_finite import NonFiniteGradients
 from callbacks.one_shot import OneShot
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
+from callbacks.quantization_report import QuantizationReport
 from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.reports import QuestionReport
@@ -58,6 +59,7 @@ __all__ = [
     "OneShotSampler",
     "Plateau",
     "QuestionReport",
+    "QuantizationReport",
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",

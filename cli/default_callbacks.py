@@ -26,6 +26,7 @@ def with_defaults(trainer: Any, method: str | None, paper: str | None) -> list[L
         callbacks.ThinkingPlot(),
         callbacks.ConfusionMatrix(),
         callbacks.QuestionReport(),
+        callbacks.QuantizationReport(),
         callbacks.WritePredictions(),
         callbacks.NonFiniteGradients(),
         callbacks.Doctor(),

@@ -6,6 +6,7 @@ check_siblings(__name__)
 
 from lightning_modules.adapt_think import AdaptThink, Forcing
 from lightning_modules.auto_think import AutoThink, ModeRewards
+from lightning_modules.core.calibration import Calibration
 from lightning_modules.core.critic import Critic
 from lightning_modules.core.evaluation import Evaluation
 from lightning_modules.core.on_policy import OnPolicyModule
@@ -17,6 +18,7 @@ from lightning_modules.hc_rlhf import HCRLHF, Constraint, PPOLagrangian, SafetyT
 from lightning_modules.ppo import PPO
 from lightning_modules.preference_tuning import Preference
 from lightning_modules.prorl import ProRL
+from lightning_modules.quantize import Quantize
 from lightning_modules.reward_models import CostModel, RewardModel
 from lightning_modules.s_grpo import SGRPO
 from lightning_modules.scored_sft import ScoredSFT
@@ -39,6 +41,7 @@ __all__ = [
     "TSPMO",
     "AdaptThink",
     "AutoThink",
+    "Calibration",
     "Constraint",
     "CostModel",
     "Critic",
@@ -51,6 +54,7 @@ __all__ = [
     "PPOLagrangian",
     "Preference",
     "ProRL",
+    "Quantize",
     "Reference",
     "RewardModel",
     "SafetyTest",

