@@ -24,6 +24,7 @@ from datamodules.self_verify import VerifyDemonstrations
 from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 from datamodules.thinker import ThinkerDemonstrations
 from datamodules.triplets import Triplets
+from datamodules.word_programs import WordPrograms
 
 __all__ = [
     "ArithmeticPrompts",
@@ -54,4 +55,5 @@ __all__ = [
     "Triplets",
     "ValidationSet",
     "VerifyDemonstrations",
+    "WordPrograms",
 ]
