@@ -56,6 +56,9 @@ def main(source: str, entry: str | None, wall_s: float, cpu_s: int, output_bytes
         status, output, seconds = watched(process, reads, wall_s, output_bytes, entry is not None)
         os.close(reads)
         lines = output.split(b"\n")[:-1] if entry else [output] if status == "ok" else []
+        long = next((number for number, line in enumerate(lines) if len(line) > output_bytes), None)
+        if long is not None:
+            lines, status = lines[:long], "output"
         for line in lines[: len(values) - place]:
             tell(["ok", line.decode(errors="replace"), seconds / len(lines)])
         place += len(lines)

@@ -112,7 +112,8 @@ def _checked(
         outcomes = run_many(oracle, inputs, plan.limits, max_failures=len(inputs))
         # An input on which the oracle fails is not one of the problem's.
         whole = [(each, outcome) for each, outcome in zip(inputs, outcomes, strict=True) if outcome.status == "ok"]
-        checked.scales["all"] = {"the oracle failed": len(inputs) - len(whole)}
+        if failed := len(inputs) - len(whole):
+            checked.scales["all"] = {"the oracle failed": failed}
         inputs, outputs = [each for each, _ in whole], [outcome for _, outcome in whole]
         if len(inputs) < plan.inputs.at_least:
             checked.stage, checked.reason = "outputs", "the oracle failed on too many inputs"
