@@ -5,7 +5,7 @@ SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py ca
   environments lightning_modules objectives policies rewards rollouts support tracking main.py
 
 .PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
-  wheels real-pairs assets r1 cort redi critique sleep-cot clean
+  wheels real-pairs assets r1 cort redi critique sleep-cot rstar-coder clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -146,6 +146,15 @@ sleep-cot: .venv/ready
 	$(BIN)/python assets/sleep_data.py --config configs/sleep_cot/1_data.yaml
 	$(BIN)/python main.py fit --config configs/sleep_cot.yaml
 	$(BIN)/python main.py fit --config configs/sleep_cot.yaml --config configs/sleep_cot/answers_only.yaml
+
+# rStar-Coder on small functions: verified data, SFT on it, RL with its tests; then pass@1 of each on held-out problems.
+rstar-coder: .venv/ready
+	$(BIN)/python assets/rstar_coder.py --config configs/rstar_coder/1_data.yaml
+	$(BIN)/python main.py fit --config configs/rstar_coder.yaml
+	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/rstar_coder/2_rl.yaml
+	for model in sft rl; do echo $$model; \
+	  $(BIN)/python main.py validate --config configs/rstar_coder.yaml \
+	    --model.policy.model runs/rstar_coder/$$model --trainer.logger false || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -74,9 +74,7 @@ def tell(result: list[Any]) -> None:
         line = line[os.write(1, line) :]
 
 
-def watched(
-    process: int, reads: int, wall_s: float, output_bytes: int, by_line: bool
-) -> tuple[str, bytes, float]:
+def watched(process: int, reads: int, wall_s: float, output_bytes: int, by_line: bool) -> tuple[str, bytes, float]:
     """(status, output, CPU seconds) of a process, which is killed at its limits; they hold per line if `by_line`."""
     deadline, limit, size = time.monotonic() + wall_s, "", 0
     output = bytearray()

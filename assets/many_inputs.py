@@ -89,6 +89,8 @@ def run_many(
     """
     limits = limits or RunLimits()
     one, count = limits.input, len(inputs)
+    if not count:
+        return []
     arguments = [program.source, program.entry, one.wall_s, int(one.cpu_s) or 1, one.output_kb << 10, max_failures]
     text = f"{_runner()}\nmain(*{arguments!r})\n"
     values = inputs if program.entry is None else [guest.packed(list(each)) for each in inputs]
@@ -99,13 +101,15 @@ def run_many(
         output_kb=min(ALL_OUTPUT_KB, (one.output_kb + 1) * count * 2),
     )
     lines = "".join(json.dumps(value) + "\n" for value in values)
-    result = _tried(text, lines, whole, limits.allow_weaker) if count else Result("ok", "", "", 0.0)
+    result = _tried(text, lines, whole, limits.allow_weaker)
     outcomes = [_outcome(line, program.entry) for line in result.stdout.split("\n")[:-1]][:count]
     if outcomes and outcomes[-1].status in ("syntax error", "no function"):
         return outcomes[-1:] * count
     if len(outcomes) < count and sum(each.status != "ok" for each in outcomes) < max_failures:
         outcomes.append(Outcome("error" if result.status == "ok" else result.status))  # it has ended its runner
-    return outcomes + [Outcome("not run")] * (count - len(outcomes))
+    failed = [place for place, each in enumerate(outcomes) if each.status != "ok"]
+    counted = outcomes[: failed[max_failures - 1] + 1] if len(failed) >= max_failures else outcomes
+    return counted + [Outcome("not run")] * (count - len(counted))
 
 
 def _tried(text: str, lines: str, limits: Limits, allow_weaker: bool) -> Result:

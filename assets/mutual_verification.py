@@ -1,6 +1,6 @@
 """Mutual verification of programs: a majority with identical output vectors labels the outputs (rStar-Coder).
 
-    o_m = (f_m(u_1), ..., f_m(u_n)),   agreement = max_v |{m: o_m = v}| / M,   accepted if agreement >= tau
+o_m = (f_m(u_1), ..., f_m(u_n)),   agreement = max_v |{m: o_m = v}| / M,   accepted if agreement >= tau
 """
 
 import re

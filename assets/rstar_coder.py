@@ -95,7 +95,9 @@ def main(
         ConfigError: for two problems of one id, a problem without inputs, a writer that writes nothing, or if no
             solution is kept.
     """
-    _check(out, writers, sources, question, generator_question, samples=samples, keep=keep, workers=workers, batch=batch)
+    _check(
+        out, writers, sources, question, generator_question, samples=samples, keep=keep, workers=workers, batch=batch
+    )
     folder = Path(out).with_suffix(".parts")
     problems = data.rows("train")
     check_problems(problems, bool(generators))
@@ -121,9 +123,7 @@ def main(
     _write(Path(out), problems, results)
 
 
-def _check(
-    out: str, writers: Any, sources: Any, question: str, generator_question: str, **numbers: int
-) -> None:
+def _check(out: str, writers: Any, sources: Any, question: str, generator_question: str, **numbers: int) -> None:
     if not out.endswith(".parquet"):
         raise ConfigError(f"--out is {out!r}; it must end in .parquet, the format that SFT and CodeTests read.")
     if not writers and not sources:
@@ -300,7 +300,9 @@ def _write(out: Path, problems: list[Row], results: dict[str, Checked]) -> None:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
     atomic_write_bytes(out, buffer.getvalue())
-    print(f"{len(rows)} solutions of {len({row['prompt'] if isinstance(row['prompt'], str) else json.dumps(row['prompt']) for row in rows})} problems are in {out}.")
+    print(
+        f"{len(rows)} solutions of {len({row['prompt'] if isinstance(row['prompt'], str) else json.dumps(row['prompt']) for row in rows})} problems are in {out}."
+    )
 
 
 if __name__ == "__main__":

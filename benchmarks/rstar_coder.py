@@ -185,7 +185,11 @@ def tables(seeds: int) -> str:
         rows.append([f"{mistakes:.0%}", str(count), name, str(len(values)), *columns])
     first = markdown_table([*head, "labelled problems"], rows)
     trained = [
-        [f"SFT on {arm}", str(len(results[arm])), *(_shown([one[key] for one in results[arm]]) for key in ("sampled", "greedy"))]
+        [
+            f"SFT on {arm}",
+            str(len(results[arm])),
+            *(_shown([one[key] for one in results[arm]]) for key in ("sampled", "greedy")),
+        ]
         for arm in ARMS
         if results[arm]
     ]

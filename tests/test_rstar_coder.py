@@ -29,7 +29,7 @@ from support.errors import ConfigError
 from tests.ecosystem.test_trl_formats import jsonl
 from tests.helpers import ROOT
 
-QUICK = RunLimits(Limits(wall_s=0.5, cpu_s=1, output_kb=4))
+QUICK = RunLimits(Limits(wall_s=1.0, cpu_s=1, output_kb=4))
 FEW = InputPlan(largest_exponent=1, per_scale=1, at_least=3)
 GENERATOR = "def generate(scale, seed): return [scale * 10 + seed]\ndef valid(x): return x != 30\n"
 
@@ -65,13 +65,13 @@ def test_a_program_that_reads_and_prints_does_what_it_does_alone(source):
         ("import time\ndef f(x):\n    if x == 2: time.sleep(9)\n    return x", ["ok", "ok", "timeout", "ok"]),
         ("def f(x):\n    while x == 1: pass\n    return x", ["ok", "timeout", "ok", "ok"]),
         ("def f(x): return 'x' * 10**(4 * (x == 1))", ["ok", "output", "ok", "ok"]),
-        ("def f(x):\n    print('x' * 10**7)\n    return x", ["ok"] * 4),
+        ("def f(x):\n    print('x' * 10**6)\n    return x", ["ok"] * 4),
         ("def f(x): return [0] * 10**(9 * (x == 3))", ["ok", "ok", "ok", "memory"]),
         ("import os\ndef f(x):\n    if x == 1: os._exit(0)\n    return x", ["ok", "error", "ok", "ok"]),
         ("def f(x): raise SystemExit if x else 1", ["error"] * 4),
         ("def f(x): return object() if x == 2 else x", ["ok", "ok", "not plain data", "ok"]),
         ("def f(x): return float('nan')", ["not plain data"] * 4),
-        ("def f(x): return 9**9999 if x else '\\ud800'", ["not plain data"] * 4),
+        ("def f(x): return 9**4999 if x else '\\ud800'", ["not plain data"] * 4),
         ("def f(): return 1", ["error"] * 4),
         ("f = 3", ["no function"] * 4),
         ("def f(x): return [", ["syntax error"] * 4),
@@ -119,7 +119,9 @@ def test_the_vote_is_that_of_a_slow_reference():
         total, threshold = len(vectors) + rng.randint(0, 2), rng.choice([0.4, 0.6])
         result = vote(vectors, programs, total, threshold, 2)
         agree = {
-            mine: [place for place, theirs in enumerate(vectors) if all(a == b is not None for a, b in zip(mine, theirs))]
+            mine: [
+                place for place, theirs in enumerate(vectors) if all(a == b is not None for a, b in zip(mine, theirs))
+            ]
             for mine in vectors
         }
         sizes = sorted((len(places) for places in agree.values()), reverse=True)
@@ -194,7 +196,7 @@ def test_inputs_are_valid_different_and_of_every_scale():
         ("def generate(scale, seed): return 1 / 0", {"error": 10}),
         ("def generate(scale, seed): return [scale]\n1 / 0", {"error": 10}),
         ("def generate(scale, seed):\n    while scale > 7: pass\n    return [scale]", {"valid": 7, "timeout": 3}),
-        ("def generate(scale, seed): return ['x' * 10**scale]", {"valid": 3, "output": 7}),
+        ("def generate(scale, seed): return ['x' * 10**min(scale, 5)]", {"valid": 3, "output": 7}),
         ("def generate(scale, seed): return ['x' * 2000]", {"too long": 10}),
         ("def generate(scale, seed): return str(scale)", {"wrong type": 10}),
         ("def generate(scale, seed): return None", {"wrong type": 10}),
@@ -204,7 +206,7 @@ def test_inputs_are_valid_different_and_of_every_scale():
         ("def generate(scale, seed): return [scale]\ndef valid(x): raise ValueError", {"validator: error": 10}),
         ("def generate(scale, seed): return [scale]\ndef valid(x):\n    while x == 3: pass\n    return True",
          {"valid": 9, "validator: timeout": 1}),
-        ("print('x' * 10**8)\ndef generate(scale, seed): return [scale]", {"valid": 10}),
+        ("print('x' * 10**6)\ndef generate(scale, seed): return [scale]", {"valid": 10}),
         ("def other(): pass", {"no function": 10}),
         ("def (", {"syntax error": 10}),
         ("import os\nos.kill(os.getppid(), 9)", {"error": 1, "not run": 9}),
