@@ -8,10 +8,8 @@ program with `valid(...)`; `inputs`, a list of inputs; `oracle`, a right program
 `rating`, its difficulty. docs/rstar_coder.md describes the stages.
 """
 
-import io
 import json
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,11 +25,11 @@ from assets.mutual_verification import Agreement  # noqa: E402
 from assets.problem_inputs import InputPlan  # noqa: E402
 from assets.trace_pairs import expanded, recorded_traces  # noqa: E402
 from assets.verified_problem import Checked, Verification, check_problem  # noqa: E402
-from assets.verified_report import report_text, stages  # noqa: E402
+from assets.verified_report import write_results  # noqa: E402
 from assets.writers import Writer  # noqa: E402
 from datamodules.prompts import PromptData  # noqa: E402
 from support.errors import ConfigError  # noqa: E402
-from support.files import atomic_write_bytes, atomic_write_text, file_hash, fingerprint  # noqa: E402
+from support.files import atomic_write_text, file_hash, fingerprint  # noqa: E402
 from support.prompt_identity import normalised  # noqa: E402
 
 Row = dict[str, Any]
@@ -55,9 +53,9 @@ def main(
     generators: list[Writer] | None = None,
     benchmarks: list[PromptData] | None = None,
     samples: int = 16,
-    inputs: InputPlan = InputPlan(),
-    agreement: Agreement = Agreement(),
-    limits: RunLimits = RunLimits(),
+    inputs: InputPlan | None = None,
+    agreement: Agreement | None = None,
+    limits: RunLimits | None = None,
     keep: int = 1,
     keep_seed: int | None = None,
     unsolved_seeds: bool = True,
@@ -108,11 +106,12 @@ def main(
     candidates, missing = _candidates(kept, writers or [], sources or [], samples, question, texts)
     asked = [row for row in kept if not row.get("generator") and not row.get("inputs")]
     prompts = [_asked(row, _generator_question(row, generator_question)) for row in asked]
-    made = {str(row["id"]): [] for row in kept}
+    made: dict[str, list[str]] = {str(row["id"]): [] for row in kept}
     for writer in generators or []:
         for row, written in zip(asked, texts.of(writer, prompts, 1) if asked else [], strict=True):
             made[str(row["id"])] += written
-    plan = Verification(inputs, agreement, limits, keep, keep_seed, unsolved_seeds)
+    parts = (inputs or InputPlan(), agreement or Agreement(), limits or RunLimits())
+    plan = Verification(*parts, keep, keep_seed, unsolved_seeds)
 
     def finished(row: Row) -> Checked:
         name = str(row["id"])
@@ -120,7 +119,7 @@ def main(
 
     checked = _in_parallel(finished, kept, workers)
     results = dropped | {str(row["id"]): one for row, one in zip(kept, checked, strict=True)}
-    _write(Path(out), problems, results)
+    write_results(Path(out), problems, results)
 
 
 def _check(out: str, writers: Any, sources: Any, question: str, generator_question: str, **numbers: int) -> None:
@@ -271,38 +270,6 @@ def _in_parallel(work: Any, items: list[Any], workers: int) -> list[Any]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _write(out: Path, problems: list[Row], results: dict[str, Checked]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [row for problem in problems for row in results[str(problem["id"])].rows]
-    report = stages([results[str(problem["id"])] for problem in problems])
-    lost = [
-        {"id": problem["id"], "prompt": problem["prompt"], "stage": one.stage, "reason": one.reason}
-        for problem in problems
-        if (one := results[str(problem["id"])]).stage
-    ]
-    atomic_write_text(out.with_suffix(".report.json"), json.dumps(report, indent=1) + "\n")
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lost)
-    atomic_write_text(out.with_suffix(".dropped.jsonl"), text)
-    print(report_text(report))
-    if not rows:
-        reasons = Counter(one["reason"] for one in lost).most_common(3)
-        told = "; ".join(f"{count} of {len(problems)}: {reason}" for reason, count in reasons)
-        raise ConfigError(
-            f"no solution is kept ({told}), so {out} is not written. Read {out.with_suffix('.report.json')}, and use "
-            "stronger writers, more samples, other generators or a lower --agreement.at_least."
-        )
-    columns = dict.fromkeys(name for row in rows for name in row)
-    table = pyarrow.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
-    atomic_write_bytes(out, buffer.getvalue())
-    print(
-        f"{len(rows)} solutions of {len({row['prompt'] if isinstance(row['prompt'], str) else json.dumps(row['prompt']) for row in rows})} problems are in {out}."
-    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 from assets.many_inputs import Outcome, Program, RunLimits, literal, run_many
 from assets.mutual_verification import Agreement, Vector, Vote, program_in, vector_of, vote
-from assets.problem_inputs import Inputs, InputPlan, make_inputs
+from assets.problem_inputs import InputPlan, Inputs, make_inputs
 from rewards.code import code_of
 from rewards.sandbox import SandboxError
 

@@ -1,12 +1,21 @@
 """The report of rStar-Coder's data step: what came into each stage, what left it, and why the rest did not."""
 
+import io
+import json
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+
 from assets.verified_problem import Checked
+from support.errors import ConfigError
+from support.files import atomic_write_bytes, atomic_write_text
 
 STAGES = ("problems", "decontamination", "candidates", "inputs", "outputs", "solutions", "sandbox")
+Row = dict[str, Any]
 Report = dict[str, Any]
 
 
@@ -66,3 +75,40 @@ def report_text(report: Report) -> str:
         share = report["oracle"]["right"] / report["oracle"]["labels"]
         lines.append(f"{'vote by oracle':>16}: {share:.1%} of {report['oracle']['labels']} labels are right")
     return "\n".join(lines)
+
+
+def write_results(out: Path, problems: list[Row], results: dict[str, Checked]) -> None:
+    """Write the report, the dropped problems and the kept solutions, and print the report.
+
+    Args:
+        out: the parquet file; the others have its name with other endings.
+        results: of every problem by its id.
+
+    Raises:
+        ConfigError: no solution is kept; report and dropped problems are written.
+    """
+    rows = [row for problem in problems for row in results[str(problem["id"])].rows]
+    report = stages([results[str(problem["id"])] for problem in problems])
+    lost = [
+        {"id": problem["id"], "prompt": problem["prompt"], "stage": one.stage, "reason": one.reason}
+        for problem in problems
+        if (one := results[str(problem["id"])]).stage
+    ]
+    atomic_write_text(out.with_suffix(".report.json"), json.dumps(report, indent=1) + "\n")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lost)
+    atomic_write_text(out.with_suffix(".dropped.jsonl"), text)
+    print(report_text(report))
+    if not rows:
+        reasons = Counter(one["reason"] for one in lost).most_common(3)
+        told = "; ".join(f"{count} of {len(problems)}: {reason}" for reason, count in reasons)
+        raise ConfigError(
+            f"no solution is kept ({told}), so {out} is not written. Read {out.with_suffix('.report.json')}, and use "
+            "stronger writers, more samples, other generators or a lower --agreement.at_least."
+        )
+    columns = dict.fromkeys(name for row in rows for name in row)
+    table = pyarrow.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    atomic_write_bytes(out, buffer.getvalue())
+    kept = sum(bool(one.rows) for one in results.values())
+    print(f"{len(rows)} solutions of {kept} problems are in {out}.")

@@ -120,7 +120,9 @@ def test_the_vote_is_that_of_a_slow_reference():
         result = vote(vectors, programs, total, threshold, 2)
         agree = {
             mine: [
-                place for place, theirs in enumerate(vectors) if all(a == b is not None for a, b in zip(mine, theirs))
+                place
+                for place, theirs in enumerate(vectors)
+                if all(a == b is not None for a, b in zip(mine, theirs, strict=True))
             ]
             for mine in vectors
         }
