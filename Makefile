@@ -38,7 +38,8 @@ test-fast: .venv/ready
 test-long: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py \
 	  tests/examples/test_home.py
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m long tests/benchmarks/test_compare.py tests/callbacks tests/cli \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long tests/test_rstar_coder.py tests/test_rstar_coder_hostile.py \
+	  tests/benchmarks/test_compare.py tests/callbacks tests/cli \
 	  tests/examples/test_own_methods.py tests/examples/test_grpo_in_one_file.py tests/lightning_modules \
 	  tests/policies tests/rewards tests/support tests/tracking
 

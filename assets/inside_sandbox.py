@@ -133,11 +133,12 @@ def answer(code: types.CodeType, entry: str | None, values: list[Any], writes: i
             os.unlink(path)
         for number, target in ((0, given), (1, null if entry else writes), (2, null)):
             os.dup2(target, number)
+        writes = os.dup2(writes, 3)
+        os.closerange(4 if entry else 3, 256)
         sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
         sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
         sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)
         if entry is None:
-            os.close(writes)
             printed(code, module)
         exec(code, module.__dict__)
         function = module.__dict__.get(entry)

@@ -41,7 +41,7 @@ class KeptTexts:
             missing = [place for place, of_row in enumerate(written) if not of_row]
             if missing:
                 seed = derive_seed("kept texts", self.seed, key, len(missing))
-                ask = writer.write if any(texts) else writer.texts
+                ask = writer.write if any(texts) or any(written) else writer.texts
                 new = ask([part[place] for place in missing], samples, seed)
                 for place, of_row in zip(missing, new, strict=True):
                     written[place] = [text for text in of_row if text.strip()]

@@ -74,7 +74,7 @@ ROWS = [
 ]
 
 
-def labels(seed: int, problems: int = 120) -> dict[str, Metrics]:
+def labels(seed: int, problems: int = 60) -> dict[str, Metrics]:
     """Right labels per row of the table, by the oracle."""
     counts: dict[str, Counter[str]] = {}
     rows = WordPrograms(train_size=problems, seeds=0.0, seed=1000 + seed).rows("train")
