@@ -349,34 +349,39 @@ def test_the_vote_is_judged_where_there_is_an_oracle(tmp_path):
     assert report["oracle"] == {"labels": 8 + 9, "right": 8}
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, done, monkeypatch):
-    _, rows, dropped, report = done
-    checked, real = [], rstar_coder.check_problem
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    problems = [function("double", "Double."), function("triple", "Triple."), function("same", "Same."), PROBLEMS[6]]
+    texts = {"double": DOUBLE[:2], "triple": ["def f(x): return x*3", "def f(x): return 3*x"]}
+    texts |= {"same": ["def f(x): return x", "def f(x): return +x", "def f(x): return -x"]}
+    checked, real, until = [], rstar_coder.check_problem, [2]
 
     def counted(problem, *arguments):
-        if len(checked) == 2:
+        if len(checked) == until[0]:
             raise KeyboardInterrupt
         checked.append(problem["id"])
         return real(problem, *arguments)
 
+    def results(folder, **changes):
+        rows, dropped, report = step(folder, problems, texts, samples=3, **changes)
+        return [(row["id"], row["tests"], row["agreement"]) for row in rows], dropped, report
+
     monkeypatch.setattr(rstar_coder, "check_problem", counted)
     with pytest.raises(KeyboardInterrupt):
-        step(tmp_path)
-    assert not (tmp_path / "data.parquet").exists()
-    part = next((tmp_path / "data.parts/problems").glob("*.json"))
+        results(tmp_path / "a")
+    assert not (tmp_path / "a/data.parquet").exists()
+    part = min((tmp_path / "a/data.parts/problems").glob("*.json"))
     part.write_text(part.read_text()[:40])  # cut off by a full disk
-    checked.append("")
-    again = Told(TEXTS)
-    result = step(tmp_path, writers=[again])
-    assert checked[:2] == ["double", "reads"] and again._asked == ["silent"], "only what was not written is asked for"
-    assert len(checked) == 3 + 6, "the part that was cut off, and those that had not been reached"
-    times = [{name: value for name, value in row.items() if name not in ("seconds", "response")} for row in result[0]]
-    wanted = [{name: value for name, value in row.items() if name not in ("seconds", "response")} for row in rows]
-    assert (times, result[1], result[2]) == (wanted, dropped, report)
-    step(tmp_path)
-    assert checked[9:] == ["silent"], "nothing that was finished runs again"
-    step(tmp_path, inputs=InputPlan(largest_exponent=1, per_scale=1, at_least=2))
-    assert len(checked) == 10 + 7, "other settings do"
+    until[0], again = 99, Told(texts)
+    resumed = results(tmp_path / "a", writers=[again])
+    assert checked[:2] == ["double", "triple"] and again._asked == ["silent"], "only missing texts are asked for"
+    assert len(checked) == 2 + 3, "the part that was cut off, and those that had not been reached"
+    assert resumed == results(tmp_path / "b")
+    del checked[:]
+    assert results(tmp_path / "a") == resumed and checked == ["silent"], "nothing that was finished runs again"
+    texts["same"][2] = "def f(x): return x * 1"
+    (tmp_path / "a/data.parts/texts").rename(tmp_path / "old")
+    results(tmp_path / "a", inputs=FEW)
+    assert checked[1:] == ["same", "silent"], "a problem with other candidates does"
 
 
 def test_a_sandbox_that_fails_costs_a_problem_that_the_next_run_takes_up(tmp_path, monkeypatch):
