@@ -10,6 +10,7 @@ are written into docs/rstar_coder.md.
 """
 
 import json
+import math
 import random
 import sys
 from collections import Counter
@@ -123,6 +124,7 @@ def sft_data(seed: int, folder: Path) -> None:
     atomic_write_text(folder / "unfiltered.jsonl", "".join(json.dumps(row) + "\n" for row in firsts))
 
 
+PASS = {"sampled": 1.0, "greedy": 0.0}
 ARMS = {"all solutions": "unfiltered.jsonl", "verified solutions": "kept.parquet"}
 
 
@@ -140,7 +142,7 @@ def sft(seed: int, arm: str) -> Metrics:
     prompts = [{"class_path": "datamodules.WordPrograms", "init_args": {"val_size": 200, "seed": 1}}]
     asked = [f"--model.policy.model={model}", f"--data.prompts={json.dumps(prompts)}"]
     measured = {}
-    for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+    for name, temperature in PASS.items():
         changed = f"--model.sampling.temperature={temperature}"
         cli = command_line(["validate", config, source, *asked, changed, *quiet])
         measured[name] = float(cli.trainer.callback_metrics["val/pass@1"])
@@ -183,24 +185,24 @@ def tables(seeds: int) -> str:
         values = [one[f"{mistakes} {count} {name}"] for one in results["labels"]]
         columns = [_shown([one[key] for one in values]) for key in ("labels", "problems", "labelled")]
         rows.append([f"{mistakes:.0%}", str(count), name, str(len(values)), *columns])
-    first = markdown_table([*head, "labelled problems"], rows)
     trained = [
-        [
-            f"SFT on {arm}",
-            str(len(results[arm])),
-            *(_shown([one[key] for one in results[arm]]) for key in ("sampled", "greedy")),
-        ]
+        [f"SFT on {arm}", str(len(results[arm])), *(_shown([one[key] for one in results[arm]]) for key in PASS)]
         for arm in ARMS
         if results[arm]
     ]
-    second = markdown_table(["arm", "seeds", "pass@1, sampled", "pass@1, greedy"], trained)
-    return f"{first}\n\n{second}"
+    return "\n\n".join(
+        markdown_table(names, cells) if cells else f"{title}: not measured yet."
+        for title, names, cells in (
+            ("Labels", [*head, "labelled problems"], rows),
+            ("SFT", ["arm", "seeds", *(f"pass@1, {key}" for key in PASS)], trained),
+        )
+    )
 
 
 def _shown(values: list[float]) -> str:
     seen = interval(values)
     assert seen is not None
-    return f"{seen.mean:.1%} ± {seen.half * 100:.1f}"
+    return f"{seen.mean:.1%}" + ("" if math.isnan(seen.half) else f" ± {seen.half * 100:.1f}")
 
 
 if __name__ == "__main__":
