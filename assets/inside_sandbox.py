@@ -124,14 +124,14 @@ def answer(code: types.CodeType, entry: str | None, values: list[Any], writes: i
         module = types.ModuleType("__main__")
         sys.modules["__main__"] = module
         null = os.open("/dev/null", os.O_RDWR)
-        given = null
+        source = null
         if entry is None:
             path = f"/tmp/input_{os.getpid()}"
             with open(path, "wb") as file:
                 file.write(values[0].encode())
-            given = os.open(path, os.O_RDONLY)
+            source = os.open(path, os.O_RDONLY)
             os.unlink(path)
-        for number, target in ((0, given), (1, null if entry else writes), (2, null)):
+        for number, target in ((0, source), (1, null if entry else writes), (2, null)):
             os.dup2(target, number)
         writes = os.dup2(writes, 3)
         os.closerange(4 if entry else 3, 256)

@@ -19,7 +19,7 @@ Vector = tuple[str | None, ...]
 
 @dataclass(frozen=True)
 class Agreement:
-    """When candidates label the outputs of a problem.
+    """The conditions under which candidates label the outputs of a problem.
 
     Args:
         at_least: smallest agreement, 0 to 1.

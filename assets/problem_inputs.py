@@ -16,7 +16,7 @@ MAX_FAILURES = 10
 
 @dataclass(frozen=True)
 class InputPlan:
-    """How many inputs are made, and how large.
+    """The number and the size of the inputs of a problem.
 
     Args:
         largest_exponent: the scales are 1 to 9 and the powers of ten up to 10 to this exponent.

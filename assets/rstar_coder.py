@@ -36,11 +36,13 @@ Row = dict[str, Any]
 PROBLEM = "<problem>"
 #: the prompt of a writer of generators
 GENERATOR_QUESTION = """Write test inputs for the programming problem below, as two Python functions in one ```python \
-block. `generate(scale, seed)` returns <input> that is random by `seed` and whose size is about `scale` (1 to 100,000). \
+block. `generate(scale, seed)` returns <input>, random by `seed`, whose size is about `scale` (1 to 100,000). \
 `valid(<arguments>)` returns True if an input satisfies all constraints of the problem, else False. Use the standard \
 library only.
 
 <problem>"""
+#: column of a problem -> what it must be, if not a text
+KINDS = {"inputs": "a list", "rating": "a number", "entry_point": "the name of a function"}
 #: the modules whose change makes earlier results invalid
 CODE = ("inside_sandbox", "many_inputs", "mutual_verification", "problem_inputs", "verified_problem")
 
@@ -68,8 +70,8 @@ def main(
 ) -> None:
     """Write a parquet file with a row per kept solution, a report, and the dropped problems with their reasons.
 
-    A row has `prompt`, `response`, and `tests` with `entry_point`, or `cases`, as rewards.CodeTests reads them. Finished
-    problems are kept in a folder beside the file, so that an interrupted run continues where it stopped.
+    A row has `prompt`, `response`, and `tests` with `entry_point`, or `cases`, as rewards.CodeTests reads them.
+    Finished problems are kept in a folder beside the file, so that an interrupted run continues where it stopped.
 
     Args:
         data: data module whose training rows are the problems.
@@ -167,8 +169,7 @@ def check_problems(problems: list[Row], written: bool) -> None:
         if wrong:
             raise ConfigError(
                 f"problem {name!r} has {str(row[wrong])[:60]!r} as its {wrong!r}; it must be "
-                f"{ {'inputs': 'a list', 'rating': 'a number', 'entry_point': 'the name of a function'}.get(wrong, 'a text') }. "
-                "Correct or drop the row."
+                f"{KINDS.get(wrong, 'a text')}. Correct or drop the row."
             )
         if not written and not row.get("generator") and not row.get("inputs"):
             raise ConfigError(

@@ -17,7 +17,7 @@ KEPT_COLUMNS = ("prompt", "code_prompt", "entry_point", "rating", "task")
 
 @dataclass(frozen=True)
 class Verification:
-    """How problems are verified.
+    """The settings by which problems are verified.
 
     Fields:
         inputs, agreement, limits: see their classes.
@@ -55,7 +55,7 @@ class Candidate:
 
 @dataclass
 class Checked:
-    """What became of a problem; plain data, which is written to a file.
+    """The result of a problem; plain data, which is written to a file.
 
     Fields:
         rows: the rows of its kept solutions.

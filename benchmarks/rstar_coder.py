@@ -89,8 +89,8 @@ def labels(seed: int, problems: int = 60) -> dict[str, Metrics]:
             candidates = run_candidates(row, texts, inputs, RunLimits(), max_failures=len(inputs))
             for _, count, name in [one for one in ROWS if one[0] == mistakes]:
                 chosen = candidates[:count]
-                found = VOTES[name]([one.vector for one in chosen], [one.text for one in chosen])
-                counts.setdefault(f"{mistakes} {count} {name}", Counter()).update(_judged(found, right))
+                voted = VOTES[name]([one.vector for one in chosen], [one.text for one in chosen])
+                counts.setdefault(f"{mistakes} {count} {name}", Counter()).update(_judged(voted, right))
     return {name: _fractions(count) for name, count in counts.items()}
 
 

@@ -116,7 +116,7 @@ def draw_prompts(count: int, seed: int, held_out: bool, tests: float) -> list[st
 
 
 class WordPrograms(PromptData):
-    """Problems of small functions. Training rows are for `assets/rstar_coder.py`; held-out rows have tests by the oracle.
+    """Problems of small functions: training rows for `assets/rstar_coder.py`, held-out rows with tests by the oracle.
 
     Args:
         train_size, val_size: numbers of problems.
