@@ -45,7 +45,7 @@ READERS = [
     "text = input()\nprint(text[::-1], end='  \\n\\n')\nif text == '22':\n    raise SystemExit(3)",
     "import atexit, threading\natexit.register(print, 'last')\n"
     "threading.Thread(target=lambda: print(int(input()))).start()",
-    "import sys\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\nprint(A(int(input())))\nsys.exit(0)",
+    "import sys\nfrom dataclasses import dataclass\n@dataclass\nclass A: x: int\nprint(A(int(input())))\nsys.exit(0)",
 ]
 
 
