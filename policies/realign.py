@@ -22,10 +22,13 @@ from torch import Tensor, nn
 from policies.adapters import acting_adapters, stream_outputs
 from policies.modes import evaluation_mode
 from policies.params import PolicyParams
+from policies.start_checks import FOREIGN
 from support.errors import ConfigError
 
 #: tokens on which a new adapter is compared with the model without it
 COMPARED = 8
+#: attributes in which a model may differ from one that is made of its configuration
+_UNRELATED = {"training", "name_or_path", "tie_word_embeddings"}
 
 
 def mixed(aligned: Tensor, original: Tensor, weight: float) -> Tensor:
@@ -54,7 +57,10 @@ def add_bottom_adapter(model: Any, name: str) -> None:
         ConfigError: the model's layers are not of the form that the adapter needs.
     """
     if not has_bottom_adapter(model):
-        _insert(model, name)
+        try:
+            _insert(model, name)
+        except FOREIGN as error:
+            raise _unsuitable(model, name, f"with one layer more it fails ({type(error).__name__}: {error})") from error
     model.requires_grad_(False)
     adapter = model.get_decoder().layers[0].requires_grad_(True)
     adapter.is_bottom_adapter = True
@@ -78,7 +84,7 @@ def _insert(model: Any, name: str) -> None:
     decoder.layers = nn.ModuleList([adapter, *layers])
     for number, layer in enumerate(decoder.layers):
         for module in layer.modules():
-            if hasattr(module, "layer_idx"):
+            if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = number
     for key, values in config.to_dict().items():
         if "layer" in key and isinstance(values, list) and len(values) == count:  # such as layer_types
@@ -100,7 +106,7 @@ def _form(model: nn.Module) -> dict[str, Any]:
         form[f"{name} as {type(module).__name__}"] = {
             key: value
             for key, value in vars(module).items()
-            if isinstance(value, (bool, int, float, str)) and key not in ("training", "name_or_path") and key[0] != "_"
+            if isinstance(value, (bool, int, float, str)) and key not in _UNRELATED and key[0] != "_"
         }
     return form
 
@@ -120,7 +126,10 @@ def check_identity(model: Any, name: str) -> None:
     Raises:
         ConfigError: the model's layers do more than add to the stream.
     """
-    aligned, original = _both(model)
+    try:
+        aligned, original = _both(model)
+    except FOREIGN as error:
+        raise _unsuitable(model, name, f"with one layer more it fails ({type(error).__name__}: {error})") from error
     gap = float((aligned - original).abs().max())
     if not gap == 0:
         raise _unsuitable(model, name, f"a new adapter changes its logits by {gap:.2g} instead of 0")
