@@ -1,7 +1,7 @@
 """Inference-time realignment (InRa, arXiv 2506.12704): a bottom-layer adapter, and logits mixed of two paths.
 
-The adapter is a copy of the model's first layer below it, with zeros in the two matrices that add to the stream, so that
-it passes its input on unchanged until it is trained. Afterwards path A runs through the adapter and all layers, path B
+The adapter is a copy of the model's first layer below it, with zeros in the two matrices that add to the stream: it
+passes its input on unchanged until it is trained. Afterwards path A runs through the adapter and all layers, path B
 through the layers alone, and lambda is chosen at inference:
 
     logits = lambda A + (1 - lambda) B = head(b + lambda (a - b))
@@ -24,6 +24,7 @@ from policies.modes import evaluation_mode
 from policies.params import PolicyParams
 from policies.start_checks import FOREIGN
 from support.errors import ConfigError
+from support.papers import Paper
 
 #: tokens on which a new adapter is compared with the model without it
 COMPARED = 8
@@ -172,7 +173,7 @@ def realign(model: Any, params: PolicyParams) -> None:
         return
     if not has_bottom_adapter(model):
         raise ConfigError(
-            f"policy.realign is {params.realign:g}, but {params.model} has no bottom adapter, whose two paths it mixes. "
+            f"policy.realign is {params.realign:g}, but {params.model} has no bottom adapter, to mix its two paths. "
             "Set policy.model to a folder that a run with policy.bottom_adapter: true exported (configs/inra.yaml), or "
             "name its checkpoint with --ckpt_path beside its configuration; for the model as it is, set policy.realign "
             "to null."
@@ -187,7 +188,7 @@ def realign(model: Any, params: PolicyParams) -> None:
     if not gap <= (1e-3 if expected.dtype == torch.float32 else 0.1):
         raise ConfigError(
             f"policy.realign is {params.realign:g}, but {params.model} ({type(model).__name__}) changes its logits "
-            f"behind the output layer (mixed before it, they differ by {100 * gap:.2g} %), so that they cannot be mixed. "
+            f"behind the output layer (mixed before it, they differ by {100 * gap:.2g} %), so they cannot be mixed. "
             "Set policy.realign to null, or policy.model to a model that does not."
         )
 
@@ -199,3 +200,14 @@ def _mix(weight: float, decoder: Any, arguments: tuple[Any, ...], options: dict[
         original = decoder.forward(*arguments, **options)
     output.last_hidden_state = mixed(output.last_hidden_state, original.last_hidden_state, weight)
     return output
+
+
+PAPER = Paper(
+    name="inra",
+    title="InRa",
+    arxiv="2506.12704",
+    idea="an adapter below the model is trained alone, and the weight of its effect is chosen at inference",
+    classes=("lightning_modules.SFT", "policies.PolicyParams"),
+    configs=("inra",),
+    not_compared="it learns from given data, so a budget of generated tokens says nothing about it",
+)

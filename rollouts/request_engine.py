@@ -50,7 +50,7 @@ class RequestEngine(Engine):
     ) -> RolloutBatch:
         if policy.params.realign is not None:
             raise ConfigError(
-                f"policy.realign is {policy.params.realign:g}, but {type(self).__name__} computes the model as one path. "
+                f"policy.realign is {policy.params.realign:g}, but {type(self).__name__} computes one path alone. "
                 "Leave out model.engine, so that the embedded engine computes both, or set policy.realign to null."
             )
         check_prompts(policy, prompts, sampling)

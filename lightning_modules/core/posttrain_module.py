@@ -201,7 +201,7 @@ class PosttrainModule(L.LightningModule):
         if not self.policy_params.frozen_model:
             return set()
         bottom = (f"{name}." for name, part in self.named_modules() if getattr(part, "is_bottom_adapter", False))
-        kept, names = ("policy.value_head.", *bottom), (name for name in self.state_dict() if name.startswith("policy."))
+        kept, names = ("policy.value_head.", *bottom), [name for name in self.state_dict() if name[:7] == "policy."]
         return {name for name in names if "lora_" not in name and not name.startswith(kept)}
 
     def whole_weights(self) -> AbstractContextManager[None]:

@@ -170,6 +170,6 @@ def test_settings_that_cannot_act_are_refused_by_name(reasoner, folders, tmp_pat
     params = PolicyParams(reasoner, bottom_adapter=True, realign=0.5)
     with pytest.raises(ConfigError, match=r"model\.policy\.realign is 0\.5, but it mixes two paths at inference"):
         fit(GRPO(params, rewards=[ExactAnswer()]), 1, data=Demonstrations("arithmetic"))
-    with pytest.raises(ConfigError, match="VLLMServer computes the model as one path"):
+    with pytest.raises(ConfigError, match="VLLMServer computes one path alone"):
         greedy(VLLMServer(), Policy(params))
     assert replace(params, realign=None).frozen_model and reasoner_tokenizer().eos_token_id is not None
