@@ -126,11 +126,10 @@ REALIGNMENT = Comparison(
 )
 INRA = Comparison(
     arms={
-        "start": (None, [], "assets/tiny_rambler"),
-        "adapter": ("inra", [], "assets/tiny_rambler"),
+        "lambda 1, the exported model": ("inra", [], "assets/tiny_rambler"),
         **{
-            f"lambda {weight}": (None, [f"--model.policy.realign={weight}"], "adapter")
-            for weight in (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+            f"lambda {weight}": (None, [f"--model.policy.realign={weight}"], "lambda 1, the exported model")
+            for weight in (-0.5, 0.0, 0.5, 1.5)
         },
     },
     measure=_lengths,
