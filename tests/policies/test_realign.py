@@ -12,6 +12,7 @@ from benchmarks.families import FAMILIES
 from benchmarks.tiny_models import build
 from datamodules import Demonstrations
 from lightning_modules import GRPO, SFT, RewardModel
+from main import main
 from policies import LoRA, Policy, PolicyParams, PromptGroups
 from policies.adapters import stream_outputs
 from policies.realign import around_adapter
@@ -19,7 +20,7 @@ from rewards import ExactAnswer
 from rollouts import EmbeddedEngine, SamplingParams, TransformersEngine, VLLMServer
 from support.errors import ConfigError
 from support.seeding import isolated_rng
-from tests.helpers import adamw, fit
+from tests.helpers import ROOT, adamw, fit
 
 BY_NAME = {str(family): family for family in FAMILIES}
 PROMPTS = [[7, 20, 33, 9], [40, 41, 12], [60] * 9]
@@ -65,8 +66,8 @@ def test_both_paths_are_equal_before_training(folders, name):
         policy = Policy(PolicyParams(folders[name], bottom_adapter=True, realign=weight))
         assert float((logits(policy.model) - original).abs().max()) <= 1e-6
         groups = PromptGroups.of(PROMPTS, PROMPTS, 0, policy.device)
-        before = Policy(PolicyParams(folders[name])).logprobs(groups)[0]
-        assert float((policy.logprobs(groups)[0] - before)[groups.completion_mask].abs().max()) <= 1e-5
+        path_a, path_b = policy.logprobs(groups)[0], Policy(PolicyParams(folders[name])).logprobs(groups)[0]
+        assert float((path_a - path_b).detach()[groups.completion_mask].abs().max()) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "smollm3"])
@@ -81,8 +82,7 @@ def test_the_exported_model_gives_the_same_logits_in_plain_transformers(folders,
     assert plain.get_output_embeddings().weight is not plain.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-@pytest.mark.parametrize("weight", [-0.5, 0.0, 0.4, 1.0, 2.0])
+@pytest.mark.parametrize(("name", "weight"), [("llama", -0.5), ("llama", 0.0), ("qwen3", 0.4), ("qwen3", 2.0)])
 def test_every_forward_and_engine_mixes_the_logits_of_both_paths(folders, name, weight, tmp_path, monkeypatch):
     trained(folders[name], tmp_path)
     aligned, start = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path, folders[name]))
@@ -91,7 +91,7 @@ def test_every_forward_and_engine_mixes_the_logits_of_both_paths(folders, name, 
     assert torch.allclose(logits(policy.model), expected, atol=1e-5)
     groups = PromptGroups.of([IDS[0, :4].tolist()], [IDS[0, 4:].tolist()], 0, policy.device)
     scores = expected.log_softmax(-1)[0, 3:-1].gather(1, IDS[0, 4:, None])[:, 0]
-    for packing in (True, False):
+    for packing in (True, False):  # the packed forward, and the padded one
         same = Policy(PolicyParams(str(tmp_path), realign=weight, packing=packing))
         assert torch.allclose(same.logprobs(groups)[0][0], scores, atol=1e-4)
         assert same.scoring == ("packed" if packing else "padded")
@@ -144,6 +144,49 @@ def test_the_reference_is_the_start_until_it_is_reset(folders, tmp_path):
     assert torch.equal(policy.reference_logprobs(groups), start)
     policy.reset_reference()
     assert torch.equal(policy.reference_logprobs(groups), policy.logprobs(groups)[0])
+
+
+@torch.no_grad()
+def greedily(prompt, models, weight, policy, count=24):
+    """Greedy tokens of the mixture, by whole forwards of two models."""
+    ids = torch.tensor([policy.encode(prompt)])
+    start = ids.shape[1]
+    for _ in range(count):
+        aligned, original = (model(input_ids=ids).logits[0, -1] for model in models)
+        ids = torch.cat([ids, (weight * aligned + (1 - weight) * original).argmax()[None, None]], 1)
+        if int(ids[0, -1]) in policy.eos_token_ids:
+            break
+    return policy.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("weight", [None, 0.4])
+def test_predictions_are_the_greedy_completions_of_the_mixture(folders, tmp_path, monkeypatch, weight):
+    monkeypatch.setattr("lightning_modules.sft.PREDICTED", 24)
+    trained(folders["llama"], tmp_path)
+    models = [AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (tmp_path, folders["llama"])]
+    module = SFT(PolicyParams(str(tmp_path), realign=weight))
+    module.configure_model()
+    rows = [{"id": str(number), "prompt": text} for number, text in enumerate(("1+2=?", "12+30=?"))]
+    predicted = module.predict_step(rows, 0)
+    for row, prediction in zip(rows, predicted, strict=True):
+        expected = greedily(row["prompt"], models, 1.0 if weight is None else weight, module.policy)
+        assert prediction == {"prompt": row["prompt"], "completion": expected}
+    assert [made["completion"] for made in predicted] != [
+        greedily(row["prompt"], models, 0.0, module.policy) for row in rows
+    ]
+
+
+@pytest.mark.long
+def test_lambda_is_chosen_on_the_command_line_behind_a_checkpoint(here, reasoner, capsys):
+    small = [f"--model.policy.model={reasoner}", "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
+    main(["fit", f"--config={ROOT}/configs/inra.yaml", *small, "--data.train_size=32"])
+    chosen = ["--ckpt_path=last", "--model.policy.realign=0.5"]
+    for stage in ("validate", "predict"):
+        config = [f"--config={ROOT}/configs/inra.yaml", f"--model.policy.model={reasoner}", "--data.val_size=2"]
+        cli = main([stage, *config, *chosen])
+        assert cli.model.policy.params.realign == 0.5 and cli.model.policy.params.bottom_adapter
+    main(["chat", *chosen, "--prompt=1+2=?", "--max_new_tokens=4"])
+    assert capsys.readouterr().out.strip()
 
 
 def refusal(**settings):
