@@ -1,10 +1,10 @@
 """Train a reward model on pairs that people judged, beside a logistic regression on words, on the same split.
 
-    python benchmarks/real_pairs.py --source hh_harmless.jsonl.gz                    # three seeds, then the table
-    python benchmarks/real_pairs.py --source hh_harmless.jsonl.gz --run false        # the table only
+    python benchmarks/real_pairs.py --source hh_harmless.jsonl.gz                # three seeds, then the table
+    python benchmarks/real_pairs.py --source hh_harmless.jsonl.gz --run false    # the table only
 
-Both learn from the same pairs in HH's format, cut to `pairs`, and are measured on the same held-out prompts; a seed
-decides the split. The regression (scikit-learn, extra `bench`) sees counts of the words in one response minus those in
+Both learn from one half of the first `pairs` pairs and are measured on the other half, by prompts; a seed decides the
+split. The regression (scikit-learn, extra `bench`) sees counts of the words in one response minus those in
 the other; the pairs count in both orders. Results are runs/real_pairs/<arm>_<seed>.json, so that an interrupted
 benchmark continues where it stopped.
 """
@@ -71,7 +71,7 @@ def reward_model(model: str, data: PreferencePairs, arguments: list[str]) -> dic
 
 def main(
     source: str,
-    pairs: int = 600,
+    pairs: int = 1000,
     seeds: int = 3,
     model: str = "smollm2-135m-instruct",
     arguments: list[str] | None = None,
@@ -81,15 +81,15 @@ def main(
     """Run what has no result yet and print the table.
 
     Args:
-        source: a file of pairs in HH's format. pairs: number of its first rows that are used, held-out ones included.
+        source: a file of pairs in HH's format. pairs: number of its first rows that are used, one half held out.
         seeds: number of seeds. model: whose backbone is trained. arguments: of the training, after the configurations.
         only: arms to run; all if None. run: whether to run, or only to print.
     """
     use_threads()
     for seed in range(seeds):
-        data = PreferencePairs(PairSource(source, format="hh", limit=pairs), val_share=0.25, seed=seed)
+        data = PreferencePairs(PairSource(source, format="hh", limit=pairs), val_share=0.5, seed=seed)
         data.setup("fit")
-        chosen = [f"--data.pairs.source={source}", f"--data.pairs.limit={pairs}", "--data.val_share=0.25"]
+        chosen = [f"--data.pairs.source={source}", f"--data.pairs.limit={pairs}", "--data.val_share=0.5"]
         steps = max(1, len(data.train_data) // 8)
         chosen += [f"--data.seed={seed}", f"--seed_everything={seed}", "--data.batch_size=8"]
         chosen += [f"--trainer.max_steps={steps}", "--trainer.precision=bf16-mixed", *(arguments or [])]
