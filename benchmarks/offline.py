@@ -2,6 +2,7 @@
 
     python benchmarks/offline.py --what redi            # REDI beside DPO and SimPO, all from SFT on right traces
     python benchmarks/offline.py --what realignment     # TrRa: the student's length by the teacher's weight
+    python benchmarks/offline.py --what inra            # InRa: length by the lambda chosen at inference
     python benchmarks/offline.py --what critique        # critiques of one problem beside SFT on one solution of it
     python benchmarks/offline.py --what sleep_cot       # rationales and answers beside answers only
     python benchmarks/offline.py --what redi --run false            # the table only
@@ -32,14 +33,15 @@ class Comparison:
     """Arms that start alike.
 
     Fields:
-        arms: arm -> (configuration, or None for a model as it is; arguments; the arm or model that it starts from).
-        measure: (model's folder, samples) -> metrics.
+        arms: arm -> (configuration, or None to measure without training; arguments of it; the arm or model that it
+            starts from).
+        measure: (model's folder, samples, arguments of an arm without training) -> metrics.
         columns: heading of the table -> metric.
         monitor: metric of the validation that chooses the checkpoint of an arm; None takes the last one.
     """
 
     arms: dict[str, tuple[str | None, list[str], str]]
-    measure: Callable[[str, int], Metrics]
+    measure: Callable[..., Metrics]
     columns: dict[str, str]
     monitor: str | None = None
 
@@ -61,9 +63,9 @@ def _traces(model: str, samples: int) -> Metrics:
     return results
 
 
-def _lengths(model: str, samples: int) -> Metrics:
+def _lengths(model: str, samples: int, *settings: str) -> Metrics:
     """Length and pass@1 on held-out sums."""
-    arguments = [f"--model.policy.model={model}", f"--model.evaluation.samples={samples}"]
+    arguments = [f"--model.policy.model={model}", f"--model.evaluation.samples={samples}", *settings]
     metrics = _run("validate", "laser", arguments)
     return {name: metrics[f"val/{name}"] for name in ("length", "pass@1")}
 
@@ -122,6 +124,17 @@ REALIGNMENT = Comparison(
     measure=_lengths,
     columns={"tokens": "length", "pass@1": "pass@1"},
 )
+INRA = Comparison(
+    arms={
+        "lambda 1, the exported model": ("inra", [], "assets/tiny_rambler"),
+        **{
+            f"lambda {weight}": (None, [f"--model.policy.realign={weight}"], "lambda 1, the exported model")
+            for weight in (-0.5, 0.0, 0.5, 1.5)
+        },
+    },
+    measure=_lengths,
+    columns={"tokens": "length", "pass@1": "pass@1"},
+)
 CRITIQUE = Comparison(
     arms={
         "start": (None, [], "runs/critique/base"),
@@ -154,17 +167,17 @@ SLEEP_COT = Comparison(
         "tokens": "length",
     },
 )
-COMPARISONS = {"redi": REDI, "realignment": REALIGNMENT, "critique": CRITIQUE, "sleep_cot": SLEEP_COT}
+COMPARISONS = {"redi": REDI, "realignment": REALIGNMENT, "inra": INRA, "critique": CRITIQUE, "sleep_cot": SLEEP_COT}
 
 
 def train(what: str, arm: str, seed: int, samples: int) -> Metrics:
     """Train one arm, and measure it."""
     comparison = COMPARISONS[what]
     config, arguments, start = comparison.arms[arm]
-    if config is None:
-        return comparison.measure(start, samples)
-    folder = str(_path(what, arm, seed).with_suffix(""))
     origin = str(_path(what, start, seed).with_suffix("")) if start in comparison.arms else start
+    if config is None:
+        return comparison.measure(origin, samples, *arguments)
+    folder = str(_path(what, arm, seed).with_suffix(""))
     chosen = {"folder": folder, "monitor": comparison.monitor}
     export = [{"class_path": "callbacks.ExportPolicy", "init_args": chosen}]
     validation = ["--trainer.limit_val_batches=0"] if comparison.monitor is None else []
@@ -179,7 +192,7 @@ def _path(what: str, arm: str, seed: int) -> Path:
 
 
 def main(
-    what: Literal["redi", "realignment", "critique", "sleep_cot"] = "redi",
+    what: Literal["redi", "realignment", "inra", "critique", "sleep_cot"] = "redi",
     seeds: int = 3,
     only: list[str] | None = None,
     run: bool = True,

@@ -28,8 +28,8 @@ class ExportAdapter(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and pl_module.policy_params.lora is None:
             raise ConfigError(
-                "ExportAdapter: all weights are trained, so there is no adapter to export; set model.policy.lora, or "
-                "use callbacks.ExportPolicy."
+                "ExportAdapter: the policy has no LoRA adapter to export; set model.policy.lora, or use "
+                "callbacks.ExportPolicy."
             )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -18,6 +18,7 @@ from policies.adapters import with_adapter
 from policies.config_checks import check_config
 from policies.fused import TILE
 from policies.locate import locate
+from policies.realign import add_bottom_adapter
 from support.errors import ConfigError
 
 
@@ -51,6 +52,9 @@ class ModelSize:
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
                 if params.lora is not None:
                     model = with_adapter(model, params.lora)
+                if params.bottom_adapter:
+                    add_bottom_adapter(model, params.model)
+                    config = model.config
         except ConfigError:
             raise
         except Exception as error:  # the libraries raise many types; all of them mean that no model can be made of it

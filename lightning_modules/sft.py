@@ -14,7 +14,12 @@ from torch import Tensor
 from lightning_modules.core.posttrain_module import PosttrainModule
 from policies import PolicyParams
 from policies.supervised import summed_response_loss
+from rollouts import EmbeddedEngine, SamplingParams
 from support.papers import Paper
+from support.seeding import isolated_rng, run_seed
+
+#: maximum number of tokens of a predicted completion
+PREDICTED = 256
 
 
 class SFT(PosttrainModule):
@@ -29,7 +34,7 @@ class SFT(PosttrainModule):
 
     def __init__(self, policy: PolicyParams, *, max_length: int = 1024, **kwargs: Any) -> None:
         super().__init__(policy, **kwargs)
-        self.max_length = max_length
+        self.max_length, self.predicting_engine = max_length, EmbeddedEngine()
 
     def summed_loss(self, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """(the sum of the losses of the rows' response tokens, the number of these tokens)."""
@@ -66,15 +71,14 @@ class SFT(PosttrainModule):
     @torch.no_grad()
     def predict_step(self, rows: list[dict[str, Any]], batch_idx: int) -> list[dict[str, Any]]:
         """The greedy completion of every prompt."""
-        out = []
-        for row in rows:
-            ids = torch.tensor([self.policy.encode(row["prompt"])], device=self.device)
-            generated = self.policy.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=256
-            )
-            text = self.policy.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
-            out.append({"prompt": row["prompt"], "completion": text})
-        return out
+        prompts = [self.policy.encode(row["prompt"]) for row in rows]
+        room = PREDICTED if self.policy.context is None else self.policy.context - max(map(len, prompts))
+        sampling = SamplingParams(max_new_tokens=max(1, min(PREDICTED, room)), temperature=0.0)
+        with isolated_rng("prediction", run_seed(), batch_idx):
+            batch = self.predicting_engine.generate(self.policy, prompts, rows, 1, sampling)
+        ids = [tokens[mask].tolist() for tokens, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+        texts = self.policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [{"prompt": row["prompt"], "completion": text} for row, text in zip(rows, texts, strict=True)]
 
 
 PAPER = Paper(

@@ -43,6 +43,11 @@ def with_adapter(model: Any, lora: LoRA, task_type: str | None = "CAUSAL_LM") ->
     return adapted
 
 
+def stream_outputs(layer: Any) -> list[nn.Parameter]:
+    """The weights and biases of a Llama-shaped layer whose products are added to the stream."""
+    return [*layer.self_attn.o_proj.parameters(), *layer.mlp.down_proj.parameters()]
+
+
 @contextmanager
 def acting_adapters(model: nn.Module) -> Iterator[None]:
     """Change the adapters' output matrices, which are zero at first, so that a forward without them is noticed.
@@ -51,6 +56,8 @@ def acting_adapters(model: nn.Module) -> Iterator[None]:
     """
     adapted: list[Any] = [module for module in model.modules() if is_adapted(module)]
     outputs = [p for layer in adapted for part in (layer.lora_B, layer.lora_embedding_B) for p in part.parameters()]
+    bottom = [module for module in model.modules() if getattr(module, "is_bottom_adapter", False)]
+    outputs += [parameter for layer in bottom for parameter in stream_outputs(layer)]
     local = [p.to_local() if isinstance(p, DTensor) else p for p in outputs]
     before = [part.detach().clone() for part in local]
     with torch.no_grad():

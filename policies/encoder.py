@@ -58,6 +58,7 @@ class TextEncoder(nn.Module):
                 "policy.chat_template_args and policy.open_thinking change chat prompts, and an encoder reads plain "
                 "texts; remove them."
             )
+        params.refuse_bottom_adapter("an encoder")
         self.params, self.pooling, self.bidirectional = params, pooling, bidirectional
         self.tokenizer = load_tokenizer(params.model, needs_end=False)
         self.backbone = _load_backbone(params)

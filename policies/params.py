@@ -1,5 +1,6 @@
 """Settings of a policy: its model, precision and adapters."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -49,6 +50,10 @@ class PolicyParams:
         compute: precision of the matrix products of float32 weights. auto takes bfloat16 where a short measurement on
             this processor finds it faster; a resumed run keeps what its checkpoint says. trainer.precision bf16-mixed
             sets the same as bfloat16.
+        bottom_adapter: freeze the model, and train a copy of its first layer below it, which changes nothing at first
+            (InRa, docs/inra.md). An exported folder has one layer more than the model.
+        realign: lambda of InRa, at inference: 0 is the model without its bottom adapter, 1 with it; values between mix
+            both, others extrapolate. None computes with the adapter only.
     """
 
     model: str
@@ -60,6 +65,8 @@ class PolicyParams:
     dropout: bool = False
     chat_template_args: dict[str, Any] = field(default_factory=dict)
     compute: Literal["auto", "float32", "bfloat16"] = "float32"
+    bottom_adapter: bool = False
+    realign: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, os.PathLike):
@@ -73,4 +80,28 @@ class PolicyParams:
             raise ConfigError(
                 f"PolicyParams: lora is a {type(self.lora).__name__}; give policies.LoRA(r=16, alpha=32), or None to "
                 "train all weights."
+            )
+        if self.lora is not None and self.bottom_adapter:
+            raise ConfigError(
+                "policy.lora is set and policy.bottom_adapter is true, but one of them decides which weights are "
+                "trained. Set policy.lora to null or policy.bottom_adapter to false."
+            )
+        number = isinstance(self.realign, (int, float)) and not isinstance(self.realign, bool)
+        if self.realign is not None and not (number and math.isfinite(self.realign)):
+            raise ConfigError(
+                f"policy.realign is {self.realign!r}; set it to a finite number (0 is the model without its bottom "
+                "adapter, 1 with it), or to null."
+            )
+
+    @property
+    def frozen_model(self) -> bool:
+        """Whether the model's own weights stay as they are, because an adapter is trained."""
+        return self.lora is not None or self.bottom_adapter
+
+    def refuse_bottom_adapter(self, kind: str) -> None:
+        """Refuse the settings of the bottom adapter for a model that does not generate. Raises ConfigError."""
+        if self.bottom_adapter or self.realign is not None:
+            raise ConfigError(
+                f"policy.bottom_adapter is {str(self.bottom_adapter).lower()} and policy.realign is {self.realign} for "
+                f"{kind}, which has no next-token logits to mix. Remove both; policy.lora trains few weights."
             )

@@ -12,32 +12,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from policies.adapters import acting_weights, with_adapter, without_wrapper
 from policies.compute import chosen_precision, computing
 from policies.config_checks import context_of
 from policies.gathering import gathered_weights, sharded_modules
 from policies.given import score_completions
-from policies.locate import load_pretrained
+from policies.loading import load_model
 from policies.logprobs import LogprobsAndEntropies
 from policies.modes import checkpoint_layers, evaluation_mode, set_mode
 from policies.packing import SHARED_PREFIX, PromptGroups, can_pack
 from policies.params import PolicyParams
 from policies.prompt_encoding import Prompt, encode_prompt
+from policies.realign import realign
 from policies.start_checks import WAYS, agree_on_scoring, way_of_scoring
 from policies.tokenizer import check_known, load_tokenizer, open_thinking
 from support.errors import ConfigError
 from support.seeding import isolated_rng
-
-
-def load_model(params: PolicyParams) -> Any:
-    """Load the model, in the mode of updates."""
-    model = load_pretrained(AutoModelForCausalLM, params.model, dtype=getattr(torch, params.dtype))
-    if getattr(model.config, "rescale_every", 0):
-        model.config.rescale_every = 0  # RWKV would halve weights in place when it changes its mode
-    set_mode(model, training=True, dropout=params.dropout)
-    return model
 
 
 class Policy(nn.Module):
@@ -83,6 +75,7 @@ class Policy(nn.Module):
         self.value_head: nn.Module | None = None  # see policies/value_heads.py
         if params.lora is None and with_reference:
             self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
+        realign(self.bare, params)
         if params.gradient_checkpointing:
             checkpoint_layers(self.bare, params.dropout)
         self.train()

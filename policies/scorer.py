@@ -43,6 +43,7 @@ class Scorer(nn.Module):
                 f"policy.compute is {params.compute} for a reward or cost model, which has no log-probs to keep exact; "
                 "remove it, and set trainer.precision to bf16-mixed for speed."
             )
+        params.refuse_bottom_adapter("a reward or cost model")
         self.params = params
         self.tokenizer = load_tokenizer(params.model)
         # The backbone has the precision of `params`; the head's single output needs float32.

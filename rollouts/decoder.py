@@ -79,6 +79,7 @@ class Decoder:
         # Not transposed: with a large vocabulary this copy would be the largest of all, for little gain.
         self.head = self._linear(self.bare.get_output_embeddings(), transpose=False)
         self.layers = [self._layer(layer, transpose) for layer in decoder.layers]
+        self.path = list(enumerate(self.layers))  # (place in the caches, layer), in the order of the computation
 
     def _unsuitable(self) -> str | None:
         """The reason why the model is not Llama-shaped, or None."""
@@ -166,7 +167,7 @@ class Decoder:
         cos, sin = self.rotary(torch.arange(time, device=ids.device))
         states = F.embedding(ids, self.embedding)
         repeats = self.heads // self.key_heads
-        for i, layer in enumerate(self.layers):
+        for i, layer in self.path:
             query, key, value = (x.transpose(1, 2) for x in self._projected(layer, states, cos, sin))
             cache.states[i, 0, slots, :, :time], cache.states[i, 1, slots, :, :time] = key, value
             attended = F.scaled_dot_product_attention(
@@ -208,7 +209,7 @@ class Decoder:
         bias = torch.zeros(seen.shape, dtype=self.dtype, device=tokens.device).masked_fill_(~seen, -torch.inf)
         bias = bias[:, None, None]
         states = F.embedding(tokens, self.embedding)
-        for i, layer in enumerate(self.layers):
+        for i, layer in self.path:
             query, key, value = self._projected(layer, states, cos, sin)
             keys, values = cache.states[i].unbind(0)
             keys[index, :, places], values[index, :, places] = key, value
@@ -251,7 +252,7 @@ class Decoder:
             seen = torch.cat([of_prompt.expand(-1, len(steps), -1), seen], 2)
         cos, sin = self.rotary(position[:, None] + steps)
         states, repeats = F.embedding(tokens, self.embedding), self.heads // self.key_heads
-        for i, layer in enumerate(self.layers):
+        for i, layer in self.path:
             query, key, value = self._projected(layer, states, cos, sin)
             both: list[Tensor] = []
             for kind, new in enumerate((key, value)):

@@ -32,6 +32,7 @@ from rollouts.engine import (
 from rollouts.engine_checks import allowed_gap, recorded_gap
 from rollouts.environment import Environment
 from rollouts.kv_cache import PromptCache, SharedPrompts
+from rollouts.realigned_decoder import RealignedDecoder
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
 
@@ -111,7 +112,7 @@ class EmbeddedEngine(Engine):
                 with evaluation_mode(policy.model), acting_adapters(policy.model):
                     _check(_decoder_of(policy, dtype, transpose), policy, prompt)
                 self._checked[dtype] = True
-            return Decoder(policy.bare, dtype, transpose)
+            return _decoder_of(policy, dtype, transpose)
         except ValueError as reason:
             self._fall_back(dtype, str(reason))
             return None
@@ -124,6 +125,8 @@ class EmbeddedEngine(Engine):
 def _decoder_of(policy: Policy, dtype: torch.dtype, transpose: bool) -> Decoder:
     """A decoder. Raises ValueError for a model of a shape that is not known, whatever is missing or different in it."""
     try:
+        if policy.params.realign is not None:
+            return RealignedDecoder(policy.bare, dtype, transpose, policy.params.realign)
         return Decoder(policy.bare, dtype, transpose)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{type(policy.bare).__name__} is built differently from Llama ({error})") from error

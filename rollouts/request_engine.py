@@ -14,6 +14,7 @@ from rollouts.engine import Engine, Forced, Prompts, assemble, check_prompts, pa
 from rollouts.environment import Environment
 from rollouts.sampling import SamplingParams
 from rollouts.turns import FinishReason
+from support.errors import ConfigError
 
 
 @dataclass
@@ -47,6 +48,11 @@ class RequestEngine(Engine):
         rows_at_once: int | None = None,
         environment: Environment | None = None,
     ) -> RolloutBatch:
+        if policy.params.realign is not None:
+            raise ConfigError(
+                f"policy.realign is {policy.params.realign:g}, but {type(self).__name__} computes one path alone. "
+                "Leave out model.engine, so that the embedded engine computes both, or set policy.realign to null."
+            )
         check_prompts(policy, prompts, sampling)
         here = torch.device("cpu")
         forced_tokens = padded_forced(forced, len(prompts) * group_size, here)

@@ -67,7 +67,7 @@ class PosttrainModule(L.LightningModule):
             self._hparams = AttributeDict()
         self.policy_params, self.optimizer_callable = policy, Factory("optimizer", optimizer)
         self.scheduler_callable = None if lr_scheduler is None else Factory("lr_scheduler", lr_scheduler)
-        self.strict_loading = policy.lora is None
+        self.strict_loading = not policy.frozen_model
         self._seen, self._noted_data, self._noted_start = SeenPrompts(), None, False
         self.optimizer_settings: Settings = {}  # of this run, as constructed
         self._saved_settings: Settings = {}  # of the checkpoint's run, until they are compared
@@ -169,9 +169,8 @@ class PosttrainModule(L.LightningModule):
         if scheduler is not None:
             self.optimizer_settings["scheduler"] = schedule(scheduler)
         self._check_optimizer()
-        if scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        by_step = {"scheduler": scheduler, "interval": "step"}
+        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": by_step}
 
     def scheduler_steps_so_far(self) -> int:
         """Number of steps that the learning-rate scheduler has taken, or would have taken if there were one."""
@@ -201,10 +200,11 @@ class PosttrainModule(L.LightningModule):
         """Names of weights that a checkpoint leaves out because loading the model restores them."""
         # none under FSDP2: Lightning loads weights before any hook of the module runs, and wants all of them
         in_shards = self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy)
-        if self.policy_params.lora is None or in_shards:
+        if not self.policy_params.frozen_model or in_shards:
             return set()
-        policy = (name for name in self.state_dict() if name.startswith("policy."))
-        return {name for name in policy if "lora_" not in name and not name.startswith("policy.value_head.")}
+        bottom = (f"{name}." for name, part in self.named_modules() if getattr(part, "is_bottom_adapter", False))
+        kept, names = ("policy.value_head.", *bottom), [name for name in self.state_dict() if name[:7] == "policy."]
+        return {name for name in names if "lora_" not in name and not name.startswith(kept)}
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """Context in which every process holds all weights even if training shards them; all processes enter it."""

@@ -87,6 +87,11 @@ def check_trainer(trainer: Any, module: Any) -> None:
             f"model.policy.compute is {module.policy_params.compute} and trainer.precision is {trainer.precision}, but "
             "one of them decides. Set trainer.precision to 32-true, or model.policy.compute to float32."
         )
+    if module.policy_params.realign is not None:
+        raise ConfigError(
+            f"model.policy.realign is {module.policy_params.realign:g}, but it mixes two paths at inference, and training "
+            "computes with the adapter alone. Set it to null for fit, and give it to validate, test, predict or chat."
+        )
     if not module.automatic_optimization:
         _check_manual(trainer, type(module).__name__)
 

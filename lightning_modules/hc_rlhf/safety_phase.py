@@ -147,6 +147,11 @@ class SafetyTestPhase(OnPolicyModule):
         assert self.cost is not None
         replace(self.constraint), replace(self.test_params)  # checks of settings that Python changed
         self.test_params.bound_for(self.bound, self.cost.span)
+        if self.policy_params.realign is not None:
+            raise ConfigError(
+                f"policy.realign is {self.policy_params.realign:g}, but an exported folder, which the certificate speaks "
+                "of, holds the path through the adapter alone. Set model.policy.realign to null for the safety test."
+            )
         self.check_unseen()
         what, question = generator(self, self.sampling), self.question()
         candidate = fingerprint([what])
