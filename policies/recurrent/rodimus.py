@@ -82,6 +82,13 @@ class RodimusConfig(PreTrainedConfig):
         return 3 if self.block_type == "rodimus_plus" else 1
 
 
+def _output_layer(inputs: int, outputs: int) -> nn.Linear:
+    """A layer whose output is added to the stream, which its first weights take into account."""
+    layer = nn.Linear(inputs, outputs, bias=False)
+    layer.adds_to_stream = True  # type: ignore[assignment]
+    return layer
+
+
 class RodimusMixer(nn.Module):
     """The recurrent mixer of the module's docstring."""
 
@@ -97,7 +104,7 @@ class RodimusMixer(nn.Module):
         self.v_down, self.v_up = nn.Linear(inner, rank, bias=False), nn.Linear(rank, inner)
         self.residual = nn.Parameter(torch.ones(inner))  # D
         self.norm = nn.RMSNorm(inner, eps=config.rms_norm_eps)
-        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.out_proj = _output_layer(inner, width)
 
     def initial_state(self, rows: int, like: Tensor) -> dict[str, Tensor]:
         inner = self.x_proj.out_features
@@ -161,7 +168,7 @@ class SharedKeyAttention(nn.Module):
         self.window, self.theta = config.window_size, config.rope_theta
         self.q_proj, self.v_proj = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, self.size, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.o_proj = _output_layer(width, width)
 
     def initial_state(self, rows: int, like: Tensor) -> dict[str, Tensor]:
         return {
@@ -252,7 +259,7 @@ class RodimusMLP(nn.Module):
         assert config.intermediate_size is not None
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj = _output_layer(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
@@ -295,7 +302,9 @@ class RodimusPreTrained(RecurrentPreTrained):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        outputs: list[nn.Linear] = []
+        if isinstance(module, nn.Linear) and hasattr(module, "adds_to_stream"):
+            bound = (module.in_features * self.config.residuals * self.config.num_hidden_layers) ** -0.5
+            init.uniform_(module.weight, -bound, bound)
         if isinstance(module, RodimusMixer):  # after its parts, whose general initialisation this replaces
             for part in (module.q_proj, module.k_proj, module.g_proj, module.tau_proj, module.v_down, module.v_up):
                 init.xavier_uniform_(part.weight, gain=GAIN)
@@ -305,14 +314,6 @@ class RodimusPreTrained(RecurrentPreTrained):
             init.copy_(like, g + (-torch.expm1(-g)).log())  # softplus of it is g
             init.copy_(module.tau_proj.bias, torch.empty_like(like).uniform_(1 / 16, 0.9).logit())
             init.ones_(module.residual)
-            outputs = [module.out_proj]
-        elif isinstance(module, SharedKeyAttention):
-            outputs = [module.o_proj]
-        elif isinstance(module, RodimusMLP):
-            outputs = [module.down_proj]
-        for part in outputs:
-            bound = (part.in_features * self.config.residuals * self.config.num_hidden_layers) ** -0.5
-            init.uniform_(part.weight, -bound, bound)
 
 
 class RodimusModel(RodimusPreTrained, RecurrentModel):
