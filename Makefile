@@ -5,7 +5,7 @@ SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py ca
   environments lightning_modules objectives policies rewards rollouts support tracking main.py
 
 .PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
-  wheels real-pairs assets r1 cort redi critique sleep-cot clean
+  wheels real-pairs assets r1 cort redi critique sleep-cot rodimus clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -146,6 +146,14 @@ sleep-cot: .venv/ready
 	$(BIN)/python assets/sleep_data.py --config configs/sleep_cot/1_data.yaml
 	$(BIN)/python main.py fit --config configs/sleep_cot.yaml
 	$(BIN)/python main.py fit --config configs/sleep_cot.yaml --config configs/sleep_cot/answers_only.yaml
+
+# Rodimus and Rodimus+ on sums from random weights, and GRPO on Rodimus.
+rodimus: .venv/ready
+	for model in tiny_rodimus tiny_rodimus_plus; do \
+	  $(BIN)/python assets/make_untrained.py $$model runs/assets/$${model}_untrained 64 3 || exit 1; done
+	$(BIN)/python main.py fit --config configs/rodimus.yaml
+	$(BIN)/python main.py fit --config configs/rodimus_plus.yaml
+	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/rodimus/grpo.yaml
 
 clean:
 	rm -rf .venv build *.egg-info
