@@ -130,7 +130,7 @@ def memory(arm: str, seed: int) -> dict[str, Any]:
         cache.reserve(rows, step + 1)
         decoder.step(tokens, place + step, place + step, step, cache)
         if step + 1 in LENGTHS:
-            size = cache.nbytes if isinstance(decoder, RecurrentDecoder) else cache.states.nbytes
+            size = cache.nbytes
             begin = time.process_time()
             for _ in range(10):  # the same step again: for the time only
                 decoder.step(tokens, place + step, place + step, step, cache)
@@ -195,7 +195,7 @@ def _path(part: str, arm: str, seed: int) -> Path:
     return result_path(RESULTS, f"{part}_{arm.replace(' ', '_')}", seed)
 
 
-def main(seeds: int = 3, run: bool = True, parts: list[str] = list(PARTS)) -> None:
+def main(seeds: int = 3, run: bool = True, parts: tuple[str, ...] = tuple(PARTS)) -> None:
     """Run what has no result yet and print the tables.
 
     Args:
@@ -235,7 +235,9 @@ def table(part: str, seeds: int) -> str:
     rows = []
     for arm, runs in results.items():
         ends = [[run["pass@1"][index][1] for run in runs] for index in (0, -1)]
-        rewards = [[mean(value for _, value in run["reward"][part]) for run in runs] for part in (slice(5), slice(-5, None))]
+        rewards = [
+            [mean(value for _, value in run["reward"][part]) for run in runs] for part in (slice(5), slice(-5, None))
+        ]
         rows.append([arm, *map(_shown, ends), *map(_shown, rewards), str(len(runs))])
     heads = ["pass@1 before", "pass@1 after", "reward, first 5 rollouts", "reward, last 5", "seeds"]
     return markdown_table(["arm", *heads], rows)

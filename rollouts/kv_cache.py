@@ -15,6 +15,11 @@ class Cache:
     def __init__(self, layers: int, key_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.states = torch.zeros(layers, 2, 0, key_heads, 0, size, dtype=dtype, device=device)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return self.states.nbytes
+
     def reserve(self, rows: int, time: int) -> None:
         """Make room for this many rows and tokens; rows beyond `rows` are lost when the tensor is allocated anew."""
         layers, two, old_rows, heads, old_time, size = self.states.shape
