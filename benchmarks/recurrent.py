@@ -34,14 +34,14 @@ RESULTS = Path("runs/recurrent")
 
 # ---- associative recall: "key value ... key? value", of which only the newest value of a key counts -------------------
 
-KEYS, VALUES, NOISE = 16, 16, 8
-LENGTH, WINDOW = 96, 24
-STEPS, BATCH, LR = 500, 32, 4e-3
+KEYS, VALUES, NOISE = 8, 8, 4
+LENGTH, WINDOW = 64, 16
+STEPS, BATCH, LR = 800, 32, 5e-3
 RODIMUS: dict[str, Any] = {
-    "vocab_size": 2 * KEYS + VALUES + NOISE, "hidden_size": 48, "num_hidden_layers": 2, "state_size": 16,
+    "vocab_size": 2 * KEYS + VALUES + NOISE, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8,
     "num_attention_heads": 4, "window_size": WINDOW,
 }  # fmt: skip
-#: all recurrent states have 2 x 16 x 96 numbers
+#: all recurrent states have 2 x 8 x 64 numbers
 RECALL: dict[str, dict[str, Any]] = {
     "rodimus": {},
     "untempered": {"gates": "untempered"},
@@ -102,7 +102,7 @@ def recall(arm: str, seed: int) -> dict[str, Any]:
     with torch.no_grad():
         right = (model.eval()(input_ids=tokens[:, :-1]).logits.argmax(-1) == tokens[:, 1:]).float()
     distances = distances[:, :-1]
-    near, far = (distances > 0) & (distances < WINDOW - 1), distances >= WINDOW + 8
+    near, far = (distances > 0) & (distances < WINDOW - 1), distances >= 2 * WINDOW
     return {
         "all": float(right[distances > 0].mean()),
         "near": float(right[near].mean()),

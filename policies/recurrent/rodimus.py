@@ -29,6 +29,7 @@ from transformers import initialization as init
 from policies.recurrent.model import RecurrentForCausalLM, RecurrentLayer, RecurrentModel, RecurrentPreTrained
 from policies.recurrent.scan import chunked_scan, recurrent_scan
 from policies.recurrent.state import Tokens, tail
+from support.papers import Paper
 
 #: gain of the Xavier initialisation of queries, keys and gates
 GAIN = 2**-2.5
@@ -292,7 +293,8 @@ class RodimusLayer(RecurrentLayer):
         if not self.plus:
             return hidden, after
         attended, window = self.self_attn(self.attention_norm(hidden), tokens, state)
-        return hidden + self.mlp(self.mlp_norm(hidden + attended)), after | window
+        inner = self.mlp(self.mlp_norm(hidden + attended))
+        return hidden + inner, after | window
 
 
 class RodimusPreTrained(RecurrentPreTrained):
@@ -330,3 +332,14 @@ class RodimusForCausalLM(RodimusPreTrained, RecurrentForCausalLM):
     """Rodimus or Rodimus+ as a causal language model of transformers."""
 
     body = RodimusModel
+
+
+PAPER = Paper(
+    name="rodimus",
+    title="Rodimus, Rodimus+",
+    arxiv="2410.06577",
+    idea="a recurrent model with tempered gates, and one with a short window of shared keys: memory that does not grow",
+    classes=("policies.RodimusForCausalLM", "policies.RodimusConfig"),
+    configs=("rodimus", "rodimus_plus"),
+    not_compared="it is a model, which every method can train",
+)

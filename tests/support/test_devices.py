@@ -34,6 +34,7 @@ ON_THE_CPU = {
     "objectives/retrieval.py: same_concept": "compared with scores that were moved to the CPU",
     "objectives/statistics.py: as_floats": "a tensor stays where it is",
     "objectives/statistics.py: group_statistics": "a tensor stays where it is",
+    "policies/recurrent/rodimus.py: RodimusMixer.__init__": "a weight, which moves with its model",
     "policies/encoder.py: TextEncoder.encode": "tokens, moved to the device by the caller",
     "lightning_modules/auto_think.py: AutoThink.mode_counts": "counts for `summed`",
     "lightning_modules/core/dynamic_sampling.py: refilled": "counts for `summed`",
