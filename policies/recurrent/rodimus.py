@@ -21,13 +21,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from policies.recurrent.model import RecurrentForCausalLM, RecurrentLayer, RecurrentModel, RecurrentPreTrained
 from policies.recurrent.scan import chunked_scan, recurrent_scan
+from policies.recurrent.shared_key import SharedKeyAttention, output_layer
 from policies.recurrent.state import Tokens, tail
 from support.papers import Paper
 
@@ -86,13 +87,6 @@ class RodimusConfig(PreTrainedConfig):
         return 3 if self.block_type == "rodimus_plus" else 1
 
 
-def _output_layer(inputs: int, outputs: int) -> nn.Linear:
-    """A layer whose output is added to the stream, which its first weights take into account."""
-    layer = nn.Linear(inputs, outputs, bias=False)
-    layer.adds_to_stream = True  # type: ignore[assignment]
-    return layer
-
-
 class RodimusMixer(nn.Module):
     """The recurrent mixer of the module's docstring."""
 
@@ -108,7 +102,7 @@ class RodimusMixer(nn.Module):
         self.v_down, self.v_up = nn.Linear(inner, rank, bias=False), nn.Linear(rank, inner)
         self.residual = nn.Parameter(torch.ones(inner))  # D
         self.norm = nn.RMSNorm(inner, eps=config.rms_norm_eps)
-        self.out_proj = _output_layer(inner, width)
+        self.out_proj = output_layer(inner, width)
 
     def initial_state(self, rows: int, like: Tensor) -> dict[str, Tensor]:
         inner = self.x_proj.out_features
@@ -159,102 +153,6 @@ class RodimusMixer(nn.Module):
         return -g * tau, (tau * (g + 1e-6).log()).exp()
 
 
-class SharedKeyAttention(nn.Module):
-    """Sliding-window attention whose query and value heads share one key head (SW-SKA), with rotary positions.
-
-    It keeps (1 + heads) x head size numbers per token of the window, instead of 2 x heads x head size.
-    """
-
-    def __init__(self, config: RodimusConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.heads, self.size = config.num_attention_heads, width // config.num_attention_heads
-        self.window, self.theta = config.window_size, config.rope_theta
-        self.q_proj, self.v_proj = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, self.size, bias=False)
-        self.o_proj = _output_layer(width, width)
-
-    def initial_state(self, rows: int, like: Tensor) -> dict[str, Tensor]:
-        return {
-            "keys": like.new_zeros(rows, self.window - 1, self.size),
-            "values": like.new_zeros(rows, self.window - 1, self.heads * self.size),
-        }
-
-    def forward(
-        self, hidden: Float[Tensor, "rows time width"], tokens: Tokens, state: dict[str, Tensor] | None = None
-    ) -> tuple[Float[Tensor, "rows time width"], dict[str, Tensor]]:
-        query = self.q_proj(hidden).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
-        cos, sin = self._rotary(tokens.positions(hidden.shape[1]))
-        query = _rotated(query, cos[:, None], sin[:, None]).to(hidden.dtype)
-        key, value = _rotated(self.k_proj(hidden), cos, sin).to(hidden.dtype), self.v_proj(hidden)
-        keys, values = key, value
-        past_keys = past_values = None
-        if state is not None:
-            past_keys, past_values = state["keys"].to(key.dtype), state["values"].to(value.dtype)
-            keys, values = torch.cat([past_keys, key], 1), torch.cat([past_values, value], 1)
-        values_by_head = values.unflatten(-1, (self.heads, self.size)).transpose(1, 2)
-        attended = self._attended(query, keys, values_by_head, None if state is None else tokens.seen)
-        after = {
-            "keys": tail(past_keys, key, tokens.lengths, self.window - 1),
-            "values": tail(past_values, value, tokens.lengths, self.window - 1),
-        }
-        return self.o_proj(attended.transpose(1, 2).flatten(2)), after
-
-    def _attended(
-        self,
-        query: Float[Tensor, "rows heads time size"],
-        keys: Float[Tensor, "rows entries size"],
-        values: Float[Tensor, "rows heads entries size"],
-        seen: Int[Tensor, "rows"] | None,
-    ) -> Float[Tensor, "rows heads time size"]:
-        """Attention block by block, so that the cost grows with time x window, not with the square of the time."""
-        time, past, block = query.shape[2], keys.shape[1] - query.shape[2], max(self.window, 64)
-        parts = []
-        for start in range(0, time, block):
-            end = min(start + block, time)
-            first, last = max(0, past + start - self.window + 1), past + end
-            parts.append(
-                F.scaled_dot_product_attention(
-                    query[:, :, start:end],
-                    keys[:, None, first:last].expand(-1, self.heads, -1, -1),
-                    values[:, :, first:last],
-                    attn_mask=self._mask(past + start, past + end, first, last, past, seen, query.device),
-                )
-            )
-        return torch.cat(parts, 2)
-
-    def _mask(
-        self,
-        start: int,
-        end: int,
-        first: int,
-        last: int,
-        past: int,
-        seen: Int[Tensor, "rows"] | None,
-        device: torch.device,
-    ) -> Bool[Tensor, "rows one queries entries"]:
-        """True where the queries at entries `start` to `end` may attend to the entries `first` to `last`.
-
-        Args:
-            past: number of entries before the first query's; those before a row's beginning are empty.
-        """
-        queries, entries = torch.arange(start, end, device=device)[:, None], torch.arange(first, last, device=device)
-        mask = ((entries <= queries) & (queries - entries < self.window))[None, None]
-        return mask if seen is None else mask & (entries >= past - seen[:, None])[:, None, None]
-
-    def _rotary(self, positions: Int[Tensor, "rows time"]) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each (rows, time, size)."""
-        exponents = torch.arange(0, self.size, 2, device=positions.device, dtype=torch.float32) / self.size
-        angles = positions[..., None].float() * self.theta**-exponents
-        angles = torch.cat([angles, angles], -1)
-        return angles.cos(), angles.sin()
-
-
-def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = states.float().chunk(2, -1)
-    return states.float() * cos + torch.cat([-second, first], -1) * sin
-
-
 class RodimusMLP(nn.Module):
     """SwiGLU."""
 
@@ -263,7 +161,7 @@ class RodimusMLP(nn.Module):
         assert config.intermediate_size is not None
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = _output_layer(config.intermediate_size, config.hidden_size)
+        self.down_proj = output_layer(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
@@ -279,7 +177,9 @@ class RodimusLayer(RecurrentLayer):
         self.mixer_norm, self.mixer = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps), RodimusMixer(config)
         if self.plus:
             self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-            self.self_attn = SharedKeyAttention(config)
+            self.self_attn = SharedKeyAttention(
+                config.hidden_size, config.num_attention_heads, config.window_size, config.rope_theta
+            )
             self.mlp_norm, self.mlp = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps), RodimusMLP(config)
 
     def initial_state(self, rows: int, like: Tensor) -> dict[str, Tensor]:
