@@ -83,6 +83,7 @@ FAMILIES = sorted(
         Family("mixtral", {"sliding_window": None}, "mixtral without a window"),
         Family("rodimus_torch", {"tie_word_embeddings": False}, "rodimus"),
         Family("rodimus_torch", {"block_type": "rodimus_plus"}, "rodimus plus"),
+        Family("rwkv6_torch", {"head_size": 8}, "rwkv6"),
         Family(
             "phi3",
             {

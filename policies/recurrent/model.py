@@ -59,16 +59,17 @@ class RecurrentModel(RecurrentPreTrained):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([self.layer(config) for _ in range(config.num_hidden_layers)])
-        self.norm = self.final_norm(config)
+        self.embedding_norm, self.norm = self.norms(config)
+        self.layers = nn.ModuleList([self.layer(config, number) for number in range(config.num_hidden_layers)])
         self.post_init()
 
-    def layer(self, config: Any) -> RecurrentLayer:
-        """Make a layer."""
+    def layer(self, config: Any, number: int) -> RecurrentLayer:
+        """Make the layer with this number."""
         raise NotImplementedError
 
-    def final_norm(self, config: Any) -> nn.Module:
-        return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+    def norms(self, config: Any) -> tuple[nn.Module, nn.Module]:
+        """(norm behind the embedding, norm behind the last layer)."""
+        return nn.Identity(), nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def initial_state(self, rows: int) -> RecurrentState:
         """The state before the first token of this many rows."""
@@ -93,7 +94,7 @@ class RecurrentModel(RecurrentPreTrained):
             past_key_values: the state that the rows go on from; it is not changed.
             use_cache: return the state behind the last tokens; the configuration's choice if None.
         """
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = self.embedding_norm(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         mask = None if attention_mask is None else attention_mask[:, -hidden.shape[1] :].bool()
         arranged = arrangement(mask, position_ids, carried=past_key_values is not None)
         if arranged is None:

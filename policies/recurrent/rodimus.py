@@ -224,7 +224,7 @@ class RodimusPreTrained(RecurrentPreTrained):
 class RodimusModel(RodimusPreTrained, RecurrentModel):
     """Rodimus without its output layer."""
 
-    def layer(self, config: RodimusConfig) -> RodimusLayer:
+    def layer(self, config: RodimusConfig, number: int) -> RodimusLayer:
         return RodimusLayer(config)
 
 

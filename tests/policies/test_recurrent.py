@@ -8,9 +8,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.tiny_models import enlarge
-from policies.recurrent import RodimusConfig, RodimusForCausalLM
+from policies.recurrent import RodimusConfig, RodimusForCausalLM, RWKV6Config, RWKV6ForCausalLM
 from policies.recurrent.rodimus import RodimusMixer
 from policies.recurrent.scan import chunked_scan, recurrent_scan
+from policies.recurrent.state import Tokens
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "pad_token_id": 0}
 MODELS = {
@@ -20,10 +21,13 @@ MODELS = {
         **SIZES, block_type="rodimus_plus", num_attention_heads=2, window_size=40
     ),
 }
+MODELS["rwkv6"] = RWKV6Config(
+    vocab_size=50, hidden_size=32, num_hidden_layers=2, head_size=8, mix_rank=4, decay_rank=4, pad_token_id=0
+)
 TIME = 39  # neither a multiple of a chunk nor of a window
 
 
-@pytest.fixture(params=["rodimus", "rodimus plus", "rodimus plus, long window"])
+@pytest.fixture(params=list(MODELS))
 def model(request):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(MODELS[request.param])
@@ -53,27 +57,32 @@ def parts(shape, decay, dtype=torch.float32):
     return query, key, value, log_decay, state
 
 
-def definition(query, key, value, log_decay, state):
-    """o_t = sum_m q_tm (S_0m prod_u exp(a_um) + sum_{j <= t} k_jm v_j prod_{j < u <= t} exp(a_um)), by loops."""
+def definition(query, key, value, log_decay, state, before):
+    """o_t = sum_m q_tm (S_0m prod_{u < e} exp(a_um) + sum_{j < e} k_jm v_j prod_{j < u < e} exp(a_um)), by loops.
+
+    e is t, or t + 1 where outputs read their own token too.
+    """
     outputs = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=value.dtype)
     for t in range(query.shape[-2]):
-        kept = log_decay[..., : t + 1, :].sum(-2).exp()
+        end = t if before else t + 1
+        kept = log_decay[..., :end, :].sum(-2).exp()
         outputs[..., t, :] = ((query[..., t, :] * kept)[..., None] * state).sum(-2)
-        for j in range(t + 1):
-            weight = (query[..., t, :] * key[..., j, :] * log_decay[..., j + 1 : t + 1, :].sum(-2).exp()).sum(-1)
+        for j in range(end):
+            weight = (query[..., t, :] * key[..., j, :] * log_decay[..., j + 1 : end, :].sum(-2).exp()).sum(-1)
             outputs[..., t, :] += weight[..., None] * value[..., j, :]
     return outputs
 
 
+@pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.1, 30.0])  # with 30, the inverse of a chunk's decay overflows in float32
 @pytest.mark.parametrize("time", [1, 16, 37])
-def test_both_scans_are_the_definition_with_equal_gradients(time, decay):
+def test_both_scans_are_the_definition_with_equal_gradients(time, decay, before):
     limit = 1e-5 if decay < 1 else 1e-4  # sums of log-decays are rounded too
     arguments = [part.requires_grad_() for part in parts(time, decay)]
-    expected = definition(*(part.detach() for part in arguments))
+    expected = definition(*(part.detach() for part in arguments), before)
     gradients = []
     for scan in (recurrent_scan, chunked_scan):
-        outputs, state = scan(*arguments)
+        outputs, state = scan(*arguments, before=before)
         close(outputs.detach(), expected, limit)
         gradients.append(torch.autograd.grad(outputs.sin().sum() + state.cos().sum(), arguments))
     for one, other in zip(*gradients, strict=True):
@@ -210,8 +219,8 @@ def test_initial_weights():
 def test_a_folder_loads_without_code_of_its_own(model, ids, tmp_path):
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored["model_type"] == "rodimus_torch" and "auto_map" not in stored
-    assert type(AutoConfig.from_pretrained(tmp_path)) is RodimusConfig
+    assert stored["model_type"] in ("rodimus_torch", "rwkv6_torch") and "auto_map" not in stored
+    assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
@@ -230,3 +239,40 @@ def test_generate_of_transformers_pads_as_it_likes(model, ids):
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="hidden_size 36 is not num_attention_heads 8 times"):
         RodimusConfig(hidden_size=36, num_attention_heads=8)
+    with pytest.raises(ValueError, match="hidden_size 36 is not a multiple of head_size 8"):
+        RWKV6Config(hidden_size=36, head_size=8)
+
+
+def test_the_shape_of_only_sports_lm_has_its_number_of_weights():
+    with torch.device("meta"):
+        model = RWKV6ForCausalLM(RWKV6Config())
+    assert sum(weight.numel() for weight in model.parameters()) == 196_323_840
+
+
+def test_rwkv_is_its_definition():
+    """Time mixing token by token, written from the formulas: mixing, decay, bonus, norm by head."""
+    torch.manual_seed(0)
+    model = RWKV6ForCausalLM(MODELS["rwkv6"])
+    enlarge(model)
+    block = model.model.layers[0].time
+    x = torch.randn(1, 7, 32)
+    expected, states, before = [], torch.zeros(4, 8, 8), torch.zeros(32)
+    for token in x[0]:
+        d = before - token
+        low = torch.tanh((token + d * block.mix_x) @ block.mix_down).view(5, 4)
+        w, k, v, r, g = (token + d * (block.mix[i] + low[i] @ block.mix_up[i]) for i in range(5))
+        decay = torch.exp(-torch.exp(block.decay + torch.tanh(w @ block.decay_down) @ block.decay_up)).view(4, 8)
+        k, v, r = block.k_proj(k).view(4, 8), block.v_proj(v).view(4, 8), block.r_proj(r).view(4, 8)
+        heads = []
+        for head in range(4):
+            written = torch.outer(k[head], v[head])
+            heads.append(r[head] @ (states[head] + block.bonus[head][:, None] * written))
+            states[head] = decay[head][:, None] * states[head] + written.detach()
+        y = torch.stack(heads)
+        y = (y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, unbiased=False) + 64e-5).sqrt()
+        y = y.flatten() * block.norm.weight + block.norm.bias
+        expected.append(block.o_proj(y * torch.nn.functional.silu(block.g_proj(g))))
+        before = token
+    out, after = block(x, Tokens(torch.tensor([7]), None, None), None)
+    close(out[0], torch.stack(expected))
+    close(after["memory"][0], states)

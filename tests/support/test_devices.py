@@ -35,6 +35,8 @@ ON_THE_CPU = {
     "objectives/statistics.py: as_floats": "a tensor stays where it is",
     "objectives/statistics.py: group_statistics": "a tensor stays where it is",
     "policies/recurrent/rodimus.py: RodimusMixer.__init__": "a weight, which moves with its model",
+    "policies/recurrent/rwkv6.py: ChannelMixing.__init__": "weights, which move with their model",
+    "policies/recurrent/rwkv6.py: TimeMixing.__init__": "weights, which move with their model",
     "policies/encoder.py: TextEncoder.encode": "tokens, moved to the device by the caller",
     "lightning_modules/auto_think.py: AutoThink.mode_counts": "counts for `summed`",
     "lightning_modules/core/dynamic_sampling.py: refilled": "counts for `summed`",
