@@ -31,7 +31,7 @@ from support.files import atomic_write_text  # noqa: E402
 
 RESULTS = Path("runs/recurrent")
 
-# ---- associative recall: "key value ... key? value", of which only the newest value of a key counts -------------------
+# ---- associative recall: "key value ... key? value", of which only the newest value of a key counts -----------------
 
 KEYS, VALUES, NOISE = 8, 8, 4
 LENGTH, WINDOW = 64, 16
@@ -112,7 +112,7 @@ def recall(arm: str, seed: int) -> dict[str, Any]:
     }
 
 
-# ---- the memory of decoding -------------------------------------------------------------------------------------------
+# ---- the memory of decoding -----------------------------------------------------------------------------------------
 
 LENGTHS = (256, 1024, 4096, 16384)
 
@@ -121,19 +121,19 @@ LENGTHS = (256, 1024, 4096, 16384)
 def memory(arm: str, seed: int) -> dict[str, Any]:
     """Bytes of the engine's cache, and milliseconds per step, of 4 rows after so many tokens of each."""
     torch.manual_seed(seed)
-    rows, decoder = 4, _decoder(arm)
+    rows, piece, decoder = 4, 256, _decoder(arm)
     cache: Any = decoder.cache()
-    tokens = torch.ones(rows, dtype=torch.long)
-    place, result, started = tokens * 0, {}, time.process_time()
-    for step in range(max(LENGTHS)):
-        cache.reserve(rows, step + 1)
-        decoder.step(tokens, place + step, place + step, step, cache)
-        if step + 1 in LENGTHS:
-            size = cache.nbytes
-            begin = time.process_time()
-            for _ in range(10):  # the same step again: for the time only
-                decoder.step(tokens, place + step, place + step, step, cache)
-            result[str(step + 1)] = {"bytes": size, "ms": 100 * (time.process_time() - begin)}
+    index, started = torch.arange(rows), time.process_time()
+    tokens, result = torch.ones(rows, piece, dtype=torch.long), {}
+    for first in range(0, max(LENGTHS), piece):
+        length, place = first + piece, torch.full((rows,), first)
+        cache.reserve(rows, length)
+        decoder.extend(tokens, torch.full((rows,), piece), place, place, index, cache)
+        if length in LENGTHS:
+            size, last, begin = cache.nbytes, place + piece - 1, time.process_time()
+            for _ in range(20):  # the last token again: for the time only
+                decoder.step(tokens[:, 0], last, last, length - 1, cache)
+            result[str(length)] = {"bytes": size, "ms": 50 * (time.process_time() - begin)}
     return result | {"cpu_seconds": time.process_time() - started}
 
 
@@ -149,7 +149,7 @@ def _decoder(arm: str) -> Any:
     return RecurrentDecoder(AutoModelForCausalLM.from_config(config).eval(), torch.float32)
 
 
-# ---- sums: SFT from random weights, then GRPO -------------------------------------------------------------------------
+# ---- sums: SFT from random weights, then GRPO -----------------------------------------------------------------------
 
 SFT_STEPS, ROLLOUTS = 600, 40
 #: hidden size and layers, for about 150,000 weights each
@@ -183,7 +183,7 @@ def sums(arm: str, seed: int) -> dict[str, Any]:
     }
 
 
-# ---- running and reporting --------------------------------------------------------------------------------------------
+# ---- running and reporting ------------------------------------------------------------------------------------------
 
 PARTS: dict[str, tuple[Any, list[str]]] = {
     "recall": (recall, list(RECALL)),
@@ -239,7 +239,7 @@ def table(part: str, seeds: int) -> str:
         rewards = [
             [mean(value for _, value in run["reward"][part]) for run in runs] for part in (slice(5), slice(-5, None))
         ]
-        rows.append([arm, *map(_shown, ends), *map(_shown, rewards), str(len(runs))])
+        rows.append([arm, *map(_shown, [*ends, first, last]), str(len(runs))])
     heads = ["pass@1 before", "pass@1 after", "reward, first 5 rollouts", "reward, last 5", "seeds"]
     return markdown_table(["arm", *heads], rows)
 

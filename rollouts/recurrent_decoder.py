@@ -1,7 +1,8 @@
 """The embedded engine's decoder for recurrent models (policies/recurrent): a state of constant size per row.
 
-It has the methods of `rollouts.decoder.Decoder`, so that continuous batching and conversations work alike. What differs:
-nothing grows with the tokens of a row, and a row begins with a copy of its prompt's state instead of reading the prompt.
+It has the methods of `rollouts.decoder.Decoder`, so that continuous batching and conversations work alike. Two things
+differ: nothing grows with the tokens of a row, and a row begins with a copy of its prompt's state instead of reading
+the prompt.
 """
 
 from collections.abc import Iterator

@@ -39,7 +39,7 @@ class RecurrentLayer(GradientCheckpointingLayer):
 
 
 class RecurrentPreTrained(PreTrainedModel):
-    """What all classes of an architecture share."""
+    """The base of all classes of an architecture."""
 
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

@@ -72,7 +72,7 @@ class RWKV6Config(PreTrainedConfig):
 
 
 def _shift(x: Tensor, past: Tensor | None) -> Tensor:
-    """What is added to a token to make it the token before it; zeros stand before the first."""
+    """The difference from each token to the token before it; zeros stand before the first."""
     before = torch.zeros_like(x[:, :1]) if past is None else past.to(x.dtype)
     return torch.cat([before, x[:, :-1]], 1) - x
 

@@ -1,4 +1,4 @@
-"""What a recurrent model carries from token to token, and the arrangement of its input."""
+"""The state that a recurrent model carries from token to token, and the arrangement of its input."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +138,7 @@ class Arrangement:
 def arrangement(
     mask: Bool[Tensor, "rows time"] | None, position_ids: Int[Tensor, "rows time"] | None, carried: bool
 ) -> Arrangement | None:
-    """How to arrange an input; None if it is in order already.
+    """The arrangement of an input; None if it is in order already.
 
     Args:
         carried: whether a state goes on in the input's rows.
