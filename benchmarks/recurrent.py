@@ -236,10 +236,8 @@ def table(part: str, seeds: int) -> str:
     rows = []
     for arm, runs in results.items():
         ends = [[run["pass@1"][index][1] for run in runs] for index in (0, -1)]
-        rewards = [
-            [mean(value for _, value in run["reward"][part]) for run in runs] for part in (slice(5), slice(-5, None))
-        ]
-        rows.append([arm, *map(_shown, [*ends, first, last]), str(len(runs))])
+        rewards = [[mean(value for _, value in run["reward"][5 * end :][:5]) for run in runs] for end in (0, -1)]
+        rows.append([arm, *map(_shown, [*ends, *rewards]), str(len(runs))])
     heads = ["pass@1 before", "pass@1 after", "reward, first 5 rollouts", "reward, last 5", "seeds"]
     return markdown_table(["arm", *heads], rows)
 
