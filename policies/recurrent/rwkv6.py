@@ -115,8 +115,8 @@ class TimeMixing(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             y, memory = scan(r, written, v, a, None if state is None else state["memory"], before=True)
             y = y + (r * self.bonus.float()[:, None] * k).sum(-1, keepdim=True) * v
-        y = self.norm(y.transpose(1, 2).flatten(0, 1).flatten(1)).unflatten(0, x.shape[:2]).to(x.dtype)
-        out = self.o_proj(y * F.silu(self.g_proj(x_g)))
+        y = self.norm(y.transpose(1, 2).flatten(0, 1).flatten(1).to(self.norm.weight.dtype))
+        out = self.o_proj(y.unflatten(0, x.shape[:2]) * F.silu(self.g_proj(x_g)))
         return out, {"time": tail(past, x, tokens.lengths, 1), "memory": memory}
 
     def _by_head(self, x: Tensor) -> Float[Tensor, "rows heads time size"]:

@@ -42,10 +42,10 @@ class SharedKeyAttention(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "rows time width"], tokens: Tokens, state: dict[str, Tensor] | None = None
     ) -> tuple[Float[Tensor, "rows time width"], dict[str, Tensor]]:
-        query = self.q_proj(hidden).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
+        query, value = self.q_proj(hidden).unflatten(-1, (self.heads, self.size)).transpose(1, 2), self.v_proj(hidden)
         cos, sin = self._rotary(tokens.positions(hidden.shape[1]))
-        query = _rotated(query, cos[:, None], sin[:, None]).to(hidden.dtype)
-        key, value = _rotated(self.k_proj(hidden), cos, sin).to(hidden.dtype), self.v_proj(hidden)
+        query = _rotated(query, cos[:, None], sin[:, None]).to(value.dtype)
+        key = _rotated(self.k_proj(hidden), cos, sin).to(value.dtype)
         keys, values = key, value
         past_keys = past_values = None
         if state is not None:

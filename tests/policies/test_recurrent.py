@@ -108,6 +108,21 @@ def test_steps_and_parts_are_one_forward(model, ids):
             assert all(torch.allclose(layer[name], other[name], atol=1e-4) for name in layer)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("autocast", [False, True])
+def test_lower_precision(model, ids, autocast):
+    expected = model(input_ids=ids).logits
+    model = model if autocast else model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        whole = model(input_ids=ids).logits
+        begin = model(input_ids=ids[:, :20], use_cache=True)
+        rest = model(input_ids=ids[:, 20:21], past_key_values=begin.past_key_values, use_cache=True)
+    assert whole.dtype == rest.logits.dtype == torch.bfloat16
+    assert all(layer["memory"].dtype == torch.float32 for layer in rest.past_key_values.layers)
+    close(whole.float(), expected, 0.1)
+    close(rest.logits.float(), whole[:, 20:21].float(), 0.1)
+
+
 MASKS = {
     "left": [[0] * 9 + [1] * 30, [1] * 39, [0] * 38 + [1]],
     "right": [[1] * 30 + [0] * 9, [1] * 39, [1] + [0] * 38],
