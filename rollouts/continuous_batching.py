@@ -61,7 +61,8 @@ class ContinuousBatching:
             torch.zeros(0, dtype=torch.long, device=device) for _ in range(4)
         )
         self.hidden = decoder.embedding.new_zeros(0, decoder.embedding.shape[1])
-        self.completion_cache, self.prompt_cache = decoder.cache(), decoder.prompt_cache()
+        self.completion_cache: Any = decoder.cache()  # of the decoder's kind, as the next one
+        self.prompt_cache: Any = decoder.prompt_cache()
         self.prompt_cache.lengths, self.prompt_cache.hidden = self.slot, self.hidden
         self.slots: dict[int, int] = {}
         self.unfinished: dict[int, int] = {}

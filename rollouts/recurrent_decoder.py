@@ -148,7 +148,7 @@ class RecurrentDecoder:
         places: Int[Tensor, "rows"],
         last_place: int,
         cache: StateCache,
-        shared: None = None,
+        shared: object = None,
     ) -> Float[Tensor, "rows width"]:
         """Outputs, before the output layer, of one more token of the cache's first rows, whose states advance.
 
@@ -167,7 +167,7 @@ class RecurrentDecoder:
         place: Int[Tensor, "rows"],
         index: Int[Tensor, "rows"],
         cache: StateCache,
-        prompts: None = None,
+        prompts: object = None,
     ) -> Float[Tensor, "rows width"]:
         """Outputs, before the output layer, of the last of several more tokens of the rows at `index`.
 

@@ -135,6 +135,7 @@ class RodimusMixer(nn.Module):
         """The convolution as a sum of shifted products, several times faster on a CPU than conv1d with groups."""
         before = x.new_zeros(len(x), self.conv_size - 1, x.shape[2]) if past is None else past.to(x.dtype)
         padded, weight, time = torch.cat([before, x], 1), self.conv1d.weight[:, 0], x.shape[1]
+        assert self.conv1d.bias is not None
         convolved = torch.zeros_like(x) + self.conv1d.bias
         for shift in range(self.conv_size):
             convolved = torch.addcmul(convolved, padded[:, shift : shift + time], weight[:, shift])

@@ -120,7 +120,8 @@ class TimeMixing(nn.Module):
         return out, {"time": tail(past, x, tokens.lengths, 1), "memory": memory}
 
     def _by_head(self, x: Tensor) -> Float[Tensor, "rows heads time size"]:
-        return x.float().unflatten(-1, (self.heads, self.size)).transpose(1, 2)
+        heads: Tensor = x.float().unflatten(-1, (self.heads, self.size))
+        return heads.transpose(1, 2)
 
 
 class ChannelMixing(nn.Module):

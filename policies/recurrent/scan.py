@@ -79,4 +79,5 @@ def chunked_scan(
 def _in_chunks(part: Float[Tensor, "*batch time n"], size: int) -> Float[Tensor, "*batch chunks size n"]:
     """Padded behind with zeros, which neither decay the state nor add to it."""
     padding = -part.shape[-2] % size
-    return torch.nn.functional.pad(part, (0, 0, 0, padding)).unflatten(-2, (-1, size))
+    chunks: Tensor = torch.nn.functional.pad(part, (0, 0, 0, padding)).unflatten(-2, (-1, size))
+    return chunks

@@ -130,9 +130,10 @@ class Arrangement:
 
     def back(self, states: Float[Tensor, "sequences longest width"]) -> Float[Tensor, "rows time width"]:
         """The inverse of `rows`; zeros on padding."""
-        placed = states.new_zeros(self.shape.numel(), states.shape[2])
-        placed[self.places] = states[self.row, self.column]
-        return placed.unflatten(0, self.shape)
+        flat = states.new_zeros(self.shape.numel(), states.shape[2])
+        flat[self.places] = states[self.row, self.column]
+        placed: Tensor = flat.unflatten(0, self.shape)
+        return placed
 
 
 def arrangement(
