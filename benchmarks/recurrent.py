@@ -35,7 +35,7 @@ RESULTS = Path("runs/recurrent")
 
 KEYS, VALUES, NOISE = 8, 8, 4
 LENGTH, WINDOW = 64, 16
-STEPS, BATCH, LR = 300, 32, 5e-3
+STEPS, BATCH, LR = 1000, 32, 5e-3
 RODIMUS: dict[str, Any] = {
     "vocab_size": 2 * KEYS + VALUES + NOISE, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8,
     "num_attention_heads": 4, "window_size": WINDOW,
@@ -161,21 +161,23 @@ def sums(arm: str, seed: int) -> dict[str, Any]:
     from benchmarks.experiments import fit  # with Lightning and MLflow, which the other parts do not need
 
     name, hidden, layers = SUMS[arm]
-    base, started = RESULTS / f"base_{arm}_{seed}", RESULTS / f"sft_{arm}_{seed}"
-    make_untrained(name, str(base), hidden, layers, seed)
+    base, trained = str(RESULTS / f"base_{arm}_{seed}"), str(RESULTS / f"sft_{arm}_{seed}")
+    make_untrained(name, base, hidden, layers, seed)
     common = [f"--seed_everything={seed}", "--trainer.enable_progress_bar=false"]
     begin = time.process_time()
-    fit(
-        RESULTS, f"sft {arm} {seed}",
-        ["--config=configs/rodimus.yaml", f"--model.policy.model={base}", f"--trainer.max_steps={SFT_STEPS}",
-         f"--trainer.callbacks.init_args.folder={started}", f"--model.lr_scheduler.total_steps={SFT_STEPS}",
-         "--data.batch_size=32", *common],
-    )  # fmt: skip
-    grpo = [
-        "--config=configs/grpo.yaml", f"--model.policy.model={started}", f"--trainer.max_steps={ROLLOUTS}",
-        f"--trainer.val_check_interval={ROLLOUTS // 4}", *common,
+    sft = [
+        "--config=configs/sft.yaml", f"--model.policy.model={base}", f"--trainer.max_steps={SFT_STEPS}",
+        "--data.batch_size=32", f"--data.train_size={32 * SFT_STEPS}", f"--trainer.val_check_interval={SFT_STEPS}",
+        "--model.optimizer.lr=3e-3", "--model.lr_scheduler=torch.optim.lr_scheduler.OneCycleLR",
+        "--model.lr_scheduler.max_lr=3e-3", f"--model.lr_scheduler.total_steps={SFT_STEPS}",
     ]  # fmt: skip
-    _, result = fit(RESULTS, f"grpo {arm} {seed}", grpo)
+    cli, _ = fit(RESULTS, f"sft {arm} {seed}", [*sft, *common])
+    cli.model.policy.save(trained)
+    grpo = [
+        "--config=configs/grpo.yaml", f"--model.policy.model={trained}", f"--trainer.max_steps={ROLLOUTS}",
+        f"--trainer.val_check_interval={ROLLOUTS // 4}",
+    ]  # fmt: skip
+    _, result = fit(RESULTS, f"grpo {arm} {seed}", [*grpo, *common])
     return {
         "pass@1": result["curves"]["val/pass@1"],
         "reward": result["curves"]["train/reward"],
