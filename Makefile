@@ -5,7 +5,7 @@ SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py ca
   environments lightning_modules objectives policies rewards rollouts support tracking main.py
 
 .PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
-  wheels real-pairs assets r1 cort redi critique sleep-cot think-json rstar-coder clean
+  wheels real-pairs assets r1 cort redi critique sleep-cot think-json rstar-coder rodimus clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -175,6 +175,14 @@ rstar-coder: .venv/ready
 	for model in sft rl; do echo $$model; \
 	  $(BIN)/python main.py validate --config configs/rstar_coder.yaml \
 	    --model.policy.model runs/rstar_coder/$$model --trainer.logger false || exit 1; done
+
+# Rodimus and Rodimus+ on sums from random weights, and GRPO on Rodimus.
+rodimus: .venv/ready
+	for model in tiny_rodimus tiny_rodimus_plus; do \
+	  $(BIN)/python assets/make_untrained.py $$model runs/assets/$${model}_untrained 64 3 || exit 1; done
+	$(BIN)/python main.py fit --config configs/rodimus.yaml
+	$(BIN)/python main.py fit --config configs/rodimus_plus.yaml
+	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/rodimus/grpo.yaml
 
 clean:
 	rm -rf .venv build *.egg-info

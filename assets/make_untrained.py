@@ -4,6 +4,7 @@ loads.
     python assets/make_untrained.py tiny_reasoner runs/assets/tiny_reasoner_untrained
     python assets/make_untrained.py tiny_reasoner runs/r1/small_base 64 2      # hidden size and layers
     python assets/make_untrained.py tiny_encoder assets/tiny_encoder           # an encoder-decoder for code
+    python assets/make_untrained.py tiny_rodimus runs/assets/tiny_rodimus_untrained 64 3      # or tiny_rodimus_plus
 """
 
 import sys
@@ -24,6 +25,7 @@ from datamodules import quiz  # noqa: E402
 from datamodules.code_styles import programs  # noqa: E402
 from datamodules.records_desk import VOCABULARY  # noqa: E402
 from datamodules.sleep import vocabulary  # noqa: E402
+from policies import RodimusConfig, RodimusForCausalLM  # noqa: E402
 
 ROLES = ["<pad>", "<eos>", "<user>", "<assistant>"]
 TEMPLATE = (
@@ -137,7 +139,24 @@ def save_random(folder: str | Path, tokenizer: PreTrainedTokenizerFast, **shape:
     tokenizer.save_pretrained(folder)
 
 
-def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
+def save_rodimus(folder: str | Path, tokenizer: PreTrainedTokenizerFast, plus: bool, hidden: int, layers: int) -> None:
+    """Save a tokenizer and a Rodimus or Rodimus+ model with random weights, drawn from torch's generator."""
+    config = RodimusConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        block_type="rodimus_plus" if plus else "rodimus",
+        state_size=32,
+        num_attention_heads=4,
+        window_size=16,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    RodimusForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main(name: str, folder: str, hidden: int = 128, layers: int = 4, seed: int = 0) -> None:
     if name == "tiny_encoder":
         torch.manual_seed(0)
         save_encoder(folder, code_tokenizer())
@@ -148,8 +167,13 @@ def main(name: str, folder: str, hidden: int = 128, layers: int = 4) -> None:
         "tiny_assistant": assistant_tokenizer,
         "tiny_sleeper": sleeper_tokenizer,
         "tiny_quiz": quiz_tokenizer,
+        "tiny_rodimus": reasoner_tokenizer,
+        "tiny_rodimus_plus": reasoner_tokenizer,
     }[name]()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
+    if name.startswith("tiny_rodimus"):
+        save_rodimus(folder, tokenizer, name == "tiny_rodimus_plus", hidden, layers)
+        return
     save_random(
         folder,
         tokenizer,

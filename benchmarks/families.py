@@ -81,6 +81,9 @@ FAMILIES = sorted(
         Family("falcon", {"alibi": True, "new_decoder_architecture": False}, "falcon with alibi"),
         Family("rwkv", {"num_hidden_layers": 7, "rescale_every": 6}, "rwkv of seven layers"),
         Family("mixtral", {"sliding_window": None}, "mixtral without a window"),
+        Family("rodimus_torch", {"tie_word_embeddings": False}, "rodimus"),
+        Family("rodimus_torch", {"block_type": "rodimus_plus"}, "rodimus plus"),
+        Family("rwkv6_torch", {"head_size": 8}, "rwkv6"),
         Family(
             "phi3",
             {

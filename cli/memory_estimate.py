@@ -19,6 +19,7 @@ from policies.config_checks import check_config
 from policies.fused import TILE
 from policies.locate import locate
 from policies.realign import add_bottom_adapter
+from policies.recurrent import RecurrentForCausalLM
 from support.errors import ConfigError
 
 
@@ -29,12 +30,14 @@ class ModelSize:
     Fields:
         config: transformers' configuration. parameters: number of all, tied ones counted once.
         trained: number of those that are trained, adapters alone under LoRA. width: bytes per number.
+        state: bytes that a recurrent model keeps per row, whatever its length; 0 for others.
     """
 
     config: Any
     parameters: int
     trained: int
     width: int
+    state: int = 0
 
     @classmethod
     def of(cls, params: PolicyParams) -> "ModelSize":
@@ -50,6 +53,8 @@ class ModelSize:
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+                recurrent = isinstance(model, RecurrentForCausalLM)
+                state = model.model.initial_state(1).nbytes if recurrent else 0
                 if params.lora is not None:
                     model = with_adapter(model, params.lora)
                 if params.bottom_adapter:
@@ -63,7 +68,7 @@ class ModelSize:
                 f"the config.json of {params.model} cannot be read: {reason}. Correct model.policy.model."
             ) from error
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-        return cls(config, sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), dtype.itemsize)
+        return cls(config, sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained), dtype.itemsize, state)
 
     @property
     def head_size(self) -> int:
@@ -73,10 +78,11 @@ class ModelSize:
     def key_heads(self) -> int:
         return int(getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads)
 
-    def cache_bytes(self, tokens: int) -> int:
-        """Bytes of the keys and values of this many tokens in all layers."""
+    def cache_bytes(self, rows: int, tokens: int) -> int:
+        """Bytes of the keys and values of `tokens` tokens in each of `rows` rows, or of the rows' recurrent states."""
         layers: int = self.config.num_hidden_layers
-        return 2 * layers * self.key_heads * self.head_size * tokens * self.width
+        row = self.state or 2 * layers * self.key_heads * self.head_size * tokens * self.width
+        return rows * row
 
     def activation_bytes(self, prompts: int, prompt: int, rows: int, time: int, checkpointing: bool = False) -> int:
         """Bytes that the packed forward pass of an update keeps for its backward pass.

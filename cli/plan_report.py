@@ -139,7 +139,9 @@ def in_rollout(size: ModelSize, plan: RunPlan, module: OnPolicyModule) -> dict[s
     has_copies = isinstance(module.engine, EmbeddedEngine)
     return {
         "merged or transposed copies of matrices, at most": size.parameters * size.width if has_copies else 0,
-        f"keys and values of {rows_at_once:,} rows of {tokens:,} tokens": size.cache_bytes(rows_at_once * tokens),
+        f"{'states' if size.state else 'keys and values'} of {rows_at_once:,} rows of {tokens:,} tokens": (
+            size.cache_bytes(rows_at_once, tokens)
+        ),
     }
 
 

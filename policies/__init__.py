@@ -12,6 +12,7 @@ from policies.packing import PromptGroups
 from policies.params import LoRA, PolicyParams
 from policies.policy import Policy
 from policies.prompt_encoding import Prompt, encode_prompt
+from policies.recurrent import RodimusConfig, RodimusForCausalLM, RWKV6Config, RWKV6ForCausalLM
 from policies.reply_encoding import encode_reply
 from policies.scorer import Scorer, load_scorer
 from policies.tokenizer import load_tokenizer
@@ -25,6 +26,10 @@ __all__ = [
     "PolicyParams",
     "Prompt",
     "PromptGroups",
+    "RWKV6Config",
+    "RWKV6ForCausalLM",
+    "RodimusConfig",
+    "RodimusForCausalLM",
     "Scorer",
     "TextEncoder",
     "ValueModel",

@@ -13,7 +13,8 @@ from torch import Tensor
 from policies import Policy
 from rollouts.decoder import Decoder
 from rollouts.engine import Endings, Prompts, draw, warpers
-from rollouts.kv_cache import Cache, PromptCache, SharedPrompts
+from rollouts.kv_cache import SharedPrompts
+from rollouts.recurrent_decoder import RecurrentDecoder
 from rollouts.sampling import SamplingParams
 
 PREFILL_TOKENS = 4096  # maximum number of prompt tokens computed at once: bounds the memory of the widest layer
@@ -42,7 +43,7 @@ class ContinuousBatching:
     def __init__(
         self,
         policy: Policy,
-        decoder: Decoder,
+        decoder: Decoder | RecurrentDecoder,
         prompts: Prompts,
         group_size: int,
         sampling: SamplingParams,
@@ -60,13 +61,15 @@ class ContinuousBatching:
             torch.zeros(0, dtype=torch.long, device=device) for _ in range(4)
         )
         self.hidden = decoder.embedding.new_zeros(0, decoder.embedding.shape[1])
-        self.completion_cache, self.prompt_cache = decoder.cache(Cache), decoder.cache(PromptCache)
+        self.completion_cache: Any = decoder.cache()  # of the decoder's kind, as the next one
+        self.prompt_cache: Any = decoder.prompt_cache()
         self.prompt_cache.lengths, self.prompt_cache.hidden = self.slot, self.hidden
         self.slots: dict[int, int] = {}
         self.unfinished: dict[int, int] = {}
         self.free: list[int] = []
         self.waiting = rows
-        self.sharing = group_size > 1 and sum(map(len, prompts)) >= SHARE_FROM * len(prompts)
+        long_prompts = sum(map(len, prompts)) >= SHARE_FROM * len(prompts)
+        self.sharing = decoder.reads_prompts and group_size > 1 and long_prompts
 
     def generate(self, rows_at_once: int) -> None:
         """Generate all rows, at most `rows_at_once` side by side."""
@@ -122,15 +125,13 @@ class ContinuousBatching:
         self.steps = torch.cat([self.steps, torch.zeros_like(slot)])
         self.slot = torch.cat([self.slot, slot])
         self.hidden = torch.cat([self.hidden, self.prompt_cache.hidden[slot]])
-        width = 0 if self.sharing else self.prompt_cache.states.shape[4]
+        width = 0 if self.sharing else self.prompt_cache.width
         self.completion_cache.reserve(len(self.row), width + 1)
         if self.sharing:
             self.offset = torch.cat([self.offset, torch.zeros_like(slot)])
         else:
             self.offset = torch.cat([self.offset, self.prompt_cache.lengths[slot]])
-            self.completion_cache.states[:, :, len(self.row) - count : len(self.row), :, :width] = (
-                self.prompt_cache.states[:, :, slot]
-            )
+            self.completion_cache.start(slice(len(self.row) - count, len(self.row)), self.prompt_cache, slot)
 
     def _prefill(self, prompts: list[int]) -> None:
         """Compute the prompts with these indices into their slots, at most PREFILL_TOKENS tokens at once."""
@@ -148,15 +149,15 @@ class ContinuousBatching:
     def _more_slots(self, count: int) -> None:
         cache = self.prompt_cache
         old_slots = len(cache.lengths)
-        cache.reserve(old_slots + count, cache.states.shape[4])
-        slots = cache.states.shape[2]
+        cache.reserve(old_slots + count, cache.width)
+        slots = cache.slots
         self.free += range(old_slots, slots)
         cache.lengths = torch.cat([cache.lengths, cache.lengths.new_ones(slots - old_slots)])
         cache.hidden = torch.cat([cache.hidden, cache.hidden.new_zeros(slots - old_slots, self.hidden.shape[1])])
 
     def _draw(self) -> Int[Tensor, "live"]:
         """Draw the next token of every live row, and record it with its log-prob."""
-        size = max(1, LOGITS // self.decoder.head[0].shape[1])
+        size = max(1, LOGITS // self.decoder.vocabulary)
         parts = [self._sample(slice(start, start + size)) for start in range(0, len(self.row), size)]
         drawn, logprobs = (torch.cat(part) for part in zip(*parts, strict=True))
         if self.forced.shape[1]:
@@ -218,11 +219,7 @@ class ContinuousBatching:
         kept = torch.tensor(list(self.slots.values()), dtype=torch.long, device=self.slot.device)
         place = torch.zeros(len(self.prompt_cache.lengths), dtype=torch.long, device=kept.device)
         place[kept] = torch.arange(len(kept), device=kept.device)
-        self.prompt_cache.states = self.prompt_cache.states[:, :, kept]
-        self.prompt_cache.lengths, self.prompt_cache.hidden = (
-            self.prompt_cache.lengths[kept],
-            self.prompt_cache.hidden[kept],
-        )
+        self.prompt_cache.keep(kept)
         self.slot = place[self.slot]
         self.slots = {prompt: i for i, prompt in enumerate(self.slots)}
         self.free = []

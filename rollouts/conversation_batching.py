@@ -24,12 +24,12 @@ class _Parked:
     """A row between two turns.
 
     Fields:
-        states: its keys and values. offset: number of prompt tokens among them.
+        states: its keys and values, or its recurrent state. offset: number of prompt tokens among them.
         due: the decoding step at which it comes back.
     """
 
     row: int
-    states: Tensor
+    states: Any
     offset: int
     due: int
     reply: "Future[Reply]"
@@ -83,7 +83,7 @@ class ConversationBatching(ContinuousBatching):
         due = self.clock + (self.environment.overlap if self.environment.waits else 0)
         for place in finished.tolist():
             row, steps, offset = int(self.row[place]), int(self.steps[place]), int(self.offset[place])
-            states = self.completion_cache.states[:, :, place, :, : offset + steps].clone()
+            states = self.completion_cache.take(place, offset + steps)
             reply = self.conversations.ask(row, steps + 1, REASONS[int(self.reasons[row])])
             self.parked.append(_Parked(row, states, offset, due, reply))
 
@@ -100,7 +100,7 @@ class ConversationBatching(ContinuousBatching):
         first = steps - counts
         self.completion_cache.reserve(live + len(replies), int((offset + first).max()) + longest + 1)
         for place, (parked, _) in enumerate(replies, start=live):
-            self.completion_cache.states[:, :, place, :, : parked.states.shape[3]] = parked.states
+            self.completion_cache.put(place, parked.states)
         tokens = self.tokens[
             rows[:, None], (first[:, None] + torch.arange(longest, device=device)).clamp(max=self.tokens.shape[1] - 1)
         ]

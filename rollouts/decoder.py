@@ -50,6 +50,8 @@ def _times(states: Float[Tensor, "... inputs"], linear: Linear) -> Float[Tensor,
 class Decoder:
     """Prefill and single decoding steps of one model.
 
+    Recurrent models have a decoder with the same methods (rollouts/recurrent_decoder.py).
+
     The decoder uses the weights of the moment: those in the computing precision are shared with the module, adapters
     are merged into copies. Make a new decoder after an update.
 
@@ -61,6 +63,8 @@ class Decoder:
     Raises:
         ValueError: the model is not Llama-shaped.
     """
+
+    reads_prompts = True  # rows may read their prompts from another cache than their own
 
     @torch.no_grad()
     def __init__(self, bare: Any, dtype: torch.dtype, transpose: bool = False) -> None:
@@ -127,9 +131,18 @@ class Decoder:
         weight = weight.to(self.dtype).t()
         return weight.contiguous() if transpose else weight, None if bias is None else bias.to(self.dtype)
 
-    def cache(self, kind: type[Cache] = Cache) -> Any:
+    def cache(self) -> Cache:
         """An empty cache for this model."""
-        return kind(len(self.layers), self.key_heads, self.size, self.dtype, self.embedding.device)
+        return Cache(len(self.layers), self.key_heads, self.size, self.dtype, self.embedding.device)
+
+    def prompt_cache(self) -> PromptCache:
+        """An empty cache for prompts."""
+        return PromptCache(len(self.layers), self.key_heads, self.size, self.dtype, self.embedding.device)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits per row."""
+        return self.head[0].shape[1]
 
     def rotary(self, positions: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
         """(cos, sin), each (..., 1, size), the sine's first half negated: rotation is x * cos + swapped(x) * sin."""

@@ -1,7 +1,8 @@
 """The default engine: it generates in the training process, on the training weights.
 
 There is no second copy of the model, and there are no weights to synchronise. `rollouts/continuous_batching.py` decides
-which rows are computed together, `rollouts/decoder.py` computes them.
+which rows are computed together; `rollouts/decoder.py`, or for recurrent models `rollouts/recurrent_decoder.py`,
+computes them.
 """
 
 import warnings
@@ -13,6 +14,7 @@ from policies import Policy
 from policies.adapters import acting_adapters
 from policies.compute import in_its_precision
 from policies.modes import evaluation_mode
+from policies.recurrent import RecurrentForCausalLM
 from rollouts.batch import RolloutBatch
 from rollouts.continuous_batching import ContinuousBatching
 from rollouts.conversation_batching import ConversationBatching
@@ -31,16 +33,19 @@ from rollouts.engine import (
 )
 from rollouts.engine_checks import allowed_gap, recorded_gap
 from rollouts.environment import Environment
-from rollouts.kv_cache import PromptCache, SharedPrompts
+from rollouts.kv_cache import SharedPrompts
 from rollouts.realigned_decoder import RealignedDecoder
+from rollouts.recurrent_decoder import RecurrentDecoder
 from rollouts.sampling import SamplingParams
 from rollouts.transformers_engine import TransformersEngine
 
+AnyDecoder = Decoder | RecurrentDecoder
 TRANSPOSE_FROM = 16  # number of steps from which a transposed copy of the weights saves time
 
 
 class EmbeddedEngine(Engine):
-    """Generation with the Decoder for Llama-shaped models; for others with TransformersEngine, after a warning.
+    """Generation with a decoder for Llama-shaped and for the project's recurrent models; for others with
+    TransformersEngine, after a warning.
 
     The first call compares the decoder with the model's own forward.
     """
@@ -104,7 +109,7 @@ class EmbeddedEngine(Engine):
             reasons, turns = conversations.reasons, conversations.turns(int(run.lengths.max()))
         return assemble(policy, prompts, rows, run.tokens, run.logprobs, run.lengths, forced_tokens, reasons, turns)
 
-    def _decoder(self, policy: Policy, prompt: list[int], dtype: torch.dtype, transpose: bool) -> Decoder | None:
+    def _decoder(self, policy: Policy, prompt: list[int], dtype: torch.dtype, transpose: bool) -> AnyDecoder | None:
         if self._checked.get(dtype) is False:
             return None
         try:
@@ -122,8 +127,10 @@ class EmbeddedEngine(Engine):
         self._checked[dtype] = False
 
 
-def _decoder_of(policy: Policy, dtype: torch.dtype, transpose: bool) -> Decoder:
+def _decoder_of(policy: Policy, dtype: torch.dtype, transpose: bool) -> AnyDecoder:
     """A decoder. Raises ValueError for a model of a shape that is not known, whatever is missing or different in it."""
+    if isinstance(policy.bare, RecurrentForCausalLM):
+        return RecurrentDecoder(policy.bare, dtype)
     try:
         if policy.params.realign is not None:
             return RealignedDecoder(policy.bare, dtype, transpose, policy.params.realign)
@@ -132,12 +139,13 @@ def _decoder_of(policy: Policy, dtype: torch.dtype, transpose: bool) -> Decoder:
         raise ValueError(f"{type(policy.bare).__name__} is built differently from Llama ({error})") from error
 
 
-def _check(decoder: Decoder, policy: Policy, prompt: list[int]) -> None:
+def _check(decoder: AnyDecoder, policy: Policy, prompt: list[int]) -> None:
     """Compare prefill and two steps with one plain forward over the same tokens. Raises ValueError if they differ."""
     ids = torch.tensor([prompt + prompt[:1] * 2], device=policy.device)
     expected = policy.model(input_ids=ids, use_cache=False).logits[0, -3:].float().log_softmax(-1)
     with torch.autocast(policy.device.type, enabled=False):
-        prompt_cache, completion_cache = decoder.cache(PromptCache), decoder.cache()
+        prompt_cache: Any = decoder.prompt_cache()
+        completion_cache: Any = decoder.cache()
         prompt_cache.reserve(1, len(prompt))
         completion_cache.reserve(1, 2)
         slot = torch.zeros(1, dtype=torch.long, device=policy.device)
@@ -145,8 +153,10 @@ def _check(decoder: Decoder, policy: Policy, prompt: list[int]) -> None:
         prompt_cache.hidden = decoder.embedding.new_zeros(1, decoder.embedding.shape[1])
         decoder.prefill(ids[:, : len(prompt)], slot + len(prompt), prompt_cache, slot)
         outputs = [prompt_cache.hidden]
+        shared: Any = SharedPrompts(prompt_cache, slot) if decoder.reads_prompts else None
+        if shared is None:
+            completion_cache.start(slice(0, 1), prompt_cache, slot)
         for step in range(2):
-            shared = SharedPrompts(prompt_cache, slot)
             place = slot + step
             outputs.append(decoder.step(ids[:, 0], place + len(prompt), place, step, completion_cache, shared))
         logprobs = decoder.logits(torch.cat(outputs)).float().log_softmax(-1)

@@ -15,6 +15,11 @@ class Cache:
     def __init__(self, layers: int, key_heads: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.states = torch.zeros(layers, 2, 0, key_heads, 0, size, dtype=dtype, device=device)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return self.states.nbytes
+
     def reserve(self, rows: int, time: int) -> None:
         """Make room for this many rows and tokens; rows beyond `rows` are lost when the tensor is allocated anew."""
         layers, two, old_rows, heads, old_time, size = self.states.shape
@@ -29,6 +34,18 @@ class Cache:
         """Copy the first `time` tokens of the source rows over the target rows."""
         self.states[:, :, target, :, :time] = self.states[:, :, source, :, :time]
 
+    def start(self, rows: slice, prompts: "PromptCache", slot: Int[Tensor, "rows"]) -> None:
+        """Let these rows begin with copies of the prompts in these slots."""
+        self.states[:, :, rows, :, : prompts.width] = prompts.states[:, :, slot]
+
+    def take(self, row: int, time: int) -> Tensor:
+        """A copy of the first `time` tokens of a row."""
+        return self.states[:, :, row, :, :time].clone()
+
+    def put(self, row: int, taken: Tensor) -> None:
+        """Put what `take` gave into a row."""
+        self.states[:, :, row, :, : taken.shape[3]] = taken
+
 
 class PromptCache(Cache):
     """Keys and values of prompts, padded on the right; each prompt has a slot (a row of the tensor).
@@ -40,6 +57,20 @@ class PromptCache(Cache):
 
     lengths: Int[Tensor, "slots"]
     hidden: Float[Tensor, "slots width"]
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return self.states.shape[2]
+
+    @property
+    def width(self) -> int:
+        """Number of tokens for which there is room in a slot."""
+        return self.states.shape[4]
+
+    def keep(self, kept: Int[Tensor, "kept"]) -> None:
+        """Keep these slots only, in this order."""
+        self.states, self.lengths, self.hidden = self.states[:, :, kept], self.lengths[kept], self.hidden[kept]
 
 
 class SharedPrompts:

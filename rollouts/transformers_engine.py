@@ -103,8 +103,8 @@ class TransformersEngine(Engine):
         for way in [self.ways[talks]] if talks in self.ways else WAYS[0 if talks else 1 :]:
             if policy.scoring == "by_length":
                 way = replace(way, by_length=True, carried=False)
-            if way.carried and limits(policy.bare.config):
-                continue  # a window would count the padding between turns, which no short comparison shows
+            if way.carried and (limits(policy.bare.config) or getattr(policy.bare, "_is_stateful", False)):
+                continue  # a window would count, a state take up, the padding behind turns: short comparisons miss it
             conversations: Conversations | None = None
             if environment is not None:
                 conversations = Conversations(policy, environment, rows, group_size, sampling, forced_tokens, uniform)

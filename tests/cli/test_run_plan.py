@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from assets.make_untrained import reasoner_tokenizer
+from assets.make_untrained import reasoner_tokenizer, save_rodimus
 from cli.memory_estimate import ModelSize, states_of
 from lightning_modules import GRPO, KLPenalty
 from main import main
@@ -16,6 +16,7 @@ from policies import LoRA, Policy, PolicyParams, PromptGroups
 from rewards import Reward
 from rollouts import BatchPlan
 from rollouts.decoder import Decoder
+from rollouts.recurrent_decoder import RecurrentDecoder
 from support.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,16 @@ def test_the_cache_is_sized_exactly(grouped, dtype):
     held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
     own = Decoder(model, getattr(torch, dtype)).cache()
     own.reserve(5, 7)
-    assert ModelSize.of(params).cache_bytes(5 * 7) == held == own.states.numel() * own.states.element_size()
+    assert ModelSize.of(params).cache_bytes(5, 7) == held == own.states.numel() * own.states.element_size()
+
+
+def test_the_states_of_recurrent_models_are_sized_exactly(tmp_path):
+    save_rodimus(tmp_path, reasoner_tokenizer(), plus=True, hidden=32, layers=2)
+    params = PolicyParams(str(tmp_path))
+    decoder = RecurrentDecoder(Policy(params).model, torch.float32)
+    decoder_cache = decoder.cache()
+    decoder_cache.reserve(5, 7)
+    assert ModelSize.of(params).cache_bytes(5, 7) == ModelSize.of(params).cache_bytes(5, 700) == decoder_cache.nbytes
 
 
 @pytest.mark.parametrize(("prompts", "group", "prompt", "width"), [(4, 8, 12, 64), (2, 4, 60, 50)])

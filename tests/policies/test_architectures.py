@@ -28,6 +28,7 @@ CELLS = [
     ("phi", ROLLED, ("generate", "padded")),  # an output layer with a bias
     ("olmo", ROLLED, ("generate", "packed")),  # norms without weights
     ("rwkv of seven layers", ROLLED, ("generate, by length, no cache", "by length")),
+    ("rwkv6", ROLLED, ("embedded", "padded")),  # the project's own recurrent models
     ("lfm2", ROLLED, ("generate", "padded")),  # convolutions
     ("qwen3_moe", ("LoRA",), (None,)),
     ("gemma4_text", ("LoRA",), (None,)),  # buffers
