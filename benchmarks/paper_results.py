@@ -80,7 +80,7 @@ def stored(name: str) -> dict[str, Any]:
 
 
 def result_of(name: str, arm: str, seed: int) -> Result | None:
-    """The result of a run, from runs/papers/ or as it was kept; None if there is none with today's settings."""
+    """The result of a run, from runs/papers/ or as it was kept; None without one of today's settings."""
     path = path_of(name, arm, seed)
     result = json.loads(path.read_text()) if path.is_file() else stored(name).get(f"{arm} {seed}")
     return result if result is not None and result["digest"] == digest(name, arm) else None

@@ -77,7 +77,7 @@ def cell(shown: list[Result], heading: str, metric: str) -> str:
 
 
 def rows_of(name: str) -> list[tuple[str, ...]]:
-    """The rows of one paper; where its arm and plain GRPO generated unequal numbers of tokens, also at equal numbers."""
+    """The rows of one paper, also at equal numbers of tokens where its arm and plain GRPO generated unequal ones."""
     experiment = EXPERIMENTS[name][1]
     shown = {arm: results(name, arm) for arm in experiment.arms}
     method = next(iter(shown))
@@ -156,7 +156,7 @@ def claims(before: str) -> str:
 
 
 def title_of(name: str) -> str:
-    """What the picture shows: the first claim, and whether it appears."""
+    """The first claim, and whether it appears, as the picture's title."""
     paper, experiment = EXPERIMENTS[name]
     claim = experiment.claims[0]
     row = claim_row(name, claim, experiment)

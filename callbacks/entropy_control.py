@@ -23,8 +23,8 @@ class AdaptiveEntropy(L.Callback):
     def __init__(self, target: float = 0.2, step: float = 1e-4, limits: tuple[float, float] = (0.0, 0.005)) -> None:
         if target <= 0 or step <= 0 or not 0 <= limits[0] < limits[1]:
             raise ConfigError(
-                f"AdaptiveEntropy: target is {target}, step {step} and limits {tuple(limits)}, but target and step must "
-                "be positive and limits two rising numbers from 0. Change these arguments of "
+                f"AdaptiveEntropy: target is {target}, step {step} and limits {tuple(limits)}, but target and step "
+                "must be positive and limits two rising numbers from 0. Change these arguments of "
                 "callbacks.AdaptiveEntropy."
             )
         self.target, self.step, self.limits = target, step, limits
