@@ -133,7 +133,7 @@ cort: .venv/ready
 	  $(BIN)/python main.py validate --config configs/cort.yaml --model.policy.model runs/cort/$$model \
 	    --model.evaluation.samples 4 --trainer.logger false || exit 1; done
 
-# ThinkJSON's two stages, RL and then supervised fine-tuning; the start and both results on held-out rows. SEED as above.
+# ThinkJSON's two stages, RL and then fine-tuning; the start and both results on held-out rows. SEED as above.
 think-json: .venv/ready
 	$(BIN)/python main.py fit --config configs/think_json.yaml --config configs/think_json/1_rl.yaml \
 	  --seed_everything $(SEED)

@@ -150,7 +150,8 @@ class SafetyTestPhase(OnPolicyModule):
         if self.policy_params.realign is not None:
             raise ConfigError(
                 f"policy.realign is {self.policy_params.realign:g}, but an exported folder, which the certificate "
-                "speaks of, holds the path through the adapter alone. Set model.policy.realign to null for the safety test."
+                "speaks of, holds the path through the adapter alone. Set model.policy.realign to null for the safety "
+                "test."
             )
         self.check_unseen()
         what, question = generator(self, self.sampling), self.question()
