@@ -87,9 +87,6 @@ assets: .venv/ready
 	for model in tiny_sat tiny_verifier tiny_json tiny_coder tiny_thinker; do \
 	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
 	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
-	$(BIN)/python assets/make_untrained.py tiny_quiz runs/assets/tiny_quiz_untrained 64 2
-	for model in tiny_quiz tiny_facts; do \
-	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 
 # DeepSeek-R1's pipeline on sums, stage by stage, and the smaller model that learns from it.
