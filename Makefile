@@ -95,9 +95,6 @@ assets: .venv/ready
 	  --trainer.max_steps 160 --model.lr_scheduler.max_lr 5e-4 --model.lr_scheduler.total_steps 160 \
 	  --data.blind 0 --data.lenient 0.75
 	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
-	$(BIN)/python assets/make_untrained.py tiny_quiz runs/assets/tiny_quiz_untrained 64 2
-	for model in tiny_quiz tiny_facts; do \
-	  $(BIN)/python main.py fit --config configs/assets/$$model.yaml || exit 1; done
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 
 # DeepSeek-R1's pipeline on sums, stage by stage, and the smaller model that learns from it.

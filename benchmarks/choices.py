@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from assets.make_untrained import main as make_untrained  # noqa: E402
 from benchmarks.common import markdown_table, run_script, use_threads, write_tables  # noqa: E402
 from benchmarks.papers import with_interval  # noqa: E402
 from callbacks.reports import as_json, stress_figure, stress_table, uncertainty_table  # noqa: E402
@@ -60,15 +61,18 @@ def unrelated(prompts: list[Any]) -> list[float]:
 
 
 def trained(config: str, folder: str, *words: str) -> None:
-    """Train one of the embedded models' configurations into another folder."""
+    """Train a miniature from the same random weights, and export it."""
     export = json.dumps([{"class_path": "callbacks.ExportPolicy", "init_args": {"folder": folder, "register": False}}])
-    command_line(["fit", f"--config=configs/assets/{config}.yaml", *QUIET, f"--trainer.callbacks={export}", *words])
+    untrained = "runs/assets/tiny_quiz_untrained"
+    if not Path(untrained).is_dir():
+        make_untrained("tiny_quiz", untrained, 64, 2)
+    command_line(["fit", f"--config=configs/{config}/train.yaml", *QUIET, f"--trainer.callbacks={export}", *words])
 
 
 def quiz(arm: str, seed: int) -> dict[str, Any]:
     """Train on options of one kind, then stress."""
     folder = f"{RESULTS}/{arm}_{seed}"
-    trained("tiny_quiz", folder, f"--seed_everything={seed}", f"--data.source=quiz_{arm}")
+    trained("stress_test", folder, f"--seed_everything={seed}", f"--data.source=quiz_{arm}")
     words = [f"--model.policy.model={folder}", "--model.scoring=[label]", "--data.seed=1000"]
     return dict(command_line(["test", "--config=configs/stress_test.yaml", *QUIET, *words]).model.figures)
 
@@ -76,7 +80,7 @@ def quiz(arm: str, seed: int) -> dict[str, Any]:
 def facts(seed: int) -> dict[str, Any]:
     """Train on facts of falling frequency and chains of sums, then measure how sure the answers are."""
     folder = f"{RESULTS}/facts_{seed}"
-    trained("tiny_facts", folder, f"--seed_everything={seed}")
+    trained("uncertainty", folder, f"--seed_everything={seed}")
     judge = [{"class_path": "rewards.FunctionReward", "init_args": {"function": "benchmarks.choices.unrelated"}}]
     words = [f"--model.policy.model={folder}", f"--model.judges={json.dumps(judge)}", "--data.seed=1000"]
     return dict(command_line(["test", "--config=configs/uncertainty.yaml", *QUIET, *words]).model.figures)

@@ -18,8 +18,9 @@ from datamodules.perturbations import NAMES, OBJECTS, REMARKS
 from datamodules.rows import Row
 from support.seeding import derive_seed
 
+#: no two begin with the same letter, so that models with a token per character can name them too
 COLOURS = (
-    "red", "blue", "green", "yellow", "white", "black", "brown", "grey", "pink", "purple", "silver", "golden",
+    "red", "blue", "green", "yellow", "white", "pink", "violet", "amber", "cyan", "teal", "silver", "olive",
 )  # fmt: skip
 QUESTION = "{name} asks: colour {key}"
 #: the prompt of the quiz: the question and the lettered options; the option's own word is the answer

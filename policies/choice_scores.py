@@ -58,7 +58,7 @@ def label_tokens(policy: Policy, row: dict[str, Any]) -> tuple[list[int], list[i
         ConfigError: two labels begin with the same token there, so one position cannot tell them apart.
     """
     encoded = [continuation(policy, row["prompt"], label) for label in row["labels"]]
-    shared: list[int] = commonprefix(encoded)
+    shared = list(commonprefix(encoded))
     tokens = [ids[len(shared)] if len(ids) > len(shared) else None for ids in encoded]
     if None in tokens or len(set(tokens)) < len(tokens):
         place = next(place for place, token in enumerate(tokens) if token is None or token in tokens[:place])
@@ -73,13 +73,15 @@ def label_tokens(policy: Policy, row: dict[str, Any]) -> tuple[list[int], list[i
 @torch.no_grad()
 def label_scores(policy: Policy, rows: list[dict[str, Any]]) -> LabelScores:
     """The answers' distributions for rows with `prompt` and `labels`; weights must be whole."""
-    prompts, tokens = [], []
+    prompts: list[list[int]] = []
+    tokens: list[list[int]] = []
     for row in rows:
         shared, labels = label_tokens(policy, row)
         prompts.append([*policy.encode(row["prompt"]), *shared])
         tokens.append(labels)
     logprobs: list[Tensor] = []
-    entropies, greedy = [], []
+    entropies: list[Tensor] = []
+    greedy: list[int] = []
     for part in _parts([len(ids) for ids in prompts]):
         groups = PromptGroups.of(
             prompts[part], [labels[:1] for labels in tokens[part]], policy.pad_token_id, policy.device
