@@ -1,6 +1,6 @@
 """Small functions described in words, with an oracle, an input generator and a solver that makes mistakes.
 
-The miniature of rStar-Coder. "times 3, plus 4, odd" asks for a function of a whole number:
+The miniature of rStar-Coder (arXiv 2505.21297). "times 3, plus 4, odd" asks for a function of a whole number:
 
     def f(x):
      x=x*3
