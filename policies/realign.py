@@ -78,7 +78,8 @@ def _insert(model: Any, name: str) -> None:
         plain = False
     if not plain:
         raise _unsuitable(model, name, "its first layer has no self_attn.o_proj and mlp.down_proj to begin at zero")
-    count, adapter = len(layers), copy.deepcopy(layers[0])
+    # With the model's own configuration in it, by which its kind of attention is set.
+    count, adapter = len(layers), copy.deepcopy(layers[0], {id(one): one for one in (config, decoder.config)})
     with torch.no_grad():
         for parameter in stream_outputs(adapter):
             parameter.zero_()

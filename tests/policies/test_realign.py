@@ -68,6 +68,7 @@ def test_both_paths_are_equal_before_training(folders, name):
         groups = PromptGroups.of(PROMPTS, PROMPTS, 0, policy.device)
         path_a, path_b = policy.logprobs(groups)[0], Policy(PolicyParams(folders[name])).logprobs(groups)[0]
         assert float((path_a - path_b).detach()[groups.completion_mask].abs().max()) <= 1e-5
+        assert policy.scoring == "packed"
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "smollm3"])
