@@ -41,6 +41,7 @@ class Result:
         first: first value of every validation metric.
         curves: metric -> (generated tokens, value) of every validation.
         rollouts: number of rollouts.
+        clock: metric -> seconds since the start of the run of every validation.
     """
 
     run: str
@@ -50,6 +51,7 @@ class Result:
     first: dict[str, float]
     curves: dict[str, Curve] = field(default_factory=dict)
     rollouts: int = 0
+    clock: dict[str, list[float]] = field(default_factory=dict)
 
 
 #: packages whose code decides the outcome of a run
@@ -254,14 +256,15 @@ class Comparison:
                 f"the run {run.info.run_name!r} has no metric train/tokens or no validation; delete it in MLflow and "
                 "run the comparison again."
             )
-        curves, first = {}, {}
+        curves, first, clock = {}, {}, {}
         for name, points in history.items():
             ordered = sorted(points, key=lambda point: point.timestamp)
             first[name] = ordered[0].value
             # The first validation precedes the first rollout, but has the same step as the validation after it.
             curves[name] = [(0.0, ordered[0].value), *((tokens[point.step], point.value) for point in ordered[1:])]
+            clock[name] = [(point.timestamp - run.info.start_time) / 1000 for point in ordered]
         seconds = (run.info.end_time - run.info.start_time) / 1000
-        return Result(run.info.run_id, seed, seconds, dict(run.data.metrics), first, curves, len(tokens))
+        return Result(run.info.run_id, seed, seconds, dict(run.data.metrics), first, curves, len(tokens), clock)
 
 
 def _fit(command: list[str], log: str) -> None:
