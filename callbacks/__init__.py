@@ -13,6 +13,7 @@ from callbacks.difficulty import DifficultyLedger
 from callbacks.doctor import Doctor
 from callbacks.export import ExportPolicy
 from callbacks.export_adapter import ExportAdapter
+from callbacks.gradient_norms import GradientNorms
 from callbacks.greso import GRESO
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.laser_monitor import LaserMonitor
@@ -20,6 +21,7 @@ from callbacks.non_finite import NonFiniteGradients
 from callbacks.one_shot import OneShot
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
+from callbacks.push_to_hub import PushToHub
 from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.run_facts import RunFacts
@@ -47,11 +49,13 @@ __all__ = [
     "ExportPolicy",
     "FixedKL",
     "GRESOSampler",
+    "GradientNorms",
     "LaserMonitor",
     "NonFiniteGradients",
     "OneShot",
     "OneShotSampler",
     "Plateau",
+    "PushToHub",
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",

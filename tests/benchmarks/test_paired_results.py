@@ -114,7 +114,9 @@ def test_a_setting_is_varied_in_every_combination():
     assert arm.title == "LASER, clip_high 0.28, lr 1e-4"
     assert arm.comparison == METHODS["laser"].comparison | {"model.loss.clip_high": 0.28, "model.optimizer.lr": "1e-4"}
     assert "--model.loss.clip_high=0.28" in arguments(arm, 0, 100)
-    both = varied(chosen(["grpo"]), ["model.sampling.temperature=[0.5,1]", "model.evaluation.sampling.temperature=[0,1]"])
+    both = varied(
+        chosen(["grpo"]), ["model.sampling.temperature=[0.5,1]", "model.evaluation.sampling.temperature=[0,1]"]
+    )
     assert "grpo.model.sampling.temperature_0.5_model.evaluation.sampling.temperature_0" in both
     for wrong in ("clip_high", "a=0.2", "a=[0.2]", "a=[1,1]", "=[1,2]", "a=[1,"):
         with pytest.raises(ConfigError, match="--vary"):
