@@ -61,7 +61,9 @@ def _gradients(module: Any) -> Iterator[tuple[str, Tensor]]:
 
 def layer_of(name: str) -> str:
     """The layer of a parameter by its dotted name: that of the first number in it, else the innermost module."""
-    part, _, inner = name.partition(".")
+    part, dot, inner = name.partition(".")
+    if not dot:
+        return part
     prefix = "" if part == "policy" else f"{part}_"
     if (number := _LAYER.search(f".{inner}.")) is not None:
         return f"{prefix}layer_{int(number[1]):02d}"

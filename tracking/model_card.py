@@ -75,11 +75,11 @@ def papers_of(module: Any) -> list[Paper]:
     """The papers whose classes the module and its rewards are, the method's first."""
     parts = [module, *getattr(module, "rewards", [])]
     parts += [value for name in ("advantage", "policy_loss") if (value := getattr(module, name, None)) is not None]
-    papers = []
+    papers: dict[str, Paper] = {}
     for part in parts:
         path = f"{type(part).__module__.partition('.')[0]}.{type(part).__name__}"
-        papers += [paper for paper in all_papers().values() if path in paper.classes and paper.arxiv]
-    return list(dict.fromkeys(papers))
+        papers |= {name: paper for name, paper in all_papers().items() if path in paper.classes and paper.arxiv}
+    return list(papers.values())
 
 
 def measured(trainer: L.Trainer, module: Any) -> Iterator[tuple[str, tuple[float, tuple[float, float] | None]]]:

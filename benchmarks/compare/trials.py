@@ -237,7 +237,9 @@ class Comparison:
         ]
         log = self.log(name, seed)
         log.parent.mkdir(parents=True, exist_ok=True)
-        process = FORKS.Process(target=_fit, args=([*command, f"--trainer.default_root_dir={self.folder}"], str(log)))
+        process = FORKS.Process(
+            target=fit_in_process, args=([*command, f"--trainer.default_root_dir={self.folder}"], str(log))
+        )
         process.start()
         process.join()
         return process.exitcode == 0
@@ -267,7 +269,7 @@ class Comparison:
         return Result(run.info.run_id, seed, seconds, dict(run.data.metrics), first, curves, len(tokens), clock)
 
 
-def _fit(command: list[str], log: str) -> None:
+def fit_in_process(command: list[str], log: str) -> None:
     """Train in the process of the run; its output goes to a file."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)

@@ -10,13 +10,14 @@ from callbacks import GradientNorms, RunFacts
 from callbacks.gradient_norms import layer_of
 from callbacks.run_facts import uncommitted
 from policies import LoRA
+from rewards import FunctionReward
 from support.errors import ConfigError
 from tests.helpers import brevity, build, fit
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=2, alpha=4)], ids=["full", "lora"])
 def test_layers_make_up_the_norm_of_all_gradients(reasoner, tmp_path, lora):
-    module = build(reasoner, [brevity()], lora=lora, max_grad_norm=1e-3)
+    module = build(reasoner, [FunctionReward(brevity)], lora=lora, max_grad_norm=1e-3)
     trainer = fit(module, 2, [GradientNorms()], seed=0, logger=CSVLogger(tmp_path), log_every_n_steps=1)
     norms = {
         name.removeprefix("train/grad_norm/"): float(value)
@@ -79,6 +80,6 @@ def test_no_repository_has_no_changes(tmp_path, monkeypatch):
 
 
 def test_a_run_keeps_the_changes_in_its_folder(repository, reasoner):
-    trainer = fit(build(reasoner, [brevity()]), 0, [RunFacts()], folder=repository / "runs")
+    trainer = fit(build(reasoner, [FunctionReward(brevity)]), 0, [RunFacts()], folder=repository / "runs")
     (kept,) = (repository / "runs").glob("*/code/uncommitted_*.diff")
     assert kept.read_text() == uncommitted() and trainer.global_step == 0
