@@ -215,12 +215,24 @@ def _parent(name: str) -> tuple[Any, str, str]:
 
 
 def importances(study: Any) -> dict[str, float]:
-    """The share of each setting in the spread of the results (PED-ANOVA); empty for too few or equal results."""
-    complete = [trial.value for trial in done(study) if trial.value is not None]
-    if len(complete) < 4 or min(complete) == max(complete):
+    """The share of each setting in the spread of the results (fANOVA); empty for too few or equal results.
+
+    Trials that were stopped early count with their last value: without them, only good regions would be left.
+    """
+    finished = [(trial, last) for trial in done(study) if (last := last_value(trial)) is not None]
+    if len(finished) < 4 or len({last for _, last in finished}) == 1:
         return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    whole = optuna.create_study(direction="maximize")
+    for trial, last in finished:
+        whole.add_trial(optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=last))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return dict(optuna.importance.get_param_importances(whole, evaluator=evaluator))
+
+
+def last_value(trial: Any) -> float | None:
+    """The value of the last validation of a trial; None if it had none."""
+    values = trial.intermediate_values
+    return values[max(values)] if values else None
 
 
 def picture(study: Any, path: Path, metric: str) -> None:
@@ -234,8 +246,7 @@ def picture(study: Any, path: Path, metric: str) -> None:
     bars.invert_yaxis()
     for key, panel in zip(keys, panels, strict=True):
         for trial in done(study):
-            if key in trial.params and trial.intermediate_values:
-                last = trial.intermediate_values[max(trial.intermediate_values)]
+            if key in trial.params and (last := last_value(trial)) is not None:
                 pruned = trial.state == optuna.trial.TrialState.PRUNED
                 value = trial.params[key]
                 panel.plot(value if isinstance(value, int | float) else str(value), last,

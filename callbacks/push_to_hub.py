@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from callbacks.export import ExportPolicy
 from callbacks.export_adapter import ExportAdapter

@@ -21,6 +21,7 @@ def name_of(column: Column) -> str:
 
 def as_csv(results_by_method: Mapping[str, Sequence[Result]], help_desk: Sequence[Result] = ()) -> str:
     """One line per run: method, seed, MLflow id, and its value in every column of the report; "" where not measured."""
+    groups: list[tuple[str, Sequence[Result], Sequence[Column]]]
     groups = [(name, results, COLUMNS) for name, results in results_by_method.items()]
     groups += [("hc_rlhf", help_desk, HELP_COLUMNS)] if help_desk else []
     names = list(dict.fromkeys(name_of(column) for _, _, columns in groups for column in columns))
