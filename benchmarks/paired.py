@@ -1,4 +1,4 @@
-"""Two policies prompt by prompt: means of both, their difference with a bootstrap interval, and who is better how often.
+"""Two policies prompt by prompt: both means, their difference with a bootstrap interval, how often each is better.
 
     python -m benchmarks.paired runs/A/predictions.jsonl runs/B/predictions.jsonl
     python -m benchmarks.paired runs/A/checkpoints/rollout_000040.ckpt runs/A/checkpoints/rollout_000080.ckpt

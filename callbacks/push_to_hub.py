@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from callbacks.export import ExportPolicy
 from callbacks.export_adapter import ExportAdapter
@@ -44,8 +44,7 @@ class PushToHub(L.Callback):
         if stage != "fit":
             return
         self._finished = False
-        exports: list[Any] = [c for c in trainer.callbacks if isinstance(c, (ExportPolicy, ExportAdapter))]  # type: ignore[attr-defined]
-        folders = list(dict.fromkeys(export.folder for export in exports))
+        folders = _exported(trainer)
         if self.folder is None and len(folders) != 1:
             raise ConfigError(
                 f"PushToHub: the run exports {len(folders)} folders ({', '.join(folders)}); add callbacks.ExportPolicy "
@@ -64,8 +63,7 @@ class PushToHub(L.Callback):
         """Upload after all callbacks' `on_fit_end`, whatever their order."""
         if stage != "fit" or not self._finished or not trainer.is_global_zero:
             return
-        exports = [c.folder for c in trainer.callbacks if isinstance(c, (ExportPolicy, ExportAdapter))]  # type: ignore[attr-defined]
-        folder = Path(self.folder or exports[0])
+        folder = Path(self.folder or _exported(trainer)[0])
         if not folder.is_dir():
             print(f"PushToHub: {folder} was not exported, so nothing is uploaded to {self.repo}.")
         elif self.dry_run is not None:
@@ -88,3 +86,9 @@ class PushToHub(L.Callback):
             )
             return
         print(f"PushToHub: {folder} is at {address}")
+
+
+def _exported(trainer: Any) -> list[str]:
+    """The folders of the run's export callbacks."""
+    exports = [callback for callback in trainer.callbacks if isinstance(callback, (ExportPolicy, ExportAdapter))]
+    return list(dict.fromkeys(export.folder for export in exports))

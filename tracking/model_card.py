@@ -40,7 +40,7 @@ def write_card(trainer: L.Trainer, module: Any, folder: str | Path, certificate:
     start = str(module.policy_params.model)
     title = f"{type(module).__name__} from {Path(start).name}"
     tags = ["lightning-posttrain", type(module).__name__.lower(), *(f"arxiv:{paper.arxiv}" for paper in papers)]
-    data = trainer.datamodule if getattr(trainer, "datamodule", None) is not None else None  # type: ignore[attr-defined]
+    data = getattr(trainer, "datamodule", None)
     set_name = type(data).__name__ if data is not None else "the run's validation"
     pipeline = _PIPELINES.get(loader, "text-generation" if is_adapter else None)
     head = ModelCardData(

@@ -21,7 +21,8 @@ td i{font-style:normal;color:var(--soft);font-size:.85em}
 .best{font-weight:700;color:var(--good)}.up{color:var(--good)}.down{color:var(--bad)}
 a{color:var(--blue);text-decoration:none}a:hover{text-decoration:underline}td a{color:inherit}
 figure{margin:1rem 0}figure svg{width:100%;height:auto;max-width:60rem}
-details{margin:1rem 0}summary{cursor:pointer;font-weight:600}figcaption{color:var(--soft);font-size:.88rem;max-width:60rem}ul{padding-left:1.2rem}
+details{margin:1rem 0}summary{cursor:pointer;font-weight:600}
+figcaption{color:var(--soft);font-size:.88rem;max-width:60rem}ul{padding-left:1.2rem}
 """
 
 HEAD = (
@@ -48,8 +49,8 @@ READING = (
     'numbers on these problems, and nothing about other problems. <span class="up">Green</span> and '
     '<span class="down">red</span> are better and worse than the same run\'s first value, where the interval of that '
     'difference excludes zero; <span class="best">bold</span> is best of all, where the interval of the difference '
-    "from every other method excludes zero (without a correction for the number of comparisons). The column of differences "
-    "pairs runs of one seed; p is that of the paired t-test, corrected for the number of methods by Holm's rule, and "
+    "from every other method excludes zero (without a correction for the number of comparisons). The column of "
+    "differences pairs runs of one seed; p is that of the paired t-test, corrected for the number of methods by Holm's rule, and "
     "colour there means p of at most 0.05. A shorter length "
     "counts as better, since it is cheaper. With one seed there are no intervals, and nothing is marked. Rewards are "
     "each method's own and do not compare between methods. Time is that of the whole run on this machine, with its "

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases (offline) beside MLflow: one training, three loggers, the same metrics and tables."""
+"""TensorBoard and Weights & Biases (offline) beside MLflow: one training, three loggers, the same metrics."""
 
 import json
 import os
