@@ -50,8 +50,8 @@ READING = (
     '<span class="down">red</span> are better and worse than the same run\'s first value, where the interval of that '
     'difference excludes zero; <span class="best">bold</span> is best of all, where the interval of the difference '
     "from every other method excludes zero (without a correction for the number of comparisons). The column of "
-    "differences pairs runs of one seed; p is that of the paired t-test, corrected for the number of methods by Holm's rule, and "
-    "colour there means p of at most 0.05. A shorter length "
+    "differences pairs runs of one seed; p is that of the paired t-test, corrected for the number of methods by "
+    "Holm's rule, and colour there means p of at most 0.05. A shorter length "
     "counts as better, since it is cheaper. With one seed there are no intervals, and nothing is marked. Rewards are "
     "each method's own and do not compare between methods. Time is that of the whole run on this machine, with its "
     "evaluations."
