@@ -62,8 +62,7 @@ def main(
     """
     if seeds < 1 or tokens < 1:
         raise ConfigError(f"--seeds is {seeds} and --tokens is {tokens}; both must be at least 1.")
-    axes = [vary] if isinstance(vary, str) else vary or []
-    everything = varied(chosen(methods or (["grpo"] if axes else None), objectives, hc_rlhf), axes)
+    everything = arms(methods, vary, objectives, hc_rlhf)
     compared = {name: method for name, method in everything.items() if method is not HELP_DESK}
     if baseline is not None and baseline not in compared:
         raise ConfigError(f"--baseline is {baseline!r}; choose one of the methods: {', '.join(compared)}.")
@@ -74,7 +73,7 @@ def main(
         FORKS.set_forkserver_preload(["__main__", "benchmarks.compare.trials", "main"])
         runs = [(name, seed) for seed in range(seeds) for name in everything]
         missing = [(name, seed) for name, seed in runs if comparison.finished(name, everything[name], seed) is None]
-        for name in dict.fromkeys(name for name, _ in missing) if axes else ():
+        for name in dict.fromkeys(name for name, _ in missing) if vary else ():
             check(everything[name])
         print(f"{len(runs)} runs, of which {len(runs) - len(missing)} were made before.", flush=True)
         for count, (name, seed) in enumerate(missing, start=1):
@@ -91,6 +90,14 @@ def main(
             f"{len(failed)} runs failed: {'; '.join(failed)}. The report has the others; run the same command again to "
             "repeat the failed runs."
         )
+
+
+def arms(
+    methods: list[str] | None, vary: str | list[str] | None, objectives: bool = False, hc_rlhf: bool = True
+) -> dict[str, Paper]:
+    """The methods to train by name: those chosen, once per value of `vary`, which by default varies GRPO alone."""
+    axes = [vary] if isinstance(vary, str) else vary or []
+    return varied(chosen(methods or (["grpo"] if axes else None), objectives, hc_rlhf), axes)
 
 
 def check(method: Paper) -> None:

@@ -80,9 +80,7 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
                 assert inspect.main(given[1:]).is_file()
             elif given[0] == "benchmarks.compare":  # the runs themselves: tests/benchmarks/test_compare.py
                 asked = auto_parser(compare.main, as_positional=False).parse_args(given[1:])
-                assert compare.varied(
-                    compare.chosen(asked.methods, asked.objectives), [asked.vary] if asked.vary else []
-                )
+                assert compare.arms(asked.methods, asked.vary, asked.objectives)
             elif given[0] == "benchmarks.sweep":  # its trials: tests/benchmarks/test_sweep.py
                 asked = auto_parser(sweep.main, as_positional=False).parse_args(given[1:])
                 assert (
