@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := assets benchmarks/compare benchmarks/pages.py benchmarks/papers.py callbacks cli datamodules \
   environments lightning_modules objectives policies rewards rollouts support tracking main.py
 
-.PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages architectures \
+.PHONY: hc-rlhf grpo compare ui test test-fast test-long fuzz lint docs pages dist architectures \
   wheels real-pairs assets r1 cort redi critique sleep-cot think-json rstar-coder rodimus clean
 
 .venv/ready: pyproject.toml constraints.txt
@@ -60,6 +60,14 @@ docs: .venv/ready
 # The tables of methods in README.md and docs/papers.md, from the blocks of facts in the methods' files.
 pages: .venv/ready
 	$(BIN)/python -m benchmarks.pages
+
+# The sdist, the wheel that is built from it, and the quick start from that wheel in an environment without constraints.
+dist: .venv/ready
+	rm -rf dist build/fresh
+	$(BIN)/pyproject-build
+	$(PYTHON) -m venv build/fresh
+	build/fresh/bin/pip install -q dist/*.whl
+	cd build/fresh && env -u PYTHONPATH bin/lightning-posttrain fit --config configs/grpo.yaml
 
 # The table of docs/models.md: tiny models of all families against plain forwards and peft, about ten minutes.
 architectures: .venv/ready
@@ -182,4 +190,4 @@ rodimus: .venv/ready
 	$(BIN)/python main.py fit --config configs/grpo.yaml --config configs/rodimus/grpo.yaml
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info

@@ -38,12 +38,16 @@ def write_tables(page: str | Path, mark: str, text: str) -> None:
     atomic_write_text(file, f"{before}{begin}\n{text.strip()}\n\n{end}{after}")
 
 
-def run_script(main: Callable[..., Any]) -> None:
-    """Run a function with arguments from the command line; a ConfigError is printed and the exit code is 2."""
+def run_script(main: Callable[..., Any], as_positional: bool = False) -> None:
+    """Run a function with arguments from the command line; a ConfigError is printed and the exit code is 2.
+
+    Args:
+        as_positional: whether arguments without a default are given by place instead of by name.
+    """
     from jsonargparse import auto_cli
 
     try:
-        auto_cli(main, as_positional=False)
+        auto_cli(main, as_positional=as_positional)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,6 +15,7 @@ from callbacks.doctor import Doctor
 from callbacks.entropy_control import AdaptiveEntropy
 from callbacks.export import ExportPolicy
 from callbacks.export_adapter import ExportAdapter
+from callbacks.gradient_norms import GradientNorms
 from callbacks.greso import GRESO
 from callbacks.kl_control import AdaptiveKL, FixedKL, ScheduledKL
 from callbacks.laser_monitor import LaserMonitor
@@ -23,6 +24,7 @@ from callbacks.one_shot import OneShot
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
 from callbacks.quantization_report import QuantizationReport
+from callbacks.push_to_hub import PushToHub
 from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.reports import QuestionReport
@@ -53,6 +55,7 @@ __all__ = [
     "ExportPolicy",
     "FixedKL",
     "GRESOSampler",
+    "GradientNorms",
     "LaserMonitor",
     "NonFiniteGradients",
     "OneShot",
@@ -60,6 +63,7 @@ __all__ = [
     "Plateau",
     "QuestionReport",
     "QuantizationReport",
+    "PushToHub",
     "ReferenceReset",
     "RolloutCheckpoint",
     "RolloutProgress",

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import pandas
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from rollouts import RolloutBatch
 from support.files import atomic_write_text
@@ -53,11 +54,23 @@ def newest(tables: list[dict[str, str]]) -> str:
     return text
 
 
+def as_markdown(columns: dict[str, list[Any]]) -> str:
+    """The table in Markdown, each completion as code, so that nothing in it is markup."""
+
+    def cell(value: Any) -> str:
+        text = f"{value:.4g}" if isinstance(value, float) else str("" if value is None else value)
+        text = text.replace("\n", "\u23ce").replace("`", "'").replace("|", "\\|")
+        return f"`{text}`" if text else ""
+
+    rows = [list(columns), ["---"] * len(columns), *(map(cell, row) for row in zip(*columns.values(), strict=True))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 class CompletionsTable(L.Callback):
     """Log tables of completions after every validation, and of the first, every n-th and the last training rollout.
 
     Each table is a separate file, completions/<train|val>_<rollout>.json: appending to one file would rewrite all of it
-    every time.
+    every time. In TensorBoard they are texts, in Weights & Biases tables, named completions/<train|val>.
 
     Args:
         prompts: prompt groups per table.
@@ -71,8 +84,10 @@ class CompletionsTable(L.Callback):
     def _log(self, trainer: L.Trainer, batch: RolloutBatch, kind: str) -> None:
         if not trainer.is_global_zero:
             return
-        name = f"completions/{kind}_{trainer.fit_loop.epoch_loop.total_batch_idx + 1:06d}.json"
-        frame = pandas.DataFrame(table(batch, self.prompts))
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        name = f"completions/{kind}_{done:06d}.json"
+        columns = table(batch, self.prompts)
+        frame = pandas.DataFrame(columns)
         atomic_write_text(run_folder(trainer) / name, frame.to_json(orient="split", index=False))
         for client, run in mlflow_runs(trainer):
             # Not client.log_table, which would append to the rows that a killed run wrote for the same rollout.
@@ -80,6 +95,11 @@ class CompletionsTable(L.Callback):
             tables = json.loads(client.get_run(run).data.tags.get(TABLES, "[]"))
             if (entry := {"path": name, "type": "table"}) not in tables:
                 client.set_tag(run, TABLES, newest([*tables, entry]))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text(f"completions/{kind}", as_markdown(columns), done)
+            elif isinstance(logger, WandbLogger):
+                logger.log_table(f"completions/{kind}", dataframe=frame)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1

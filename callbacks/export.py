@@ -7,11 +7,12 @@ from typing import Any, Literal
 import lightning as L
 
 from support.errors import ConfigError
+from tracking.model_card import write_card
 from tracking.run_records import register
 
 
 class ExportPolicy(L.Callback):
-    """At the end of training, save the weights (adapters merged) and the tokenizer.
+    """At the end of training, save the weights (adapters merged), the tokenizer and a model card.
 
     With `monitor` it saves them after every validation of the training that is better than all before, so that the
     folder holds the best validated weights; the validation before the first step does not count.
@@ -75,3 +76,4 @@ class ExportPolicy(L.Callback):
         with pl_module.whole_weights():  # type: ignore[operator]
             if trainer.is_global_zero:
                 pl_module.export(Path(self.folder))  # type: ignore[operator]
+                write_card(trainer, pl_module, self.folder)

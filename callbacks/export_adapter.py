@@ -7,10 +7,11 @@ import lightning as L
 from torch.distributed.fsdp import FSDPModule
 
 from support.errors import ConfigError
+from tracking.model_card import write_card
 
 
 class ExportAdapter(L.Callback):
-    """At the end of training, save the adapter in peft's format, a few megabytes, and the tokenizer.
+    """At the end of training, save the adapter in peft's format, a few megabytes, the tokenizer and a model card.
 
     `peft.PeftModel.from_pretrained(model, folder)` loads it onto the base model; vLLM and lm-eval accept the folder
     too. `ExportPolicy` writes the merged model instead; a run may use both.
@@ -44,4 +45,5 @@ class ExportAdapter(L.Callback):
                 pl_module.policy.save_adapter(Path(self.folder))
                 pl_module.policy.tokenizer.save_pretrained(self.folder)
                 pl_module.seen_prompts().save(self.folder)
+                write_card(trainer, pl_module, self.folder)
                 print(f"The adapter is in {self.folder}")

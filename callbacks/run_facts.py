@@ -5,22 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import MLFlowLogger
 
-from support.files import fingerprint
+from support.files import atomic_write_text, fingerprint
 from support.seeding import run_seed
 from tracking.run_records import TRAINING, Facts, record
-from tracking.runs import mlflow_runs
+from tracking.runs import mlflow_runs, run_folder
 
 #: number of rows that a data set's digest covers; the digest also covers the total number of rows
 DIGESTED = 10_000
+#: maximum number of bytes of the uncommitted changes that are kept
+LARGEST_DIFF = 1024**2
 
 
 class RunFacts(L.Callback):
     """At the start of a fit, set the parameters, tags and inputs by which MLflow's pages list and compare runs.
 
+    Other loggers get the parameters only.
+
     Parameters: method, model, data, seed, parts of the objective and sizes, under the same names in every method. Tags:
     method, paper, model, data, seed, git_commit, and resumed_from where a checkpoint was given. Inputs: the training
-    and validation rows, as name, digest, columns and count.
+    and validation rows, as name, digest, columns and count. Uncommitted changes of tracked files are kept as
+    code/uncommitted_<digest>.diff in the run folder and in MLflow, at most 1 MiB of them.
 
     Args:
         method: name of the method; the module's class if None. main.py passes the names of the configuration files.
@@ -31,8 +37,17 @@ class RunFacts(L.Callback):
         self.method, self.paper = method, paper
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        for logger in trainer.loggers:
+            if not isinstance(logger, MLFlowLogger):
+                logger.log_hyperparams(parameters(trainer, pl_module, self.method))
+        changes: Path | None = None
+        if trainer.is_global_zero and (diff := uncommitted()):
+            changes = run_folder(trainer) / "code" / f"uncommitted_{fingerprint([diff])[:8]}.diff"
+            atomic_write_text(changes, diff)
         for client, run in mlflow_runs(trainer):
             record(client, run, "experiment", {"kind": TRAINING})
+            if changes is not None:
+                client.log_artifact(run, str(changes), "code")
             params, data = parameters(trainer, pl_module, self.method), getattr(trainer, "datamodule", None)
             known = client.get_run(run).data
             for name, value in params.items():
@@ -128,3 +143,26 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{head}+" if changed.strip() else head
+
+
+def uncommitted(limit: int = LARGEST_DIFF) -> str:
+    """The changes of tracked files since the commit of the working directory, as a patch; "" without any.
+
+    Files that git does not track are left out, and of binary files only the names are kept. A patch of more than
+    `limit` bytes is cut off at the end of a line, and its last line says so.
+    """
+    command = ["git", "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD"]
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            patch = process.stdout.read(limit + 1)
+            if len(patch) > limit:
+                process.kill()
+        if process.returncode and len(patch) <= limit:  # no repository, or one without a commit
+            return ""
+    except OSError:
+        return ""
+    text = patch[:limit].decode(errors="replace")
+    if len(patch) > limit:
+        text = f"{text.rpartition(chr(10))[0]}\n# cut off after {limit} bytes\n"
+    return text

@@ -185,6 +185,12 @@ def find_checkpoint(config: Namespace, command: str) -> None:
     if checkpoint is not None and command == "fit" and isinstance(logger, Namespace) and "run_id" in logger.init_args:
         # The same run goes on: one folder, one set of curves. Without a logger tracking.runs.continue_from does this.
         logger.init_args.run_id = checkpoint.parents[1].name
+    elif checkpoint is not None and command == "fit" and _is_wandb(logger):
+        logger.init_args.id = checkpoint.parents[1].name
+
+
+def _is_wandb(logger: Any) -> bool:
+    return isinstance(logger, Namespace) and str(logger.get("class_path", "")).endswith("WandbLogger")
 
 
 def _refuse_damaged(path: Path) -> None:

@@ -29,7 +29,7 @@ from support.papers import all_papers  # noqa: E402
 project = "Lightning Posttrain"
 author = "its contributors"
 root_doc = "README"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**", "examples/*/README.md"]
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**", "examples/*/README.md"]
 exclude_patterns = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("docs", "examples")]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 
@@ -84,16 +84,17 @@ def _names(pages: Iterable[Path]) -> list[str]:
 
 #: The three groups of docs/, then the reference and the pages about the project. A page is in exactly one of them.
 METHODS = ["docs/papers", *_names(page for paper in all_papers().values() if (page := page_of(paper)))]
+PROJECT = ["CONTRIBUTING", "SECURITY", "CHANGELOG", "docs/releasing"]
 CONTENTS = {
     "Methods": METHODS,
     "How to": ["docs/howto/*", "examples/home/README", "examples/methods/README"],
     "Background": [
         page
         for page in _names([*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/background").glob("*.md"))])
-        if page not in METHODS
+        if page not in [*METHODS, *PROJECT]
     ],
     "Reference": ["docs/reference/*"],
-    "Project": ["CONTRIBUTING", "CHANGELOG"],
+    "Project": PROJECT,
 }
 TEXT = re.compile(r"(\\text\w*\{)([^}]*)(\})")
 LESS = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}"

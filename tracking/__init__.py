@@ -1,4 +1,4 @@
-"""Everything about MLflow: the logger, the records of a run, names of runs, and the folders of their files."""
+"""Records of runs: everything about MLflow, names and folders of runs, and the model cards of exported folders."""
 
 from lightning_posttrain import check_siblings
 

@@ -68,6 +68,8 @@ def _folder_of(trainer: L.Trainer, checkpoint: Any) -> Path | None:
 def _chosen(trainer: L.Trainer) -> Path:
     root, logger = Path(trainer.default_root_dir), trainer.logger
     log_dir = getattr(logger, "log_dir", None)
+    if logger is not None and log_dir is None:
+        _ = getattr(logger, "experiment", None)  # Weights & Biases chooses the run's id when the run begins
     if isinstance(logger, MLFlowLogger) or (logger is not None and log_dir is None):
         return root / str(logger.version)
     if log_dir is not None:

@@ -4,20 +4,25 @@
     python -m benchmarks.compare --methods '[grpo, laser]' --seeds 1 # only these
     python -m benchmarks.compare --methods '[grpo, my_method.yaml]'  # a configuration file as a method
     python -m benchmarks.compare --objectives true                   # also the objectives of configs/objectives
+    python -m benchmarks.compare --vary 'model.loss.clip_high=[0.2,0.28,0.4]'   # GRPO with each value
     python -m benchmarks.compare --run false                         # the report only
 
-Runs are children of one run in the MLflow experiment "compare". The report is runs/compare/report.html, and an artifact
-of that run.
+Runs are children of one run in the MLflow experiment "compare". The report is runs/compare/report.html, with
+results.csv and results.json beside it; all three are artifacts of that run.
 """
 
+import contextlib
+import io
 import os
+import sys
 import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks.common import run_script
-from benchmarks.compare.methods import HELP_DESK, TASK, chosen
+from benchmarks.compare.export import as_csv, as_json
+from benchmarks.compare.methods import HELP_DESK, TASK, arguments, chosen, varied
 from benchmarks.compare.report import Report
 from benchmarks.compare.trials import FORKS, Comparison, Result
 from cli.yaml_files import read_yaml
@@ -37,6 +42,8 @@ def main(
     hc_rlhf: bool = True,
     run: bool = True,
     ui: str = "http://127.0.0.1:5000",
+    vary: str | list[str] | None = None,
+    baseline: str | None = None,
 ) -> None:
     """Make the runs without a result, then report on all results.
 
@@ -49,11 +56,16 @@ def main(
         hc_rlhf: whether all methods include HC-RLHF, on its own task.
         run: whether to train; False reports only.
         ui: address of `make ui`, for links.
+        vary: KEY=[VALUE, ...], or a list of these: every method is trained with every combination of the values. The
+            methods are then those of --methods, by default GRPO alone.
+        baseline: method from which the paired differences are taken; GRPO by default, or the first.
     """
     if seeds < 1 or tokens < 1:
         raise ConfigError(f"--seeds is {seeds} and --tokens is {tokens}; both must be at least 1.")
-    everything = chosen(methods, objectives, hc_rlhf)
+    everything = arms(methods, vary, objectives, hc_rlhf)
     compared = {name: method for name, method in everything.items() if method is not HELP_DESK}
+    if baseline is not None and baseline not in compared:
+        raise ConfigError(f"--baseline is {baseline!r}; choose one of the methods: {', '.join(compared)}.")
     comparison = Comparison(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"), tokens, FOLDER)
     failed: list[str] = []
     if run:
@@ -61,6 +73,8 @@ def main(
         FORKS.set_forkserver_preload(["__main__", "benchmarks.compare.trials", "main"])
         runs = [(name, seed) for seed in range(seeds) for name in everything]
         missing = [(name, seed) for name, seed in runs if comparison.finished(name, everything[name], seed) is None]
+        for name in dict.fromkeys(name for name, _ in missing) if vary else ():
+            check(everything[name])
         print(f"{len(runs)} runs, of which {len(runs) - len(missing)} were made before.", flush=True)
         for count, (name, seed) in enumerate(missing, start=1):
             began = time.monotonic()
@@ -70,12 +84,31 @@ def main(
             if not succeeded:
                 failed.append(f"{name}, seed {seed} (see {comparison.log(name, seed)})")
     results_by_method = {name: results(comparison, name, method, seeds, failed) for name, method in everything.items()}
-    write(comparison, results_by_method, compared, ui, failed)
+    write(comparison, results_by_method, compared, ui, failed, baseline or "")
     if failed:
         raise ConfigError(
             f"{len(failed)} runs failed: {'; '.join(failed)}. The report has the others; run the same command again to "
             "repeat the failed runs."
         )
+
+
+def arms(
+    methods: list[str] | None, vary: str | list[str] | None, objectives: bool = False, hc_rlhf: bool = True
+) -> dict[str, Paper]:
+    """The methods to train by name: those chosen, once per value of `vary`, which by default varies GRPO alone."""
+    axes = [vary] if isinstance(vary, str) else vary or []
+    return varied(chosen(methods or (["grpo"] if axes else None), objectives, hc_rlhf), axes)
+
+
+def check(method: Paper) -> None:
+    """Put a method's configuration together, so that a misspelt --vary ends the command before the first run.
+
+    Raises:
+        ConfigError: for a key or a value that does not exist.
+    """
+    main = sys.modules.get("main") or __import__("main")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main.main(["fit", *arguments(method, 0, 1), "--print_config"])
 
 
 def results(comparison: Comparison, name: str, method: Paper, seeds: int, failed: list[str]) -> list[Result]:
@@ -109,19 +142,26 @@ def write(
     methods: dict[str, Paper],
     ui: str,
     failed: list[str],
+    baseline: str,
 ) -> None:
-    """Write the report as a file and as an artifact, and the means as metrics of the parent run."""
+    """Write the report and the results as files and as artifacts, and the means as metrics of the parent run."""
     measured = {name: rows for name, rows in results_by_method.items() if name in methods and rows}
     facts = {
         "methods": str(len(measured)),
         "seeds": str(max((len(rows) for rows in measured.values()), default=0)),
         "generated tokens per run": f"{comparison.tokens:,}",
     } | task_facts(read_yaml(shipped(TASK)))
-    page = Report(measured, methods, results_by_method.get("hc_rlhf", []), ui, comparison.experiment, facts, failed)
+    help_desk = results_by_method.get("hc_rlhf", [])
+    page = Report(measured, methods, help_desk, ui, comparison.experiment, facts, failed, baseline)
     path = FOLDER / "report.html"
-    atomic_write_text(path, page.html())
     client, parent = comparison.client, comparison.parent
-    client.log_artifact(parent, str(path))
+    for file, text in (
+        (path, page.html()),
+        (FOLDER / "results.csv", as_csv(measured, help_desk)),
+        (FOLDER / "results.json", as_json(measured, page.titles, page.baseline, facts)),
+    ):
+        atomic_write_text(file, text)
+        client.log_artifact(parent, str(file))
     client.set_tag(parent, "mlflow.note.content", page.markdown())
     for name, rows in measured.items():
         for short, metric in (("pass1", "val/pass1"), ("length", "val/length")):

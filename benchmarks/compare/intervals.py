@@ -6,6 +6,7 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 
 class Interval(NamedTuple):
@@ -49,6 +50,30 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interv
         ours, theirs: seed -> value.
     """
     return interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def p_value(ours: Mapping[int, float], theirs: Mapping[int, float]) -> float:
+    """Two-sided p-value of the paired t-test over the seeds that both methods have; NaN for fewer than two."""
+    gaps = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(gaps) < 2:
+        return math.nan
+    if min(gaps) == max(gaps):  # no spread, for which the statistic has no value
+        return 1.0 if gaps[0] == 0 else 0.0
+    return float(ttest_1samp(gaps, 0.0).pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjust p-values for their number (Holm 1979): p_(i) becomes the maximum over j <= i of (m - j + 1) p_(j).
+
+    Rejecting where the result is at most alpha makes any false rejection among all m at most alpha likely, whatever
+    the tests' dependence. NaN values do not count and stay NaN.
+    """
+    ordered = sorted((value, name) for name, value in p_values.items() if not math.isnan(value))
+    adjusted, largest = dict(p_values), 0.0
+    for place, (value, name) in enumerate(ordered):
+        largest = max(largest, min(1.0, (len(ordered) - place) * value))
+        adjusted[name] = largest
+    return adjusted
 
 
 def clear_best(methods: Mapping[str, Mapping[int, float]], larger: bool = True) -> str | None:

@@ -1,9 +1,14 @@
 """The methods of the comparison: blocks of facts in the files that implement them, and configuration files."""
 
+import itertools
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from cli.yaml_files import read_yaml
 from support.errors import ConfigError
@@ -44,6 +49,61 @@ def chosen(names: list[str] | None, objectives: bool = False, hc_rlhf: bool = Tr
         unique = short[name] if taken[short[name]] == 1 else re.sub(r"\W+", "_", name).strip("_")
         methods[unique] = known[name] if name in known else _composed(unique, name.split("+"), known)
     return methods
+
+
+def varied(methods: dict[str, Paper], vary: list[str]) -> dict[str, Paper]:
+    """Each method once per combination of the values, in their order: laser.clip_high_0.28 is LASER with this value.
+
+    Args:
+        vary: KEY=[VALUE, ...] with a key of the command line, such as model.loss.clip_high=[0.2,0.28,0.4].
+
+    Raises:
+        ConfigError: for anything else than a key and a list of at least two different values, or for HC-RLHF, whose
+            task is its own.
+    """
+    if not vary:
+        return methods
+    if HELP_DESK in methods.values():
+        raise ConfigError(
+            "--vary is about the common task, which hc_rlhf does not train on; leave it out of --methods."
+        )
+    axes = [_axis(text) for text in vary]
+    keys = [key for key, _ in axes]
+    short = {key: key.rpartition(".")[2] for key in keys}
+    if len(set(keys)) < len(keys):
+        raise ConfigError(f"--vary names {', '.join(keys)}; name each key once.")
+    if len({*short.values()}) < len(keys):
+        short = {key: key for key in keys}
+    arms = {}
+    for name, method in methods.items():
+        for values in itertools.product(*(axis_values for _, axis_values in axes)):
+            settings = dict(zip(keys, values, strict=True))
+            label = ", ".join(f"{short[key]} {_written(value)}" for key, value in settings.items())
+            arm = re.sub(r"[^\w.-]+", "_", f"{name}.{label}")
+            arms[arm] = replace(
+                method, name=arm, title=f"{method.title}, {label}", comparison=method.comparison | settings
+            )
+    return arms
+
+
+def _axis(text: str) -> tuple[str, list[Any]]:
+    """The key and the values of one `--vary`."""
+    key, equals, listed = text.removeprefix("--").partition("=")
+    try:
+        values = yaml.safe_load(listed)
+    except yaml.YAMLError:
+        values = None
+    different = isinstance(values, list) and len({_written(value) for value in values}) == len(values) > 1
+    if not equals or not key.strip() or not different:
+        raise ConfigError(
+            f"--vary is {text!r}; it must be a key and a list of at least two different values, for example "
+            "--vary 'model.loss.clip_high=[0.2,0.28,0.4]'."
+        )
+    return key.strip(), values
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _is_file(part: str) -> bool:

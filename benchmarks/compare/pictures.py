@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -118,47 +118,55 @@ def learning_curves(
     titles: Mapping[str, str],
     metric: str = "val/pass1",
     beside: str = "grpo",
+    against: Literal["tokens", "seconds"] = "tokens",
 ) -> str:
-    """Picture of pass@1 against generated tokens, one panel per method.
+    """Picture of a metric against generated tokens or seconds, one panel per method.
 
-    A panel has a thin line per seed, their mean, and GRPO's mean in grey.
+    A panel has a thin line per seed, their mean, and the mean of the method `beside` in grey, unless the metric is a
+    reward, which every method has its own of.
     """
+    reward = metric == "val/reward"
     results_by_method = {
         name: results
         for name, results in results_by_method.items()
         if all(metric in result.curves for result in results)
     }
     if not results_by_method:
-        return "No method has a pass@1."
+        return f"No method has a {'reward' if reward else 'pass@1'}."
     columns = 4
     rows = math.ceil(len(results_by_method) / columns)
     with rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.75 * rows + 0.4), layout="constrained")
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        panels = figure.subplots(rows, columns, sharex=True, sharey=not reward, squeeze=False).flatten()
         for panel, (name, results) in zip(panels, results_by_method.items(), strict=False):
-            if beside in results_by_method and name != beside:
-                panel.plot(*_mean_curve(results_by_method[beside], metric), color=GREY, linewidth=1.2, linestyle="--")
+            if beside in results_by_method and name != beside and not reward:
+                panel.plot(
+                    *_mean_curve(results_by_method[beside], metric, against), color=GREY, linewidth=1.2, linestyle="--"
+                )
             for result in results:
-                panel.plot(*_thousands(result.curves[metric]), color=BLUE, linewidth=0.6, alpha=0.45)
-            panel.plot(*_mean_curve(results, metric), color=BLUE, linewidth=1.8)
+                panel.plot(*_curve(result, metric, against), color=BLUE, linewidth=0.6, alpha=0.45)
+            panel.plot(*_mean_curve(results, metric, against), color=BLUE, linewidth=1.8)
             panel.set_title(titles[name], fontsize=9, loc="left")
             panel.grid(alpha=0.25)
         for panel in panels[len(results_by_method) :]:
             panel.set_visible(False)
-        figure.supxlabel("generated tokens, thousands", fontsize=9)
-        figure.supylabel("pass@1", fontsize=9)
+        unit = "generated tokens, thousands" if against == "tokens" else "seconds since the start, evaluations included"
+        figure.supxlabel(unit, fontsize=9)
+        figure.supylabel("reward, each method's own" if reward else "pass@1", fontsize=9)
         return svg(figure)
 
 
-def _thousands(curve: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """(tokens in thousands, values) of a curve."""
-    return [tokens / 1000 for tokens, _ in curve], [value for _, value in curve]
+def _curve(result: Result, metric: str, against: str) -> tuple[list[float], list[float]]:
+    """(tokens in thousands or seconds, values) of a run's validations."""
+    tokens, values = zip(*result.curves[metric], strict=True)
+    places = [count / 1000 for count in tokens] if against == "tokens" else result.clock[metric]
+    return list(places), list(values)
 
 
-def _mean_curve(results: Sequence[Result], metric: str) -> tuple[list[float], list[float]]:
-    """Mean tokens in thousands and mean values per validation, for the validations that every seed has."""
-    curves = (_thousands(result.curves[metric]) for result in results)
-    tokens, values = (
+def _mean_curve(results: Sequence[Result], metric: str, against: str) -> tuple[list[float], list[float]]:
+    """Mean places and mean values per validation, for the validations that every seed has."""
+    curves = (_curve(result, metric, against) for result in results)
+    places, values = (
         [mean(at_validation) for at_validation in zip(*columns, strict=False)] for columns in zip(*curves, strict=True)
     )
-    return tokens, values
+    return places, values

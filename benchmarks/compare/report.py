@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.common import markdown_table
+from benchmarks.compare.differences import Gap, by_seed, gaps
 from benchmarks.compare.intervals import Interval, clear_best, difference, interval
 from benchmarks.compare.methods import HELP_DESK, LEFT_OUT
 from benchmarks.compare.pictures import learning_curves, pareto
@@ -16,6 +17,7 @@ from benchmarks.compare.report_texts import (
     HEAD,
     HELP_READING,
     METHOD,
+    MORE_CURVES,
     READING,
     STYLE,
     TASK,
@@ -49,8 +51,9 @@ def metric(name: str) -> Callable[[Result], float]:
     return lambda result: result.values.get(name, math.nan)
 
 
+PASS1 = Column("pass@1", "fraction", metric("val/pass1"), "val/pass1", larger=True)
 COLUMNS = (
-    Column("pass@1", "fraction", metric("val/pass1"), "val/pass1", larger=True),
+    PASS1,
     Column("pass@4", "fraction", metric("val/pass4"), "val/pass4", larger=True),
     Column("length", "tokens", metric("val/length"), "val/length", 1, larger=False),
     Column("thinks", "fraction", metric("val/thinking_rate"), "val/thinking_rate", 2),
@@ -78,11 +81,6 @@ def number(value: Interval | None, digits: int) -> str:
     return f"{value.mean:.{digits}f}{half}"
 
 
-def by_seed(results: Sequence[Result], value: Callable[[Result], float]) -> dict[int, float]:
-    """Seed -> value, without values that were not measured."""
-    return {result.seed: value(result) for result in results if not math.isnan(value(result))}
-
-
 def start_of(name: str) -> Callable[[Result], float]:
     """The first value of a validation metric, that of the initial policy; NaN if it was not measured."""
     return lambda result: result.first.get(name, math.nan)
@@ -99,6 +97,7 @@ class Report:
         experiment: id of the experiment there.
         facts: name -> text, shown at the top.
         failed: runs that failed, with the files of their output.
+        baseline: the method from which the paired differences are taken; by default GRPO, else the first.
     """
 
     def __init__(
@@ -110,11 +109,15 @@ class Report:
         experiment: str,
         facts: Mapping[str, str],
         failed: Sequence[str],
+        baseline: str = "",
     ) -> None:
         self.results_by_method = {name: results for name, results in results_by_method.items() if results}
         self.methods, self.help_desk = methods, help_desk
         self.ui, self.experiment, self.facts, self.failed = ui, experiment, facts, failed
         self.titles = {name: method.title for name, method in methods.items()}
+        self.baseline = baseline or ("grpo" if "grpo" in self.results_by_method else next(iter(methods), ""))
+        #: gaps of pass@1, by method
+        self.gaps = gaps(self.results_by_method, PASS1.value, self.baseline)
         #: the method whose first validation measures the initial policy under the plain chat template
         self.plain = next(
             (name for name in self.results_by_method if name != "auto_think"), next(iter(self.results_by_method), "")
@@ -150,6 +153,7 @@ class Report:
             self.results_by_method, key=lambda name: -sum(accuracy[name].values()) / len(self.results_by_method[name])
         )
         start = [number(self.start(column.start), column.digits) if column.start else "" for column in COLUMNS]
+        start.insert(1, "")
         rows = [_row("initial policy", start, "", "start")]
         for name in order:
             cells, classes = [], []
@@ -157,11 +161,23 @@ class Report:
                 values = by_seed(self.results_by_method[name], column.value)
                 cells.append(number(interval(list(values.values())), column.digits))
                 classes.append("best" if best.get(column.heading) == name else self.change(name, column))
+            text, kind = self.gap_cell(name)
+            cells.insert(1, text)
+            classes.insert(1, kind)
             runs = " ".join(self.link(result) for result in self.results_by_method[name])
             paper = self.methods[name].arxiv
             title = html.escape(self.titles[name]) + (f" <i>{paper}</i>" if paper else "")
             rows.append(_row(title, cells, runs, classes=classes))
-        return _table(COLUMNS, rows, "method", "runs, by seed")
+        beside = Column("difference", f"pass@1 to {self.titles.get(self.baseline, self.baseline)}", PASS1.value)
+        return _table([COLUMNS[0], beside, *COLUMNS[1:]], rows, "method", "runs, by seed")
+
+    def gap_cell(self, name: str) -> tuple[str, str]:
+        """Text and CSS class of a method's difference from the baseline."""
+        gap: Gap | None = self.gaps.get(name)
+        if gap is None:
+            return ("baseline" if name == self.baseline else number(None, 3)), ""
+        half = "" if math.isnan(gap.p) else f" <i>&plusmn; {gap.interval.half:.3f}, p {gap.adjusted:.2g}</i>"
+        return f"{gap.interval.mean:+.3f}{half}", ("up" if gap.interval.mean > 0 else "down") if gap.clear else ""
 
     def change(self, name: str, column: Column) -> str:
         """CSS class of a cell: up or down if it is better or worse than the same run's first value, and the interval of
@@ -239,7 +255,13 @@ class Report:
             "<h2>Accuracy against length</h2>",
             _figure(pareto(self.results_by_method, start, self.titles), FRONT_CAPTION),
             "<h2>Learning curves</h2>",
-            _figure(learning_curves(self.results_by_method, self.titles), CURVES_CAPTION),
+            _figure(learning_curves(self.results_by_method, self.titles, beside=self.baseline), CURVES_CAPTION),
+            *(
+                f"<details><summary>{title}</summary>"
+                + _figure(learning_curves(self.results_by_method, self.titles, name, self.baseline, against), note)
+                + "</details>"
+                for title, name, against, note in MORE_CURVES
+            ),
         ]
 
 

@@ -1,5 +1,7 @@
 """Style and texts of the report of a comparison."""
 
+from typing import Literal
+
 STYLE = """
 :root{--ink:#1f2933;--soft:#5b6773;--line:#e3e7eb;--blue:#2563a8;--good:#1e7a46;--bad:#b23b3b}
 *{box-sizing:border-box}
@@ -19,6 +21,7 @@ td i{font-style:normal;color:var(--soft);font-size:.85em}
 .best{font-weight:700;color:var(--good)}.up{color:var(--good)}.down{color:var(--bad)}
 a{color:var(--blue);text-decoration:none}a:hover{text-decoration:underline}td a{color:inherit}
 figure{margin:1rem 0}figure svg{width:100%;height:auto;max-width:60rem}
+details{margin:1rem 0}summary{cursor:pointer;font-weight:600}
 figcaption{color:var(--soft);font-size:.88rem;max-width:60rem}ul{padding-left:1.2rem}
 """
 
@@ -31,14 +34,24 @@ FRONT_CAPTION = (
     "Means over seeds with 95 % intervals. The line joins the methods that no other method beats in both quantities. "
     "It is drawn through the means; where intervals overlap, the order may be chance."
 )
-CURVES_CAPTION = "Thin lines are seeds, the thick line is their mean, and the dashed grey line is GRPO's mean."
+CURVES_CAPTION = "Thin lines are seeds, the thick line is their mean, and the dashed grey line is the baseline's mean."
+_SECONDS = "Seconds are those of this machine, with evaluations; runs beside other programs take longer. "
+_REWARDS = "Each method has its own reward, so panels do not compare. "
+#: (title, metric, axis, caption) of further curves
+MORE_CURVES: tuple[tuple[str, str, Literal["tokens", "seconds"], str], ...] = (
+    ("Accuracy against seconds", "val/pass1", "seconds", _SECONDS + CURVES_CAPTION),
+    ("Reward against tokens", "val/reward", "tokens", _REWARDS + "Thin lines are seeds, the thick line their mean."),
+    ("Reward against seconds", "val/reward", "seconds", _REWARDS + _SECONDS),
+)
 READING = (
     "Each number is a mean over {seeds} seed(s); &plusmn; is half of Student's 95 % interval of that mean. The seeds "
     "differ in what is sampled, not in the problems, so the intervals say how much would change with other random "
     'numbers on these problems, and nothing about other problems. <span class="up">Green</span> and '
     '<span class="down">red</span> are better and worse than the same run\'s first value, where the interval of that '
     'difference excludes zero; <span class="best">bold</span> is best of all, where the interval of the difference '
-    "from every other method excludes zero (without a correction for the number of comparisons). A shorter length "
+    "from every other method excludes zero (without a correction for the number of comparisons). The column of "
+    "differences pairs runs of one seed; p is that of the paired t-test, corrected for the number of methods by "
+    "Holm's rule, and colour there means p of at most 0.05. A shorter length "
     "counts as better, since it is cheaper. With one seed there are no intervals, and nothing is marked. Rewards are "
     "each method's own and do not compare between methods. Time is that of the whole run on this machine, with its "
     "evaluations."

@@ -41,6 +41,7 @@ class Result:
         first: first value of every validation metric.
         curves: metric -> (generated tokens, value) of every validation.
         rollouts: number of rollouts.
+        clock: metric -> seconds since the start of the run of every validation.
     """
 
     run: str
@@ -50,6 +51,7 @@ class Result:
     first: dict[str, float]
     curves: dict[str, Curve] = field(default_factory=dict)
     rollouts: int = 0
+    clock: dict[str, list[float]] = field(default_factory=dict)
 
 
 #: packages whose code decides the outcome of a run
@@ -235,7 +237,9 @@ class Comparison:
         ]
         log = self.log(name, seed)
         log.parent.mkdir(parents=True, exist_ok=True)
-        process = FORKS.Process(target=_fit, args=([*command, f"--trainer.default_root_dir={self.folder}"], str(log)))
+        process = FORKS.Process(
+            target=fit_in_process, args=([*command, f"--trainer.default_root_dir={self.folder}"], str(log))
+        )
         process.start()
         process.join()
         return process.exitcode == 0
@@ -254,17 +258,18 @@ class Comparison:
                 f"the run {run.info.run_name!r} has no metric train/tokens or no validation; delete it in MLflow and "
                 "run the comparison again."
             )
-        curves, first = {}, {}
+        curves, first, clock = {}, {}, {}
         for name, points in history.items():
             ordered = sorted(points, key=lambda point: point.timestamp)
             first[name] = ordered[0].value
             # The first validation precedes the first rollout, but has the same step as the validation after it.
             curves[name] = [(0.0, ordered[0].value), *((tokens[point.step], point.value) for point in ordered[1:])]
+            clock[name] = [(point.timestamp - run.info.start_time) / 1000 for point in ordered]
         seconds = (run.info.end_time - run.info.start_time) / 1000
-        return Result(run.info.run_id, seed, seconds, dict(run.data.metrics), first, curves, len(tokens))
+        return Result(run.info.run_id, seed, seconds, dict(run.data.metrics), first, curves, len(tokens), clock)
 
 
-def _fit(command: list[str], log: str) -> None:
+def fit_in_process(command: list[str], log: str) -> None:
     """Train in the process of the run; its output goes to a file."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)

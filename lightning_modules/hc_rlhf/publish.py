@@ -14,6 +14,7 @@ from lightning_modules.hc_rlhf.certificate import write_certificate
 from lightning_modules.hc_rlhf.safety_test import Verdict
 from lightning_modules.hc_rlhf.verify import CERTIFICATE, file_hashes
 from support.files import atomic_write_text
+from tracking.model_card import write_card
 from tracking.run_records import register
 from tracking.runs import mlflow_runs, run_folder
 
@@ -56,6 +57,7 @@ def publish(
         partial = exported.with_name(exported.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         checked = save(partial)
+        write_card(trainer, trainer.lightning_module, partial, facts)
         atomic_write_text(
             partial / CERTIFICATE, json.dumps(facts | checked | {"files": file_hashes(partial)}, indent=1)
         )

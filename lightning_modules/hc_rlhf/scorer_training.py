@@ -82,6 +82,9 @@ def trained_scorer(
         return str(folder)
     module = _module(kind, policy, params, len(train))
     logger = _child_logger(parent, f"{kind} model seed {run_seed()}")
+    if logger is not None:
+        facts_of_run = {"method": method.__name__, "model": policy.model, "seed": run_seed(), "dtype": policy.dtype}
+        logger.log_hyperparams(facts_of_run | {"pairs": len(train), "held_out_pairs": len(validation)} | settings)
     trainer = L.Trainer(
         max_epochs=params.epochs,
         logger=logger or False,

@@ -62,8 +62,9 @@ def test_a_run_with_more_tables_than_a_tag_can_name_goes_on(tmp_path, empty_stor
     for done in range(138, 144):
         loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=done - 1))
         trainer = SimpleNamespace(
-            is_global_zero=True, fit_loop=loops, logger=None, default_root_dir=str(tmp_path), sanity_checking=False
-        )
+            is_global_zero=True, fit_loop=loops, logger=None, loggers=[], default_root_dir=str(tmp_path),
+            sanity_checking=False,
+        )  # fmt: skip
         CompletionsTable().on_validation_end(trainer, SimpleNamespace(last_validation=[batch]))
     named = [entry["path"] for entry in json.loads(client.get_run(run).data.tags[TABLES])]
     assert named[-1] == "completions/val_000143.json" and "completions/val_000002.json" not in named

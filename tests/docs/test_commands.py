@@ -28,7 +28,8 @@ from main import main
 from rewards import Reward
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("python", "make", "pip", "for", "torchrun", "srun", "mlflow", "lightning-posttrain")
 FIRST = re.compile(r"^(?:[A-Z]+=\S+ )?(?:\.venv/bin/)?")
 TESTS = 'python -m pytest -n 2 -m "not long"'
@@ -80,11 +81,12 @@ SCRIPTS = [c for c in COMMANDS if re.match(r"python (assets|benchmarks|examples)
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 SETTINGS = [c for c in COMMANDS if c.startswith(("#", "export OMP_NUM_THREADS="))]
 PIP = [c for c in COMMANDS if c.startswith("pip install ")]
+DOCKER = [c for c in COMMANDS if c.startswith("docker ")]
 INSPECT = [c for c in COMMANDS if c.startswith("python -m cli.inspect ")]
 
 
 def test_every_command_is_known():
-    known = {*MAIN, *SCRIPTS, *MAKE, *SETTINGS, *PIP, *INSPECT, *ELSEWHERE, TESTS}
+    known = {*MAIN, *SCRIPTS, *MAKE, *SETTINGS, *PIP, *INSPECT, *DOCKER, *ELSEWHERE, TESTS}
     assert not (unknown := [command for command in COMMANDS if command not in known]), unknown
     assert len(MAIN) > 30 and len(SCRIPTS) > 10 and len(MAKE) > 5 and len(INSPECT) > 0
     for command, (test, how) in ELSEWHERE.items():
@@ -171,6 +173,11 @@ def test_what_is_installed_exists(command):
     for argument in shlex.split(command)[2:]:
         assert argument in ("-e", "-c") or argument.startswith(".[") or (ROOT / argument).exists(), argument
         assert set(re.findall(r"[\w-]+", argument.partition("[")[2])) <= extras.keys()
+
+
+@pytest.mark.parametrize("command", DOCKER)
+def test_a_command_of_the_image_stands_in_the_dockerfile(command):
+    assert f"#     {command}\n" in (ROOT / "Dockerfile").read_text()
 
 
 def test_the_tests_by_hand_are_those_of_make():

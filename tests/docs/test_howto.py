@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import auto_parser
 
+from benchmarks import paired, sweep
 from benchmarks.compare import __main__ as compare
 from cli import inspect
 from main import main
@@ -79,7 +80,14 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
                 assert inspect.main(given[1:]).is_file()
             elif given[0] == "benchmarks.compare":  # the runs themselves: tests/benchmarks/test_compare.py
                 asked = auto_parser(compare.main, as_positional=False).parse_args(given[1:])
-                assert compare.chosen(asked.methods, asked.objectives)
+                assert compare.arms(asked.methods, asked.vary, asked.objectives)
+            elif given[0] == "benchmarks.sweep":  # its trials: tests/benchmarks/test_sweep.py
+                asked = auto_parser(sweep.main, as_positional=False).parse_args(given[1:])
+                assert (
+                    all(Path(path).is_file() for path in asked.config) and len(sweep.read_space(Path(asked.space))) == 2
+                )
+            elif given[0] == "benchmarks.paired":  # with files: tests/benchmarks/test_paired.py
+                assert auto_parser(paired.main).parse_args(given[1:]).out == "differences.csv"
             elif given[0] == "pytest":
                 module = importlib.import_module(Path(given[1]).stem)
                 [getattr(module, name)() for name in dir(module) if name.startswith("test_")]
@@ -104,7 +112,7 @@ def test_a_page_can_be_followed(page, reasoner, tmp_path, monkeypatch, capsys):
             "Last checkpoint of lightning_modules.GRPO: runs/local/checkpoints/rollout_000001.ckpt" in out
         ),
         "compare": lambda: "Batch plan: 2 prompts x 2 completions" in out,
-        "mlflow": lambda: out.count("Batch plan: 2 prompts x 2 completions") == 2,
+        "mlflow": lambda: out.count("Batch plan: 2 prompts x 2 completions") == 4,
         "own_project": lambda: "log-prob of 42: " in out and "{'train/reward': " in out,
         "own_paper": lambda: (
             len([line for line in out.splitlines() if re.fullmatch(r"\s*-?\d\.\d{3}\s+-?\d\.\d{3}", line)]) == 4

@@ -60,7 +60,7 @@ def test_every_page_is_in_exactly_one_group_of_the_contents():
         str(page.relative_to(ROOT)) for group in contents.values() for name in group for page in ROOT.glob(f"{name}.md")
     ]
     pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")}
-    others = {"CHANGELOG.md", "CONTRIBUTING.md", "examples/home/README.md", "examples/methods/README.md"}
+    others = {"CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/home/README.md", "examples/methods/README.md"}
     assert sorted(listed) == sorted(pages | others)
     assert "docs/objectives" in contents["Background"] and "docs/hc_rlhf" in contents["Methods"]
 

@@ -246,6 +246,17 @@ def test_a_certified_policy_is_registered_with_its_certificate(here, assistant, 
     assert version.tags["safety.verdict"] == "SAFE" and float(version.tags["safety.ucb"]) <= 0.99
     folder = mlflow.artifacts.download_artifacts(f"models:/{version.name}@certified", dst_path=str(here / "got"))
     assert verify(folder)["verdict"] == "SAFE", "every file is the one that was certified"
+    card = (Path(folder) / "README.md").read_text()
+    assert "SAFE: the mean cost is at most" in card and "arxiv:2506.08266" in card and "## Configuration" in card
+    children = store.search_runs(
+        [store.get_run(version.run_id).info.experiment_id], f"tags.`{PARENT}` = '{version.run_id}'"
+    )
+    params = {run.info.run_name: run.data.params for run in children}
+    assert set(params) == {"reward model seed 0", "cost model seed 0"}
+    for run in params.values():
+        assert run["epochs"] == "1" and run["batch_size"] == "32" and run["model"] == str(assistant)
+        assert int(run["pairs"]) + int(run["held_out_pairs"]) == 150 and float(run["lr"]) > 0
+    assert {run["method"] for run in params.values()} == {"RewardModel", "CostModel"}
 
 
 def test_names(here):
