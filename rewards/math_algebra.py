@@ -50,10 +50,16 @@ def _at_points(first: Any, second: Any) -> bool | None:
 
     It takes a hundredth of the time of a simplification, which most pairs of a right and a wrong answer do not need.
     """
-    from sympy import Expr, Float, nan, zoo
+    from sympy import Expr, Float, I, Rational, Symbol, nan, zoo
 
     if not isinstance(first, Expr) or not isinstance(second, Expr):
         return None
+    first, second = (
+        expression.xreplace({number: Rational(str(number)) for number in expression.atoms(Float)})
+        for expression in (first, second)
+    )
+    if first.free_symbols ^ second.free_symbols == {Symbol("i")}:  # i and \sqrt{-1}
+        first, second = first.subs(Symbol("i"), I), second.subs(Symbol("i"), I)
     names, alike = sorted(first.free_symbols | second.free_symbols, key=str), 0
     if len(names) > 6:
         return None
