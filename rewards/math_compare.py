@@ -83,11 +83,17 @@ def same(gold: str, answer: str, algebra: Algebra | None = None) -> bool:
             return _same_words(gold, answer)
     if (base := based(gold)) is not None:
         return base == based(answer)
-    if len(letter := words_of(gold)) == 1 and letter == words_of(answer):
+    if (letter := _letter_of(gold)) is not None and letter == _letter_of(answer):
         return True  # B and \\text{(B)}
     if amount is not None:
         return _same_amount(gold, amount, answer, algebra)
     return _same_structure(gold, answer, algebra)
+
+
+def _letter_of(text: str) -> str | None:
+    """The letter of a text that is one, in brackets or not."""
+    match = re.fullmatch(r"\s?\(?\s?([a-zA-Z])\s?\)?\s?", UNWRAP.sub(r" \1 ", spelled(text)))
+    return match[1].lower() if match is not None else None
 
 
 def _same_time(gold: tuple[int, int, int, str | None], answer: tuple[int, int, int, str | None] | None) -> bool:
@@ -225,6 +231,10 @@ def _members(text: str) -> tuple[str, list[str]]:
 
 def _same_structure(gold: str, answer: str, algebra: Algebra | None) -> bool:
     kind, wanted = _members(gold)
+    if kind == "tuple()" and (values := _by_name(_members(answer)[1])):  # x = 1, y = 2
+        return len(values) == len(wanted) and all(
+            same(one, other, algebra) for one, other in zip(wanted, values, strict=True)
+        )
     is_equation = kind == "one" and len(split_top(wanted[0], ("=",))) > 1
     if not is_equation and kind != "list":
         asserted = _asserted(gold, answer, algebra)
@@ -232,11 +242,8 @@ def _same_structure(gold: str, answer: str, algebra: Algebra | None) -> bool:
             return False
         answer = asserted
     answer_kind, members = _members(answer)
-    if {kind, answer_kind} == {"list", "tuple()"}:  # (1,2) and x = 1, y = 2
-        wanted, members = (
-            _by_name(parts) if one == "list" else parts for one, parts in ((kind, wanted), (answer_kind, members))
-        )
-        kind = answer_kind = "tuple()" if wanted and members else "list of other kinds"
+    if kind == "list" and answer_kind == "tuple()" and (values := _by_name(wanted)):
+        kind, wanted = answer_kind, values
     if kind != answer_kind:
         return kind == "list" and len(wanted) == 1 and answer_kind == "one" and same(wanted[0], answer, algebra)
     if kind == "one":
@@ -337,6 +344,8 @@ def is_comparable(gold: str) -> bool:
     if not is_readable(gold):
         return False
     if quantity(gold, letters=True) is not None or time_of(gold) or is_text(gold) or based(gold):
+        return True
+    if key(gold).lstrip("+-") == r"\infty":
         return True
     kind, members = _members(gold)
     if kind != "one":
