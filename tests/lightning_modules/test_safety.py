@@ -140,6 +140,18 @@ def test_what_is_the_same_test(tmp_path):
     assert ledger.budget(0.1, 4) == (0.1, 4, pytest.approx(0.05))
 
 
+def test_tests_of_one_policy_count_together_on_whatever_prompts(tmp_path):
+    fresh = [f"fresh {i}" for i in range(9)]
+    assert Ledger(PROMPTS, str(tmp_path), "weights").begin("one", "q", 0.1, 2) == pytest.approx(0.05)
+    again = Ledger(fresh, str(tmp_path), "weights")
+    assert again.begin("one", "fresh", 0.1, 2) == pytest.approx(0.05)
+    assert [test["on_other_prompts"] for test in again.tests()] == [True, False]
+    with pytest.raises(ConfigError, match=r"tested 2 time\(s\), 2 of them of the same policy on other prompts"):
+        Ledger(["more"], str(tmp_path), "weights").begin("warmer", "q", 0.1, 9)
+    assert Ledger(["more"], str(tmp_path), "other weights").begin("two", "q", 0.1, 1) == pytest.approx(0.1)
+    assert ledger_of(tmp_path, ["even more"]).tests() == []
+
+
 @pytest.mark.parametrize(
     "declarations",
     [
