@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from support.errors import ConfigError
-from support.files import atomic_write_text, cache_folder, fingerprint
+from support.files import atomic_write_text, cache_folder, fingerprint, parse_json
 from support.prompt_identity import known_fingerprints, split_fingerprint
 
 _START = "0" * 64
@@ -77,11 +77,14 @@ class Journal:
             content = self.path.read_bytes() if self.path.is_file() else b""
             whole = content[: content.rfind(b"\n") + 1]
             head: dict[str, Any] = (
-                json.loads(self._head.read_text()) if self._head.is_file() else {"events": 0, "hash": _START}
+                parse_json(self._head.read_text()) if self._head.is_file() else {"events": 0, "hash": _START}
             )
-            events = [json.loads(line) for line in whole.decode().splitlines()]
+            events = [parse_json(line) for line in whole.decode().splitlines()]
             last = _START
+            if type(head["events"]) is not int or head["events"] < 0:
+                raise ValueError("its recorded length is not a number of lines")
             for number, event in enumerate(events, 1):
+                _check(event)
                 if event["previous"] != last or event["hash"] != _hash(event):
                     raise ValueError(f"line {number} was changed, or a line before it removed")
                 last = event["hash"]
@@ -129,6 +132,18 @@ class Journal:
         """The entries of a certificate about the journal."""
         events = self.events()
         return {"path": str(self.path), "events": len(events), "hash": events[-1]["hash"] if events else _START}
+
+
+def _check(event: dict[str, Any]) -> None:
+    """Raise ValueError or KeyError for an event that lacks what a count of tests reads."""
+    prompts, numbers = event["prompts"], [event["delta"], event.get("declared_delta", 0.0)]
+    texts = [event["split"], event["candidate"], event["question"], event["time"], *prompts]
+    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("an event has something else than texts")
+    if not all(type(number) in (int, float) and 0 <= number <= 1 for number in numbers):
+        raise ValueError("an event spends something else than a probability")
+    if type(event.get("declared_tests", 1)) is not int:
+        raise ValueError("an event declares something else than a number of tests")
 
 
 def _write(file: Any, line: bytes) -> None:
