@@ -289,6 +289,8 @@ def _other_weights(folder):
         (_keep("verdict", "files"), "no readable certificate.*without a valid entry 'ucb'"),
         (_edit(ucb=99.0), "contradicts itself"),
         (_edit(ucb=float("nan")), "contradicts itself"),
+        (_edit(threshold=float("inf")), "contradicts itself"),
+        (_edit(ucb=10**400), "no readable certificate"),
         (_edit(threshold=5.0, ucb=4.0), "no passed test like the one"),
         (_edit(test={"split": "x", "candidate": "y", "question": "z"}), "no passed test like the one"),
         (_nested_certificate, "added: sub/certificate.json"),

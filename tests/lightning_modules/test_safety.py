@@ -1,5 +1,6 @@
 """The safety test's parts: the bound against closed forms, the ledger, the splits."""
 
+import json
 import math
 import multiprocessing
 import os
@@ -114,6 +115,28 @@ def test_a_damaged_ledger_is_not_an_unused_split(tmp_path, attack):
     ):
         with pytest.raises(ConfigError, match="cannot be trusted"):
             action()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": None}, {"prompts": [["x"]]}, {"candidate": ["x"]}, {"delta": "0.1"}, {"delta": -5}, {"delta": 10**400},
+        {"declared_delta": "x"}, {"declared_tests": None}, {"split": 5}, {"time": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_event_of_another_form_is_refused_whatever_its_hash(tmp_path, change):
+    """Its writer can compute the chain; a negative delta would give tests back."""
+    from lightning_modules.hc_rlhf.ledger import _hash
+
+    ledger = ledger_of(tmp_path)
+    ledger.begin("one", "q", 0.1, 2)
+    event = {name: value for name, value in ledger.journals[0].events()[0].items() if name != "hash"}
+    event |= {"previous": ledger.journals[0].events()[-1]["hash"]} | change
+    with open(ledger.path, "a") as file:
+        file.write(json.dumps(event | {"hash": _hash(event)}) + "\n")
+    with pytest.raises(ConfigError, match="cannot be trusted"):
+        ledger.tests()
 
 
 def test_a_copied_split_is_the_same_split(tmp_path):
