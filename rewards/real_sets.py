@@ -65,8 +65,8 @@ def _excluded(text: str) -> list[str] | None:
 def _interval(text: str) -> str:
     """An inequality of one variable, or two of which one bounds it above and one below, as an interval."""
     if (french := _FRENCH.fullmatch(text)) is not None and (french[1] == "]" or french[3] == "["):
-        left, right = "[" if french[1] == "[" else "(", "]" if french[3] == "]" else ")"
-        return f"{left}{french[2].replace(';', ',')}{right}"
+        opening, closing = "[" if french[1] == "[" else "(", "]" if french[3] == "]" else ")"
+        return f"{opening}{french[2].replace(';', ',')}{closing}"
     pieces = [part.strip() for part in _AND.split(text)]
     if len(pieces) == 2 and all(pieces):
         return _both(*map(_interval, pieces)) if all(len(_ORDER.findall(piece)) == 1 for piece in pieces) else text
