@@ -107,7 +107,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{1,2}(?!\d)|\d{4})")
 _REPEATING = re.compile(
     r"(?<![\d.])(?P<whole>\d{0,40})\.(?:"
-    r"(?P<fixed>\d{0,40})(?:\\(?:overline|bar)\s?(?:\{(?P<period>\d{1,40})\}|(?P<digit>\d))|\((?P<bracketed>\d{1,40})\)|"
+    r"(?P<fixed>\d{0,40})(?:\\(?:overline|bar)\s?(?:\{(?P<period>\d{1,40})\}|(?P<digit>\d))|"
+    r"\((?P<bracketed>\d{1,40})\)|"
     r"\\dot\s?\{?(?P<first>\d)\}?(?:(?P<inner>\d{0,40})\\dot\s?\{?(?P<last>\d)\}?)?)|"
     r"(?P<before>\d{0,8}?)(?P<again>\d{1,6}?)(?P=again){2,12}\s?(?:\.\.\.|…|\\[lc]?dots(?![a-zA-Z])))"
 )

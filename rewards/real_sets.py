@@ -9,7 +9,8 @@ from rewards.math_text import elements, spelled
 
 _ORDER = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|<|>")
 _BUILDER = re.compile(
-    r"\\\{\s?([a-zA-Z])\s?(?:\\in\s?\\(?:mathbb|mathbf)\s?\{?\s?R\s?\}?\s?)?(?:\\mid(?![a-zA-Z])|\\vert(?![a-zA-Z])|\||:)"
+    r"\\\{\s?([a-zA-Z])\s?(?:\\in\s?\\(?:mathbb|mathbf)\s?\{?\s?R\s?\}?\s?)?"
+    r"(?:\\mid(?![a-zA-Z])|\\vert(?![a-zA-Z])|\||:)"
     r"(?P<condition>.{1,400})\\\}",
     re.DOTALL,
 )

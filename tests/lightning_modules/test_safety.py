@@ -120,7 +120,8 @@ def test_a_damaged_ledger_is_not_an_unused_split(tmp_path, attack):
 @pytest.mark.parametrize(
     "change",
     [
-        {"prompts": None}, {"prompts": [["x"]]}, {"candidate": ["x"]}, {"delta": "0.1"}, {"delta": -5}, {"delta": 10**400},
+        {"prompts": None}, {"prompts": [["x"]]}, {"candidate": ["x"]}, {"delta": "0.1"}, {"delta": -5},
+        {"delta": 10**400},
         {"declared_delta": "x"}, {"declared_tests": None}, {"split": 5}, {"time": None},
     ],
     ids=str,
