@@ -243,8 +243,8 @@ class Ledger:
                 f"probability of {limit:.4g} for {number} test(s), as declared before the first; test.allowance "
                 f"{allowance} with constraint.delta {delta:g} would spend {share:.4g} more. The trained policy is in "
                 f"its run's checkpoints, and the ledger is {self.path}. Train another policy, test it on a fresh "
-                "safety split (for procedural data another --seed_everything), and declare test.allowance before the first "
-                "test of a policy that shall be tested again on fresh prompts."
+                "safety split (for procedural data another --seed_everything), and declare test.allowance before the "
+                "first test of a policy that shall be tested again on fresh prompts."
             )
         declared = {"declared_delta": delta, "declared_tests": allowance}
         policy = {} if self.policy is None else {"policy": self.policy}
