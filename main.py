@@ -18,7 +18,7 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import cli.quiet  # noqa: F401  (before the packages whose messages it silences)
-from cli.application import CLI, Trainer, config_error_behind, disk_error, lightning_refusal
+from cli.application import CLI, Trainer, config_error_behind, disk_error, foreign_state, lightning_refusal
 from cli.command_line import completed
 from cli.saved_config import SaveConfig
 from lightning_modules.core.posttrain_module import PosttrainModule
@@ -53,6 +53,7 @@ def main(args: list[str] | None = None) -> CLI:
         )
     except Exception as error:
         explained = config_error_behind(error) or lightning_refusal(error) or disk_error(error)
+        explained = explained or foreign_state(error)
         if explained is None or explained is error:
             raise
         raise explained from None

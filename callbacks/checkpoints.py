@@ -75,7 +75,9 @@ class RolloutCheckpoint(Checkpoint):
 
     def _occupy(self, trainer: L.Trainer) -> None:
         """Lock the folder, and remove what a killed run left there. Raises ConfigError if another run has it."""
-        settle_run_folder(trainer)
+        has_run_folder = not self.folder or trainer.logger is not None  # otherwise an empty one would be left
+        if has_run_folder:
+            settle_run_folder(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = InPlaceCheckpointIO()
         problem = None
@@ -84,7 +86,8 @@ class RolloutCheckpoint(Checkpoint):
             try:
                 self.lock.take()
                 sweep(self._folder(trainer))
-                remove_unfinished(run_folder(trainer))
+                if has_run_folder:
+                    remove_unfinished(run_folder(trainer))
             except ConfigError as error:
                 problem = str(error)
         if (problem := trainer.strategy.broadcast(problem)) is not None:

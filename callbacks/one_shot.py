@@ -7,7 +7,6 @@ and a small KL term.
     python main.py fit --config configs/one_shot.yaml
 """
 
-import json
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from callbacks.prompt_choice import install_sampler, installed_sampler
 from datamodules.samplers import OneShotSampler
 from objectives.statistics import group_statistics
 from support.errors import ConfigError
+from support.files import parse_json
 from support.papers import Claim, Experiment, Paper
 from tracking.runs import mlflow_runs
 
@@ -53,7 +53,7 @@ def read_history(path: str | Path, least_visits: int = 2) -> dict[str, list[floa
         ConfigError: for a file that is missing or has another format, or without any prompt with that many visits.
     """
     try:
-        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+        rows = [parse_json(line) for line in Path(path).read_text().splitlines() if line.strip()]
         rates = {str(row["id"]): [float(rate) for _, rate in row["history"]] for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

@@ -220,6 +220,16 @@ def _detach_from_machine(config: Namespace) -> None:
     config.ckpt_path = None
 
 
+#: functions in which Lightning gives states of a checkpoint back, and the errors of states of another form
+_RESTORES = {"_restore_modules_and_callbacks", "restore_training_state"}
+_WRONG_DATA = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def _is_part(value: Any) -> bool:
+    """Whether an object is a part of the training whose state a checkpoint holds."""
+    return isinstance(value, (L.Callback, L.LightningModule, L.LightningDataModule))
+
+
 def config_error_behind(error: BaseException) -> ConfigError | None:
     """The ConfigError that led to another error: the parser tries every type of a value, and wraps what each raised."""
     cause: BaseException | None = error
@@ -233,6 +243,21 @@ def lightning_refusal(error: BaseException) -> ConfigError | None:
     if isinstance(error, MisconfigurationException) or "conditioned on metric" in str(error):
         return ConfigError(f"Lightning refuses a setting of trainer: {' '.join(str(error).split())}")
     return None
+
+
+def foreign_state(error: BaseException) -> ConfigError | None:
+    """One paragraph about a checkpoint whose states are not those that this version writes; None for other errors."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    restoring = (number for number, frame in enumerate(frames) if frame.f_code.co_name in _RESTORES)
+    if not isinstance(error, _WRONG_DATA) or (first := next(restoring, None)) is None:
+        return None
+    owners = [frame.f_locals["self"] for frame in frames[first:] if "self" in frame.f_locals]
+    part = next((type(one).__name__ for one in owners if _is_part(one)), "the training")
+    return ConfigError(
+        f"the checkpoint holds a state of {part} that this version does not write ({type(error).__name__}: {error}), "
+        "so it comes from another version or was changed. Continue from another checkpoint (--ckpt_path), or start "
+        "anew from the weights of an exported policy."
+    )
 
 
 def disk_error(error: BaseException) -> ConfigError | None:

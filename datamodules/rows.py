@@ -102,6 +102,9 @@ def read_csv(path: str | Path, numbers: Collection[str] = ()) -> list[Row]:
     try:
         with io.StringIO(_content(Path(path)).decode("utf-8-sig"), newline="") as file:
             reader = csv.DictReader(file, strict=True, restval=_ABSENT)
+            names = reader.fieldnames or []
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ConfigError(f"the file {path} has the column {twice[0]!r} twice; rename or remove one of them.")
             for cells in reader:
                 where = f"line {reader.line_num} of the file {path}"
                 if None in cells:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_modules.core.part_types import check_part
 from lightning_modules.core.posttrain_module import PosttrainModule
 from lightning_modules.core.reference_sums import reference_sums
+from objectives.preference_losses import order_accuracy
 from objectives.preference_objectives import DPO, KTO, PairLoss, PreferenceLoss, ResponseScores
 from policies import Policy, PolicyParams, PromptGroups
 from policies.supervised import check_row_length, encode_response
@@ -218,7 +219,7 @@ class Preference(PosttrainModule):
             counted = dict.fromkeys(sides, torch.ones_like(losses))
             sums = _side_sums(self.loss, sides, counted)
             margins = (self.loss.reward(scores[0]) - self.loss.reward(scores[1])).detach()
-            sums |= {"margin": _pair(margins), "accuracy": _pair((margins > 0).to(margins.dtype))}
+            sums |= {"margin": _pair(margins), "accuracy": _pair(order_accuracy(margins, torch.zeros_like(margins)))}
         else:
             assert isinstance(self.loss, KTO)
             (only,) = scores

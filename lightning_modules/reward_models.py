@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics.classification import BinaryCalibrationError
 
 from lightning_modules.core.posttrain_module import PosttrainModule
-from objectives.preference_losses import pairwise_cost_loss, reward_loss, signed_cost_loss
+from objectives.preference_losses import order_accuracy, pairwise_cost_loss, reward_loss, signed_cost_loss
 from policies import PolicyParams, Scorer
 from support.errors import ConfigError
 from support.files import weights_fingerprint
@@ -126,7 +126,10 @@ class PreferenceModule(PosttrainModule, ABC):
 
 
 class RewardModel(PreferenceModule):
-    """Reward model: Bradley-Terry on the better response. Logs `accuracy`, the fraction of pairs in the right order."""
+    """Reward model: Bradley-Terry on the better response.
+
+    Logs `accuracy`, the fraction of pairs in the right order, where a tie counts half.
+    """
 
     required = ("better",)
 
@@ -134,7 +137,7 @@ class RewardModel(PreferenceModule):
         first, second = self.pair_scores(rows)
         first_is_better = torch.tensor([row["better"] == 0 for row in rows], device=first.device)
         preferred, other = torch.where(first_is_better, first, second), torch.where(first_is_better, second, first)
-        return reward_loss(preferred, other, self.regularisation), {"accuracy": (preferred > other).float().mean()}
+        return reward_loss(preferred, other, self.regularisation), {"accuracy": order_accuracy(preferred, other).mean()}
 
 
 class CostModel(PreferenceModule):
@@ -167,7 +170,7 @@ class CostModel(PreferenceModule):
             safer_sign, unsafer_sign = torch.where(first_is_safer[:, None], unsafe, unsafe.flip(1)).unbind(1)
             loss = signed_cost_loss(unsafer, safer, unsafer_sign, safer_sign, self.regularisation)
         signs = ((torch.stack([first, second], 1) > 0) == unsafe).float().mean()
-        metrics: dict[str, Any] = {"accuracy": (unsafer > safer).float().mean(), "sign_accuracy": signs}
+        metrics: dict[str, Any] = {"accuracy": order_accuracy(unsafer, safer).mean(), "sign_accuracy": signs}
         if not self.training:
             self.calibration.update(torch.stack([first, second], 1).sigmoid(), unsafe.long())
             metrics["sign_calibration_error"] = self.calibration

@@ -12,6 +12,15 @@ def reward_loss(
     return -F.logsigmoid(preferred - other).mean() + regularisation * _mean_square(preferred, other)
 
 
+def order_accuracy(higher: Float[Tensor, "pairs"], lower: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
+    """1 for a pair whose scores are in the right order, 0 for the wrong order, 1/2 for a tie.
+
+    A tie counts as a coin toss, as in the area under a ROC curve: a model that gives every response one score, such as
+    an untrained one, has an accuracy of 0.5, not 0.
+    """
+    return (higher > lower).to(higher.dtype) + 0.5 * (higher == lower).to(higher.dtype)
+
+
 def pairwise_cost_loss(
     unsafer: Float[Tensor, "pairs"], safer: Float[Tensor, "pairs"], regularisation: float = 1e-3
 ) -> Float[Tensor, ""]:

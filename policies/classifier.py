@@ -12,6 +12,7 @@ from policies.encoder import Pooling, TextEncoder
 from policies.locate import locate
 from policies.params import PolicyParams
 from support.errors import ConfigError
+from support.files import parse_json
 
 HEAD, LABELS = "head.safetensors", "labels.json"
 
@@ -39,7 +40,7 @@ class Classifier(TextEncoder):
     ) -> None:
         super().__init__(params, pooling)
         folder = Path(locate(params.model))
-        saved: list[str] | None = json.loads((folder / LABELS).read_text()) if (folder / LABELS).is_file() else None
+        saved = _saved_labels(folder / LABELS)
         names = saved if labels is None else labels
         if names is None:
             raise ConfigError(
@@ -77,3 +78,19 @@ class Classifier(TextEncoder):
         super().save(folder)
         save_file(self.head.state_dict(), Path(folder) / HEAD)
         (Path(folder) / LABELS).write_text(json.dumps(self.labels))
+
+
+def _saved_labels(file: Path) -> list[str] | None:
+    """The names of the classes in a classifier's folder; None for a folder without. Raises ConfigError."""
+    if not file.is_file():
+        return None
+    try:
+        labels = parse_json(file.read_text())
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("it is not a list of names")
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"{file} does not hold the names of a classifier's classes: {error}; copy the folder again from the run "
+            "that trained it."
+        ) from None
+    return labels

@@ -20,7 +20,7 @@ from policies.prompt_encoding import Prompt, encode_content, encode_prompt
 from policies.tokenizer import load_tokenizer
 from policies.values import zero_head
 from support.errors import ConfigError
-from support.files import weights_fingerprint
+from support.files import parse_json, weights_fingerprint
 from support.identity import identity, tokenizer_identity
 
 
@@ -144,7 +144,10 @@ def load_facts(folder: str) -> dict[str, Any]:
     """
     facts = Path(locate(folder)) / "facts.json"
     try:
-        return json.loads(facts.read_text()) if facts.is_file() else {}
+        content = parse_json(facts.read_text()) if facts.is_file() else {}
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+        return content
     except ValueError as error:
         raise ConfigError(
             f"{facts} is not valid JSON: {error}; copy the folder again from the run that trained the scorer."

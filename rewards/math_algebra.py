@@ -50,10 +50,19 @@ def _at_points(first: Any, second: Any) -> bool | None:
 
     It takes a hundredth of the time of a simplification, which most pairs of a right and a wrong answer do not need.
     """
-    from sympy import Expr, Float, nan, zoo
+    from sympy import Expr, Float, I, Rational, nan, zoo
 
     if not isinstance(first, Expr) or not isinstance(second, Expr):
         return None
+    first, second = (
+        expression.xreplace({number: Rational(str(number)) for number in expression.atoms(Float)})
+        for expression in (first, second)
+    )
+    if {symbol.name for symbol in first.free_symbols ^ second.free_symbols} == {"i"}:  # i and \\sqrt{-1}
+        first, second = (
+            expression.xreplace({symbol: I for symbol in expression.free_symbols if symbol.name == "i"})
+            for expression in (first, second)
+        )
     names, alike = sorted(first.free_symbols | second.free_symbols, key=str), 0
     if len(names) > 6:
         return None

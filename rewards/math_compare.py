@@ -26,6 +26,7 @@ from rewards.math_text import (
 )
 from rewards.number_text import number_of
 from rewards.quantities import UNWRAP, based, quantity, same_numbers, unit_name
+from rewards.real_sets import real_set
 from rewards.units import is_unit, same_amount, unit_of
 
 
@@ -82,15 +83,27 @@ def same(gold: str, answer: str, algebra: Algebra | None = None) -> bool:
             return _same_words(gold, answer)
     if (base := based(gold)) is not None:
         return base == based(answer)
+    if (letter := _letter_of(gold)) is not None and letter == _letter_of(answer):
+        return True  # B and \\text{(B)}
     if amount is not None:
         return _same_amount(gold, amount, answer, algebra)
     return _same_structure(gold, answer, algebra)
 
 
+def _letter_of(text: str) -> str | None:
+    """The letter of a text that is one, in brackets or not."""
+    match = re.fullmatch(r"\s?\(?\s?([a-zA-Z])\s?\)?\s?", UNWRAP.sub(r" \1 ", spelled(text)))
+    return match[1].lower() if match is not None else None
+
+
 def _same_time(gold: tuple[int, int, int, str | None], answer: tuple[int, int, int, str | None] | None) -> bool:
-    return (
-        answer is not None and gold[:3] == answer[:3] and (gold[3] is None or answer[3] is None or gold[3] == answer[3])
-    )
+    """Whether two times are the same; one without a.m. and p.m. is of 24 hours if its hour is 13 or more, or 0."""
+    if answer is None or gold[1:3] != answer[1:3]:
+        return False
+    if gold[3] == answer[3] or (None in (gold[3], answer[3]) and gold[0] == answer[0]):
+        return gold[0] == answer[0]
+    hours = [time[0] % 12 + 12 * (time[3] == "p") if time[3] else time[0] for time in (gold, answer)]
+    return None in (gold[3], answer[3]) and hours[0] == hours[1]
 
 
 def _same_words(gold: str, answer: str) -> bool:
@@ -118,6 +131,11 @@ def _same_amount(gold: str, amount: tuple[Fraction, str | None], answer: str, al
 # ---- equations -------------------------------------------------------------------------------------------------------
 
 
+_MODULUS = re.compile(
+    r"\s?(?:\\[pb]?mod\s?(?:\{[^{}]{1,20}\}|\w{1,10})|\(\s?(?:\\text\{mod\}|\\?mod)[^()]{1,20}\))\s?$"
+)
+
+
 def _asserted(gold: str, answer: str, algebra: Algebra | None) -> str | None:
     """The part of an answer to compare with a gold answer that is not an equation: the right-hand side of `x = 5`.
 
@@ -127,6 +145,8 @@ def _asserted(gold: str, answer: str, algebra: Algebra | None) -> str | None:
     if len(exact) > 1:
         gold_number = number_of(spelled(gold))
         answer = next((part for part in exact if gold_number is not None and number_of(part) == gold_number), exact[0])
+    if "mod" in answer and "mod" not in gold:
+        answer = re.sub(r"\\equiv(?![a-zA-Z])", "=", _MODULUS.sub("", spelled(answer)))
     sides = [side.strip() for side in split_top(spelled(answer), ("=",))]
     if len(sides) < 2:
         return answer.strip() or None
@@ -154,33 +174,6 @@ def _holds(sides: list[str], algebra: Algebra | None) -> bool:
     return all(abs(value - values[0]) <= 0.01 * max(abs(value), abs(values[0])) for value in values)
 
 
-_ORDER = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|<|>")
-
-
-def _interval(text: str) -> str:
-    """An inequality of one variable as its interval: 0 \\le x < 1 is [0,1). Other texts are unchanged.
-
-    A leading `x \\in` is removed.
-    """
-    text = re.sub(r"^[a-zA-Z]\s?\\in(?![a-zA-Z])\s?", "", spelled(text))
-    signs, sides = _ORDER.findall(text), [side.strip() for side in _ORDER.split(text)]
-    variable = [place for place, side in enumerate(sides) if re.fullmatch(r"[a-zA-Z]", side)]
-    if not signs or len(variable) != 1 or len(sides) != len(signs) + 1 or len(signs) > 2 or not all(sides):
-        return text
-    up = [sign in ("<", "\\le") for sign in signs]
-    closed = ["\\" in sign for sign in signs]
-    if len(signs) == 1:
-        limit, variable_left = sides[1 - variable[0]], variable[0] == 0
-        if up[0] == variable_left:
-            return f"(-\\infty,{limit}{']' if closed[0] else ')'}"
-        return f"{'[' if closed[0] else '('}{limit},\\infty)"
-    if variable[0] != 1 or up[0] != up[1]:
-        return text
-    low, high = (sides[0], sides[2]) if up[0] else (sides[2], sides[0])
-    left, right = (closed[0], closed[1]) if up[0] else (closed[1], closed[0])
-    return f"{'[' if left else '('}{low},{high}{']' if right else ')'}"
-
-
 # ---- lists, sets, tuples, intervals ----------------------------------------------------------------------------------
 
 
@@ -202,7 +195,8 @@ _MATRIX = re.compile(r"\\begin\{(pmatrix|matrix|array)\}(?:\{[lcr|\s]{0,20}\})?(
 
 def _cells(text: str) -> tuple[str, list[str]] | None:
     """("tuple of rows and columns", cells) of a text that is a matrix."""
-    match = _MATRIX.fullmatch(text)
+    enclosed = bracketed(text)
+    match = _MATRIX.fullmatch(enclosed[1] if enclosed is not None and enclosed[0] in ("(", "[") else text)
     if not match or "\\begin" in match[2]:
         return None
     rows = [row.split("&") for row in match[2].replace("\\\\", "\x02").strip(" \x02").split("\x02")]
@@ -214,10 +208,10 @@ def _cells(text: str) -> tuple[str, list[str]] | None:
 def _members(text: str) -> tuple[str, list[str]]:
     """(kind, members): "list" for values in any order, "union" of sets, "tuple(]" and the like for brackets
     and matrices, "one" for a single expression."""
-    text = _interval(text)
-    union = re.split(r"\\cup(?![a-zA-Z])", text)
+    union = real_set(text)
     if len(union) > 1:
-        return "union", [part.strip() for part in union]
+        return "union", union
+    text = union[0]
     if len(parts := elements(text)) > 1:
         return "list", _expanded(parts)
     if (cells := _cells(text)) is not None:
@@ -237,6 +231,10 @@ def _members(text: str) -> tuple[str, list[str]]:
 
 def _same_structure(gold: str, answer: str, algebra: Algebra | None) -> bool:
     kind, wanted = _members(gold)
+    if kind == "tuple()" and (values := _by_name(_members(answer)[1])):  # x = 1, y = 2
+        return len(values) == len(wanted) and all(
+            same(one, other, algebra) for one, other in zip(wanted, values, strict=True)
+        )
     is_equation = kind == "one" and len(split_top(wanted[0], ("=",))) > 1
     if not is_equation and kind != "list":
         asserted = _asserted(gold, answer, algebra)
@@ -244,6 +242,8 @@ def _same_structure(gold: str, answer: str, algebra: Algebra | None) -> bool:
             return False
         answer = asserted
     answer_kind, members = _members(answer)
+    if kind == "list" and answer_kind == "tuple()" and (values := _by_name(wanted)):
+        kind, wanted = answer_kind, values
     if kind != answer_kind:
         return kind == "list" and len(wanted) == 1 and answer_kind == "one" and same(wanted[0], answer, algebra)
     if kind == "one":
@@ -257,6 +257,13 @@ def _same_structure(gold: str, answer: str, algebra: Algebra | None) -> bool:
     if kind.startswith("tuple"):
         return all(same(first, second, algebra) for first, second in zip(wanted, members, strict=True))
     return _matched(wanted, members, algebra)
+
+
+def _by_name(parts: list[str]) -> list[str]:
+    """The values of a list of equations for single variables, each another one, in the order of the names; or none."""
+    sides = [[side.strip() for side in split_top(part, ("=",))] for part in parts]
+    names = {side[0] for side in sides if len(side) == 2 and re.fullmatch(r"[a-zA-Z]", side[0])}
+    return [value for _, value in sorted(sides)] if len(names) == len(parts) else []
 
 
 def _matched(wanted: list[str], members: list[str], algebra: Algebra | None) -> bool:
@@ -337,6 +344,8 @@ def is_comparable(gold: str) -> bool:
     if not is_readable(gold):
         return False
     if quantity(gold, letters=True) is not None or time_of(gold) or is_text(gold) or based(gold):
+        return True
+    if key(gold).lstrip("+-") == r"\infty":
         return True
     kind, members = _members(gold)
     if kind != "one":

@@ -8,14 +8,14 @@ import re
 import string
 from functools import lru_cache
 
-from rewards.number_text import GROUP_SPACE, NUMBER, plain
+from rewards.number_text import GROUP_SPACE, NUMBER, plain, plain_decimals
 
 #: number of cached results per text function: a group's answers are compared with one gold answer
 CACHED = 4096
 
 # ---- boxes and environments ------------------------------------------------------------------------------------------
 
-_BOX = re.compile(r"\\f?boxed\s{0,3}(?=\{|[^\s{}\\])")
+_BOX = re.compile(r"\\(?:f?boxed|f(?:rame)?box)\s{0,3}(?=\{|[^\s{}\\])")
 #: text between two boxes that are one answer together, as in `\boxed{1} and \boxed{2}`
 _JOIN = re.compile(
     r"[\s$.]{0,8}(?:,|;|、|和|\\text\{\s?(?:and|or)\s?\}|and|or|&)[\s$,]{0,8}"
@@ -82,6 +82,14 @@ _ANCHOR = re.compile(
     r"(?:答案|结果|結果|答)(?:是|为|為|应为|：|:)+|답은?\s{0,2}:?|답은|ответ\s{0,3}:?|####|therefore,?\s|\bso,?\s)",
     re.IGNORECASE,
 )
+#: words that deny or bound the number behind them: what follows is not the answer
+_NOT_STATED = re.compile(
+    r"(?:\bnot|n['’]t|\bcannot|\bnever|\bnor|\bneither|\bexcept|\bthan|\binstead of|\bbetween\s[^.\n]{1,20}\sand|"
+    r"\bfrom\s[^.\n]{1,20}\sto|≠|\\ne|不是|不等于)"
+    r"(?:\s(?:be|is|equal|equals|to|exactly|the|a|an|number|value|answer)){0,3}[\s$*(]{0,4}$",
+    re.IGNORECASE,
+)
+_DENIED_BEHIND = re.compile(r"[\s$*)]{0,4}(?:is|was|would be)\s(?:not|wrong|incorrect|false)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|。|(?<!\\)[.!?](?=\s|$|\*)")
 
 
@@ -90,7 +98,7 @@ def answers_in(text: str) -> list[str]:
 
     If there is a box: the last one only, with those that "and", "or" or a comma join to it. Otherwise: a text of one
     line, the text after the last "answer is", the number at its beginning, the last mathematical environment, the last
-    line and the last number.
+    line and the last number. A number that the text denies or bounds ("not 42", "more than 42") is no candidate.
     """
     if boxed := boxes(text):
         return [", ".join(_joined_at_end(text, boxed))]
@@ -110,15 +118,20 @@ def answers_in(text: str) -> list[str]:
     spans = [
         (m.start(), m.end(), m["a"] or m["b"] or m["c"] or m["d"]) for m in _ENVIRONMENT.finditer(tail or text[-4000:])
     ]
-    if spans:
+    if spans and _is_stated(tail or text[-4000:], spans[-1][0], spans[-1][1]):
         candidates.append(", ".join(_joined_at_end(tail or text[-4000:], spans)))
     lines = text.rsplit("\n", 1)
     candidates.append(lines[-1].strip(" *"))
-    number = None
-    for number in NUMBER.finditer(plain(text[-4000:])):  # noqa: B007
+    number, end = None, plain(text[-4000:])
+    for number in NUMBER.finditer(end):  # noqa: B007
         pass
-    candidates.append(number[0] if number else "")
-    return list(dict.fromkeys(candidate for candidate in candidates if candidate))
+    candidates.append(number[0] if number and _is_stated(end, number.start(), number.end()) else "")
+    return list(dict.fromkeys(candidate for candidate in candidates if re.search(r"[^\W_]|[∞∅]", candidate)))
+
+
+def _is_stated(text: str, start: int, end: int) -> bool:
+    """Whether a text states what stands at a place, and neither denies nor only bounds it."""
+    return not _NOT_STATED.search(text[max(0, start - 60) : start]) and not _DENIED_BEHIND.match(text[end : end + 40])
 
 
 # ---- one spelling ----------------------------------------------------------------------------------------------------
@@ -134,25 +147,36 @@ _SYMBOLS = {
     GROUP_SPACE: "",
 }  # fmt: skip
 _TO_ASCII = str.maketrans(_SYMBOLS)
-_ROOT = re.compile(r"√\s?(?:\(([^()√]{1,100})\)|\{([^{}√]{1,100})\}|(\d+|[a-zA-Z]))")
+_ROOTS = {"√": "", "∛": "[3]", "∜": "[4]"}
+_ROOT = re.compile(r"([√∛∜])\s?(?:\(([^()√]{1,100})\)|\{([^{}√]{1,100})\}|(\d+|[a-zA-Z]))")
 _SPACING = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|textstyle|limits|quad|qquad|hspace\{[^{}]{0,20}\})"
     r"(?![a-zA-Z])\s?|\\[,;:>]|~|\\ "
 )
 _TEXTUAL = re.compile(
-    r"\\(?:mathrm|textbf|textit|textrm|textsf|mathbf|mbox|hbox|emph|mathit|mathsf|textnormal)(?![a-zA-Z])\s?(?=\{)"
+    r"\\(mathrm|textbf|textit|textrm|textsf|texttt|mathbf|mbox|hbox|emph|mathit|mathsf|mathtt|textnormal|operatorname)"
+    r"(?![a-zA-Z])\*?\s?(?=\{(?P<inside>(?:[^{}]|\{[^{}]{0,40}\}){0,200}\})?)"
 )
+#: commands that change how mathematics looks, and what nobody sees; `{...}` behind the first kinds stays
+_STYLE = re.compile(
+    r"\\(?:color|textcolor)\s?\{[^{}]{1,20}\}|\\(?:underline|uline|boldsymbol|bm|pmb|ensuremath)(?![a-zA-Z])\s?(?=\{)|"
+    r"\\(?:bf|rm|it|sf|tt|em|bfseries|boldmath|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![a-zA-Z])\s?|"
+    r"\\(?:[hv]?phantom|label|tag)\*?\s?\{[^{}]{0,40}\}"
+)
+_LABEL = re.compile(r"^\s?(?:\\text\s?\{[^{}]{0,40}[:：]\s?\}|=)\s?(?=.)", re.DOTALL)
 _ALIASES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\leq(?:slant)?(?![a-zA-Z])", r"\\le "),
+    (r"\\(?:[dtcsx]|nice|flat)frac(?![a-zA-Z])", r"\\frac"), (r"\\leq(?:slant)?(?![a-zA-Z])", r"\\le "),
     (r"\\geq(?:slant)?(?![a-zA-Z])", r"\\ge "),
     (r"\\neq(?![a-zA-Z])", r"\\ne "), (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"), (r"<=", r"\\le "),
     (r">=", r"\\ge "), (r"!=", r"\\ne "),
     (r"\\degree(?![a-zA-Z])|\{\\circ\}|\\circ(?![a-zA-Z])", r"\\circ"), (r"\^\s?\\circ", r"^\\circ "),
-    (r"\\(?:varnothing|O)(?![a-zA-Z])", r"\\emptyset "),
+    (r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{\s?\\\}", r"\\emptyset "),
+    ("\x02\\s?\\[[^\\[\\]]{1,10}(?:pt|em|ex|mm|cm)\\]", "\x02"),
     (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"), (r"\\(?:lbrack)(?![a-zA-Z])", "["),
     (r"\\(?:rbrack)(?![a-zA-Z])", "]"),
     (r"\\(?:ldots|cdots|dots)(?![a-zA-Z])", "..."), (r"\\(?:[bpvBV]|small)matrix(?![a-zA-Z])", r"\\matrix"),
-    (r"\{[bpBV]matrix\}", "{pmatrix}"),
+    (r"\{[bpBV]matrix\}", "{pmatrix}"), (r"\\inf(?![a-zA-Z])", r"\\infty "),
+    (r"(\w{1,20})\s?\\choose\s?(\w{1,20})", r"\\binom{\1}{\2}"),
     (r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}"), (r"\\frac\s?([0-9a-zA-Z])\s?(?=\{)", r"\\frac{\1}"),
     (r"(\\frac\{[^{}]{0,200}\})\s?([0-9a-zA-Z])", r"\1{\2}"),
     (r"\\sqrt\s?([0-9a-zA-Z])", r"\\sqrt{\1}"), (r"(?<![a-zA-Z\\])sqrt\s?\(([^()]{1,100})\)", r"\\sqrt{\1}"),
@@ -172,7 +196,9 @@ def spelled(text: str) -> str:
     """
     text = plain(text)
     text = text.translate(_TO_ASCII) if not text.isascii() else text
-    text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2] or m[3]}}}", text) if "√" in text else text
+    if any(root in text for root in _ROOTS):
+        text = _ROOT.sub(lambda m: rf"\sqrt{_ROOTS[m[1]]}{{{m[2] or m[3] or m[4]}}}", text)
+    text = plain_decimals(_STYLE.sub("", text) if "\\" in text else text)
     text = (
         re.sub(r"\\!\s?", "", text)
         .replace("{,}", ",")
@@ -183,17 +209,39 @@ def spelled(text: str) -> str:
     text = re.sub(r"^\s*\$(?=\s?\d[\d.,]*\s*$)", DOLLAR, text)  # $36, alone, is money
     for mark in ("\\(", "\\)", "\\[", "\\]", "$"):
         text = text.replace(mark, " ")
-    text = _TEXTUAL.sub(r"\\text", _SPACING.sub(" ", text))
+    text = _TEXTUAL.sub(_textual, _SPACING.sub(" ", text))
     for pattern, replacement in _ALIASES:
         text = pattern.sub(replacement, text)
-    text = _GAPS.sub(" ", text.replace("\x02", "\\\\")).strip()
+    text = _ungrouped(_LABEL.sub("", _GAPS.sub(" ", text.replace("\x02", "\\\\")).strip()))
     return text[:-1].rstrip() if text.endswith((".", ",", ";")) and not text.endswith("...") else text
+
+
+def _textual(match: re.Match[str]) -> str:
+    """`\\text` in place of a command for words and units; nothing where mathematics is only set in another type."""
+    inside = match["inside"] or "\\x"
+    is_letter = len(inside) == 2 and inside[0].isalpha() and (match[1] != "mathrm" or inside[0] in "ie")
+    return "" if is_letter or re.search(r"\\[a-zA-Z]", inside) else "\\text"
+
+
+def _ungrouped(text: str) -> str:
+    """The text without braces around all of it."""
+    for _ in range(4):
+        if not (text.startswith("{") and text.endswith("}") and _closing_braces(text).get(0) == len(text) - 1):
+            break
+        text = text[1:-1].strip()
+    return text
+
+
+_APART = re.compile(r"(?<=\d) (?=\d{1,2}(?!\d)|\d{4})")
 
 
 @lru_cache(maxsize=CACHED)
 def key(text: str) -> str:
-    """A key that spellings of one answer have in common: no white space, no braces around single characters."""
-    return re.sub(r"\{(.)\}", r"\1", spelled(text).replace(" ", ""))
+    """A key that spellings of one answer have in common: no white space, no braces around single characters.
+
+    Digits that a blank separates stay apart, except in groups of three: 4 2 is not 42, and 1 1/2 is not 11/2.
+    """
+    return re.sub(r"\{(.)\}", r"\1", _APART.sub(GROUP_SPACE, spelled(text)).replace(" ", ""))
 
 
 _WRAPPED = re.compile(r"\\text\s?\{([^{}]{0,400})\}")
@@ -274,7 +322,11 @@ _OPEN, _CLOSE = (
     {")", "]", "\\}", "}", "\\rangle"},
 )
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
-_BETWEEN = re.compile(r"\s(?:and|or)\s|\\text\s?\{\s?,?\s?(?:and|or)\s?\}|(?<=[\w)}])(?:和|或)(?=[\w(\\])")
+_CONJUNCTION = r"(?:and|or|und|oder|et|ou|y|o|и|или|和|或)"
+_BETWEEN = re.compile(
+    rf"\s(?:and|or|und|oder|et|ou|или)\s|\\text\s?\{{\s?(?:,\s?{_CONJUNCTION}?|{_CONJUNCTION})\s?\}}|"
+    r"\\(?:lor|vee|land|wedge)(?![a-zA-Z])|(?<=[\w)}])(?:和|或)(?=[\w(\\])"
+)
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,]\d)")
 
 

@@ -59,7 +59,7 @@ def plain(text: str) -> str:
 _GROUPED = rf"\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d{{1,3}}(?:{GROUP_SPACE}\d{{3}})+(?!\d)|\d{{1,3}}(?:'\d{{3}})+(?!\d)"
 _DECIMAL = rf"(?:(?:{_GROUPED}|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
 _POWER = (
-    r"[ ]?(?:\\times|\\cdot|[×·*])[ ]?10[ ]?(?:\^|\*\*)[ ]?"
+    r"[ ]?(?:\\times|\\cdot|[×·*xX])[ ]?10[ ]?(?:\^|\*\*)[ ]?"
     r"(?:\{[ ]?(?P<braced>[-+]?\d+)[ ]?\}|(?P<bare>[-+]?\d+))"
 )
 _PART = (
@@ -69,6 +69,7 @@ _PART = (
 NUMBER = re.compile(
     rf"(?P<sign>(?<![\d)\]}}])[-+])?"
     rf"(?:(?P<whole>\d{{1,40}})?[ ]?{_PART}"
+    r"|(?<![\d.,])10[ ]?(?:\^|\*\*)[ ]?(?:\{[ ]?(?P<ten>[-+]?\d+)[ ]?\}|(?P<tenth>[-+]?\d+))"
     rf"|(?P<mixed>\d{{1,40}})[ ](?P<over>\d{{1,40}})/(?P<under>\d{{1,40}})(?![\d/])"
     rf"|(?P<value>{_DECIMAL})(?:[eE](?P<exponent>[-+]?\d+)|{_POWER}|[ ]?/[ ]?(?P<divisor>{_DECIMAL}))?)"
 )
@@ -91,8 +92,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
         elif part["mixed"]:
             value = _decimal(part["mixed"]) + _decimal(part["over"]) / _decimal(part["under"])
         else:
-            value = _decimal(part["value"])
-            if exponent := part["exponent"] or part["braced"] or part["bare"]:
+            value = _decimal(part["value"] or "1")
+            if exponent := part["ten"] or part["tenth"] or part["exponent"] or part["braced"] or part["bare"]:
                 if abs(int(exponent)) > LARGEST_EXPONENT:
                     return None
                 value *= Fraction(10) ** int(exponent)
@@ -103,11 +104,38 @@ def _value(match: re.Match[str]) -> Fraction | None:
     return -value if part["sign"] == "-" else value
 
 
+_DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d{1,2}(?!\d)|\d{4})")
+_REPEATING = re.compile(
+    r"(?<![\d.])(?P<whole>\d{0,40})\.(?:"
+    r"(?P<fixed>\d{0,40})(?:\\(?:overline|bar)\s?(?:\{(?P<period>\d{1,40})\}|(?P<digit>\d))|"
+    r"\((?P<bracketed>\d{1,40})\)|"
+    r"\\dot\s?\{?(?P<first>\d)\}?(?:(?P<inner>\d{0,40})\\dot\s?\{?(?P<last>\d)\}?)?)|"
+    r"(?P<before>\d{0,8}?)(?P<again>\d{1,6}?)(?P=again){2,12}\s?(?:\.\.\.|…|\\[lc]?dots(?![a-zA-Z])))"
+)
+
+
+def _repeated(match: re.Match[str]) -> str:
+    part = {name: text or "" for name, text in match.groupdict().items()}
+    fixed = part["fixed"] or part["before"]
+    period = part["period"] or part["digit"] or part["bracketed"] or part["again"]
+    period = period or part["first"] + part["inner"] + part["last"]
+    value = Fraction(int(fixed + period) - int(fixed or 0), 10 ** len(fixed) * (10 ** len(period) - 1))
+    value += int(part["whole"] or 0)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def plain_decimals(text: str) -> str:
+    """The text with fractions for repeating decimals (`0.1\\overline{6}`, 0.333...) and a point for TeX's `1{,}5`."""
+    text = _DECIMAL_COMMA.sub(".", text) if "{,}" in text else text
+    return _REPEATING.sub(_repeated, text) if "." in text else text
+
+
 _NO_SPACE = re.compile(r"(?:\\[!,;:]|\{,\})[ ]?")
 
 
 def _joined(text: str) -> str:
     """The text without LaTeX's spaces inside numbers: `10,\\!080` and `10{,}080` are 10,080."""
+    text = plain_decimals(text)
     if "\\" not in text and "{,}" not in text:
         return text
     return _NO_SPACE.sub(

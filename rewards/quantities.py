@@ -9,16 +9,25 @@ from functools import lru_cache
 
 from rewards.math_text import CACHED, DOLLAR, spelled
 from rewards.number_text import NUMBER, number_of
-from rewards.units import is_unit
+from rewards.units import is_unit, unit_of
 
 _CURRENCY = f"[{DOLLAR}€£¥₹]"
 #: words within mathematics
 UNWRAP = re.compile(r"\\text\s?\{([^{}]{0,200})\}")
 _UNIT = re.compile(
     rf"(?:{_CURRENCY}|%|\^?\\circ\s?[CF]?|"
-    r"(?!(?:and|or)\b)[^\W\d_](?:[^\W\d_]|[ ./^{}'-]|(?<=[a-z^{])[23](?!\d)){0,60})"
+    r"(?!(?:and|or|is|are|was)\b)[^\W\d_](?:[^\W\d_]|[ ./^{}'-]|(?<=[a-z^{])[23](?!\d)|(?<=-)[123](?!\d)){0,60})"
 )
 _BASE = re.compile(r"([0-9A-Fa-f]+)\s{0,3}(?:_\s?\{?\s?(\d{1,2})\s?\}?|\(?\s?(?:in )?base\s{0,3}(\d{1,2})\s?\)?)\s?")
+
+
+#: words that multiply the number before them
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7,
+           "billion": 10**9, "trillion": 10**12}  # fmt: skip
+_SCALE = re.compile(rf"({'|'.join(_SCALES)})s?(?![a-zA-Z])\s?(?:of )?", re.IGNORECASE)
+#: a unit over a unit as a fraction, and units that follow with a smaller one: 2 hours 30 minutes
+_OVER = re.compile(r"\\frac\s?\{\s?([a-zA-Z]{1,20}(?:\^[23])?)\s?\}\s?\{\s?([a-zA-Z]{1,20}(?:\^[23])?)\s?\}")
+_FURTHER = re.compile(r"([a-zA-Z]{1,12}\.?),?\s?(?:and )?(\d{1,10}(?:\.\d{1,10})?)\s?([a-zA-Z]{1,12}\.?)")
 
 
 @lru_cache(maxsize=CACHED)
@@ -40,6 +49,14 @@ def quantity(text: str, letters: bool = False) -> tuple[Fraction, str | None] | 
     if match is None or value is None:
         return None
     rest = whole[match.end() :].strip()
+    if (scale := _SCALE.match(rest)) is not None:
+        value, rest = value * _SCALES[scale[1].lower()], rest[scale.end() :]
+    rest = _OVER.sub(r"\1/\2", rest)
+    if (further := _FURTHER.fullmatch(rest)) is not None:
+        first, second = unit_of(further[1]), unit_of(further[3])
+        if first.dimension is None or first.dimension != second.dimension or second.size >= first.size:
+            return None
+        return value + Fraction(further[2]) * second.size / first.size, further[1]
     if not rest:
         return value, prefix and prefix.replace(DOLLAR, "\\$")
     if not _UNIT.fullmatch(rest) or (len(rest.strip(".")) == 1 and rest.isalpha() and not (wrapped or letters)):
@@ -47,7 +64,7 @@ def quantity(text: str, letters: bool = False) -> tuple[Fraction, str | None] | 
     if (
         not wrapped
         and not is_unit(unit_name(rest))
-        and (whole[match.end()] != " " or not re.search(r"[^\W\d_]{3}", rest) or "^" in rest)
+        and (whole[match.end() : match.end() + 1] != " " or not re.search(r"[^\W\d_]{3}", rest) or "^" in rest)
     ):
         return None  # 2k, 3 x, 5ab: products
     return value, unit_name(rest) if not prefix else prefix.replace(DOLLAR, "\\$")

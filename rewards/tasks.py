@@ -1,7 +1,6 @@
 """Rewards that belong to a task: reasoning-gym's scorers and the rule of the records help desk."""
 
 import ast
-import json
 import math
 from functools import cache
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from rewards.answers import answers, last_number
 from rewards.base import Reward, needs
 from rollouts import RolloutBatch
 from support.errors import ConfigError
+from support.files import parse_json
 
 #: tasks whose scorers pass an answer to Python's eval, or to sympy, which evaluates it too
 EVALUATED = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}
@@ -63,7 +63,7 @@ def task_of(entry: str) -> str:
         ValueError: the entry is not one of reasoning-gym's.
     """
     try:
-        return str(json.loads(entry)["metadata"]["source_dataset"])
+        return str(parse_json(entry)["metadata"]["source_dataset"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"the entry {entry[:60]!r} names no task of reasoning-gym") from error
 
@@ -130,7 +130,7 @@ class ReasoningGymScore(Reward):
 
     def gold(self, row: dict[str, Any]) -> str | None:
         try:
-            entry = json.loads(row["entry"])
+            entry = parse_json(row["entry"])
             answer = entry.get("answer")
         except (LookupError, TypeError, ValueError, AttributeError):
             return None
@@ -141,7 +141,7 @@ class ReasoningGymScore(Reward):
     def check_columns(self, row: dict[str, Any]) -> None:
         needs(self, row, "entry")
         try:
-            _scorer(json.loads(row["entry"])["metadata"]["source_dataset"])
+            _scorer(parse_json(row["entry"])["metadata"]["source_dataset"])
         except (LookupError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"the reward {self.name!r} (ReasoningGymScore) cannot read the `entry` of row {row.get('id')!r} as an "

@@ -41,6 +41,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "yen": {"¥ yen yuan rmb 元": "1"},
     "rupee": {"₹ rupee": "1"},
     "angle": {"° degree deg": "1"},
+    "radian": {"radian rad": "1"},
     "temperature": {"°c celsius": "1"},
     "fahrenheit": {"°f fahrenheit": "1"},
     "percent": {"% percent pct percentage": "1"},
@@ -83,6 +84,8 @@ def unit_of(text: str) -> Unit:
         " ."
     )
     text = re.sub(r"° ?([cf])$", r"°\1", text)
+    text = re.sub(r"[ .*]{1,3}([a-z]{1,20})\s?\^\s?\{?-1\}?$", r"/\1", text)  # m s^-1
+    text = re.sub(r"[ .*]{1,3}([a-z]{1,20})\s?\^\s?\{?-([23])\}?$", r"/\1^\2", text)
     over = re.split(r"\s?/\s?| per | an ", text, maxsplit=1)
     if len(over) == 2:
         top, bottom = unit_of(over[0]), unit_of(over[1])

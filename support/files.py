@@ -26,6 +26,17 @@ def shipped(name: str) -> Path:
     return path
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text that may come from elsewhere. Raises ValueError for any text that is not JSON.
+
+    `json.loads` raises RecursionError, which is no ValueError, for a text that is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def atomic_write_text(path: Path, text: str) -> None:
     """Write `text` atomically: a reader sees the old file or the new one, never a part, even after a crash."""
     atomic_write_bytes(path, text.encode())

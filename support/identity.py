@@ -216,13 +216,23 @@ def _cell(cell: Any, inner: Any) -> Any:
 
 def _module_parts(module: torch.nn.Module) -> tuple[Any, ...]:
     """Weights and buffers, and the classes, settings and hooks of all parts of a network."""
+    return dict(module.named_buffers()), dict(module.state_dict()), network_parts(module)
+
+
+def network_parts(module: torch.nn.Module) -> dict[str, list[Any]]:
+    """[class, settings, hooks] of every part of a network, by its name; a replaced `forward` is one of the settings."""
     parts, of_all = {}, vars(torch.nn.Module())
     for name, part in module.named_modules():
         settings = sorted((n, v) for n, v in vars(part).items() if n not in of_all)
         if is_library(type(part).__module__):  # transformers keeps plans here whose order differs between processes
             settings = [(n, v) for n, v in settings if not n.startswith("_")]
         parts[name] = [type(part), settings, forward_hooks(part)]
-    return dict(module.named_buffers()), dict(module.state_dict()), parts
+    return parts
+
+
+def replaced_methods(value: Any) -> list[tuple[str, Any]]:
+    """Attributes of an object itself that take the place of methods of its class, sorted by name."""
+    return sorted((name, part) for name, part in vars(value).items() if callable(getattr(type(value), name, None)))
 
 
 def forward_hooks(module: torch.nn.Module) -> list[Any]:

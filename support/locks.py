@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from support.errors import ConfigError
+from support.files import parse_json
 
 #: lock files that this process holds; opening one of them again and closing it would give the lock back (POSIX)
 _held: set[Path] = set()
@@ -78,7 +79,7 @@ class FolderLock:
 
 def _described(holder: str) -> str:
     try:
-        facts = json.loads(holder)
+        facts = parse_json(holder)
         return f"process {int(facts['pid'])} on {str(facts['host'])[:80]}, since {str(facts['since'])[:40]}"
     except (ValueError, KeyError, TypeError):
         return "a process that is just starting"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from support.errors import ConfigError
-from support.files import atomic_write_text
+from support.files import atomic_write_text, parse_json
 from support.prompt_identity import prompt_fingerprints
 
 FILE = "seen_prompts.json"
@@ -77,7 +77,7 @@ class SeenPrompts:
             seen.unknown.add(name)
             return seen
         try:
-            return cls.from_state_dict(json.loads(file.read_text()))
+            return cls.from_state_dict(parse_json(file.read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{file} is not a record of the prompts that a model saw ({error!r}); copy the folder again from the "

@@ -13,7 +13,7 @@ from typing import Any
 from mlflow.entities import Metric, Param, RunTag
 
 from support.errors import ConfigError
-from support.files import atomic_write_text
+from support.files import atomic_write_text, parse_json
 from tracking.run_records import RECORDS
 
 #: the methods of MLflow's client that a training writes with, except log_figure, which is kept as log_artifact
@@ -70,10 +70,10 @@ def read_pending(path: Path) -> Pending:
     number = 1
     try:
         number, line = lines.popleft()
-        head = json.loads(line)
+        head = parse_json(line)
         pending = Pending(str(head["tracking_uri"]), [], dict(head["runs"]), dict(head["real"]))
         for number, line in lines:
-            method, arguments, keywords = json.loads(line)
+            method, arguments, keywords = parse_json(line)
             _check(method, arguments, f"{path}, line {number}")
             restored = {str(name): _restored(value) for name, value in keywords.items()}
             pending.writes.append((method, _restored(arguments), restored))

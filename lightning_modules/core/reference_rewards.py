@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rollouts import SamplingOverrides, SamplingParams
 from support.errors import ConfigError
-from support.files import atomic_write_text, cache_folder, fingerprint
+from support.files import atomic_write_text, cache_folder, fingerprint, parse_json
 from support.identity import identity
 from support.processes import gathered
 from support.seeding import isolated_rng, run_seed
@@ -68,7 +68,7 @@ def reference_rewards(
     path = cache_folder("adapt_think", f"{key}.json")
     # All processes must decide alike, and the file may become visible to some of them first.
     if all(gathered(reference.cache and path.is_file())):
-        cached: dict[str, float] = json.loads(path.read_text())
+        cached: dict[str, float] = parse_json(path.read_text())
         return cached
     is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     rank = 0 if is_first else torch.distributed.get_rank()

@@ -5,8 +5,8 @@ the length and last fingerprint of the journal are stored in a second place. An 
 therefore detected; a line that a full disk or a kill left unfinished was never counted and is dropped.
 
 Two tests are the same only if split, candidate and question are. Every other test whose prompts overlap, whatever the
-split's name, order, size or spelling, is a further test. What all of them spend must stay within the failure
-probability that was declared before the first one.
+split's name, order, size or spelling, is a further test, and so is a test of the same policy on other prompts. What all
+of them spend must stay within the failure probability that was declared before the first one.
 
 Events are also written to the default journal if another folder is chosen, so that another folder forgets no test.
 Deleting all these files at once cannot be detected. Each certificate therefore names the journal, its length and its
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from support.errors import ConfigError
-from support.files import atomic_write_text, cache_folder, fingerprint
+from support.files import atomic_write_text, cache_folder, fingerprint, parse_json
 from support.prompt_identity import known_fingerprints, split_fingerprint
 
 _START = "0" * 64
@@ -77,11 +77,14 @@ class Journal:
             content = self.path.read_bytes() if self.path.is_file() else b""
             whole = content[: content.rfind(b"\n") + 1]
             head: dict[str, Any] = (
-                json.loads(self._head.read_text()) if self._head.is_file() else {"events": 0, "hash": _START}
+                parse_json(self._head.read_text()) if self._head.is_file() else {"events": 0, "hash": _START}
             )
-            events = [json.loads(line) for line in whole.decode().splitlines()]
+            events = [parse_json(line) for line in whole.decode().splitlines()]
             last = _START
+            if type(head["events"]) is not int or head["events"] < 0:
+                raise ValueError("its recorded length is not a number of lines")
             for number, event in enumerate(events, 1):
+                _check(event)
                 if event["previous"] != last or event["hash"] != _hash(event):
                     raise ValueError(f"line {number} was changed, or a line before it removed")
                 last = event["hash"]
@@ -131,6 +134,18 @@ class Journal:
         return {"path": str(self.path), "events": len(events), "hash": events[-1]["hash"] if events else _START}
 
 
+def _check(event: dict[str, Any]) -> None:
+    """Raise ValueError or KeyError for an event that lacks what a count of tests reads."""
+    prompts, numbers = event["prompts"], [event["delta"], event.get("declared_delta", 0.0)]
+    texts = [event["split"], event["candidate"], event["question"], event["time"], *prompts]
+    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("an event has something else than texts")
+    if not all(type(number) in (int, float) and 0 <= number <= 1 for number in numbers):
+        raise ValueError("an event spends something else than a probability")
+    if type(event.get("declared_tests", 1)) is not int:
+        raise ValueError("an event declares something else than a number of tests")
+
+
 def _write(file: Any, line: bytes) -> None:
     file.write(line)
     file.flush()
@@ -138,16 +153,19 @@ def _write(file: Any, line: bytes) -> None:
 
 
 class Ledger:
-    """The tests that used any of these prompts.
+    """The tests that used any of these prompts, or tested this policy on others.
+
+    A policy that failed on one split and passes on a fresh one has had two chances, so both tests are paid for.
 
     Args:
         prompts: prompts of the safety split.
+        policy: fingerprint of the weights under test; None counts tests by prompts only, as before a training.
         folder: a folder whose journal is kept in addition to the one in the cache, $LIGHTNING_POSTTRAIN_CACHE/ledgers
             or ~/.cache/lightning-posttrain/ledgers.
     """
 
-    def __init__(self, prompts: Iterable[Any], folder: str | None = None) -> None:
-        prompts = list(prompts)
+    def __init__(self, prompts: Iterable[Any], folder: str | None = None, policy: str | None = None) -> None:
+        prompts, self.policy = list(prompts), policy
         self.split, self.prompts = split_fingerprint(prompts), known_fingerprints(prompts)
         places = {path.resolve(): path for path in [*([Path(folder)] if folder else []), cache_folder("ledgers")]}
         self.journals = [Journal(place) for place in places]
@@ -162,12 +180,14 @@ class Ledger:
             yield
 
     def tests(self) -> list[dict[str, Any]]:
-        """Tests that used any of these prompts, oldest first; an interrupted test has no verdict."""
+        """Tests of any of these prompts or of this policy, oldest first; an interrupted test has no verdict."""
         tests: dict[tuple[str, ...], dict[str, Any]] = {}
         for event in (event for journal in self.journals for event in journal.events()):
-            if self.prompts & set(event["prompts"]):
+            shares = not self.prompts.isdisjoint(event["prompts"])
+            if shares or (self.policy is not None and event.get("policy") == self.policy):
                 key = event["split"], event["candidate"], event["question"]
-                tests[key] = tests.get(key, {}) | {name: value for name, value in event.items() if name != "prompts"}
+                facts = {name: value for name, value in event.items() if name != "prompts"}
+                tests[key] = tests.get(key, {}) | facts | {"on_other_prompts": not shares}
         return list(tests.values())
 
     def find(self, candidate: str, question: str) -> dict[str, Any] | None:
@@ -214,18 +234,21 @@ class Ledger:
         limit, number, spent = self.budget(delta, allowance)
         share = delta / allowance
         if len(tests) >= number or spent + share > limit * (1 + 1e-9):
-            others = sum(test["split"] != self.split for test in tests)
+            elsewhere = sum(test["on_other_prompts"] for test in tests)
+            others = sum(test["split"] != self.split for test in tests) - elsewhere
             shared = f", {others} of them under another split that shares prompts with it" if others else ""
+            shared += f", {elsewhere} of them of the same policy on other prompts" if elsewhere else ""
             raise ConfigError(
                 f"this safety split has been tested {len(tests)} time(s){shared}, which spent {spent:.4g} of a failure "
                 f"probability of {limit:.4g} for {number} test(s), as declared before the first; test.allowance "
                 f"{allowance} with constraint.delta {delta:g} would spend {share:.4g} more. The trained policy is in "
-                f"its run's checkpoints, and the ledger is {self.path}. Use a fresh safety split (for procedural data "
-                "another --seed_everything), declare test.allowance before its first test, and run `python main.py "
-                "test --ckpt_path ...` to test without training again."
+                f"its run's checkpoints, and the ledger is {self.path}. Train another policy, test it on a fresh "
+                "safety split (for procedural data another --seed_everything), and declare test.allowance before the "
+                "first test of a policy that shall be tested again on fresh prompts."
             )
         declared = {"declared_delta": delta, "declared_tests": allowance}
-        self._append({"candidate": candidate, "question": question, "delta": share, **declared})
+        policy = {} if self.policy is None else {"policy": self.policy}
+        self._append({"candidate": candidate, "question": question, "delta": share, **declared, **policy})
         return share
 
     def record(self, candidate: str, question: str, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -255,7 +278,7 @@ class Ledger:
 
 def _kept(test: dict[str, Any]) -> dict[str, Any]:
     """The facts that later events of a test repeat from its first."""
-    names = ("candidate", "question", "delta", "declared_delta", "declared_tests", "interrupted")
+    names = ("candidate", "question", "delta", "declared_delta", "declared_tests", "interrupted", "policy")
     return {name: test[name] for name in names if name in test}
 
 

@@ -20,7 +20,7 @@ from rewards import Reward
 from rollouts import RolloutBatch
 from support.errors import ConfigError
 from support.files import fingerprint
-from support.identity import identity, identity_fingerprint
+from support.identity import identity, identity_fingerprint, replaced_methods
 from support.prompt_identity import split_fingerprint
 from support.seeding import run_seed
 from support.seen_prompts import SeenPrompts
@@ -92,8 +92,8 @@ class SafetyTestPhase(OnPolicyModule):
         """Refuse a safety split that shares a prompt with anything that was seen. Raises ConfigError."""
         check_splits(self._data(), self.seen_by_all())
 
-    def _ledger(self) -> Ledger:
-        return Ledger([row["prompt"] for row in self._data().rows("safety")], self.test_params.ledger)
+    def _ledger(self, policy: str | None = None) -> Ledger:
+        return Ledger([row["prompt"] for row in self._data().rows("safety")], self.test_params.ledger, policy)
 
     def warn_if_spent(self) -> None:
         """Say before a training that its test will be refused."""
@@ -135,12 +135,13 @@ class SafetyTestPhase(OnPolicyModule):
         The cost counts as it is now, whatever was done to it since it was loaded. The rows count in their order and
         with all their columns, since the ledger's split compares normalised texts. The size of batches counts only
         where the test looks after each, which decides the bound; a test of all responses at once does not use it.
+        Methods of this module that Python replaced count too.
         """
         options, settings = self.constraint, asdict(self.test_params)
         limits = [options.threshold, options.delta, options.cost_scale, identity(self.bound)]
         unused = _PLACES if self.test_params.sequential else {*_PLACES, "batch_size"}
         how = {name: value for name, value in settings.items() if name not in unused}
-        code = [type(self), self.cost]
+        code = [type(self), replaced_methods(self), self.cost]
         return identity_fingerprint(*code, limits, how, self._data().rows("safety"), run_seed())
 
     def _safety_test(self) -> Verdict:
@@ -156,7 +157,7 @@ class SafetyTestPhase(OnPolicyModule):
         self.check_unseen()
         what, question = generator(self, self.sampling), self.question()
         candidate = fingerprint([what])
-        ledger = self._ledger()
+        ledger = self._ledger(what["weights"])
         with ledger.locked():
             recorded = ledger.find(candidate, question)
             again = recorded is not None
@@ -194,8 +195,9 @@ class SafetyTestPhase(OnPolicyModule):
                 if name in self.before
             },
             "config": {name: asdict(getattr(self, name)) for name in ("constraint", "kl", "batch", "sampling")},
-            "remarks": [text for text in (ledger.place, _unknown(seen), _other_tests(len(tests) - 1)) if text],
+            "remarks": [text for text in (ledger.place, _unknown(seen), *_other_tests(tests)) if text],
         }
+        elsewhere = sum(test["on_other_prompts"] for test in tests)
         tested = f"{self.policy_params.model}, weights {what['weights'][:12]}"
         if self.trainer.ckpt_path:
             tested += f", checkpoint {self.trainer.ckpt_path}"
@@ -205,7 +207,8 @@ class SafetyTestPhase(OnPolicyModule):
             f"  prompts      {len(rows)} of {type(self._data()).__name__}, split {ledger.split[:12]}, none of them "
             f"among the {len(set().union(*seen.by_source.values()))} prompts that were seen",
             *([f"  unknown      the prompts seen by {', '.join(sorted(seen.unknown))}"] if seen.unknown else []),
-            f"  tests        {len(tests) - 1} other test(s) of these prompts"
+            f"  tests        {len(tests) - 1 - elsewhere} other test(s) of these prompts"
+            + (f", {elsewhere} of this policy on other prompts" if elsewhere else "")
             + ("; this verdict is the recorded one, nothing was tested again" if again else ""),
             f"  delta        {spent:.4g} of {limit:.4g} spent on these prompts ({number} test(s) declared), "
             f"{max(0.0, limit - spent):.4g} left",
@@ -274,11 +277,17 @@ def _unknown(seen: SeenPrompts) -> str:
     return f"Unknown, and therefore not compared with the safety prompts: the prompts seen by {names}."
 
 
-def _other_tests(number: int) -> str:
-    """A remark about the other tests of these prompts; "" for the first test."""
-    if not number:
-        return ""
-    return (
-        f"These prompts served {number} other test(s). Costs of an earlier test that were looked at make later "
-        "candidates depend on these prompts, which the division of delta among the tests does not cover."
-    )
+def _other_tests(tests: list[dict[str, Any]]) -> list[str]:
+    """Remarks about other tests of these prompts, and of this policy on other prompts."""
+    elsewhere = sum(test["on_other_prompts"] for test in tests)
+    remarks = []
+    if number := len(tests) - 1 - elsewhere:
+        remarks.append(
+            f"These prompts served {number} other test(s). Costs of an earlier test that were looked at make later "
+            "candidates depend on these prompts, which the division of delta among the tests does not cover."
+        )
+    if elsewhere:
+        remarks.append(
+            f"This policy served {elsewhere} other test(s) on other prompts, which delta is divided among too."
+        )
+    return remarks

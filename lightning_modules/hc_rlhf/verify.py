@@ -60,7 +60,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"the certificate in {folder} has the verdict {facts['verdict']}, not SAFE; train and test again."
         )
-    if not (math.isfinite(facts["ucb"]) and facts["ucb"] <= facts["threshold"]):
+    if not (facts["ucb"] <= facts["threshold"] and all(math.isfinite(facts[name]) for name in ("ucb", "threshold"))):
         raise ConfigError(
             f"the certificate in {folder} contradicts itself: its verdict is SAFE, but its bound {facts['ucb']} is not "
             f"at most its threshold {facts['threshold']}. Export the policy again from its run."
@@ -98,7 +98,8 @@ def _read(folder: Path) -> dict[str, Any]:
             raise ValueError(f"without a valid entry {', '.join(map(repr, wrong))}")
         if not isinstance(facts["ledger"].get("path"), str):
             raise ValueError("without the path of its ledger")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        float(facts["ucb"]), float(facts["threshold"])
+    except (OSError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise ConfigError(
             f"{folder} has no readable certificate ({error!r}); name a folder that this version of HC-RLHF exported "
             "after a passed test, e.g. runs/<run>/policy."

@@ -178,6 +178,13 @@ def test_the_cells_of_a_csv_file_are_texts_unless_numbers_are_asked_for(tmp_path
         FilePrompts(str(path), val_size=0).rows("train")
 
 
+def test_a_column_that_occurs_twice_is_refused(tmp_path):
+    """The second one would hide the first."""
+    (tmp_path / "rows.csv").write_text("prompt,answer,answer\na,1,2\n")
+    with pytest.raises(ConfigError, match="column 'answer' twice"):
+        FilePrompts(str(tmp_path / "rows.csv"), val_size=0).rows("train")
+
+
 def test_the_labels_of_preference_pairs_in_a_csv_file_are_numbers(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("prompt,response_0,response_1,better_response_id,is_response_0_safe\np,1,2,1,False\n")

@@ -1,5 +1,6 @@
 """A small method, its data and a training of a few rollouts, on the CPU and without a word."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from lightning_modules import GRPO, OnPolicyModule
 from policies import LoRA, PolicyParams
 from rewards import Reward
 from rollouts import BatchPlan, SamplingParams
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def sgd(lr: float) -> OptimizerCallable:
@@ -63,7 +66,8 @@ def quiet_trainer(
     """A quiet trainer on the CPU that ends after `steps` optimiser steps (-1: never) and saves where a callback does.
 
     Args:
-        folder: the trainer's default_root_dir; the working directory if None.
+        folder: the trainer's default_root_dir; the working directory if None, or a temporary folder if that is the
+            repository, in which a test leaves nothing.
         validate_every: number of rollouts between two validations; None: no validation.
         options: of the trainer, before the settings here.
     """
@@ -77,7 +81,7 @@ def quiet_trainer(
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "default_root_dir": folder,
+        "default_root_dir": folder or (tempfile.mkdtemp(prefix="run_") if Path.cwd() == ROOT else None),
     }
     if validate_every is not None:
         settings |= {"limit_val_batches": 1.0, "val_check_interval": validate_every, "check_val_every_n_epoch": None}

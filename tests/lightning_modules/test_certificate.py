@@ -131,6 +131,15 @@ def test_nothing_gives_a_second_test_after_no_solution_found(after, here, change
     assert len(ledger_tests(after)) == ledger_before == 1 and not (here / "again/local/policy").exists()
 
 
+def test_a_policy_that_failed_has_no_second_chance_on_fresh_prompts(after, here):
+    fresh = [row["prompt"] for row in draw_rows("other", 80, 9, 0.4)]
+    assert not set(fresh) & set(after.prompts)
+    (here / "fresh.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in fresh))
+    with pytest.raises(ConfigError, match=r"tested 1 time\(s\), 1 of them of the same policy on other prompts"):
+        run("test", after, here / "again", f"--ckpt_path={after.checkpoint}", f"--data.source={here / 'fresh.jsonl'}")
+    assert Ledger(fresh).tests() == [] and not (here / "again/local/policy").exists()
+
+
 def test_the_same_test_again_shows_the_recorded_verdict_on_one_screen(after, here, capsys):
     run("test", after, here / "again", f"--ckpt_path={after.checkpoint}")
     first, again = certificate(after.folder / "refused"), certificate(here / "again")
@@ -280,6 +289,8 @@ def _other_weights(folder):
         (_keep("verdict", "files"), "no readable certificate.*without a valid entry 'ucb'"),
         (_edit(ucb=99.0), "contradicts itself"),
         (_edit(ucb=float("nan")), "contradicts itself"),
+        (_edit(threshold=float("inf")), "contradicts itself"),
+        (_edit(ucb=10**400), "no readable certificate"),
         (_edit(threshold=5.0, ucb=4.0), "no passed test like the one"),
         (_edit(test={"split": "x", "candidate": "y", "question": "z"}), "no passed test like the one"),
         (_nested_certificate, "added: sub/certificate.json"),

@@ -78,6 +78,15 @@ def _other_row(module):
     module._data().rows("safety")[0]["owner"] = "nobody"
 
 
+class Silent(nn.Module):
+    def forward(self, states):
+        return states * 0
+
+
+def _layer(module):
+    return module.policy.bare.model.layers[0]
+
+
 def _scorer(module):
     return module.cost.rewards["default"].scorer
 
@@ -110,6 +119,17 @@ CHANGES = {
     "a temperature": lambda m: setattr(m, "sampling", replace(m.sampling, temperature=0.0)),
     "the code of the engine": lambda m: setattr(m.engine, "__class__", OtherEngine),
     "an engine": lambda m: setattr(m, "engine", TransformersEngine()),
+    "an activation": lambda m: setattr(_layer(m).mlp, "act_fn", nn.ReLU()),
+    "a setting of a part": lambda m: setattr(m.policy.bare.model.norm, "variance_epsilon", 10.0),
+    "a part's forward": lambda m: setattr(_layer(m).mlp, "forward", lambda states: states * 0),
+    "the class of a part": lambda m: setattr(_layer(m).mlp, "__class__", Silent),
+    "the attention": lambda m: setattr(m.policy.bare.config, "_attn_implementation", "eager"),
+    "the engine's method": lambda m: setattr(m.engine, "generate", lambda *arguments, **options: None),
+    "the policy's texts": lambda m: setattr(m.policy, "decode", lambda *tokens: ["yes"]),
+    "the policy's tokens": lambda m: setattr(m.policy, "encode", lambda prompt: [1]),
+    "the module's answers": lambda m: setattr(m, "_answers", lambda rows: None),
+    "the module's costs": lambda m: setattr(m, "_costs", lambda batch: torch.zeros(len(batch.rows))),
+    "the module's sampling": lambda m: setattr(m, "sample", lambda rows, size, sampling: None),
 }
 UNCHANGED = {
     "nothing": lambda m: None,

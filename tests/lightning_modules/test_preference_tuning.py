@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from assets.make_untrained import reasoner_tokenizer, save_random
 from datamodules import LabelledResponses, PairSource, PreferencePairs
-from lightning_modules import Preference
+from lightning_modules import CostModel, Preference, RewardModel
 from lightning_modules.core import reference_sums
 from objectives import DPO, KTO, ORPO, REDI, SimPO
 from policies import LoRA, Policy, PolicyParams, fused
@@ -239,3 +239,13 @@ def test_a_resumed_run_ends_with_the_same_bits(reasoner, pairs, responses, tmp_p
     half[1].save_checkpoint(tmp_path / "half.ckpt")
     resumed, _ = run(6, tmp_path / "half.ckpt")
     assert torch.equal(weights(resumed), weights(whole[0])) and not torch.equal(weights(half[0]), weights(resumed))
+
+
+@pytest.mark.parametrize("kind", [RewardModel, CostModel])
+def test_an_untrained_scorer_has_half_of_the_pairs_in_order(assistant, kind):
+    """Its head is zero, so all scores are equal."""
+    module = kind(PolicyParams(assistant))
+    module.configure_model()
+    labels = {"better": 0, "safer": 1, "unsafe_0": True, "unsafe_1": False}
+    pairs = [{"id": str(i), "prompt": "?", "response_0": "yes", "response_1": "no no", **labels} for i in range(3)]
+    assert float(module.evaluate_pairs(pairs)[1]["accuracy"]) == 0.5

@@ -1,5 +1,6 @@
 """The safety test's parts: the bound against closed forms, the ledger, the splits."""
 
+import json
 import math
 import multiprocessing
 import os
@@ -116,6 +117,29 @@ def test_a_damaged_ledger_is_not_an_unused_split(tmp_path, attack):
             action()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": None}, {"prompts": [["x"]]}, {"candidate": ["x"]}, {"delta": "0.1"}, {"delta": -5},
+        {"delta": 10**400},
+        {"declared_delta": "x"}, {"declared_tests": None}, {"split": 5}, {"time": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_event_of_another_form_is_refused_whatever_its_hash(tmp_path, change):
+    """Its writer can compute the chain; a negative delta would give tests back."""
+    from lightning_modules.hc_rlhf.ledger import _hash
+
+    ledger = ledger_of(tmp_path)
+    ledger.begin("one", "q", 0.1, 2)
+    event = {name: value for name, value in ledger.journals[0].events()[0].items() if name != "hash"}
+    event |= {"previous": ledger.journals[0].events()[-1]["hash"]} | change
+    with open(ledger.path, "a") as file:
+        file.write(json.dumps(event | {"hash": _hash(event)}) + "\n")
+    with pytest.raises(ConfigError, match="cannot be trusted"):
+        ledger.tests()
+
+
 def test_a_copied_split_is_the_same_split(tmp_path):
     """Another order, another spelling, a part of it, a part of it among fresh prompts: what was tested is spent."""
     ledger_of(tmp_path).begin("one", "q", 0.1, 1)
@@ -138,6 +162,18 @@ def test_what_is_the_same_test(tmp_path):
     part.record("one", "q", OUTCOME | {"delta": 0.0})
     assert ledger.find("one", "q") is None and part.find("one", "q")["delta"] == pytest.approx(0.025)
     assert ledger.budget(0.1, 4) == (0.1, 4, pytest.approx(0.05))
+
+
+def test_tests_of_one_policy_count_together_on_whatever_prompts(tmp_path):
+    fresh = [f"fresh {i}" for i in range(9)]
+    assert Ledger(PROMPTS, str(tmp_path), "weights").begin("one", "q", 0.1, 2) == pytest.approx(0.05)
+    again = Ledger(fresh, str(tmp_path), "weights")
+    assert again.begin("one", "fresh", 0.1, 2) == pytest.approx(0.05)
+    assert [test["on_other_prompts"] for test in again.tests()] == [True, False]
+    with pytest.raises(ConfigError, match=r"tested 2 time\(s\), 2 of them of the same policy on other prompts"):
+        Ledger(["more"], str(tmp_path), "weights").begin("warmer", "q", 0.1, 9)
+    assert Ledger(["more"], str(tmp_path), "other weights").begin("two", "q", 0.1, 1) == pytest.approx(0.1)
+    assert ledger_of(tmp_path, ["even more"]).tests() == []
 
 
 @pytest.mark.parametrize(

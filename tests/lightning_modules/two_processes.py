@@ -57,6 +57,7 @@ def main(model, folder):
     moving = Curriculum(raise_at=-0.1, lower_at=-0.2, window=1)  # up after the first rollout
     trainer = L.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=1,
+        default_root_dir=folder,
         limit_train_batches=3, limit_val_batches=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[ledger, moving, found],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from objectives.kl import adapted_coefficient, kl_estimate
-from objectives.preference_losses import pairwise_cost_loss, reward_loss, signed_cost_loss
+from objectives.preference_losses import order_accuracy, pairwise_cost_loss, reward_loss, signed_cost_loss
 
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REFERENCE = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
@@ -51,3 +51,9 @@ def test_preference_losses_by_hand():
     signed = signed_cost_loss(a, b, torch.tensor([True]), torch.tensor([False]), 0.1)
     signs = math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(1.0))
     assert float(signed) == pytest.approx(bradley_terry + square + signs)
+
+
+def test_a_tie_is_half_in_order():
+    higher, lower = torch.tensor([2.0, 1.0, 0.0, -1.0]), torch.tensor([1.0, 2.0, 0.0, -1.0])
+    assert order_accuracy(higher, lower).tolist() == [1.0, 0.0, 0.5, 0.5]
+    assert (order_accuracy(higher, lower) + order_accuracy(lower, higher)).tolist() == [1.0] * 4

@@ -78,6 +78,7 @@ ALONE = [
     "rewards.math_text.answers_in", "rewards.math_text.spelled", "rewards.math_text.key", "rewards.math_text.words_of",
     "rewards.math_text.time_of", "rewards.math_text.is_text", "rewards.math_text.is_readable",
     "rewards.math_text.elements", "rewards.math_text.bracketed", "rewards.number_text.plain",
+    "rewards.number_text.plain_decimals", "rewards.real_sets.real_set",
     "rewards.number_text.last_number", "rewards.number_text.number_of",
     "rewards.quantities.unit_name", "rewards.quantities.based", "rewards.self_verify.verdict_of",
     "datamodules.critiques.shown", "rewards.still3.action_count", "rewards.tasks.is_value", "rewards.tasks.is_endless",

@@ -226,3 +226,55 @@ def test_weights_of_another_shape_are_refused(here, reasoner, tmp_path_factory):
                 f"--ckpt_path={file}",
             ]
         )
+
+
+def test_states_of_another_form_are_one_paragraph(here, reasoner):
+    """Plain data, whole and readable, but not what this version writes."""
+    arguments = ["fit", *short(reasoner, "--trainer.logger=false", "--trainer.limit_val_batches=0")]
+    main([*arguments, "--trainer.max_steps=1"])
+    saved = torch.load("runs/local/checkpoints/rollout_000001.ckpt", weights_only=True)
+    summary = next(name for name in saved["callbacks"] if "RunSummary" in name)
+    for part, changed in {
+        "RolloutCheckpoint": {"callbacks": saved["callbacks"] | {"RolloutCheckpoint": {"x": 1}}},
+        "RunSummary": {"callbacks": saved["callbacks"] | {summary: {"first": 5}}},
+        "GRPO": {"seen_prompts": 5},
+    }.items():
+        assert changed.keys() <= saved.keys() and ("callbacks" not in changed or part in str([*saved["callbacks"]]))
+        torch.save(saved | changed, here / "changed.ckpt")
+        with pytest.raises(ConfigError, match=f"a state of {part} that this version does not write .*--ckpt_path"):
+            main([*arguments, "--trainer.max_steps=2", f"--ckpt_path={here}/changed.ckpt"])
+
+
+DEEP = "[" * 100_000
+
+
+def test_json_that_is_nested_too_deeply_is_refused_by_every_reader(here):
+    """`json.loads` raises RecursionError for it, which is no ValueError."""
+    from callbacks.one_shot import read_history
+    from lightning_modules.hc_rlhf import Ledger
+    from policies.classifier import LABELS, _saved_labels
+    from policies.scorer import load_facts
+    from rewards import ReasoningGymScore
+    from support.files import parse_json
+    from support.locks import FolderLock
+    from support.seen_prompts import FILE, SeenPrompts
+    from tracking.pending_file import read_pending
+
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(DEEP)
+    names = ("pass_rates.jsonl", "pending.jsonl", "config.json", LABELS, "facts.json", FILE, "journal.jsonl")
+    for name in names:
+        (here / name).write_text(DEEP + "\n")
+    for read in (
+        lambda: read_history(here / "pass_rates.jsonl"),
+        lambda: read_pending(here / "pending.jsonl"),
+        lambda: _saved_labels(here / LABELS),
+        lambda: load_facts(str(here)),
+        lambda: SeenPrompts.of_model(here, "a model"),
+        lambda: Ledger(["a"], str(here)).tests(),
+        lambda: ReasoningGymScore().check_columns({"id": "r", "prompt": "?", "entry": DEEP}),
+    ):
+        with pytest.raises(ConfigError):
+            read()
+    (here / ".checkpoints.lock").write_text(DEEP)
+    FolderLock(here / "checkpoints").check()
