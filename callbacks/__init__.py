@@ -23,8 +23,8 @@ from callbacks.non_finite import NonFiniteGradients
 from callbacks.one_shot import OneShot
 from callbacks.predictions import WritePredictions
 from callbacks.progress import RolloutProgress
-from callbacks.quantization_report import QuantizationReport
 from callbacks.push_to_hub import PushToHub
+from callbacks.quantization_report import QuantizationReport
 from callbacks.recorder import RolloutRecorder
 from callbacks.reference_reset import Plateau, ReferenceReset
 from callbacks.reports import QuestionReport
