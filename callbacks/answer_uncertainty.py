@@ -42,9 +42,8 @@ class AnswerUncertainty(L.Callback):
                 f"{type(policy).__name__}; take the callback out of trainer.callbacks."
             )
         data = getattr(trainer, "datamodule", None)
-        for row in (
-            self.questions.rows("test") if self.questions else data.rows("test") if hasattr(data, "rows") else []
-        ):
+        source: Any = self.questions or data
+        for row in source.rows("test") if hasattr(source, "rows") else []:
             self._check(row)
 
     def _check(self, row: dict[str, Any]) -> None:

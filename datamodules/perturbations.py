@@ -44,7 +44,7 @@ OBJECTS = (
 )
 
 
-def _random(row: Row, seed: int, *what: object) -> random.Random:
+def _random(row: Row, seed: int, *what: int | str) -> random.Random:
     return random.Random(derive_seed("perturbation", seed, str(row.get("id")), *what))
 
 

@@ -103,7 +103,7 @@ def statement_figures(answers: Sequence[Answer], scoring: str, seed: int) -> Fig
     for of_question in forms.values():
         true = [float(one.chosen(scoring) == 0) for one in of_question if one.answer == 0]
         false = [float(one.chosen(scoring) == 1) for one in of_question if one.answer == 1]
-        balanced.append((np.mean(true) + np.mean(false)) / 2)
+        balanced.append(float(np.mean(true) + np.mean(false)) / 2)
         complete.append(float(all(true) and all(false)))
     return {"statements": Interval.of(balanced, seed), "all_statements": Interval.of(complete, seed)}
 

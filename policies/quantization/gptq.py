@@ -29,7 +29,7 @@ def inverse_factor(hessian: Float[Tensor, "n n"], damping: float) -> Float[Tenso
         if not problem:
             upper, problem = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not problem:
-                return upper
+                return torch.as_tensor(upper)
         damping += MORE_DAMPING
     raise ConfigError(
         "GPTQ cannot factorise the second moments of a layer's inputs, which are not finite or nearly singular; use "

@@ -34,6 +34,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight, scale = to_int8(matrix(layer).detach().float())
         bias: Any = layer.bias
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
         # Transposed and contiguous: the layout in which the product reads the weights fastest on a CPU.
         self.register_buffer("weight", weight.T.contiguous())
         self.register_buffer("scale", scale[:, 0])

@@ -76,7 +76,8 @@ def quantized(
                     for name, module, weight in zip(shared.layers, modules, weights, strict=True):
                         new = weight
                         if bits.weights < FLOAT_BITS:
-                            originals[module] = module.weight.detach().clone()
+                            original: Any = module.weight
+                            originals[module] = original.detach().clone()
                             new = method.rounded(weight, shared, frame, bits.weights)
                             _set(matrix(module), new)
                         grid = None
@@ -160,6 +161,6 @@ def _report(
 
 def whole_model_bits(policy: Any, reports: list[LayerReport]) -> float:
     """Bits per weight of the whole model; embeddings, output layer and norms have 16."""
-    total = sum(weight.numel() for name, weight in policy.bare.named_parameters() if "lora_" not in name)
+    total: int = sum(weight.numel() for name, weight in policy.bare.named_parameters() if "lora_" not in name)
     saved = sum(report.weights * (FLOAT_BITS - report.bits) for report in reports)
-    return FLOAT_BITS - saved / total
+    return float(FLOAT_BITS - saved / total)
