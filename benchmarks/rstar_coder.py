@@ -1,7 +1,7 @@
 """Measure rStar-Coder's miniature with three seeds: right labels by the number of candidates and by the way of voting,
 and SFT on verified solutions beside SFT on all of them.
 
-    python benchmarks/rstar_coder.py                        # everything, about five CPU minutes per seed
+    python benchmarks/rstar_coder.py                        # everything, about six CPU minutes per seed
     python benchmarks/rstar_coder.py --what labels
     python benchmarks/rstar_coder.py --run false            # the tables only
 
@@ -20,16 +20,15 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from assets.kept_texts import KeptTexts  # noqa: E402
-from assets.many_inputs import Program, RunLimits, run_many  # noqa: E402
-from assets.mutual_verification import Agreement, Vector, vector_of, vote  # noqa: E402
+from assets.many_inputs import RunLimits, literal  # noqa: E402
+from assets.mutual_verification import Agreement, Vector, vote  # noqa: E402
 from assets.problem_inputs import InputPlan, make_inputs  # noqa: E402
 from assets.rstar_coder import main as data_step  # noqa: E402
-from assets.verified_problem import run_candidates  # noqa: E402
 from assets.writers import RuleWriter  # noqa: E402
 from benchmarks.common import markdown_table, run_script, use_threads, write_tables  # noqa: E402
 from benchmarks.compare.intervals import interval  # noqa: E402
 from datamodules import WordPrograms  # noqa: E402
-from datamodules.word_programs import oracle, solution  # noqa: E402
+from datamodules.word_programs import ENTRY, oracle, solution  # noqa: E402
 from main import main as command_line  # noqa: E402
 from support.files import atomic_write_text  # noqa: E402
 from support.seeding import derive_seed  # noqa: E402
@@ -75,21 +74,32 @@ ROWS = [
 ]
 
 
-def labels(seed: int, problems: int = 60) -> dict[str, Metrics]:
+def outputs(source: str, inputs: list[Any]) -> Vector:
+    """The outputs of a program of a solver. All are made of the parts in this project, so that they run right here."""
+    names: dict[str, Any] = {}
+    exec(source, names)
+    values: list[str | None] = []
+    for arguments in inputs:
+        try:
+            values.append(literal(names[ENTRY](*arguments)))
+        except (ZeroDivisionError, RecursionError):
+            values.append(None)
+    return tuple(values)
+
+
+def labels(seed: int, problems: int = 400) -> dict[str, Metrics]:
     """Right labels per row of the table, by the oracle."""
     counts: dict[str, Counter[str]] = {}
     rows = WordPrograms(train_size=problems, seeds=0.0, seed=1000 + seed).rows("train")
+    inputs = make_inputs(rows[0], rows[0]["generator"], INPUTS, RunLimits()).values
     for row in rows:
-        inputs = make_inputs(row, row["generator"], INPUTS, RunLimits()).values
-        reference = run_many(Program(oracle(row["prompt"]), row["entry_point"]), inputs)
-        right = vector_of(reference, reads=False)
+        right = outputs(oracle(row["prompt"]), inputs)
         for mistakes in (0.3, 0.6):
             rng = random.Random(derive_seed("labels", seed, row["prompt"], mistakes))
-            texts = [solution(row, rng, mistakes) for _ in range(16)]
-            candidates = run_candidates(row, texts, inputs, RunLimits(), max_failures=len(inputs))
+            texts = [solution(row, rng, mistakes).removeprefix("</think>") for _ in range(16)]
+            ran = {text: outputs(text, inputs) for text in set(texts)}
             for _, count, name in [one for one in ROWS if one[0] == mistakes]:
-                chosen = candidates[:count]
-                voted = VOTES[name]([one.vector for one in chosen], [one.text for one in chosen])
+                voted = VOTES[name]([ran[text] for text in texts[:count]], texts[:count])
                 counts.setdefault(f"{mistakes} {count} {name}", Counter()).update(_judged(voted, right))
     return {name: _fractions(count) for name, count in counts.items()}
 
