@@ -129,7 +129,7 @@ def learning_curves(
     results_by_method = {
         name: results
         for name, results in results_by_method.items()
-        if all(metric in result.curves for result in results)
+        if all(metric in (result.curves if against == "tokens" else result.clock) for result in results)
     }
     if not results_by_method:
         return f"No method has a {'reward' if reward else 'pass@1'}."

@@ -112,7 +112,8 @@ class Links(HTMLParser):
 def fake(seed, right, length, tokens=900.0):
     values = {"val/pass1": right, "val/pass4": 0.9, "val/length": length, "val/reward": right, "train/tokens": tokens}
     first = {"val/pass1": 0.5, "val/pass4": 0.8, "val/length": 49.0}
-    return Result(f"run{seed}", seed, 12.0, values, first, {"val/pass1": [(0.0, 0.5), (tokens, right)]}, 3)
+    curves = dict.fromkeys(("val/pass1", "val/reward"), [(0.0, 0.5), (tokens, right)])
+    return Result(f"run{seed}", seed, 12.0, values, first, curves, 3, dict.fromkeys(curves, [0.0, 9.0]))
 
 
 def test_the_report_needs_nothing_else_and_marks_only_what_is_supported():
@@ -134,9 +135,9 @@ def test_the_report_needs_nothing_else_and_marks_only_what_is_supported():
     unjudged = fake(0, math.nan, 40.0)  # its rewards do not say what is right
     for metric in ("val/pass1", "val/pass4"):
         del unjudged.values[metric], unjudged.first[metric]
-    unjudged.curves.clear()
+    unjudged.curves.clear(), unjudged.clock.clear()
     report = ({"grpo": [unjudged]}, methods, [], "http://127.0.0.1:5000", "7", {}, [])
-    assert Report(*report).html().count("No method has a pass@1.") == 2 and "nan" not in Report(*report).markdown()
+    assert Report(*report).html().count("No method has a pass@1.") == 3 and "nan" not in Report(*report).markdown()
     assert "No method" not in Report({"grpo": found["grpo"], "laser": [unjudged]}, *report[1:]).html()
     links = Links()
     links.feed(page)
