@@ -132,7 +132,7 @@ def test_nothing_gives_a_second_test_after_no_solution_found(after, here, change
 
 
 def test_a_policy_that_failed_has_no_second_chance_on_fresh_prompts(after, here):
-    fresh = [row["prompt"] for row in draw_rows("other", 80, 9, 0.4)]
+    fresh = [f"{text} And now?" for text in after.prompts]
     assert not set(fresh) & set(after.prompts)
     (here / "fresh.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in fresh))
     with pytest.raises(ConfigError, match=r"tested 1 time\(s\), 1 of them of the same policy on other prompts"):
