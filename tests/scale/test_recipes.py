@@ -35,7 +35,7 @@ PAPER = {
     "saturn_r1_distill_1.5b": (2, 8, 1, None),
 }
 RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs/recipes").glob("*.yaml"))}
-CHEAP = ("grpo_qwen2.5_1.5b", "adapt_think_r1_distill_1.5b", "hc_rlhf_qwen2.5_1.5b")
+CHEAP = ("grpo_qwen2.5_1.5b", "hc_rlhf_qwen2.5_1.5b")
 
 
 def machine(name):
