@@ -179,7 +179,7 @@ def sums(arm: str, seed: int) -> dict[str, Any]:
     ]  # fmt: skip
     _, result = fit(RESULTS, f"grpo {arm} {seed}", [*grpo, *common])
     return {
-        "pass@1": result["curves"]["val/pass@1"],
+        "pass@1": result["curves"]["val/pass1"],
         "reward": result["curves"]["train/reward"],
         "cpu_seconds": time.process_time() - begin,
     }
