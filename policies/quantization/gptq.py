@@ -22,7 +22,7 @@ def inverse_factor(hessian: Float[Tensor, "n n"], damping: float) -> Float[Tenso
     Raises:
         ConfigError: the matrix cannot be factorised, as with inputs that are not finite.
     """
-    mean = hessian.diagonal().mean()
+    mean, upper = hessian.diagonal().mean(), hessian
     for _ in range(50):
         damped = hessian + damping * mean * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
         lower, problem = torch.linalg.cholesky_ex(damped)

@@ -70,7 +70,7 @@ def quantized(
         try:
             if min(bits.weights, bits.activations) < FLOAT_BITS:
                 for shared in statistics:
-                    modules = [layers[name] for name in shared.layers]
+                    modules: list[Any] = [layers[name] for name in shared.layers]
                     weights = [matrix(module).detach().float().clone() for module in modules]  # set in place below
                     frame = method.frame(shared, weights, bits)
                     for name, module, weight in zip(shared.layers, modules, weights, strict=True):
@@ -162,4 +162,4 @@ def whole_model_bits(policy: Any, reports: list[LayerReport]) -> float:
     """Bits per weight of the whole model; embeddings, output layer and norms have 16."""
     total = sum(weight.numel() for name, weight in policy.bare.named_parameters() if "lora_" not in name)
     saved = sum(report.weights * (FLOAT_BITS - report.bits) for report in reports)
-    return FLOAT_BITS - saved / total
+    return float(FLOAT_BITS - saved / total)
