@@ -22,13 +22,14 @@ def inverse_factor(hessian: Float[Tensor, "n n"], damping: float) -> Float[Tenso
     Raises:
         ConfigError: the matrix cannot be factorised, as with inputs that are not finite.
     """
-    mean, upper = hessian.diagonal().mean(), hessian
+    mean = hessian.diagonal().mean()
     for _ in range(50):
         damped = hessian + damping * mean * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
         lower, problem = torch.linalg.cholesky_ex(damped)
         if not problem:
-            upper, problem = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            factor, problem = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not problem:
+                upper: Tensor = factor
                 return upper
         damping += MORE_DAMPING
     raise ConfigError(
