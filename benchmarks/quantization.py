@@ -181,11 +181,12 @@ def cell_table(runs: list[dict[str, Any]]) -> str:
     """Mean and range over the seeds of every cell."""
     cells = _by_cell(runs)
     levels = list(runs[0]["cells"][0]["by_difficulty"])
-    head = ["W-A-KV", "method", "bits per weight", "layer error", "perplexity"]
+    head = ["W-A-KV", "method", "bits per weight", "error of the weights", "with rounded inputs", "perplexity"]
     head += ["accuracy", "tokens", *(f"level {level}" for level in levels)] if levels else []
     rows = []
     for (bits, method), of_cell in cells.items():
-        row = [bits, method, f"{of_cell[0]['bits_per_weight']:.2f}", _shown([cell["output_error"] for cell in of_cell])]
+        row = [bits, method, f"{of_cell[0]['bits_per_weight']:.2f}"]
+        row += [_shown([cell[name] for cell in of_cell]) for name in ("error", "output_error")]
         row.append(_shown([cell["perplexity"] for cell in of_cell], 4))
         if levels:
             row += [_shown([cell["accuracy"] for cell in of_cell]), _shown([cell["length"] for cell in of_cell])]

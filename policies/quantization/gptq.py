@@ -27,9 +27,10 @@ def inverse_factor(hessian: Float[Tensor, "n n"], damping: float) -> Float[Tenso
         damped = hessian + damping * mean * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
         lower, problem = torch.linalg.cholesky_ex(damped)
         if not problem:
-            upper, problem = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            factor, problem = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not problem:
-                return torch.as_tensor(upper)
+                upper: Tensor = factor
+                return upper
         damping += MORE_DAMPING
     raise ConfigError(
         "GPTQ cannot factorise the second moments of a layer's inputs, which are not finite or nearly singular; use "

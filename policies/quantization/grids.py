@@ -86,8 +86,8 @@ class Grid:
         """The values in groups, the last one filled up with zeros."""
         size = min(self.group or values.shape[-1], values.shape[-1])
         missing = -values.shape[-1] % size
-        filled: Tensor = F.pad(values, (0, missing)).unflatten(-1, (-1, size))
-        return filled
+        groups: Tensor = F.pad(values, (0, missing)).unflatten(-1, (-1, size))
+        return groups
 
     def scales(self, groups: Float[Tensor, "... groups size"], clip: float | None = None) -> Scales:
         """Scales of values in groups."""

@@ -30,6 +30,10 @@ class Int8Linear(nn.Module):
         layer: a linear layer, or transformers' Conv1D.
     """
 
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         weight, scale = to_int8(matrix(layer).detach().float())

@@ -70,7 +70,7 @@ def quantized(
         try:
             if min(bits.weights, bits.activations) < FLOAT_BITS:
                 for shared in statistics:
-                    modules = [layers[name] for name in shared.layers]
+                    modules: list[Any] = [layers[name] for name in shared.layers]
                     weights = [matrix(module).detach().float().clone() for module in modules]  # set in place below
                     frame = method.frame(shared, weights, bits)
                     for name, module, weight in zip(shared.layers, modules, weights, strict=True):

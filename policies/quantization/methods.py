@@ -72,9 +72,9 @@ class QuantizationMethod:
 
     def acting(self, bits: Bits) -> tuple[object, ...]:
         """The settings that act at these bits: two methods with equal values give the same model."""
-        weights: tuple[object, ...] = ()
-        if bits.weights < FLOAT_BITS:
-            weights = (self.rounding, self.group, self.symmetric, self.clip_search)
+        weights: tuple[object, ...] = (
+            (self.rounding, self.group, self.symmetric, self.clip_search) if bits.weights < FLOAT_BITS else ()
+        )
         if weights and self.rounding == "gptq":
             weights += (self.act_order, self.damping)
         inputs: tuple[object, ...] = ()

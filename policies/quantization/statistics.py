@@ -45,7 +45,10 @@ class InputStatistics:
         self.hessian += 2 * inputs.T @ inputs
         self.abs_mean += inputs.abs().sum(0)
         self.abs_max = torch.maximum(self.abs_max, inputs.abs().amax(0))
-        self.kept.append(inputs[:: max(1, len(inputs) // keep)][:keep])
+        # At random: a stride over sequences of one length would take the same positions of all of them.
+        generator = torch.Generator().manual_seed(self.tokens)
+        chosen = torch.randperm(len(inputs), generator=generator, device="cpu")[:keep]
+        self.kept.append(inputs[chosen.to(inputs.device)])
         self.tokens += len(inputs)
 
     def finish(self) -> None:

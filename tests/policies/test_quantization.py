@@ -277,6 +277,12 @@ def test_moments_and_bases_keep_float32_where_layers_compute_in_bfloat16(sequenc
     assert all(torch.equal(one, other) for one, other in zip(exact, under_autocast, strict=True))
 
 
+def test_the_sample_of_inputs_has_all_positions_of_sequences_of_one_length(policy):
+    """The first layer's inputs depend on the token alone, and every position has a token of its own."""
+    sample = input_statistics(policy, [list(range(3, 15))] * 64)[0].sample
+    assert len(sample) == 256 and len(sample.unique(dim=0)) == 12
+
+
 def test_activations_are_rounded_by_token_before_the_layer(policy, statistics, sequences):
     layer, seen = layers_of(policy)["model.layers.0.self_attn.q_proj"], []
     method = QuantizationMethod("clipped", activation_clip=0.9)
