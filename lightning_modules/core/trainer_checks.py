@@ -89,8 +89,9 @@ def check_trainer(trainer: Any, module: Any) -> None:
         )
     if module.policy_params.realign is not None:
         raise ConfigError(
-            f"model.policy.realign is {module.policy_params.realign:g}, but it mixes two paths at inference, and training "
-            "computes with the adapter alone. Set it to null for fit, and give it to validate, test, predict or chat."
+            f"model.policy.realign is {module.policy_params.realign:g}, but it mixes two paths at inference, and "
+            "training computes the one through the adapter. Set it to null for fit; validate, test, predict and chat "
+            "take it."
         )
     if not module.automatic_optimization:
         _check_manual(trainer, type(module).__name__)
