@@ -183,7 +183,7 @@ PAPER = Paper(
     idea="a scalar head from preference pairs; a cost is above zero for unsafe responses",
     classes=("lightning_modules.RewardModel", "lightning_modules.CostModel"),
     configs=("reward_model", "cost_model"),
-    page="",
+    page="reward_models",
     effect="held-out accuracy 0.86 and 0.70 on noisy labels",
     not_compared="they learn from given data, so a budget of generated tokens says nothing about them",
 )

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from assets.make_untrained import reasoner_tokenizer
 from benchmarks.families import FAMILIES
 from benchmarks.tiny_models import build
+from cli.memory_estimate import ModelSize
 from datamodules import Demonstrations
 from lightning_modules import GRPO, SFT, RewardModel
 from main import main
@@ -135,6 +136,14 @@ def test_an_exported_adapter_trains_on_and_is_no_adapter_once_all_weights_are_tr
         Policy(PolicyParams(str(tmp_path / "full"), realign=0.5))
 
 
+def test_the_plan_counts_the_adapter(folders):
+    policy = Policy(PolicyParams(folders["llama"], bottom_adapter=True))
+    size = ModelSize.of(policy.params)
+    assert size.parameters == sum(weight.numel() for weight in policy.model.parameters())
+    assert size.trained == sum(weight.numel() for weight in policy.bare.get_decoder().layers[0].parameters())
+    assert size.cache_bytes(1) == 3 * 2 * size.key_heads * size.head_size * 4, "two layers and the adapter"
+
+
 def test_the_reference_is_the_start_until_it_is_reset(folders, tmp_path):
     policy = Policy(PolicyParams(folders["llama"], bottom_adapter=True), with_reference=True)
     groups = PromptGroups.of(PROMPTS, PROMPTS, 0, policy.device)
@@ -186,8 +195,11 @@ def test_lambda_is_chosen_on_the_command_line_behind_a_checkpoint(here, reasoner
         config = [f"--config={ROOT}/configs/inra.yaml", f"--model.policy.model={reasoner}", "--data.val_size=2"]
         cli = main([stage, *config, *chosen])
         assert cli.model.policy.params.realign == 0.5 and cli.model.policy.params.bottom_adapter
-    main(["chat", *chosen, "--prompt=1+2=?", "--max_new_tokens=4"])
-    assert capsys.readouterr().out.strip()
+    trained(reasoner, here / "exported")
+    for words in (chosen, ["--ckpt_path=exported", "--model.policy.realign=0.5"]):
+        capsys.readouterr()
+        main(["chat", *words, "--prompt=1+2=?", "--max_new_tokens=4"])
+        assert capsys.readouterr().out.strip()
 
 
 def refusal(**settings):
