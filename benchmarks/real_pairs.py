@@ -3,17 +3,10 @@
     python benchmarks/real_pairs.py --source hh_harmless.jsonl.gz                # three seeds, then the table
     python benchmarks/real_pairs.py --source hh_harmless.jsonl.gz --run false    # the table only
 
-<<<<<<< HEAD
-Both learn from one half of the first `pairs` pairs and are measured on the other half, by prompts; the split is fixed,
-a seed decides the order of the pairs. The regression (scikit-learn, extra `bench`) sees counts of the words in one
-response minus those in the other; the pairs count in both orders. Results are runs/real_pairs/<arm>_<seed>.json, so
-that an interrupted benchmark continues where it stopped.
-=======
 Both learn from one half of the first `pairs` pairs and are measured on the other half. The halves have no prompt in
 common and are fixed; a seed decides the order of the pairs. The regression (scikit-learn, extra `bench`) sees counts of
 the words in one response minus those in the other. Results are runs/real_pairs/<arm>_<seed>.json, so that an
 interrupted benchmark continues where it stopped.
->>>>>>> s9-inra
 """
 
 import json

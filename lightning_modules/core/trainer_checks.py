@@ -90,13 +90,8 @@ def check_trainer(trainer: Any, module: Any) -> None:
     if module.policy_params.realign is not None:
         raise ConfigError(
             f"model.policy.realign is {module.policy_params.realign:g}, but it mixes two paths at inference, and "
-<<<<<<< HEAD
-            "training computes with the adapter alone. Set it to null for fit, and give it to validate, test, predict "
-            "or chat."
-=======
             "training computes the one through the adapter. Set it to null for fit; validate, test, predict and chat "
             "take it."
->>>>>>> s9-inra
         )
     if not module.automatic_optimization:
         _check_manual(trainer, type(module).__name__)

@@ -150,14 +150,8 @@ class SafetyTestPhase(OnPolicyModule):
         self.test_params.bound_for(self.bound, self.cost.span)
         if self.policy_params.realign is not None:
             raise ConfigError(
-<<<<<<< HEAD
-                f"policy.realign is {self.policy_params.realign:g}, but an exported folder, which the certificate "
-                "speaks of, holds the path through the adapter alone. Set model.policy.realign to null for the safety "
-                "test."
-=======
                 f"policy.realign is {self.policy_params.realign:g}, but the certificate speaks of an exported folder, "
                 "which holds the path through the adapter alone. Set model.policy.realign to null for the safety test."
->>>>>>> s9-inra
             )
         self.check_unseen()
         what, question = generator(self, self.sampling), self.question()
