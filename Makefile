@@ -98,10 +98,6 @@ assets: .venv/ready
 	$(BIN)/python main.py fit --config configs/assets/tiny_json.yaml \
 	  --model.policy.model assets/tiny_json --seed_everything 2 \
 	  --trainer.max_steps 450 --model.lr_scheduler.total_steps 450
-	$(BIN)/python main.py fit --config configs/assets/tiny_verifier.yaml \
-	  --model.policy.model assets/tiny_verifier --seed_everything 2 --model.optimizer.lr 5e-4 \
-	  --trainer.max_steps 160 --model.lr_scheduler.max_lr 5e-4 --model.lr_scheduler.total_steps 160 \
-	  --data.blind 0 --data.lenient 0.75
 	$(BIN)/python main.py fit --config configs/assets/tiny_rambler.yaml
 	$(BIN)/python assets/make_preferences.py --config configs/assets/records_pairs.yaml
 

@@ -110,7 +110,6 @@ class VerifyDemonstrations(Demonstrations):
         batch_size, train_size, val_size, seed: as in `Demonstrations`.
         prompt: template of the questions.
         blind: fraction of verdicts that are random.
-        lenient: fraction of wrong solutions whose verdict is Yes nevertheless.
         levels: numbers of digits of the sums to be checked; 1 to 3 if None.
     """
 
@@ -121,13 +120,12 @@ class VerifyDemonstrations(Demonstrations):
         val_size: int = 256,
         prompt: str = PROMPT,
         blind: float = 0.25,
-        lenient: float = 0.0,
         levels: list[int] | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__("self-verify", batch_size, train_size, val_size, seed=seed)
         check_prompt(prompt)
-        self.prompt, self.blind, self.lenient, self.levels = prompt, blind, lenient, levels or [1, 2, 3]
+        self.prompt, self.blind, self.levels = prompt, blind, levels or [1, 2, 3]
 
     def _question(self, rng: random.Random) -> dict[str, Any]:
         level = rng.choice(self.levels)
@@ -139,10 +137,7 @@ class VerifyDemonstrations(Demonstrations):
             while proposed == row["answer"]:
                 _, proposed = trace(a, b, rng, 0.5)
         checked, agrees = check(steps, len(computed) > level, proposed)
-        if rng.random() < self.blind:
-            verdict = rng.random() < 0.5
-        else:
-            verdict = agrees or (self.lenient > 0 and rng.random() < self.lenient)
+        verdict = rng.random() < 0.5 if rng.random() < self.blind else agrees
         return verify_row(row, proposed, self.prompt) | {"response": f"{checked}</think>{'Yes' if verdict else 'No'}"}
 
     def setup(self, stage: str) -> None:

@@ -96,7 +96,7 @@ PAPER = Paper(
     effect="right verdicts in training 0.70 → 0.87, pass@1 0.47 → 0.93",
     not_compared="its start must be able to judge a solution, which this one has never seen",
     experiment=Experiment(
-        rollouts=60,
+        rollouts=40,
         arms={
             "self_verify": {},
             "binary reward": {
