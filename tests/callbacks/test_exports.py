@@ -70,6 +70,8 @@ def test_all_weights_are_read_by_transformers(reasoner, tmp_path):
 
 
 def test_an_adapter_of_none_is_refused_before_training(reasoner, tmp_path):
-    with pytest.raises(ConfigError, match="no adapter to export; set model.policy.lora, or use callbacks.ExportPolicy"):
+    with pytest.raises(
+        ConfigError, match="no LoRA adapter to export; set model.policy.lora, or use callbacks.ExportPolicy"
+    ):
         train(reasoner, None, ExportAdapter(str(tmp_path / "adapter")))
     assert not (tmp_path / "adapter").exists()
