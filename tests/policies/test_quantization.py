@@ -379,7 +379,7 @@ def test_integer_layers_compute_what_fake_quantisation_does(statistics, sequence
     assert difference < 0.1 * (expected - plain).abs().max()
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "lora"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("lora", marks=pytest.mark.long)])
 def test_other_layers_and_merged_adapters_are_quantised(kind, tmp_path):
     if kind == "gpt2":
         build(Family("gpt2"), tmp_path)
