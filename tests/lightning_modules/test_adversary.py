@@ -9,7 +9,7 @@ import pytest
 from datamodules import FilePrompts
 from datamodules.records_desk import draw_rows
 from lightning_modules import HCRLHF, Constraint, SafetyTest
-from lightning_modules.hc_rlhf import Ledger
+from lightning_modules.hc_rlhf import Ledger, safety_phase
 from policies import LoRA, PolicyParams
 from rewards import FunctionReward, PerTask
 from rollouts import BatchPlan, SamplingParams
@@ -100,7 +100,8 @@ class Attempts:
         data = FilePrompts(str(source), val_size=2, safety_size=now["safety_size"], seed=now["data_seed"])
         module.trainer, trainer.datamodule, self.trainer = trainer, data, trainer
         module.rewards, module.cost = module.models.load(module.policy_params, data, trainer)
-        module._test = self.outcome
+        # Not a method of the module: one that Python replaced would be part of the question.
+        self.patch.setattr(safety_phase, "run_test", lambda *arguments: self.outcome(arguments[5]))
         self.ledger = Ledger([row["prompt"] for row in data.rows("safety")], module.test_params.ledger)
         return module.safety_test()
 
