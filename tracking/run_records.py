@@ -16,6 +16,7 @@ import lightning as L
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
+from tracking.model_card import CARD
 from tracking.runs import mlflow_runs
 from tracking.trace_record import trace
 
@@ -164,6 +165,8 @@ def register(trainer: L.Trainer, folder: Path, tags: Facts | None = None, alias:
         return
     digest = hashlib.sha256()
     for path in files:
+        if path.name == CARD:  # it tells of a run's metrics; the model is what is loaded
+            continue
         with path.open("rb") as file:
             digest.update(f"{path.relative_to(folder)}|{hashlib.file_digest(file, 'sha256').hexdigest()}|".encode())
     facts = {

@@ -44,6 +44,8 @@ def measured(tmp_path, monkeypatch):
 ROWS = [
     "| ktae | ktae | 2 | val pass@1: 0.200 ± 0.000 → 0.700 ± 1.271 | 0 k |",
     "| ktae | ktae, clamped | 0 |  |  |",
+    "| ktae | ktae on dapo | 0 |  |  |",
+    "| ktae | dapo | 0 |  |  |",
     "| ktae | grpo | 2 | val pass@1: 0.200 ± 0.000 → 0.400 ± 0.000 | 0 k |",
     "| ktae | grpo, equal tokens | 2 | val pass@1: 0.200 ± 0.000 → 0.200 ± 0.000 |  |",
 ]

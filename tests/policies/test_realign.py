@@ -141,7 +141,7 @@ def test_the_plan_counts_the_adapter(folders):
     size = ModelSize.of(policy.params)
     assert size.parameters == sum(weight.numel() for weight in policy.model.parameters())
     assert size.trained == sum(weight.numel() for weight in policy.bare.get_decoder().layers[0].parameters())
-    assert size.cache_bytes(1) == 3 * 2 * size.key_heads * size.head_size * 4, "two layers and the adapter"
+    assert size.cache_bytes(1, 1) == 3 * 2 * size.key_heads * size.head_size * 4, "two layers and the adapter"
 
 
 def test_the_reference_is_the_start_until_it_is_reset(folders, tmp_path):
