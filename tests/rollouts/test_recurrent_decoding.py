@@ -120,7 +120,7 @@ def test_adapters_act_and_dropout_does_not(folder):
     with torch.no_grad():
         for name, weight in policy.model.named_parameters():
             if "lora_B" in name:
-                weight.add_(0.1 * torch.randn_like(weight))
+                weight.copy_(0.05 * torch.randn_like(weight))  # larger ones amplify rounding beyond 1e-4
     policy.train()
     batch = rolled(EmbeddedEngine(), policy)
     policy.eval()
