@@ -33,6 +33,17 @@ MADE = {
     ("policies.prompt_encoding", "f\"(?=(?:{'|'.join(words)}))(.)\""): ["(?=(?:<eos>|</think>))(.)"],
     ("policies.tokenizer", "f'\\\\b{re.escape(argument)}\\\\b'"): ["\\benable_thinking\\b"],
     ("policies.prompt_encoding", "f'{_CUT}+'"): [f"{prompt_encoding._CUT}+"],
+    ("datamodules.perturbations", "f'(?<![\\\\w\\\\\\\\-]){noun}(?:e?s)?(?![\\\\w-])'"): ["(?<![\\w\\\\-])pencil(?:e?s)?(?![\\w-])"],
+    ("datamodules.perturbations", "f'(?<![\\\\w\\\\\\\\-]){old}(?![\\\\w-])'"): ["(?<![\\w\\\\-])Tom(?![\\w-])"],
+    ("datamodules.perturbations", "f'\\\\b{name}\\\\b'"): ["\\bTom\\b"],
+    (
+        "datamodules.perturbations",
+        "f'\\\\b{name}(?: [A-Z]\\\\w|-)|[A-Za-z]-{name}\\\\b|(?<![.?!:])[^\\\\S\\\\n][A-Z][\\\\w.]* {name}\\\\b'",
+    ): ["\\bTom(?: [A-Z]\\w|-)|[A-Za-z]-Tom\\b|(?<![.?!:])[^\\S\\n][A-Z][\\w.]* Tom\\b"],
+    (
+        "datamodules.perturbations",
+        "f\"(?<![\\\\w\\\\\\\\-])(?:{'|'.join(map(re.escape, changes))})(?![\\\\w-])\"",
+    ): ["(?<![\\w\\\\-])(?:Tom|pencils)(?![\\w-])"],
     ("datamodules.records_desk", "_FACT"): [records_desk._FACT],
     ("datamodules.records_desk", "_FACT + ' \\\\.'"): [records_desk._FACT + " \\."],
     ("datamodules.records_desk", "_REFUSAL + ' \\\\.'"): [records_desk._REFUSAL + " \\."],
