@@ -231,8 +231,13 @@ def network_parts(module: torch.nn.Module) -> dict[str, list[Any]]:
 
 
 def replaced_methods(value: Any) -> list[tuple[str, Any]]:
-    """Attributes of an object itself that take the place of methods of its class, sorted by name."""
-    return sorted((name, part) for name, part in vars(value).items() if callable(getattr(type(value), name, None)))
+    """Attributes of an object itself that take the place of methods of its class, sorted by name.
+
+    A method bound to the object counts by its function, and not at all if it is the class's own, which DDP leaves.
+    """
+    methods = {name: part for name, part in vars(value).items() if callable(getattr(type(value), name, None))}
+    replaced = {n: part.__func__ if getattr(part, "__self__", None) is value else part for n, part in methods.items()}
+    return sorted((name, part) for name, part in replaced.items() if part is not getattr(type(value), name))
 
 
 def forward_hooks(module: torch.nn.Module) -> list[Any]:

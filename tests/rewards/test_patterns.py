@@ -33,7 +33,8 @@ MADE = {
     ("policies.prompt_encoding", "f\"(?=(?:{'|'.join(words)}))(.)\""): ["(?=(?:<eos>|</think>))(.)"],
     ("policies.tokenizer", "f'\\\\b{re.escape(argument)}\\\\b'"): ["\\benable_thinking\\b"],
     ("policies.prompt_encoding", "f'{_CUT}+'"): [f"{prompt_encoding._CUT}+"],
-    ("datamodules.perturbations", "f'(?<![\\\\w\\\\\\\\-]){noun}(?:e?s)?(?![\\\\w-])'"): ["(?<![\\w\\\\-])pencil(?:e?s)?(?![\\w-])"],
+    ("datamodules.perturbations", "f'(?<![\\\\w\\\\\\\\-]){noun}(?:e?s)?(?![\\\\w-])'"): [
+        "(?<![\\w\\\\-])pencil(?:e?s)?(?![\\w-])"],
     ("datamodules.perturbations", "f'(?<![\\\\w\\\\\\\\-]){old}(?![\\\\w-])'"): ["(?<![\\w\\\\-])Tom(?![\\w-])"],
     ("datamodules.perturbations", "f'\\\\b{name}\\\\b'"): ["\\bTom\\b"],
     (

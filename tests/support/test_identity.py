@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 import weakref
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
@@ -30,7 +31,7 @@ from rewards import CodeTests, ExactAnswer, FunctionReward, Guarded, MathAnswer,
 from rewards.math_text import last_box
 from rollouts import BatchPlan, SamplingParams, TransformersEngine
 from support import code_identity
-from support.identity import identity, identity_fingerprint
+from support.identity import identity, identity_fingerprint, replaced_methods
 from tests.helpers import ROOT, build, digits, quiet_trainer
 
 FACTOR = 1.0
@@ -349,7 +350,7 @@ def test_a_class_that_was_changed_from_python_is_another_one(kind, name, value, 
 ELSEWHERE = """
 import collections, functools, logging, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from support.identity import identity, identity_fingerprint
+from support.identity import identity, identity_fingerprint, replaced_methods
 log = logging.getLogger("scoring")
 class Words(set): pass
 def score(completions, words={"a", "b", "c"}):
@@ -496,3 +497,22 @@ def test_the_reference_of_adapt_think_is_measured_again_for_other_rewards(reason
         module = build(reasoner, rewards, AdaptThink, batch=BatchPlan(prompts_per_rollout=2, group_size=2))
         fit(module, data=ArithmeticPrompts(levels=[1], train_size=4, val_size=2, seed=1), folder=tmp_path)
         assert ("Measuring the initial policy" in capsys.readouterr().out) == measured
+
+
+def test_a_method_that_was_put_back_is_not_replaced_and_one_bound_to_the_object_counts_by_its_function():
+    class Holder:
+        def forward(self):
+            return 1
+
+    holder = Holder()
+    holder.forward = holder.forward  # as Lightning leaves it behind DDP
+    assert replaced_methods(holder) == []
+
+    def other(self):
+        return 2
+
+    holder.held = holder  # an identity of the method's object would walk through all that it holds
+    holder.forward = types.MethodType(other, holder)
+    assert replaced_methods(holder) == [("forward", other)]
+    holder.forward = other
+    assert replaced_methods(holder) == [("forward", other)]
