@@ -332,6 +332,8 @@ _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,]\d)")
 
 def split_top(text: str, marks: tuple[str, ...]) -> list[str]:
     """A text split at marks that are not inside brackets."""
+    if not any(mark in text for mark in marks):
+        return [text]
     parts, depth, begin, before = [], 0, 0, ""
     for match in _TOKEN.finditer(text):
         token = match[0]
