@@ -55,6 +55,8 @@ nitpick_ignore = [
     ("py:class", "lightning_modules.core.policy_update.ValueTerm"),
     ("py:class", "lightning_modules.hc_rlhf.safety_phase.SafetyTestPhase"),
     ("py:class", "objectives.advantages.JudgedAdvantage"),
+    ("py:class", "policies.quantization.frames.Frame"),
+    ("py:class", "policies.quantization.grids.Scales"),
     ("py:class", "policies.recurrent.model.RecurrentForCausalLM"),
     ("py:class", "policies.recurrent.model.RecurrentModel"),
     ("py:class", "policies.recurrent.rodimus.RodimusModel"),
