@@ -17,6 +17,8 @@ IDENTITY = ("model", "lora", "open_thinking", "chat_template_args")
 class MeasuringModule(PosttrainModule):
     """Measures the policy that the settings name, or that of any method's checkpoint (`--ckpt_path`)."""
 
+    measures_any_policy = True  #: --ckpt_path last is the newest run of any method
+
     def configure_callbacks(self) -> list[L.Callback]:
         """No callbacks; it is Lightning's first call in a run, and so the place to refuse other stages than test."""
         if self.trainer.state.fn != "test":
